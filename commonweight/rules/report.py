@@ -1,0 +1,123 @@
+"""What a provider signs about a round: which bytes came in and went out, and what its stage became.
+
+The hashes follow EIP-712, so that a contract can check them. Tensors are hashed with SHA-256 (hardware has
+it); everything that is signed or goes into a tree with keccak256.
+"""
+
+import struct
+from dataclasses import dataclass, fields
+from itertools import pairwise
+
+from eth_hash.auto import keccak
+
+from commonweight.rules.merkle import MerkleTree, hash_leaf, word
+
+NO_TENSOR = bytes(32)
+"""Stands where nothing crosses: on the outer side of the first and of the last stage, both ways."""
+
+
+@dataclass(frozen=True)
+class Hop:
+    """SHA-256 of the bytes that crossed each side of a stage for one microbatch."""
+
+    tokens: bytes
+    """Token ids, as drawn by the head and passed on."""
+    activation_in: bytes
+    activation_out: bytes
+    gradient_in: bytes
+    gradient_out: bytes
+    loss: float
+    """Mean cross entropy in nats per token on the last stage; 0.0 elsewhere."""
+
+    def leaf(self, microbatch: int) -> bytes:
+        """The leaf of this hop in the report's tree; the loss enters as its IEEE-754 bits."""
+        (bits,) = struct.unpack(">Q", struct.pack(">d", self.loss))
+        hashes = (self.tokens, self.activation_in, self.activation_out, self.gradient_in, self.gradient_out)
+        return hash_leaf(microbatch, *hashes, bits)
+
+
+@dataclass(frozen=True)
+class Report:
+    """One stage's round, as its provider saw it."""
+
+    round: int
+    stage: int
+    hops: tuple[Hop, ...]
+    """In order of their microbatch; a round has all of them."""
+    gradient_hash: bytes
+    """SHA-256 of the summed gradient, before clipping."""
+    state_before: bytes
+    state_after: bytes
+
+    @property
+    def hops_root(self) -> bytes:
+        """Merkle root over the hops."""
+        return MerkleTree([hop.leaf(number) for number, hop in enumerate(self.hops)]).root
+
+
+@dataclass(frozen=True)
+class Domain:
+    """What an EIP-712 signature is good for: one settlement contract on one chain."""
+
+    chain_id: int
+    settlement: str
+
+    @property
+    def separator(self) -> bytes:
+        """hashStruct(EIP712Domain)."""
+        kind = b"EIP712Domain(string name,string version,uint256 chainId,address verifyingContract)"
+        names = (keccak(kind), keccak(b"Commonweight"), keccak(b"1"))
+        return keccak(b"".join(names) + word(self.chain_id) + word(self.settlement))
+
+
+REPORT_TYPE = (
+    b"Report(bytes32 modelId,uint64 round,uint32 stage,bytes32 hopsRoot,bytes32 gradientHash,"
+    b"bytes32 stateBefore,bytes32 stateAfter)"
+)
+
+
+def report_digest(domain: Domain, model_id: bytes, report: Report) -> bytes:
+    """The 32 bytes that the provider signs: keccak256(0x1901 ‖ domain ‖ hashStruct(report))."""
+    struct_hash = keccak(
+        keccak(REPORT_TYPE)
+        + word(model_id)
+        + word(report.round)
+        + word(report.stage)
+        + word(report.hops_root)
+        + word(report.gradient_hash)
+        + word(report.state_before)
+        + word(report.state_after)
+    )
+    return keccak(b"\x19\x01" + domain.separator + struct_hash)
+
+
+def find_mismatch(reports: tuple[Report, ...]) -> str | None:
+    """What two neighbours disagree about in a round's reports (all stages, in order), or None.
+
+    What a stage says it sent must be what the next says it took, both ways, and all must have seen the same
+    tokens. Nothing crosses the outer sides of the first and the last stage.
+    """
+    for number, (first, last) in enumerate(zip(reports[0].hops, reports[-1].hops, strict=True)):
+        outer = (first.activation_in, first.gradient_out, last.activation_out, last.gradient_in)
+        if any(side != NO_TENSOR for side in outer):
+            return (
+                f"the ends of microbatch {number} in round {reports[0].round}: nothing crosses the outer "
+                "sides of the first and the last stage, yet one of them reports a tensor there"
+            )
+    for above, below in pairwise(reports):
+        for number, (sent, taken) in enumerate(zip(above.hops, below.hops, strict=True)):
+            pairs = {
+                "tokens": (sent.tokens, taken.tokens),
+                "activation": (sent.activation_out, taken.activation_in),
+                "gradient": (sent.gradient_in, taken.gradient_out),
+            }
+            for what, (a, b) in pairs.items():
+                if a != b:
+                    return (
+                        f"the {what} of microbatch {number} in round {above.round}: stage {above.stage} "
+                        f"reports {a.hex()}, stage {below.stage} reports {b.hex()}"
+                    )
+    return None
+
+
+HOP_HASHES = tuple(field.name for field in fields(Hop) if field.name != "loss")
