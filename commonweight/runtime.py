@@ -1,0 +1,25 @@
+"""How a long-running command starts and ends."""
+
+import asyncio
+import signal
+from collections.abc import Coroutine
+from typing import Any
+
+from commonweight.events import emit, log_to_stdout
+
+
+def run_until_stopped(main: Coroutine[Any, Any, None]) -> None:
+    """Run `main` with its events on stdout; SIGTERM and SIGINT cancel it, and it gets to clean up."""
+    log_to_stdout()
+
+    async def run() -> None:
+        task = asyncio.ensure_future(main)
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, task.cancel)
+        try:
+            await task
+        except asyncio.CancelledError:
+            emit("stopped", why="asked to by a signal")
+
+    asyncio.run(run())

@@ -1,0 +1,193 @@
+from google.protobuf.internal import containers as _containers
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class EnrolRequest(_message.Message):
+    __slots__ = ("certificate", "protocol_version")
+    CERTIFICATE_FIELD_NUMBER: _ClassVar[int]
+    PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
+    certificate: bytes
+    protocol_version: int
+    def __init__(self, certificate: _Optional[bytes] = ..., protocol_version: _Optional[int] = ...) -> None: ...
+
+class EnrolResponse(_message.Message):
+    __slots__ = ("control_port",)
+    CONTROL_PORT_FIELD_NUMBER: _ClassVar[int]
+    control_port: int
+    def __init__(self, control_port: _Optional[int] = ...) -> None: ...
+
+class NodeMessage(_message.Message):
+    __slots__ = ("join", "heartbeat", "pipes_open", "report", "pipes_failed")
+    JOIN_FIELD_NUMBER: _ClassVar[int]
+    HEARTBEAT_FIELD_NUMBER: _ClassVar[int]
+    PIPES_OPEN_FIELD_NUMBER: _ClassVar[int]
+    REPORT_FIELD_NUMBER: _ClassVar[int]
+    PIPES_FAILED_FIELD_NUMBER: _ClassVar[int]
+    join: Join
+    heartbeat: Heartbeat
+    pipes_open: PipesOpen
+    report: SignedReport
+    pipes_failed: PipesFailed
+    def __init__(self, join: _Optional[_Union[Join, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., pipes_open: _Optional[_Union[PipesOpen, _Mapping]] = ..., report: _Optional[_Union[SignedReport, _Mapping]] = ..., pipes_failed: _Optional[_Union[PipesFailed, _Mapping]] = ...) -> None: ...
+
+class Join(_message.Message):
+    __slots__ = ("data_address", "certificate", "payout_account")
+    DATA_ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    CERTIFICATE_FIELD_NUMBER: _ClassVar[int]
+    PAYOUT_ACCOUNT_FIELD_NUMBER: _ClassVar[int]
+    data_address: str
+    certificate: bytes
+    payout_account: str
+    def __init__(self, data_address: _Optional[str] = ..., certificate: _Optional[bytes] = ..., payout_account: _Optional[str] = ...) -> None: ...
+
+class Heartbeat(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class PipesOpen(_message.Message):
+    __slots__ = ("generation",)
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
+    generation: int
+    def __init__(self, generation: _Optional[int] = ...) -> None: ...
+
+class PipesFailed(_message.Message):
+    __slots__ = ("generation", "code", "why")
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
+    CODE_FIELD_NUMBER: _ClassVar[int]
+    WHY_FIELD_NUMBER: _ClassVar[int]
+    generation: int
+    code: str
+    why: str
+    def __init__(self, generation: _Optional[int] = ..., code: _Optional[str] = ..., why: _Optional[str] = ...) -> None: ...
+
+class SignedReport(_message.Message):
+    __slots__ = ("generation", "report", "signature")
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
+    REPORT_FIELD_NUMBER: _ClassVar[int]
+    SIGNATURE_FIELD_NUMBER: _ClassVar[int]
+    generation: int
+    report: StageReport
+    signature: bytes
+    def __init__(self, generation: _Optional[int] = ..., report: _Optional[_Union[StageReport, _Mapping]] = ..., signature: _Optional[bytes] = ...) -> None: ...
+
+class StageReport(_message.Message):
+    __slots__ = ("round", "stage", "hops", "gradient_hash", "state_before", "state_after", "seconds", "bytes_down", "bytes_up")
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    STAGE_FIELD_NUMBER: _ClassVar[int]
+    HOPS_FIELD_NUMBER: _ClassVar[int]
+    GRADIENT_HASH_FIELD_NUMBER: _ClassVar[int]
+    STATE_BEFORE_FIELD_NUMBER: _ClassVar[int]
+    STATE_AFTER_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    BYTES_DOWN_FIELD_NUMBER: _ClassVar[int]
+    BYTES_UP_FIELD_NUMBER: _ClassVar[int]
+    round: int
+    stage: int
+    hops: _containers.RepeatedCompositeFieldContainer[Hop]
+    gradient_hash: bytes
+    state_before: bytes
+    state_after: bytes
+    seconds: float
+    bytes_down: int
+    bytes_up: int
+    def __init__(self, round: _Optional[int] = ..., stage: _Optional[int] = ..., hops: _Optional[_Iterable[_Union[Hop, _Mapping]]] = ..., gradient_hash: _Optional[bytes] = ..., state_before: _Optional[bytes] = ..., state_after: _Optional[bytes] = ..., seconds: _Optional[float] = ..., bytes_down: _Optional[int] = ..., bytes_up: _Optional[int] = ...) -> None: ...
+
+class Hop(_message.Message):
+    __slots__ = ("tokens", "activation_in", "activation_out", "gradient_in", "gradient_out", "loss")
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    ACTIVATION_IN_FIELD_NUMBER: _ClassVar[int]
+    ACTIVATION_OUT_FIELD_NUMBER: _ClassVar[int]
+    GRADIENT_IN_FIELD_NUMBER: _ClassVar[int]
+    GRADIENT_OUT_FIELD_NUMBER: _ClassVar[int]
+    LOSS_FIELD_NUMBER: _ClassVar[int]
+    tokens: bytes
+    activation_in: bytes
+    activation_out: bytes
+    gradient_in: bytes
+    gradient_out: bytes
+    loss: float
+    def __init__(self, tokens: _Optional[bytes] = ..., activation_in: _Optional[bytes] = ..., activation_out: _Optional[bytes] = ..., gradient_in: _Optional[bytes] = ..., gradient_out: _Optional[bytes] = ..., loss: _Optional[float] = ...) -> None: ...
+
+class CoordinatorMessage(_message.Message):
+    __slots__ = ("assignment", "formation", "plan", "pause", "heartbeat", "sealed", "finished")
+    ASSIGNMENT_FIELD_NUMBER: _ClassVar[int]
+    FORMATION_FIELD_NUMBER: _ClassVar[int]
+    PLAN_FIELD_NUMBER: _ClassVar[int]
+    PAUSE_FIELD_NUMBER: _ClassVar[int]
+    HEARTBEAT_FIELD_NUMBER: _ClassVar[int]
+    SEALED_FIELD_NUMBER: _ClassVar[int]
+    FINISHED_FIELD_NUMBER: _ClassVar[int]
+    assignment: Assignment
+    formation: Formation
+    plan: RoundPlan
+    pause: Pause
+    heartbeat: Heartbeat
+    sealed: RoundSealed
+    finished: Finished
+    def __init__(self, assignment: _Optional[_Union[Assignment, _Mapping]] = ..., formation: _Optional[_Union[Formation, _Mapping]] = ..., plan: _Optional[_Union[RoundPlan, _Mapping]] = ..., pause: _Optional[_Union[Pause, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., sealed: _Optional[_Union[RoundSealed, _Mapping]] = ..., finished: _Optional[_Union[Finished, _Mapping]] = ...) -> None: ...
+
+class Assignment(_message.Message):
+    __slots__ = ("spec", "stage", "model_id", "chain_id", "settlement")
+    SPEC_FIELD_NUMBER: _ClassVar[int]
+    STAGE_FIELD_NUMBER: _ClassVar[int]
+    MODEL_ID_FIELD_NUMBER: _ClassVar[int]
+    CHAIN_ID_FIELD_NUMBER: _ClassVar[int]
+    SETTLEMENT_FIELD_NUMBER: _ClassVar[int]
+    spec: bytes
+    stage: int
+    model_id: bytes
+    chain_id: int
+    settlement: str
+    def __init__(self, spec: _Optional[bytes] = ..., stage: _Optional[int] = ..., model_id: _Optional[bytes] = ..., chain_id: _Optional[int] = ..., settlement: _Optional[str] = ...) -> None: ...
+
+class Formation(_message.Message):
+    __slots__ = ("generation", "round", "previous", "next")
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    PREVIOUS_FIELD_NUMBER: _ClassVar[int]
+    NEXT_FIELD_NUMBER: _ClassVar[int]
+    generation: int
+    round: int
+    previous: Neighbour
+    next: Neighbour
+    def __init__(self, generation: _Optional[int] = ..., round: _Optional[int] = ..., previous: _Optional[_Union[Neighbour, _Mapping]] = ..., next: _Optional[_Union[Neighbour, _Mapping]] = ...) -> None: ...
+
+class Neighbour(_message.Message):
+    __slots__ = ("peer_id", "data_address", "certificate")
+    PEER_ID_FIELD_NUMBER: _ClassVar[int]
+    DATA_ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    CERTIFICATE_FIELD_NUMBER: _ClassVar[int]
+    peer_id: str
+    data_address: str
+    certificate: bytes
+    def __init__(self, peer_id: _Optional[str] = ..., data_address: _Optional[str] = ..., certificate: _Optional[bytes] = ...) -> None: ...
+
+class RoundPlan(_message.Message):
+    __slots__ = ("generation", "round")
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    generation: int
+    round: int
+    def __init__(self, generation: _Optional[int] = ..., round: _Optional[int] = ...) -> None: ...
+
+class RoundSealed(_message.Message):
+    __slots__ = ("round",)
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    round: int
+    def __init__(self, round: _Optional[int] = ...) -> None: ...
+
+class Pause(_message.Message):
+    __slots__ = ("generation", "why")
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
+    WHY_FIELD_NUMBER: _ClassVar[int]
+    generation: int
+    why: str
+    def __init__(self, generation: _Optional[int] = ..., why: _Optional[str] = ...) -> None: ...
+
+class Finished(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...

@@ -1,0 +1,83 @@
+from commonweight.wire.generated import control_pb2 as _control_pb2
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class WorkerCommand(_message.Message):
+    __slots__ = ("listen", "start", "formation", "plan", "pause")
+    LISTEN_FIELD_NUMBER: _ClassVar[int]
+    START_FIELD_NUMBER: _ClassVar[int]
+    FORMATION_FIELD_NUMBER: _ClassVar[int]
+    PLAN_FIELD_NUMBER: _ClassVar[int]
+    PAUSE_FIELD_NUMBER: _ClassVar[int]
+    listen: WorkerListen
+    start: WorkerStart
+    formation: _control_pb2.Formation
+    plan: _control_pb2.RoundPlan
+    pause: _control_pb2.Pause
+    def __init__(self, listen: _Optional[_Union[WorkerListen, _Mapping]] = ..., start: _Optional[_Union[WorkerStart, _Mapping]] = ..., formation: _Optional[_Union[_control_pb2.Formation, _Mapping]] = ..., plan: _Optional[_Union[_control_pb2.RoundPlan, _Mapping]] = ..., pause: _Optional[_Union[_control_pb2.Pause, _Mapping]] = ...) -> None: ...
+
+class WorkerListen(_message.Message):
+    __slots__ = ("address", "certificate", "private_key")
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    CERTIFICATE_FIELD_NUMBER: _ClassVar[int]
+    PRIVATE_KEY_FIELD_NUMBER: _ClassVar[int]
+    address: str
+    certificate: bytes
+    private_key: bytes
+    def __init__(self, address: _Optional[str] = ..., certificate: _Optional[bytes] = ..., private_key: _Optional[bytes] = ...) -> None: ...
+
+class WorkerStart(_message.Message):
+    __slots__ = ("spec", "stage", "state_dir", "data_dir", "device")
+    SPEC_FIELD_NUMBER: _ClassVar[int]
+    STAGE_FIELD_NUMBER: _ClassVar[int]
+    STATE_DIR_FIELD_NUMBER: _ClassVar[int]
+    DATA_DIR_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_FIELD_NUMBER: _ClassVar[int]
+    spec: bytes
+    stage: int
+    state_dir: str
+    data_dir: str
+    device: str
+    def __init__(self, spec: _Optional[bytes] = ..., stage: _Optional[int] = ..., state_dir: _Optional[str] = ..., data_dir: _Optional[str] = ..., device: _Optional[str] = ...) -> None: ...
+
+class WorkerEvent(_message.Message):
+    __slots__ = ("listening", "pipes_open", "report", "failure")
+    LISTENING_FIELD_NUMBER: _ClassVar[int]
+    PIPES_OPEN_FIELD_NUMBER: _ClassVar[int]
+    REPORT_FIELD_NUMBER: _ClassVar[int]
+    FAILURE_FIELD_NUMBER: _ClassVar[int]
+    listening: WorkerListening
+    pipes_open: _control_pb2.PipesOpen
+    report: WorkerReport
+    failure: WorkerFailure
+    def __init__(self, listening: _Optional[_Union[WorkerListening, _Mapping]] = ..., pipes_open: _Optional[_Union[_control_pb2.PipesOpen, _Mapping]] = ..., report: _Optional[_Union[WorkerReport, _Mapping]] = ..., failure: _Optional[_Union[WorkerFailure, _Mapping]] = ...) -> None: ...
+
+class WorkerListening(_message.Message):
+    __slots__ = ("port",)
+    PORT_FIELD_NUMBER: _ClassVar[int]
+    port: int
+    def __init__(self, port: _Optional[int] = ...) -> None: ...
+
+class WorkerReport(_message.Message):
+    __slots__ = ("generation", "report")
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
+    REPORT_FIELD_NUMBER: _ClassVar[int]
+    generation: int
+    report: _control_pb2.StageReport
+    def __init__(self, generation: _Optional[int] = ..., report: _Optional[_Union[_control_pb2.StageReport, _Mapping]] = ...) -> None: ...
+
+class WorkerFailure(_message.Message):
+    __slots__ = ("code", "message", "fatal", "generation")
+    CODE_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    FATAL_FIELD_NUMBER: _ClassVar[int]
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
+    code: str
+    message: str
+    fatal: bool
+    generation: int
+    def __init__(self, code: _Optional[str] = ..., message: _Optional[str] = ..., fatal: _Optional[bool] = ..., generation: _Optional[int] = ...) -> None: ...
