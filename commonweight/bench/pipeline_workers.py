@@ -1,0 +1,138 @@
+"""The compute workers of all stages of a model on this machine, driven without a coordinator.
+
+What runs is what a node runs: the same processes, pipes, TLS, hashes and checkpoints. Only the plan comes from here.
+"""
+
+import asyncio
+import secrets
+import sys
+from asyncio.subprocess import Process
+from dataclasses import dataclass
+from pathlib import Path
+
+from commonweight.errors import WorkerDied
+from commonweight.identity import NodeIdentity
+from commonweight.rules.canonical import canonical_json
+from commonweight.rules.report import Report
+from commonweight.rules.spec import ModelSpec
+from commonweight.wire.generated import control_pb2, worker_pb2
+from commonweight.wire.link import Link, spawn_worker
+from commonweight.wire.messages import report_from_proto
+from commonweight.wire.tls import Certificate, make_certificate
+
+START_S = 120.0
+ROUND_S = 600.0
+
+
+@dataclass(frozen=True)
+class StageRound:
+    """One stage's part of a round."""
+
+    report: Report
+    bytes_down: int
+    bytes_up: int
+
+
+@dataclass
+class _Worker:
+    process: Process
+    link: Link
+    certificate: Certificate
+    port: int = 0
+
+    async def expect(self, kind: str) -> worker_pb2.WorkerEvent:
+        event = await self.link.receive(worker_pb2.WorkerEvent)
+        if event is None or event.WhichOneof("body") != kind:
+            what = event.failure.message if event is not None else "it ended"
+            raise WorkerDied(f"A worker should have said {kind}; instead: {what}")
+        return event
+
+
+class PipelineWorkers:
+    """Use as an async context manager: on entry the pipes are open, on exit no process is left."""
+
+    def __init__(self, spec: ModelSpec, data: Path, state: Path, threads: int = 1) -> None:
+        """Workers for all stages of `spec`, with `threads` compute threads each."""
+        self._spec = spec
+        self._data = data
+        self._state = state
+        self._threads = threads
+        self._workers: list[_Worker] = []
+
+    async def __aenter__(self) -> "PipelineWorkers":
+        try:
+            async with asyncio.timeout(START_S):
+                await self._start()
+        except BaseException:
+            await self.__aexit__()
+            raise
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for worker in self._workers:
+            await worker.link.close()
+        for worker in self._workers:
+            await worker.process.wait()
+
+    @property
+    def pids(self) -> list[int]:
+        """Of the workers, in stage order."""
+        return [worker.process.pid for worker in self._workers]
+
+    async def train(self, round_: int) -> list[StageRound]:
+        """Train one round; the parts are in stage order. Rounds come one after another from 0."""
+        await self._broadcast(plan=control_pb2.RoundPlan(generation=1, round=round_))
+        async with asyncio.timeout(ROUND_S):
+            events = [await worker.expect("report") for worker in self._workers]
+        return [
+            StageRound(
+                report_from_proto(event.report.report), event.report.report.bytes_down, event.report.report.bytes_up
+            )
+            for event in events
+        ]
+
+    async def _start(self) -> None:
+        for _ in range(self._spec.stages):
+            certificate = make_certificate(NodeIdentity(secrets.token_bytes(32)))
+            process, link = await spawn_worker([sys.executable, "-m", "node.worker"], threads=self._threads)
+            self._workers.append(_Worker(process, link, certificate))
+        for worker in self._workers:
+            listen = worker_pb2.WorkerListen(
+                address="127.0.0.1:0",
+                certificate=worker.certificate.der,
+                private_key=worker.certificate.private_key_pem,
+            )
+            await worker.link.send(worker_pb2.WorkerCommand(listen=listen))
+        for stage, worker in enumerate(self._workers):
+            worker.port = (await worker.expect("listening")).listening.port
+            start = worker_pb2.WorkerStart(
+                spec=canonical_json(self._spec.model_dump()),
+                stage=stage,
+                state_dir=str(self._state / f"stage-{stage}"),
+                data_dir=str(self._data) if stage == 0 else "",
+                device="cpu",
+            )
+            await worker.link.send(worker_pb2.WorkerCommand(start=start))
+        for stage, worker in enumerate(self._workers):
+            formation = control_pb2.Formation(generation=1, round=0)
+            if stage > 0:
+                formation.previous.CopyFrom(_neighbour(self._workers[stage - 1]))
+            if stage + 1 < len(self._workers):
+                formation.next.CopyFrom(_neighbour(self._workers[stage + 1]))
+            await worker.link.send(worker_pb2.WorkerCommand(formation=formation))
+        for worker in self._workers:
+            await worker.expect("pipes_open")
+
+    async def _broadcast(self, plan: control_pb2.RoundPlan) -> None:
+        for worker in self._workers:
+            await worker.link.send(worker_pb2.WorkerCommand(plan=plan))
+
+
+def _neighbour(worker: _Worker) -> control_pb2.Neighbour:
+    return control_pb2.Neighbour(
+        peer_id=worker.certificate.peer_id,
+        data_address=f"127.0.0.1:{worker.port}",
+        certificate=worker.certificate.der,
+    )
+
+

@@ -1,0 +1,210 @@
+"""The way to a chain: a synchronous JSON-RPC client whose every call has a deadline and whose errors are
+ours.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Self
+
+import requests
+from eth_utils.address import is_address, to_checksum_address
+from web3 import HTTPProvider, Web3
+from web3._utils.rpc_abi import RPC
+from web3.contract.contract import Contract
+from web3.exceptions import (
+    BadFunctionCallOutput,
+    BadResponseFormat,
+    BlockNotFound,
+    ContractLogicError,
+    TransactionNotFound,
+    Web3RPCError,
+)
+
+from commonweight.chain.artifacts import load_artifact
+from commonweight.chain.reverts import explain_revert
+from commonweight.errors import ChainError, InsufficientFunds, RpcUnreachable, TransactionFailed, WrongChain
+
+_NEEDLESS_MIDDLEWARE = ("validation", "gas_price_strategy", "ens_name_to_address")
+_EXECUTION_FAILED = ("evm error", "out of gas", "invalid opcode", "stack", "execution failed", "reverted")
+_MAX_LOG_BLOCKS = 10_000
+
+
+class Chain:
+    """A connection to one chain. Safe to share between threads.
+
+    Its methods raise RpcUnreachable when the endpoint doesn't answer in time, ContractReverted when a
+    contract refuses, ChainError for every other error that the endpoint answers with.
+    """
+
+    def __init__(self, w3: Web3, rpc_url: str, chain_id: int, timeout_s: float) -> None:
+        """Use `connect`."""
+        self.w3 = w3
+        self.rpc_url = rpc_url
+        self.chain_id = chain_id
+        self.timeout_s = timeout_s
+
+    @classmethod
+    def connect(cls, rpc_url: str, expected_chain_id: int | None = None, timeout_s: float = 10.0) -> Self:
+        """Asks the endpoint which chain it serves. `timeout_s` limits this and each later request.
+
+        Raises RpcUnreachable, and WrongChain if the answer isn't `expected_chain_id`.
+        """
+        if not rpc_url.startswith(("http://", "https://")):
+            raise RpcUnreachable(f"{rpc_url!r} is no RPC URL: it starts with http:// or https://")
+        session = requests.Session()
+        session.trust_env = False  # no look at proxy variables and .netrc with each request
+        provider = HTTPProvider(
+            rpc_url,
+            request_kwargs={"timeout": timeout_s},
+            session=session,
+            exception_retry_configuration=None,  # retries would outlive the deadline; callers decide
+            cache_allowed_requests=True,
+            cacheable_requests={RPC.eth_chainId},  # web3 asks for it before every call
+        )
+        provider.global_ccip_read_enabled = False  # or a contract could send us to any URL (EIP-3668)
+        w3 = Web3(provider)
+        for name in _NEEDLESS_MIDDLEWARE:
+            w3.middleware_onion.remove(name)
+        chain = cls(w3, rpc_url, 0, timeout_s)
+        with chain.errors("eth_chainId"):
+            chain.chain_id = int(w3.eth.chain_id)
+        if expected_chain_id is not None and chain.chain_id != expected_chain_id:
+            raise WrongChain(
+                f"{rpc_url} serves chain {chain.chain_id}, expected was {expected_chain_id}: "
+                "give the RPC URL of the right network, or its chain id"
+            )
+        return chain
+
+    def balance_wei(self, account: str) -> int:
+        with self.errors("eth_getBalance"):
+            return int(self.w3.eth.get_balance(to_address(account)))
+
+    def block_number(self) -> int:
+        """Of the latest block."""
+        with self.errors("eth_blockNumber"):
+            return int(self.w3.eth.block_number)
+
+    def timestamp(self) -> int:
+        """Unix time that a transaction sent now would see, or less.
+
+        The latest block's would not do: on a chain that mines only when there is something to mine, it stands
+        still.
+        """
+        with self.errors("eth_getBlockByNumber"):
+            try:
+                return int(self.w3.eth.get_block("pending")["timestamp"])
+            except BlockNotFound:  # some nodes keep no pending block; their chains mine without being asked
+                return int(self.w3.eth.get_block("latest")["timestamp"])
+
+    def receipt(self, transaction: str) -> Mapping[str, Any] | None:
+        """web3's receipt of the transaction with this hash; None if it isn't mined (yet)."""
+        with self.errors("eth_getTransactionReceipt"):
+            try:
+                return self.w3.eth.get_transaction_receipt(transaction)  # type: ignore[arg-type]
+            except TransactionNotFound:
+                return None
+
+    def contract(self, name: str, address: str) -> Contract:
+        """web3's contract object for one of our artifacts."""
+        contract: Contract = self.w3.eth.contract(address=to_address(address), abi=load_artifact(name).abi)
+        return contract
+
+    def read(self, contract: Contract, name: str, function: str, *arguments: Any) -> Any:
+        """Calls a view of `contract` (of artifact `name`) at the latest block and returns what it returns."""
+        with self.errors(f"{name}.{function}", str(contract.address)):
+            return contract.functions[function](*arguments).call()
+
+    def events(
+        self, contract: Contract, event: str, from_block: int = 0, to_block: int | None = None
+    ) -> Iterator[Mapping[str, Any]]:
+        """All `event`s of `contract` from `from_block` to `to_block` (the latest if None), oldest first.
+
+        Asks for 10,000 blocks at a time, and for fewer where the endpoint wants fewer.
+        """
+        last = self.block_number() if to_block is None else to_block
+        span = _MAX_LOG_BLOCKS
+        while from_block <= last:
+            until = min(from_block + span - 1, last)
+            try:
+                with self.errors("eth_getLogs"):
+                    found = contract.events[event]().get_logs(from_block=from_block, to_block=until)
+            except RpcUnreachable:
+                raise
+            except ChainError:
+                if span <= 16:
+                    raise
+                span //= 4
+                continue
+            yield from found
+            from_block = until + 1
+
+    def request(self, method: str, *params: Any) -> Any:
+        """The raw result of any JSON-RPC method."""
+        with self.errors(method):
+            response = self.w3.provider.make_request(method, list(params))  # type: ignore[arg-type]
+            if response.get("error") is not None:
+                raise ChainError(f"{self.rpc_url} answered {method} with {response['error']}")
+            return response.get("result")
+
+    @contextmanager
+    def errors(self, what: str, address: str | None = None) -> Iterator[None]:
+        """Turns what web3 and requests raise inside the block into our errors. `what` names the call in the
+        message.
+        """
+        try:
+            yield
+        except ContractLogicError as error:
+            data = error.data if isinstance(error.data, str | bytes) else None
+            raise explain_revert(what, data) from error
+        except BadFunctionCallOutput as error:
+            raise ChainError(
+                f"{what}: chain {self.chain_id} has no such contract at {address}: check the address and the network"
+            ) from error
+        except Web3RPCError as error:
+            raise self._rpc_error(what, error) from error
+        except requests.Timeout as error:
+            raise RpcUnreachable(
+                f"{self.rpc_url} didn't answer {what} within {self.timeout_s:g} s: check the network, or try later"
+            ) from error
+        except requests.HTTPError as error:
+            status = error.response.status_code if error.response is not None else "error"
+            raise RpcUnreachable(
+                f"{self.rpc_url} answered {what} with HTTP {status}: check the URL and its key"
+            ) from error
+        except requests.exceptions.JSONDecodeError as error:
+            raise RpcUnreachable(f"{self.rpc_url} doesn't speak JSON-RPC: check the URL") from error
+        except requests.RequestException as error:
+            raise RpcUnreachable(
+                f"can't reach {self.rpc_url} ({_cause(error)}): is the node running, is the URL right?"
+            ) from error
+        except BadResponseFormat as error:
+            raise RpcUnreachable(f"{self.rpc_url} doesn't speak JSON-RPC ({error}): check the URL") from error
+
+    def _rpc_error(self, what: str, error: Web3RPCError) -> ChainError:
+        message = rpc_message(error)
+        if "insufficient funds" in message.lower():
+            return InsufficientFunds(f"{what}: {message}")
+        if any(sign in message.lower() for sign in _EXECUTION_FAILED):
+            return TransactionFailed(f"{what} failed: {message}")
+        return ChainError(f"{self.rpc_url} answered {what} with an error: {message}")
+
+
+def to_address(address: str) -> Any:
+    """The checksummed form of a 0x address. Raises ChainError for anything else."""
+    if not is_address(address):
+        raise ChainError(f"{address!r} is not an address: 0x and 40 hexadecimal digits, with their checksum if mixed")
+    return to_checksum_address(address)
+
+
+def rpc_message(error: Web3RPCError) -> str:
+    """The endpoint's own words."""
+    response = error.rpc_response
+    detail = response.get("error") if response else None
+    return str(detail.get("message", detail)) if isinstance(detail, dict) else str(error.message)
+
+
+def _cause(error: BaseException) -> str:
+    """The innermost reason of a chain of wrapped network errors."""
+    reason: Any = error.args[0] if error.args else error
+    reason = getattr(reason, "reason", reason)
+    return str(getattr(reason, "args", [reason])[-1] if getattr(reason, "args", None) else reason)

@@ -1,0 +1,271 @@
+"""Sending transactions with one key: nonces that stay in order, fees under a cap, and waiting for the
+receipt.
+"""
+
+import threading
+import time
+from collections import defaultdict
+from dataclasses import dataclass, field
+from typing import Any
+
+from web3.exceptions import Web3RPCError
+
+from commonweight.chain.fees import DEFAULT_MAX_FEE_WEI, HISTORY_BLOCKS, TIP_PERCENTILE, Fees, choose_fees
+from commonweight.chain.keys import Key
+from commonweight.chain.reverts import ContractReverted, explain_revert
+from commonweight.chain.rpc import Chain, rpc_message, to_address
+from commonweight.errors import ChainError, InsufficientFunds, RpcUnreachable, TransactionFailed
+
+_NONCE_ATTEMPTS = 5
+# What nodes say when somebody else used the nonce (another process with the same key), or a chain was rolled
+# back.
+_NONCE_TAKEN = ("nonce too low", "nonce too high", "already known", "replacement transaction underpriced")
+_FIRST_POLL_S, _LAST_POLL_S = 0.005, 1.0
+
+
+@dataclass(frozen=True)
+class Action:
+    """A transaction that nobody has sent yet."""
+
+    what: str
+    """For messages: "EpochSettlement.claim"."""
+    to: str | None
+    """Checksummed address; None deploys `data`."""
+    data: str = "0x"
+    value_wei: int = 0
+
+
+@dataclass(frozen=True)
+class Quote:
+    """What an Action would cost if it were sent now."""
+
+    gas: int
+    """As estimated."""
+    gas_limit: int
+    """As would be sent: the estimate and a margin of a fifth."""
+    fee_wei: int
+    """Expected: `gas` at the next block's price."""
+    max_fee_wei: int
+    """Worst case: `gas_limit` at the highest price offered. The account must hold it, with the value."""
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """A mined transaction that succeeded."""
+
+    transaction: str
+    """Its hash, 0x and 64 digits."""
+    block_number: int
+    gas_used: int
+    fee_wei: int
+    contract_address: str | None
+    """Of the contract that it deployed, if any."""
+    raw: Any = field(repr=False, compare=False)
+    """web3's receipt, with the logs."""
+
+
+class _Nonces:
+    """The next nonce of one account, shared by all senders of this process that use it."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.in_flight = 0
+        self.following = 0
+
+    def choose(self, pending: int) -> int:
+        """The node's count, unless it may not have seen transactions of ours that are still on their way."""
+        return max(pending, self.following) if self.in_flight else pending
+
+
+_accounts: defaultdict[tuple[str, str], _Nonces] = defaultdict(_Nonces)
+_accounts_lock = threading.Lock()
+
+
+class Sender:
+    """Sends with `key` on `chain`. Safe to share between threads, as is having several senders with one key.
+
+    `receipt_timeout_s`: how long to wait until a transaction is mined. `max_fee_wei`: the most ever offered
+    per gas.
+
+    Nothing is sent twice by itself. Whoever repeats a step after RpcUnreachable, or after a receipt that
+    didn't come, first asks the contract whether it happened.
+    """
+
+    def __init__(
+        self,
+        chain: Chain,
+        key: Key,
+        *,
+        receipt_timeout_s: float = 120.0,
+        max_fee_wei: int = DEFAULT_MAX_FEE_WEI,
+    ) -> None:
+        self.chain = chain
+        self.key = key
+        self.receipt_timeout_s = receipt_timeout_s
+        self.max_fee_wei = max_fee_wei
+        with _accounts_lock:
+            self._nonces = _accounts[(chain.rpc_url, key.address)]
+
+    @property
+    def address(self) -> str:
+        """Of the key, checksummed."""
+        return self.key.address
+
+    def dry_run(self, action: Action) -> Quote:
+        """Executes `action` without sending it and says what it would cost. Raises what `send` would.
+
+        Only the balance isn't looked at, so that it answers for an account that is yet to be funded.
+        """
+        gas = self._estimate_gas(action)
+        return _quote(gas, _with_margin(gas), self._fees())
+
+    def send(self, action: Action, *, gas_limit: int | None = None) -> Receipt:
+        """Signs, sends and waits until it is mined.
+
+        `gas_limit` replaces the estimate, and with it the check that the call succeeds. Raises
+        InsufficientFunds or ContractReverted before anything is sent; ContractReverted (with its
+        `transaction`) if it reverts when mined; RpcUnreachable or ChainError, naming the hash, if it was sent
+        and no receipt came in time.
+        """
+        limit = gas_limit or _with_margin(self._estimate_gas(action))
+        fees = self._fees()
+        self._check_funds(action, limit, fees)
+        transaction = self._submit(action, limit, fees)
+        try:
+            raw = self._wait(action, transaction)
+        finally:
+            with self._nonces.lock:
+                self._nonces.in_flight -= 1
+        if raw["status"] != 1:
+            raise self._mined_revert(action, limit, transaction, raw)
+        return Receipt(
+            transaction=transaction,
+            block_number=int(raw["blockNumber"]),
+            gas_used=int(raw["gasUsed"]),
+            fee_wei=int(raw["gasUsed"]) * int(raw["effectiveGasPrice"]),
+            contract_address=raw["contractAddress"],
+            raw=raw,
+        )
+
+    def transfer(self, to: str, value_wei: int) -> Receipt:
+        """Sends native currency."""
+        return self.send(Action("transfer", to_address(to), value_wei=value_wei))
+
+    def _call_fields(self, action: Action) -> Any:
+        fields: dict[str, Any] = {"from": self.address, "data": action.data, "value": action.value_wei}
+        return fields if action.to is None else {**fields, "to": action.to}
+
+    def _estimate_gas(self, action: Action) -> int:
+        # In the pending block: the latest one's time stands still on a chain that mines on demand, and a
+        # window that has passed would look open.
+        with self.chain.errors(action.what, action.to):
+            return int(self.chain.w3.eth.estimate_gas(self._call_fields(action), "pending"))
+
+    def _fees(self) -> Fees:
+        with self.chain.errors("eth_feeHistory"):
+            history = self.chain.w3.eth.fee_history(HISTORY_BLOCKS, "latest", [TIP_PERCENTILE])
+        return choose_fees(history, self.max_fee_wei)
+
+    def _check_funds(self, action: Action, gas_limit: int, fees: Fees) -> None:
+        needed = gas_limit * fees.max_fee_wei + action.value_wei
+        balance = self.chain.balance_wei(self.address)
+        if balance < needed:
+            raise InsufficientFunds(
+                f"{self.address} has {_ether(balance)} on chain {self.chain.chain_id}, {action.what} needs up to "
+                f"{_ether(needed)}: send it {_ether(needed - balance)} or more, and try again"
+            )
+
+    def _submit(self, action: Action, gas_limit: int, fees: Fees) -> str:
+        """Signs with the next nonce and hands over; on return `in_flight` counts the transaction. Returns its
+        hash.
+        """
+        eth, nonces = self.chain.w3.eth, self._nonces
+        fields = {
+            **self._call_fields(action),
+            "type": 2,
+            "chainId": self.chain.chain_id,
+            "gas": gas_limit,
+            "maxFeePerGas": fees.max_fee_wei,
+            "maxPriorityFeePerGas": fees.tip_wei,
+        }
+        del fields["from"]
+        with nonces.lock:
+            for attempt in range(_NONCE_ATTEMPTS):
+                with self.chain.errors("eth_getTransactionCount"):
+                    pending = int(eth.get_transaction_count(to_address(self.address), "pending"))
+                nonce = nonces.choose(pending) if attempt == 0 else pending
+                signed = self.key.account.sign_transaction({**fields, "nonce": nonce})
+                transaction = "0x" + bytes(signed.hash).hex()
+                try:
+                    with self.chain.errors(action.what):
+                        eth.send_raw_transaction(signed.raw_transaction)
+                except RpcUnreachable as error:
+                    raise RpcUnreachable(
+                        f"{action.what} may or may not have been sent as {transaction}, the answer was lost: look it "
+                        f"up before sending it again. {error}"
+                    ) from error
+                except ChainError as error:
+                    if attempt + 1 < _NONCE_ATTEMPTS and _is_nonce_error(error):
+                        continue
+                    raise
+                nonces.in_flight += 1
+                nonces.following = nonce + 1
+                return transaction
+        raise AssertionError("the last attempt returns or raises")
+
+    def _wait(self, action: Action, transaction: str) -> Any:
+        """The receipt. Outlasts an endpoint that fails now and then."""
+        deadline = time.monotonic() + self.receipt_timeout_s
+        pause_s = _FIRST_POLL_S
+        failure: RpcUnreachable | None = None
+        while True:
+            try:
+                raw = self.chain.receipt(transaction)
+            except RpcUnreachable as error:
+                failure = error
+            else:
+                failure = None
+                if raw is not None:
+                    return raw
+            left_s = deadline - time.monotonic()
+            if left_s <= 0:
+                text = (
+                    f"{action.what} was sent as {transaction} and had no receipt within {self.receipt_timeout_s:g} s; "
+                    "it can still be mined: look it up before sending it again"
+                )
+                raise RpcUnreachable(f"{text}. {failure}") if failure else ChainError(text)
+            time.sleep(min(pause_s, left_s))  # JSON-RPC over HTTP has nothing to wait on
+            pause_s = min(2 * pause_s, _LAST_POLL_S)
+
+    def _mined_revert(self, action: Action, gas_limit: int, transaction: str, raw: Any) -> TransactionFailed:
+        """Executes the call once more, where it was mined, to learn why it reverted; a receipt doesn't tell."""
+        if int(raw["gasUsed"]) >= gas_limit:
+            return TransactionFailed(f"{action.what} ran out of gas ({gas_limit}) when mined ({transaction})")
+        call: Any = {**self._call_fields(action), "gas": gas_limit}
+        for block in (raw["blockNumber"], "latest"):  # the first one's state may be pruned
+            try:
+                with self.chain.errors(action.what):
+                    self.chain.w3.eth.call(call, block)
+            except ContractReverted as error:
+                return explain_revert(action.what, error.data, transaction=transaction)
+            except ChainError:
+                continue
+        return explain_revert(action.what, None, transaction=transaction)
+
+
+def _is_nonce_error(error: ChainError) -> bool:
+    cause = error.__cause__
+    message = rpc_message(cause).lower() if isinstance(cause, Web3RPCError) else ""
+    return any(sign in message for sign in _NONCE_TAKEN)
+
+
+def _with_margin(gas: int) -> int:
+    return gas * 6 // 5
+
+
+def _quote(gas: int, gas_limit: int, fees: Fees) -> Quote:
+    return Quote(gas, gas_limit, gas * fees.expected_wei, gas_limit * fees.max_fee_wei)
+
+
+def _ether(wei: int) -> str:
+    return f"{wei / 10**18:.9g} ETH"

@@ -1,0 +1,1 @@
+"""The root command, which mounts each role's commands lazily."""

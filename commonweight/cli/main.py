@@ -1,0 +1,115 @@
+"""The root command and the one place where errors become messages and exit codes."""
+
+import sys
+import traceback
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+from typer.main import get_command
+
+from commonweight import __version__
+from commonweight.cli.lazy import LazyGroup, Mount
+from commonweight.errors import CommonweightError
+
+EXIT_BUG = 1
+EXIT_INTERRUPTED = 130
+
+MOUNTS = (
+    Mount("node", "node.cli", "Provide compute: train one stage of a model, earn shares."),
+    Mount("coordinator", "coordinator.cli", "Lead a model: plan rounds, keep the ledger, settle epochs."),
+    Mount("devnet", "commonweight.devnet.cli", "Run everything on this machine: chain, coordinator, nodes."),
+    Mount("keys", "commonweight.cli.keys", "Create, import and show the key that is a node's identity."),
+    Mount("model", "commonweight.cli.model", "Show what a model is, stage by stage, and who is owed what."),
+    Mount("data", "commonweight.cli.data", "Turn text into a data set that a model can be trained on."),
+    Mount("ownership", "commonweight.cli.ownership", "Show who owns a model, from the chain alone."),
+    Mount("claim", "commonweight.cli.claim", "Claim the shares that an account has earned.", single=True),
+    Mount("bench", "commonweight.bench.cli", "Measure what this machine and its links can do."),
+)
+
+
+class Root(LazyGroup):
+    """`commonweight`."""
+
+    mounts = MOUNTS
+
+
+app = typer.Typer(
+    name="commonweight",
+    cls=Root,
+    add_completion=False,
+    rich_markup_mode=None,
+    no_args_is_help=True,
+    context_settings={"auto_envvar_prefix": "COMMONWEIGHT", "max_content_width": 100},
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"commonweight {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.toml",
+            help="Take options that aren't given from this file.",
+            envvar="COMMONWEIGHT_CONFIG",
+            show_default=False,
+        ),
+    ] = None,
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            help="Print the version and exit.",
+            callback=_print_version,
+            is_eager=True,
+            allow_from_autoenv=False,
+            show_envvar=False,
+        ),
+    ] = False,
+) -> None:
+    """Train one model over many machines, own it by the work that was verified.
+
+    Start with a whole network on this machine, then see who owns the model that it trains:
+
+    \b
+      commonweight devnet up --dir runs/first
+      commonweight ownership show --dir runs/first
+
+    Every option can also be set by a variable, COMMONWEIGHT_<COMMAND>_<OPTION>, or in the file given by --config.
+    A flag beats the variable, the variable beats the file. See docs/cli.md for exit codes.
+    """
+
+
+def main() -> NoReturn:
+    """Run the command line that this process was started with, and exit with its documented code."""
+    try:
+        get_command(app).main(prog_name="commonweight")
+    except CommonweightError as error:
+        _print_error(error)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(EXIT_INTERRUPTED)
+    except Exception:  # noqa: BLE001 - the outermost edge: reported with its traceback, and the process ends
+        traceback.print_exc()
+        typer.echo(
+            f"This is a bug in commonweight {__version__}, not a mistake of yours. Please report it with the lines "
+            "above and the command that you ran.",
+            err=True,
+        )
+        sys.exit(EXIT_BUG)
+    raise AssertionError("a click command always exits")
+
+
+def _print_error(error: CommonweightError) -> None:
+    from rich.console import Console
+    from rich.text import Text
+
+    line = Text.assemble(("Error: ", "bold red"), str(error))
+    # Never wrapped: a path or an address that is cut by a line break can't be copied.
+    Console(stderr=True, soft_wrap=True).print(line, highlight=False)

@@ -1,0 +1,55 @@
+"""Options that several commands have: one name, one variable and one help text each."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+RpcOption = Annotated[
+    str | None,
+    typer.Option("--rpc", metavar="URL", envvar="COMMONWEIGHT_RPC", help="JSON-RPC endpoint of the chain."),
+]
+RegistryOption = Annotated[
+    str | None,
+    typer.Option(
+        "--registry",
+        metavar="ADDRESS",
+        envvar="COMMONWEIGHT_REGISTRY",
+        help="The ModelRegistry contract there.",
+    ),
+]
+ModelOption = Annotated[
+    str | None,
+    typer.Option("--model", metavar="ID", envvar="COMMONWEIGHT_MODEL", help="The model's id in the registry, 0x…"),
+]
+DirOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--dir",
+        metavar="DIR",
+        envvar="COMMONWEIGHT_DIR",
+        help="Directory of a devnet: its deployments.json says what isn't given.",
+    ),
+]
+StatementsOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--statements",
+        metavar="DIR",
+        envvar="COMMONWEIGHT_STATEMENTS",
+        help="Look for epochs' statements here, as <hash>.json, before the address recorded on the chain.",
+    ),
+]
+PasswordFileOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--password-file",
+        metavar="FILE",
+        envvar="COMMONWEIGHT_PASSWORD_FILE",
+        help="Read the key's password from this file, which only you may read.",
+    ),
+]
+JsonOption = Annotated[
+    bool,
+    typer.Option("--json", help="Print JSON for programs.", allow_from_autoenv=False, show_envvar=False),
+]

@@ -1,0 +1,201 @@
+"""`commonweight ownership`: who owns a model, without asking anyone but the chain."""
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from commonweight.cli.options import (
+    DirOption,
+    JsonOption,
+    ModelOption,
+    RegistryOption,
+    RpcOption,
+    StatementsOption,
+)
+from commonweight.cli.output import (
+    format_amount,
+    format_percent,
+    format_rounded,
+    print_fields,
+    print_json,
+    print_table,
+)
+
+if TYPE_CHECKING:  # web3 takes a second to import
+    from commonweight.cli.holdings import Holding
+    from commonweight.cli.place import Place
+    from commonweight.cli.statements import Missing, Published
+
+app = typer.Typer(no_args_is_help=True)
+
+
+@app.callback()
+def ownership() -> None:
+    """Show who owns a model."""
+
+
+@app.command("show")
+def show(
+    account: Annotated[
+        str | None, typer.Argument(metavar="ADDRESS", help="Only this account.", show_default=False)
+    ] = None,
+    rpc: RpcOption = None,
+    registry: RegistryOption = None,
+    model: ModelOption = None,
+    statements: StatementsOption = None,
+    dir: DirOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show who owns a model: shares held, shares to claim, revenue owed.
+
+    Needs a chain and the registry there, or the directory of a devnet, which names both. Asks no coordinator: shares
+    and revenue are read from the contracts, and what can be claimed is proved to them from the public statement of
+    the last final epoch, whose hash must be the chain's. Where the statement isn't at hand, it says so and shows the
+    rest. Without ADDRESS it lists everyone who ever got or earned a share.
+
+    \b
+    Examples:
+      commonweight ownership show --dir runs/first
+      commonweight ownership show 0x7099… --rpc https://rpc.example --registry 0x5FbD…
+    """
+    from commonweight.cli.holdings import holdings_of, known_accounts
+    from commonweight.cli.place import find_place, parse_address
+    from commonweight.cli.statements import Published, find_statement, last_final_epoch
+
+    only = parse_address(account) if account is not None else None
+    place = find_place(rpc, registry, model, dir, statements)
+    epoch = last_final_epoch(place)
+    found = find_statement(place, epoch) if epoch is not None else None
+    published = found if isinstance(found, Published) else None
+    accounts = [only] if only is not None else known_accounts(place, published)
+    report = _Report(place, found, holdings_of(place, accounts, published))
+    if as_json:
+        print_json(report.to_json())
+    elif only is not None:
+        report.print_one()
+    else:
+        report.print_all()
+    if found is not None and published is None:
+        typer.echo(f"Note: {found}", err=True)
+
+
+class _Report:
+    """Holdings with what it takes to read them: supply, revenue token, epoch."""
+
+    def __init__(self, place: "Place", found: "Published | Missing | None", holdings: "list[Holding]") -> None:
+        from commonweight.chain.contracts import ModelShares
+
+        self.place = place
+        self.found = found
+        self.holdings = holdings
+        self.supply = place.shares.total_supply()
+        self.unclaimed = place.shares.balance_of(place.model.settlement)
+        self.deposited = place.shares.deposited()
+        token = ModelShares(place.chain, place.model.terms.revenue_token)  # of which only the ERC-20 half is used
+        self.currency, self.decimals = token.symbol(), token.decimals()
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it; base units as decimal strings."""
+        from commonweight.cli.statements import Published
+
+        terms, found = self.place.model.terms, self.found
+        return {
+            "model_id": self.place.model_id,
+            "chain_id": self.place.chain.chain_id,
+            "shares": self.place.model.shares,
+            "settlement": self.place.model.settlement,
+            "supply": str(self.supply),
+            "max_supply": str(terms.max_supply),
+            "unclaimed": str(self.unclaimed),
+            "revenue": {
+                "token": terms.revenue_token,
+                "symbol": self.currency,
+                "decimals": self.decimals,
+                "deposited": str(self.deposited),
+            },
+            "last_final_epoch": found.epoch.epoch if found is not None else None,
+            "statement": None
+            if found is None
+            else {
+                "hash": "0x" + found.epoch.statement_hash.hex(),
+                "found": isinstance(found, Published),
+            },
+            "accounts": [
+                {
+                    "account": each.account,
+                    "roles": list(each.roles),
+                    "held": str(each.held),
+                    "owed": str(each.owed),
+                    "claimable": _text(each.claimable),
+                    "claimable_revenue": _text(each.claimable_revenue),
+                }
+                for each in self.holdings
+            ],
+        }
+
+    def print_all(self) -> None:
+        """A line for the model, and a table of accounts."""
+        self._print_model()
+        typer.echo()
+        rows = [
+            (
+                each.account,
+                ", ".join(each.roles) or "–",
+                format_rounded(each.held),
+                format_percent(each.held, self.supply),
+                self._claimable(each),
+                self._revenue(each.owed),
+            )
+            for each in self.holdings
+        ]
+        settlement = (
+            "not claimed yet",
+            "",
+            format_rounded(self.unclaimed),
+            format_percent(self.unclaimed, self.supply),
+        )
+        header = ("account", "role", "shares held", "of all", "to claim", f"{self.currency} owed")
+        print_table(header, [*rows, (*settlement, "", "")], right="  rrrr")
+
+    def print_one(self) -> None:
+        """One account, exactly."""
+        (each,) = self.holdings
+        self._print_model()
+        typer.echo()
+        claim = "unknown without the statement" if self.found is not None else "0"
+        if each.claimable is not None and each.claimable_revenue is not None:
+            revenue = format_amount(each.claimable_revenue, self.decimals)
+            claim = f"{format_amount(each.claimable)} shares, with {revenue} {self.currency}"
+        print_fields(
+            {
+                "account": each.account,
+                "role": ", ".join(each.roles) or "–",
+                "held": f"{format_amount(each.held)} shares, {format_percent(each.held, self.supply)} of all",
+                "to claim": claim,
+                "owed": f"{format_amount(each.owed, self.decimals)} {self.currency}",
+            }
+        )
+
+    def _print_model(self) -> None:
+        final = "none yet" if self.found is None else f"0 to {self.found.epoch.epoch}"
+        print_fields(
+            {
+                "model": self.place.model_id,
+                "chain": f"{self.place.chain.chain_id} at {self.place.chain.rpc_url}",
+                "shares": f"{format_amount(self.supply)} of at most {format_amount(self.place.model.terms.max_supply)}",
+                "revenue": f"{format_amount(self.deposited, self.decimals)} {self.currency} so far",
+                "final epochs": final,
+            }
+        )
+
+    def _claimable(self, each: "Holding") -> str:
+        if each.claimable is None:
+            return "0" if self.found is None else "?"
+        return format_rounded(each.claimable)
+
+    def _revenue(self, units: int) -> str:
+        return format_rounded(units, self.decimals, places=min(6, self.decimals))
+
+
+def _text(number: int | None) -> str | None:
+    return None if number is None else str(number)

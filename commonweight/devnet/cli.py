@@ -1,0 +1,110 @@
+"""`commonweight devnet`: a whole network on this machine."""
+
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(no_args_is_help=True)
+
+DirOption = Annotated[
+    Path | None,
+    typer.Option("--dir", metavar="DIR", help="The devnet's folder; by default the newest under runs/."),
+]
+
+
+@app.callback()
+def devnet() -> None:
+    """Run everything on this machine: chain, coordinator, nodes.
+
+    The processes are those that a provider or a coordinator would start, with keys that everybody knows.
+    """
+
+
+@app.command("up")
+def up(
+    stages: Annotated[int, typer.Option(help="Stages of the model; each gets a node.")] = 4,
+    until_epoch: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="End when N epochs are final. Without a terminal 3, with one never."),
+    ] = None,
+    backend: Annotated[str, typer.Option(metavar="auto|anvil|embedded", help="The local chain.")] = "auto",
+    seed: Annotated[int, typer.Option(help="Of the model's weights and of the order of its data.")] = 0,
+    folder: Annotated[
+        Path | None,
+        typer.Option("--dir", metavar="DIR", help="An empty or new folder; by default a new one under runs/."),
+    ] = None,
+    report: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write what came of the run as JSON, even if interrupted.")
+    ] = None,
+    headless: Annotated[bool, typer.Option("--headless", help="Print lines and end by itself, as in CI.")] = False,
+    rounds_per_epoch: Annotated[int, typer.Option(hidden=True)] = 30,
+) -> None:
+    """Start a network that trains a small model, and own what it trains.
+
+    Needs no accelerator, no download and no free port that is known beforehand. Prints accounts, contracts, nodes and
+    what to try, then how training goes. Ends every process that it started, and prints who owns the model.
+
+    \b
+    Example:
+      commonweight devnet up --stages 4 --until-epoch 1 --report report.json
+    """
+    from rich.console import Console
+
+    from commonweight.devnet.options import UNATTENDED_EPOCHS, DevnetOptions
+    from commonweight.devnet.run import run_devnet
+
+    console = Console(highlight=False)
+    attended = console.is_terminal and not headless
+    options = DevnetOptions(
+        stages=stages,
+        until_epoch=until_epoch if attended or until_epoch is not None else UNATTENDED_EPOCHS,
+        backend=backend,  # type: ignore[arg-type]
+        seed=seed,
+        folder=folder,
+        report=report,
+        live=attended,
+        rounds_per_epoch=rounds_per_epoch,
+    )
+    raise typer.Exit(run_devnet(options, console))
+
+
+@app.command("status")
+def status(folder: DirOption = None) -> None:
+    """Show how a devnet stands; the exit code is 0 while it runs, 1 after."""
+    from rich.console import Console
+
+    from commonweight.devnet.observer import read_state
+    from commonweight.devnet.view import live_view
+
+    file = read_state(folder)
+    console = Console(highlight=False)
+    console.print(f"{file.state.folder}: {f'runs as process {file.pid}' if file.runs else 'has ended'}", soft_wrap=True)
+    console.print(live_view(file.state, time.time() if file.runs else file.state.updated), soft_wrap=True)
+    raise typer.Exit(0 if file.runs else 1)
+
+
+@app.command("stop")
+def stop(
+    folder: DirOption = None,
+    timeout_s: Annotated[float, typer.Option("--timeout", metavar="SECONDS", help="How long to wait.")] = 60.0,
+) -> None:
+    """End a devnet in order, and wait until it has."""
+    from commonweight.devnet.observer import read_state
+    from commonweight.devnet.processes import wait_for_end
+    from commonweight.errors import StateError
+
+    file = read_state(folder)
+    if not file.runs:
+        typer.echo(f"{file.state.folder} has already ended.")
+        return
+    os.kill(file.pid, signal.SIGTERM)
+    if not wait_for_end(file.pid, timeout_s):
+        raise StateError(
+            f"Process {file.pid} was asked to end and still runs after {timeout_s:g} s. See the logs in "
+            f"{file.state.folder}; `kill -9 {file.pid}` ends it and everything that it started."
+        )
+    typer.echo(f"{file.state.folder} has ended.")

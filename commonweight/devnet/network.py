@@ -1,0 +1,219 @@
+"""Starts a devnet's processes in the order in which they need each other, watches over them, and ends them.
+
+    corpus ─────────────┐
+    chain ── contracts ─┴─ model ── coordinator ── nodes ── training …
+
+A node that dies is started again with the same key, which is what its owner would do: the network waits for it.
+Anything else that dies ends the run.
+"""
+
+import asyncio
+import os
+import time
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
+from typing import Any
+
+from commonweight.chain.child import Ready
+from commonweight.chain.local import local_chain_command
+from commonweight.devnet.accounts import FIRST_NODE, Account, devnet_accounts, node_name, write_keys
+from commonweight.devnet.child import Child
+from commonweight.devnet.commands import coordinator_command, node_command, pack_command
+from commonweight.devnet.deployment import Contracts, Deployment, deploy_contracts, register_model
+from commonweight.devnet.folder import RunFolder, write_json
+from commonweight.devnet.observer import Observer
+from commonweight.devnet.options import DevnetOptions
+from commonweight.errors import StateError
+from commonweight.events import Event, parse_event
+from commonweight.rules.canonical import canonical_json
+
+RESTART_EVERY_S = 60.0
+"""Between restarts of one node, at least."""
+STOP_S = 10.0
+"""Until a process that was asked to end is killed."""
+FAREWELL_S = 5.0
+"""Between a node that left as it was told to and the coordinator's word that training is finished."""
+
+
+class Network:
+    """The processes of one devnet. `run` once, then `stop_training`, then `stop_chain`, whatever happened."""
+
+    def __init__(self, options: DevnetOptions, folder: RunFolder, observer: Observer) -> None:
+        self.options = options
+        self.folder = folder
+        self.accounts: dict[str, Account] = {}
+        self.deployment: Deployment | None = None
+        """Known once the model is registered."""
+        self._observer = observer
+        self._children: dict[str, Child] = {}
+        self._watchers: list[asyncio.Task[None]] = []
+
+    async def run(self) -> None:
+        """Brings everything up and returns when the last epoch is final.
+
+        Raises StateError where a process ends that shouldn't, ChainError where the contracts can't be deployed.
+        """
+        async with _first_error(), asyncio.TaskGroup() as group:
+            await self._bring_up(group)
+            await self._observer.until(lambda state: state.finished)
+            for task in self._watchers:
+                task.cancel()
+
+    async def stop_training(self) -> None:
+        """Ends the nodes, then the coordinator."""
+        nodes = [name for name in self._children if name.startswith("node-")]
+        await asyncio.gather(*(self._stop(name) for name in nodes))
+        await self._stop("coordinator")
+
+    async def stop_chain(self) -> None:
+        """Ends the chain, and whatever else is left."""
+        for name in list(self._children):
+            await self._stop(name)
+
+    async def _bring_up(self, group: asyncio.TaskGroup) -> None:
+        async with asyncio.TaskGroup() as start:
+            corpus = start.create_task(self._pack_corpus())
+            contracts = start.create_task(self._deploy(group))
+        deployment = self.deployment = await self._register(*contracts.result(), corpus.result())
+        names = [node_name(index) for index in range(self.options.stages)]
+        for name in names:
+            log = str(self.folder.logs / f"{name}.jsonl")
+            self._record("node.created", name=name, address=self.accounts[name].address, log=log)
+        command = coordinator_command(
+            self.folder, self.options, deployment, [self.accounts[name].address for name in names]
+        )
+        coordinator = await self._start("coordinator", command)
+        self._watch(group, self._need(coordinator))
+        peer = (await self._observer.until(lambda state: state.coordinator is not None)).coordinator
+        assert peer is not None, "it is what was waited for"
+        write_json(self.folder.deployments, self.deployments())
+        for name in names:
+            self._watch(group, self._keep(name, node_command(self.folder, name, peer)))
+        await self._observer.until(lambda state: all(node.pid is not None for node in state.nodes))
+        self._record("devnet.ready")
+
+    def deployments(self) -> dict[str, Any]:
+        """What deployments.json holds: all that a command needs to find this devnet's model. Empty before it stands."""
+        if self.deployment is None:
+            return {}
+        return self.deployment.fields() | {
+            "statements": str(self.folder.statements),
+            "spec": str(self.folder.spec),
+            "coordinator_peer": self._observer.state.coordinator,
+            "data": str(self.folder.data),
+        }
+
+    # Starting
+
+    async def _pack_corpus(self) -> Event:
+        child = await self._start("pack", pack_command(self.folder))
+        packed = None
+        async for line in child.lines():
+            if (event := parse_event(line)) and event.name == "data.packed":
+                packed = event
+        if await self._ended(child) or packed is None:
+            raise _unexpected(child, await child.wait())
+        return packed
+
+    async def _deploy(self, group: asyncio.TaskGroup) -> tuple[Ready, Contracts]:
+        """The chain, with the contracts on it; the accounts and their key files."""
+        ready: asyncio.Future[Ready] = asyncio.get_running_loop().create_future()
+        command = local_chain_command(
+            self.options.backend,
+            accounts=FIRST_NODE + self.options.stages,
+            log_file=self.folder.logs / "chain.log",
+            parent_pid=os.getpid(),
+        )
+        chain = await self._start("chain", command)
+        self._watch(group, self._need(chain, ready))
+        self.accounts = await asyncio.to_thread(devnet_accounts, self.options.stages)
+        await asyncio.to_thread(write_keys, self.folder.keys, self.accounts)
+        answer = await ready
+        self._record("chain.ready", backend=answer.backend, rpc_url=answer.rpc_url, chain_id=answer.chain_id)
+        deployer = self.accounts["deployer"].key
+        contracts = await asyncio.to_thread(deploy_contracts, answer.rpc_url, answer.chain_id, deployer)
+        return answer, contracts
+
+    async def _register(self, ready: Ready, contracts: Contracts, packed: Event) -> Deployment:
+        spec = self.options.spec(packed.fields["manifest"], packed.fields["tokens"])
+        self.folder.spec.write_bytes(canonical_json(spec.model_dump()))
+        return await asyncio.to_thread(register_model, ready, contracts, spec, self.folder.spec, self.accounts)
+
+    async def _start(self, name: str, command: list[str]) -> Child:
+        child = self._children[name] = await Child.start(name, command, self.folder.logs)
+        self._record("child.started", name=name, child_pid=child.pid)
+        return child
+
+    # Watching
+
+    def _watch(self, group: asyncio.TaskGroup, watching: Coroutine[Any, Any, None]) -> None:
+        self._watchers.append(group.create_task(watching))
+
+    async def _need(self, child: Child, ready: asyncio.Future[Ready] | None = None) -> None:
+        """Takes in a child's events; raises StateError when it ends, except as it was told to."""
+        async for line in child.lines():
+            if event := parse_event(line):
+                self._observer.record(child.name, event)
+            elif ready is not None and not ready.done():
+                ready.set_result(Ready.parse(line))
+        status = await self._ended(child)
+        if status or not self._observer.state.finished:
+            raise _unexpected(child, status)
+
+    async def _keep(self, name: str, command: list[str]) -> None:
+        """The same for a node, which is started again instead, if the coordinator ever had it."""
+        next_restart = time.monotonic()
+        while True:
+            child = await self._start(name, command)
+            async for line in child.lines():
+                if event := parse_event(line):
+                    self._observer.record(name, event)
+            status = await self._ended(child)
+            if status == 0 and await self._finished_soon():
+                return
+            if not any(node.joined for node in self._observer.state.nodes if node.name == name):
+                raise _unexpected(child, status)
+            self._record("child.restarted", name=name, status=status)
+            await asyncio.sleep(next_restart - time.monotonic())
+            next_restart = time.monotonic() + RESTART_EVERY_S
+
+    async def _finished_soon(self) -> bool:
+        try:
+            async with asyncio.timeout(FAREWELL_S):
+                return (await self._observer.until(lambda state: state.finished)).finished
+        except TimeoutError:
+            return False
+
+    # Ending
+
+    async def _ended(self, child: Child) -> int:
+        status = await child.wait()
+        self._record("child.ended", name=child.name, status=status)
+        return status
+
+    async def _stop(self, name: str) -> None:
+        if (child := self._children.pop(name, None)) and not child.ended:
+            await child.stop(STOP_S)
+            await self._ended(child)
+
+    def _record(self, event: str, **fields: Any) -> None:
+        """An event of the devnet itself."""
+        self._observer.record("devnet", Event(event, fields, time.time(), os.getpid()))
+
+
+def _unexpected(child: Child, status: int) -> StateError:
+    how = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
+    said = child.last_errors() or "It wrote nothing to standard error."
+    return StateError(f"{child.name} {how}, which ends the devnet. Its last words:\n{said}\nAll are in {child.errors}")
+
+
+@asynccontextmanager
+async def _first_error() -> AsyncIterator[None]:
+    """Raises the first error of the task groups inside by itself: a user has one thing to mend."""
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        error: BaseException = group
+        while isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
+        raise error from None

@@ -1,0 +1,47 @@
+"""What one devnet is started with."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import get_args
+
+from commonweight.chain.local import Backend
+from commonweight.devnet.spec import devnet_spec
+from commonweight.errors import ConfigError
+from commonweight.rules.spec import ModelSpec
+
+UNATTENDED_EPOCHS = 3
+"""Without a terminal a devnet ends after this many, if nothing else is said."""
+
+
+@dataclass(frozen=True)
+class DevnetOptions:
+    """Checked when made: raises ConfigError, or SpecError where the model has fewer layers than stages."""
+
+    stages: int = 4
+    """Of the model; each has a node of its own."""
+    until_epoch: int | None = None
+    """End when this many epochs are final; None: when asked to."""
+    backend: Backend = "auto"
+    seed: int = 0
+    folder: Path | None = None
+    """None: a new one under runs/."""
+    report: Path | None = None
+    live: bool = False
+    """Redraw a view instead of printing lines."""
+    rounds_per_epoch: int = 30
+
+    def __post_init__(self) -> None:
+        if self.backend not in get_args(Backend):
+            raise ConfigError(f"--backend {self.backend!r} is none of {', '.join(get_args(Backend))}.")
+        for name, least in (("stages", 1), ("seed", 0), ("rounds_per_epoch", 1)):
+            if (value := getattr(self, name)) < least:
+                raise ConfigError(f"--{name.replace('_', '-')} {value} must be at least {least}.")
+        if self.until_epoch is not None and self.until_epoch < 1:
+            raise ConfigError(f"--until-epoch {self.until_epoch} must be at least 1: epoch 0 is the first to end.")
+        if self.report is not None and not self.report.absolute().parent.is_dir():
+            raise ConfigError(f"--report {self.report}: there is no folder {self.report.absolute().parent}.")
+        self.spec("0x" + "0" * 64, 2**20)
+
+    def spec(self, manifest_hash: str, tokens: int) -> ModelSpec:
+        """The model to train on the corpus with this manifest and this many tokens."""
+        return devnet_spec(self.stages, self.seed, manifest_hash, tokens, rounds_per_epoch=self.rounds_per_epoch)

@@ -1,0 +1,60 @@
+"""What a devnet run came to, as one JSON file for programs."""
+
+from collections.abc import Mapping
+from importlib.metadata import version
+from platform import python_version
+from typing import Any
+
+from commonweight.devnet.ownership import Ownership
+from commonweight.devnet.state import DevnetState
+
+PACKAGES = ("commonweight", "torch", "grpcio", "web3")
+
+
+def installed_versions() -> dict[str, str]:
+    """Of this Python and of the packages whose version can change a result."""
+    return {"python": python_version(), **{name: version(name) for name in PACKAGES}}
+
+
+def build_report(
+    state: DevnetState,
+    *,
+    ownership: Ownership,
+    deployments: Mapping[str, Any],
+    exit_reason: str,
+    peak_rss_bytes: int,
+    versions: Mapping[str, str],
+) -> dict[str, Any]:
+    """The report's fields; integers that JSON readers would round are decimal strings.
+
+    `losses` has one number per sealed round, in nats per token.
+    """
+    return {
+        "exit_reason": exit_reason,
+        "seed": state.seed,
+        "versions": dict(versions),
+        "losses": list(state.losses),
+        "tokens_per_s": state.tokens_per_s,
+        "bytes_per_token": list(state.bytes_per_token),
+        "first_round_s": state.first_round_s,
+        "peak_rss_bytes": peak_rss_bytes,
+        "epochs": [
+            {
+                "number": epoch.number,
+                "root": epoch.root,
+                "statement_hash": epoch.statement_hash,
+                "minted": str(epoch.minted),
+                "finalised": epoch.finalised,
+            }
+            for epoch in state.epochs
+        ],
+        "ownership": {
+            holding.address: {
+                "shares": str(holding.shares),
+                "fraction": holding.shares / ownership.supply if ownership.supply else 0.0,
+                "work_units": str(holding.work_units),
+            }
+            for holding in ownership.holdings
+        },
+        "deployments": dict(deployments),
+    }

@@ -1,0 +1,58 @@
+"""The model that a devnet trains: small enough for two cores, shaped like a big one."""
+
+from commonweight.rules.spec import ModelSpec, build_spec
+
+SHARE = 10**18
+"""Base units of one share."""
+
+
+def devnet_spec(stages: int, seed: int, manifest_hash: str, tokens: int, *, rounds_per_epoch: int = 30) -> ModelSpec:
+    """1.2 M parameters over bytes, 8,192 tokens a round. Raises SpecError where there are more stages than layers.
+
+    `manifest_hash` (0x…) and `tokens` are those of the packed corpus. A boundary carries a quarter of the numbers
+    that a dense model's would.
+    """
+    return build_spec(
+        {
+            "format": "commonweight.model/1",
+            "name": "devnet",
+            "seed": seed,
+            "stages": stages,
+            "architecture": {
+                "vocab_size": 256,
+                "d_model": 128,
+                "boundary_dim": 32,
+                "n_layers": 8,
+                "n_heads": 4,
+                "n_kv_heads": 2,
+                "d_ff": 352,
+                "rope_theta": 10_000,
+                "norm_eps": "0.00001",
+            },
+            "training": {
+                "sequence_length": 256,
+                "microbatch_sequences": 2,
+                "microbatches_per_round": 16,
+                "compute_dtype": "float32",
+                "boundary_dtype": "float32",
+                "learning_rate": "0.003",
+                "final_learning_rate": "0.0003",
+                "warmup_rounds": 10,
+                "decay_rounds": 300,
+                "beta1": "0.9",
+                "beta2": "0.95",
+                "adam_eps": "0.00000001",
+                "weight_decay": "0.1",
+                "grad_clip": "1",
+            },
+            "data": {"tokenizer": "bytes", "manifest": manifest_hash, "tokens": tokens},
+            "economics": {
+                "rounds_per_epoch": rounds_per_epoch,
+                "max_supply": str(10_000_000 * SHARE),
+                "initial_emission": str(1_000_000 * SHARE),
+                "halving_epochs": 4,
+                "designer_bps": 1_000,
+                "data_bps": 1_000,
+            },
+        }
+    )

@@ -1,0 +1,207 @@
+"""What is known of a running devnet, folded from the events of its processes and nothing else.
+
+`fold(state, source, event)` is pure; the live view, `devnet status` and the report all read the same record.
+"""
+
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict
+
+from commonweight.events import Event
+
+MAX_ERRORS = 5
+"""The latest this many are kept for the view; all are in the logs."""
+
+
+class Frozen(BaseModel):
+    """A record that is replaced, never changed, and travels as JSON."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def but(self, **changes: Any) -> Self:
+        """A copy with other values."""
+        return self.model_copy(update=changes)
+
+
+class NodeState(Frozen):
+    """A provider's process and its place in the network."""
+
+    name: str
+    """Of the process: "node-0"."""
+    address: str
+    log: str = ""
+    """Its events, as a path."""
+    pid: int | None = None
+    """None while it doesn't run."""
+    stage: int | None = None
+    port: int | None = None
+    """Of its data plane."""
+    online: bool = False
+    """Whether the coordinator has it."""
+    joined: bool = False
+    """Whether the coordinator ever had it."""
+    restarts: int = 0
+
+
+class RoundState(Frozen):
+    """A sealed round."""
+
+    round: int
+    epoch: int
+    loss: float
+    """Nats per token."""
+    seconds: float
+    tokens_per_s: float
+    bytes_per_token: tuple[float, ...]
+    """Over each boundary, both ways."""
+
+
+class EpochState(Frozen):
+    """An epoch on chain; amounts in base units."""
+
+    number: int
+    root: str
+    statement_hash: str
+    minted: int
+    uri: str
+    finalised: bool = False
+
+
+class DevnetState(Frozen):
+    """All of it. Times are seconds since the Unix epoch."""
+
+    folder: str = ""
+    seed: int = 0
+    started: float = 0.0
+    updated: float = 0.0
+    """When the last event came."""
+    until_epoch: int | None = None
+    rpc_url: str = ""
+    chain_id: int = 0
+    coordinator: str | None = None
+    """PeerId@host:port that nodes are given."""
+    nodes: tuple[NodeState, ...] = ()
+    """In the order in which they were started."""
+    generation: int = 0
+    losses: tuple[float, ...] = ()
+    last_round: RoundState | None = None
+    first_round_s: float | None = None
+    """From the start to the first sealed round."""
+    tokens: int = 0
+    training_s: float = 0.0
+    boundary_bytes: tuple[float, ...] = ()
+    """Sum over all rounds, per boundary."""
+    epochs: tuple[EpochState, ...] = ()
+    errors: tuple[str, ...] = ()
+    stopped: str | None = None
+    """Why training can't go on."""
+    finished: bool = False
+    """The coordinator reached the epoch that it was started for."""
+
+    @property
+    def nodes_alive(self) -> int:
+        return sum(node.online for node in self.nodes)
+
+    @property
+    def epochs_finalised(self) -> int:
+        return sum(epoch.finalised for epoch in self.epochs)
+
+    @property
+    def minted(self) -> int:
+        """Shares of finalised epochs, base units."""
+        return sum(epoch.minted for epoch in self.epochs if epoch.finalised)
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Over all sealed rounds."""
+        return self.tokens / self.training_s if self.training_s else 0.0
+
+    @property
+    def bytes_per_token(self) -> tuple[float, ...]:
+        """Over each boundary, both ways, over all sealed rounds."""
+        return tuple(total / self.tokens for total in self.boundary_bytes) if self.tokens else ()
+
+
+def fold(state: DevnetState, source: str, event: Event) -> DevnetState:
+    """The state after `event` of the process named `source`; unknown events change nothing but its time.
+
+    Whether a round is sealed is the coordinator's to say: its word counts, a node's of the same name doesn't.
+    """
+    state = state.but(updated=max(state.updated, event.time))
+    fields = event.fields
+    match source, event.name:
+        case "devnet", "devnet.started":
+            return state.but(started=event.time, **fields)
+        case "devnet", "chain.ready":
+            return state.but(rpc_url=fields["rpc_url"], chain_id=fields["chain_id"])
+        case "devnet", "node.created":
+            return state.but(nodes=(*state.nodes, NodeState.model_validate(fields)))
+        case "devnet", "child.started":
+            return _change_node(state, "name", fields["name"], pid=fields["child_pid"])
+        case "devnet", "child.ended":
+            return _change_node(state, "name", fields["name"], pid=None, port=None, online=False)
+        case "devnet", "child.restarted":
+            node = next(node for node in state.nodes if node.name == fields["name"])
+            return _change_node(state, "name", node.name, restarts=node.restarts + 1)
+        case "coordinator", "coordinator.listening":
+            return state.but(coordinator=fields["peer"])
+        case "coordinator", "node.joined":
+            port = int(fields["data_address"].rpartition(":")[2])
+            found = {"stage": fields["stage"], "port": port, "online": True, "joined": True}
+            return _change_node(state, "address", fields["node"], **found)
+        case "coordinator", "node.lost":
+            return _change_node(state, "address", fields["node"], online=False)
+        case "coordinator", "generation.formed":
+            return state.but(generation=fields["generation"])
+        case "coordinator", "round.sealed":
+            return _seal(state, event)
+        case "coordinator", "epoch.proposed":
+            return state.but(epochs=(*_without(state, fields["epoch"]), _epoch(fields)))
+        case "coordinator", "epoch.finalised":
+            done = (epoch.but(finalised=True) if epoch.number == fields["epoch"] else epoch for epoch in state.epochs)
+            return state.but(epochs=tuple(done))
+        case "coordinator", "training.stopped":
+            return state.but(stopped=fields["why"])
+        case "coordinator", "coordinator.finished":
+            return state.but(finished=True)
+        case _, "error" | "worker.died":
+            line = f"{source}: {fields['message']}"
+            return state.but(errors=(*state.errors, line)[-MAX_ERRORS:])
+        case _:
+            return state
+
+
+def _change_node(state: DevnetState, key: str, value: str, **changes: Any) -> DevnetState:
+    nodes = (node.but(**changes) if getattr(node, key).lower() == value.lower() else node for node in state.nodes)
+    return state.but(nodes=tuple(nodes))
+
+
+def _seal(state: DevnetState, event: Event) -> DevnetState:
+    fields = event.fields
+    last = RoundState.model_validate({name: fields[name] for name in RoundState.model_fields})
+    sums = state.boundary_bytes or (0.0,) * len(last.bytes_per_token)
+    spent = (total + rate * fields["tokens"] for total, rate in zip(sums, last.bytes_per_token, strict=True))
+    first = event.time - state.started if state.first_round_s is None else state.first_round_s
+    return state.but(
+        losses=(*state.losses, last.loss),
+        last_round=last,
+        first_round_s=first,
+        tokens=state.tokens + fields["tokens"],
+        training_s=state.training_s + last.seconds,
+        boundary_bytes=tuple(spent),
+    )
+
+
+def _without(state: DevnetState, number: int) -> tuple[EpochState, ...]:
+    """A coordinator that came back proposes an epoch again."""
+    return tuple(epoch for epoch in state.epochs if epoch.number != number)
+
+
+def _epoch(fields: dict[str, Any]) -> EpochState:
+    return EpochState(
+        number=fields["epoch"],
+        root=fields["root"],
+        statement_hash=fields["statement_hash"],
+        minted=int(fields["minted"]),
+        uri=fields["uri"],
+    )

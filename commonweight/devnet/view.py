@@ -1,0 +1,157 @@
+"""A devnet as people see it: pure functions from the state to lines and tables."""
+
+from collections.abc import Mapping, Sequence
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from commonweight.cli.output import format_engineering, format_percent, format_rounded
+from commonweight.devnet.ownership import Ownership
+from commonweight.devnet.state import DevnetState, NodeState
+from commonweight.events import Event
+
+BARS = "▁▂▃▄▅▆▇█"
+
+
+def round_line(state: DevnetState) -> str:
+    """One line about the round that was sealed last."""
+    last = state.last_round
+    assert last is not None, "a line about a round needs one"
+    return (
+        f"round {last.round:>4}  epoch {last.epoch:>3}  loss {last.loss:7.4f}  {last.tokens_per_s:>8,.0f} tokens/s  "
+        f"{_boundaries(last.bytes_per_token)} B/token  {state.nodes_alive}/{len(state.nodes)} nodes  "
+        f"{format_rounded(state.minted)} shares"
+    )
+
+
+def event_line(state: DevnetState, source: str, event: Event) -> str | None:
+    """One line about what happened; None where nobody needs to know."""
+    fields = event.fields
+    match source, event.name:
+        case "devnet", "devnet.started":
+            return f"Starting a devnet in {state.folder}"
+        case "devnet", "child.restarted":
+            return f"{fields['name']}: ended with status {fields['status']}; it is started again with the same key"
+        case "coordinator", "round.sealed":
+            return round_line(state)
+        case "coordinator", "epoch.proposed":
+            return f"epoch {fields['epoch']}: proposed, root {fields['root']}, statement {fields['statement_hash']}"
+        case "coordinator", "epoch.finalised":
+            return f"epoch {fields['epoch']}: final, {format_rounded(int(fields['minted']))} shares minted"
+        case "coordinator", "node.lost":
+            return f"stage {fields['stage']}: its node {fields['node']} is lost, the network waits for it"
+        case "coordinator", "generation.formed" if fields["generation"] > 1:
+            return f"all stages are held again: generation {fields['generation']} trains from round {fields['round']}"
+        case "coordinator", "training.stopped":
+            return f"training stopped: {fields['why']}"
+        case _, "error" | "worker.died":
+            return f"{source}: {fields['message']}"
+        case _:
+            return None
+
+
+def live_view(state: DevnetState, now: float) -> RenderableType:
+    """The whole screen: progress, nodes, the latest errors. `now` is Unix time."""
+    elapsed = max(0.0, now - state.started)
+    table = Table.grid(padding=(0, 2))
+    table.add_row("epoch", f"{state.last_round.epoch if state.last_round else 0}{_goal(state)}")
+    table.add_row("round", f"{len(state.losses)} sealed, generation {state.generation}")
+    table.add_row("loss", f"{state.losses[-1]:.4f}  {sparkline(state.losses)}" if state.losses else "–")
+    if state.last_round:
+        table.add_row("speed", f"{state.last_round.tokens_per_s:,.0f} tokens/s")
+        table.add_row("boundaries", f"{_boundaries(state.last_round.bytes_per_token)} bytes per token, both ways")
+    table.add_row("nodes", f"{state.nodes_alive} of {len(state.nodes)} online")
+    table.add_row("minted", f"{format_rounded(state.minted)} shares in {state.epochs_finalised} epochs")
+    table.add_row("time", f"{int(elapsed) // 60}:{int(elapsed) % 60:02d}")
+    errors = [Text(line, style="red") for line in state.errors]
+    nodes = Table(*NODE_HEADER, box=None, pad_edge=False)
+    for row in node_rows(state.nodes):
+        nodes.add_row(*row)
+    return Group(table, Text(), nodes, *errors)
+
+
+NODE_HEADER = ("node", "stage", "address", "port", "pid", "state")
+
+
+def node_rows(nodes: Sequence[NodeState]) -> list[tuple[str, ...]]:
+    """One row per provider, under NODE_HEADER."""
+    return [
+        (
+            node.name,
+            "–" if node.stage is None else str(node.stage),
+            node.address,
+            str(node.port or "–"),
+            str(node.pid or "–"),
+            _condition(node),
+        )
+        for node in nodes
+    ]
+
+
+OWNERSHIP_HEADER = ("owner", "address", "shares", "of all", "work (FLOPs)")
+
+
+def ownership_rows(ownership: Ownership, roles: Mapping[str, str]) -> list[tuple[str, ...]]:
+    """Who owns the model, under OWNERSHIP_HEADER; `roles` by address."""
+    return [
+        (
+            roles.get(holding.address, ""),
+            holding.address,
+            format_rounded(holding.shares),
+            format_percent(holding.shares, ownership.supply),
+            format_engineering(holding.work_units) if holding.work_units else "–",
+        )
+        for holding in ownership.holdings
+    ]
+
+
+def sparkline(values: Sequence[float], width: int = 40) -> str:
+    """The course of `values` in at most `width` characters."""
+    if not values:
+        return ""
+    step = -(-len(values) // width)
+    points = [min(values[start : start + step]) for start in range(0, len(values), step)]
+    low, high = min(points), max(points)
+    scale = (len(BARS) - 1) / (high - low) if high > low else 0.0
+    return "".join(BARS[round((point - low) * scale)] for point in points)
+
+
+def facts(state: DevnetState, versions: Mapping[str, str], deployments: Mapping[str, object]) -> dict[str, object]:
+    """What a devnet says about itself once its contracts stand, by name."""
+    contracts = ("model_id", "registry", "shares", "settlement", "revenue_token")
+    return {
+        "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
+        "seed": state.seed,
+        "folder": state.folder,
+        "logs": f"{state.folder}/logs",
+        "chain": f"{state.rpc_url}, chain id {state.chain_id}",
+        **{name.replace("_", " "): deployments[name] for name in contracts},
+        "coordinator": state.coordinator,
+    }
+
+
+def next_commands(state: DevnetState) -> dict[str, str]:
+    """What to try while it trains: command and purpose."""
+    commands = {
+        f"commonweight devnet status --dir {state.folder}": "how it stands, from another terminal",
+        f"commonweight ownership show --dir {state.folder}": "who owns the model, from the chain alone",
+    }
+    if running := [node for node in state.nodes if node.pid]:
+        commands[f"kill -9 {running[0].pid}"] = f"{running[0].name} dies and comes back; the result is the same"
+    return commands | {f"commonweight devnet stop --dir {state.folder}": "end it"}
+
+
+def _boundaries(bytes_per_token: Sequence[float]) -> str:
+    return "/".join(f"{rate:.0f}" for rate in bytes_per_token) or "0"
+
+
+def _goal(state: DevnetState) -> str:
+    return f" (ends when {state.until_epoch} are final)" if state.until_epoch is not None else ""
+
+
+def _condition(node: NodeState) -> str:
+    again = f", restarted {node.restarts}×" if node.restarts else ""
+    if node.online:
+        return "online" + again
+    return ("lost" if node.joined else "starting" if node.pid else "ended") + again

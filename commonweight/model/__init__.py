@@ -1,0 +1,1 @@
+"""The model: decoder, stage, data and tokenizer. Knows nothing of the network, the chain or the roles."""

@@ -1,0 +1,287 @@
+"""One stage of the model: what a provider holds, computes and steps.
+
+A round is `microbatches_per_round` times `forward` and `backward`, in any interleaving that runs the
+backwards in the order of their microbatches, then `step`. On one build of torch, one kind of device and one
+thread count all results are the same bits, in whatever process; `state_root` after the round follows from the
+spec and the data.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from commonweight.errors import CheckpointError, MalformedMessage, NonFiniteTensor
+from commonweight.model.decoder import Decoder
+from commonweight.model.hashing import tensors_hash
+from commonweight.model.initial import initialize
+from commonweight.model.schedule import learning_rate
+from commonweight.rules.spec import ModelSpec
+from commonweight.rules.stages import stage_layers
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Forward:
+    """One microbatch on its way: what goes on, and what `Stage.backward` needs (freed by it)."""
+
+    output: Tensor | float
+    """The code for the next stage [b, t, k] in the boundary dtype; from the last stage the mean loss in
+    nats.
+    """
+    leaf: Tensor | None
+    result: Tensor
+
+
+class Stage:
+    """Stage `index` of the model at the version that is ready to train `round`; built at version 0.
+
+    `dtype` float64 is for reference computations: all arithmetic and the boundary are float64 then, whatever
+    the spec says. Raises IndexError where the spec has no such stage.
+    """
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        index: int,
+        *,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        if not 0 <= index < spec.stages:
+            raise IndexError(f"stage {index} doesn't exist: the model has stages 0 to {spec.stages - 1}")
+        training = spec.training
+        self.spec, self.index, self.round = spec, index, 0
+        self.is_first, self.is_last = index == 0, index == spec.stages - 1
+        self.device, self.dtype = torch.device(device), dtype
+        exact = dtype == torch.float64
+        self.boundary_dtype: torch.dtype = dtype if exact else getattr(torch, training.boundary_dtype)
+        self._autocast = training.compute_dtype == "bfloat16" and not exact
+        # A power of two, so that scaling rounds nothing: see `backward`.
+        self._gradient_scale = float(1 << (training.tokens_per_round.bit_length() - 1))
+
+        module = Decoder(
+            spec.architecture,
+            stage_layers(spec)[index],
+            training.sequence_length,
+            first=self.is_first,
+            last=self.is_last,
+        )
+        self.module = module.to(self.device, dtype)
+        initialize(self.module, spec.architecture, spec.seed)
+        self._parameters = dict(self.module.named_parameters())
+        frozen = {} if module.subspace is None else dict(module.subspace.named_buffers())
+        self.frozen_hash = tensors_hash(frozen)
+        self._optimizer = self._build_optimizer()
+
+    def forward(self, tokens: Tensor, code: Tensor | None) -> Forward:
+        """Run one microbatch through the stage.
+
+        `tokens` are integers [b, t + 1]: inputs are all but the last, targets all but the first. `code` [b,
+        t, k] in the boundary dtype is the output of the stage before, None on the first stage. Raises
+        MalformedMessage for wrong shapes, a wrong dtype or a token outside the vocabulary: both may come from
+        a peer.
+        """
+        self._check_input(tokens, code)
+        ids = tokens.to(self.device, torch.int64)
+        leaf = None if code is None else code.detach().to(self.device, self.dtype).requires_grad_()
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast):
+            result: Tensor = self.module(ids[:, :-1], leaf)
+        if not self.is_last:
+            return Forward(result.detach().to(self.boundary_dtype).contiguous(), leaf, result)
+        loss = F.cross_entropy(result.to(self.dtype).flatten(0, 1), ids[:, 1:].flatten())
+        return Forward(loss.item(), leaf, loss)
+
+    def backward(self, pending: Forward, gradient: Tensor | None) -> Tensor | None:
+        """Add one microbatch's share of the round's gradient, that of loss / microbatches_per_round.
+
+        `gradient` is what the next stage's `backward` returned for this microbatch, None on the last stage;
+        the result is for the stage before, None from the first. Both are [b, t, k] in the boundary dtype and
+        hold dL/dc times the largest power of two in tokens_per_round: about the gradient of one token's own
+        loss, so that float16 doesn't flush it to zero in a large round. Raises MalformedMessage for a wrong
+        shape or dtype.
+        """
+        if self.is_last:
+            assert gradient is None, "the last stage starts the backward pass"
+            incoming = torch.full_like(pending.result, 1 / self.spec.training.microbatches_per_round)
+        else:
+            self._check_boundary("gradient", gradient, tuple(pending.result.shape))
+            assert gradient is not None
+            incoming = gradient.to(self.device, self.dtype) / self._gradient_scale
+        torch.autograd.backward(pending.result, incoming)
+        if pending.leaf is None:
+            return None
+        assert pending.leaf.grad is not None
+        return (pending.leaf.grad * self._gradient_scale).to(self.boundary_dtype)
+
+    def gradients(self) -> dict[str, Tensor]:
+        """The gradient accumulated so far, by parameter name: the live tensors. `step` clips them in
+        place.
+        """
+        found = {name: p.grad for name, p in self._parameters.items() if p.grad is not None}
+        assert len(found) == len(self._parameters), "no microbatch has been through backward"
+        return found
+
+    def gradient_hash(self) -> bytes:
+        """The `tensors_hash` of the round's gradient (32 bytes); to be taken before `step`."""
+        return tensors_hash(self.gradients())
+
+    def step(self) -> float:
+        """Clip, take one AdamW step at the round's learning rate, and be ready for the next round.
+
+        Each stage clips its own norm to grad_clip / sqrt(stages), so the whole model's stays under grad_clip
+        without an exchange; 0 is no clipping. Returns the norm before clipping. Raises NonFiniteTensor, and
+        changes nothing, where the gradient holds NaN or infinity.
+        """
+        training = self.spec.training
+        gradients = list(self.gradients().values())
+        norm = torch.nn.utils.get_total_norm(gradients).item()
+        if not math.isfinite(norm):
+            raise NonFiniteTensor(
+                f"The gradient of stage {self.index} in round {self.round} has norm {norm}. Nothing was "
+                "changed; discard this round. If it happens again, the model diverges: a new spec needs a lower "
+                f"learning_rate than {training.learning_rate}."
+            )
+        limit = float(training.grad_clip) / math.sqrt(self.spec.stages)
+        if 0 < limit < norm:
+            torch._foreach_mul_(gradients, limit / norm)
+        for group in self._optimizer.param_groups:
+            group["lr"] = learning_rate(training, self.round)
+        self._optimizer.step()
+        self.discard_gradients()
+        self.round += 1
+        return norm
+
+    def discard_gradients(self) -> None:
+        """Forget the microbatches of this round."""
+        # None instead of zeros: the first microbatch's gradient becomes the accumulator without an addition.
+        self._optimizer.zero_grad(set_to_none=True)
+
+    def state(self) -> dict[str, Tensor]:
+        """Parameters and Adam's moments under "parameter.", "moment1." and "moment2.": the live tensors.
+
+        With `round`, which is also Adam's step count, this is all that training goes on from. Copy what must
+        outlive the next step.
+        """
+        state: dict[str, Tensor] = {}
+        for name, parameter in self._parameters.items():
+            adam = self._optimizer.state[parameter]
+            state[f"parameter.{name}"] = parameter.detach()
+            state[f"moment1.{name}"] = adam["exp_avg"]
+            state[f"moment2.{name}"] = adam["exp_avg_sq"]
+        return state
+
+    def load(self, state: Mapping[str, Tensor], round_: int) -> None:
+        """Take over a `state()` of this stage that is ready to train `round_`; pending gradients are
+        discarded.
+
+        Raises CheckpointError, and changes nothing, where names, shapes or dtypes are not exactly this
+        stage's.
+        """
+        own = self.state()
+        faults = [f"{name} is missing" for name in own if name not in state]
+        faults += [f"{name} is not of this stage" for name in state if name not in own]
+        for name in own.keys() & state.keys():
+            found, expected = _describe(state[name]), _describe(own[name])
+            if found != expected:
+                faults.append(f"{name} is {found} instead of {expected}")
+        if round_ < 0:
+            faults.append(f"round {round_} is negative")
+        if faults:
+            more = f" and {len(faults) - 3} more faults" if len(faults) > 3 else ""
+            raise CheckpointError(
+                f"The state doesn't fit stage {self.index} of {self.spec.name}: "
+                f"{'; '.join(sorted(faults)[:3])}{more}. Take it from a provider of the same model and stage."
+            )
+        for name, tensor in own.items():
+            tensor.copy_(state[name])
+        for adam in self._optimizer.state.values():
+            adam["step"].fill_(round_)
+        self.discard_gradients()
+        self.round = round_
+
+    def state_root(self) -> bytes:
+        """The hash of this version (32 bytes): round, frozen tensors, parameters and moments."""
+        return self.root_of(self.state(), self.round)
+
+    def root_of(self, state: Mapping[str, Tensor], round_: int) -> bytes:
+        """The `state_root` this stage would have with that state, without loading it."""
+        return tensors_hash(state, prefix=round_.to_bytes(8, "little") + self.frozen_hash)
+
+    def _build_optimizer(self) -> torch.optim.AdamW:
+        training = self.spec.training
+        decayed: list[Tensor] = []
+        kept: list[Tensor] = []
+        for name, parameter in self._parameters.items():
+            is_matrix = parameter.ndim > 1 and name != "embedding.E"
+            (decayed if is_matrix else kept).append(parameter)
+        optimizer = torch.optim.AdamW(
+            [
+                {"params": decayed, "weight_decay": float(training.weight_decay)},
+                {"params": kept, "weight_decay": 0.0},
+            ],
+            lr=0.0,
+            betas=(float(training.beta1), float(training.beta2)),
+            eps=float(training.adam_eps),
+            fused=True,
+        )
+        # What the first step would create, so that version 0 has a state.
+        for parameter in self._parameters.values():
+            optimizer.state[parameter] = {
+                "step": torch.zeros((), dtype=torch.float32, device=self.device),
+                "exp_avg": torch.zeros_like(parameter.detach()),
+                "exp_avg_sq": torch.zeros_like(parameter.detach()),
+            }
+        return optimizer
+
+    def _check_input(self, tokens: Tensor, code: Tensor | None) -> None:
+        length, vocab = self.spec.training.sequence_length, self.spec.architecture.vocab_size
+        if tokens.ndim != 2 or not 2 <= tokens.shape[1] <= length + 1 or tokens.dtype.is_floating_point:
+            raise MalformedMessage(
+                f"Tokens are {_describe(tokens)}; expected integers [b, t + 1], t from 1 to {length}."
+            )
+        lowest, highest = torch.aminmax(tokens.to(torch.int64))
+        if lowest < 0 or highest >= vocab:
+            raise MalformedMessage(f"Tokens {int(lowest)} to {int(highest)} aren't all in the vocabulary of {vocab}.")
+        if self.is_first:
+            assert code is None, "the first stage starts from the embedding"
+        else:
+            shape = (tokens.shape[0], tokens.shape[1] - 1, self.spec.architecture.boundary_dim)
+            self._check_boundary("code", code, shape)
+
+    def _check_boundary(self, what: str, tensor: Tensor | None, shape: tuple[int, ...]) -> None:
+        if tensor is None or tensor.dtype != self.boundary_dtype or tuple(tensor.shape) != shape:
+            found = "missing" if tensor is None else _describe(tensor)
+            expected = _describe(torch.empty(shape, dtype=self.boundary_dtype, device="meta"))
+            raise MalformedMessage(f"The {what} for stage {self.index} is {found}; expected {expected}.")
+
+
+def _describe(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
+
+
+def train_round(stages: Sequence[Stage], batches: Sequence[Tensor]) -> list[float]:
+    """Train one whole round through all stages of a model in this process, and step each.
+
+    `batches` are the round's microbatches [b, t + 1] in order. Returns the loss of each in nats. The
+    arithmetic is that of the same stages over the wire: the same order, and the same casts at the boundaries.
+    """
+    losses = []
+    for tokens in batches:
+        pending: list[Forward] = []
+        code: Tensor | None = None
+        for stage in stages:
+            pending.append(stage.forward(tokens, code))
+            output = pending[-1].output
+            if isinstance(output, Tensor):
+                code = output
+            else:
+                losses.append(output)
+        gradient: Tensor | None = None
+        for stage in reversed(stages):
+            gradient = stage.backward(pending.pop(), gradient)
+    for stage in stages:
+        stage.step()
+    return losses

@@ -1,0 +1,133 @@
+"""gRPC channels and servers with one set of options for the whole network.
+
+A silent peer (frozen, unplugged) is noticed after KEEPALIVE_MS + KEEPALIVE_TIMEOUT_MS, in both directions and
+also where no call is running. A connection that fails is tried again after at most a second.
+"""
+
+import ipaddress
+import re
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1.health import aio as health_aio
+
+from commonweight.errors import ConfigError
+from commonweight.wire.tls import TARGET_NAME, Certificate, client_credentials
+
+PIPE_PART_BYTES = 1 << 20
+"""Tensor bytes in one pipe frame, at most."""
+PIPE_FRAME_BYTES = PIPE_PART_BYTES + (64 << 10)
+"""A whole pipe frame: its part, and slack for the headers."""
+CONTROL_MESSAGE_BYTES = 4 << 20
+"""Any other message: the largest is a report of 8,192 microbatches (1.5 MB)."""
+KEEPALIVE_MS = 2_000
+KEEPALIVE_TIMEOUT_MS = 2_500
+CONNECT_TIMEOUT_MS = 5_000
+MAX_BACKOFF_MS = 1_000
+
+Servicer = tuple[Callable[[Any, Any], None], Any]
+"""A generated add_…Servicer_to_server function, and the servicer."""
+
+_HOST_NAME = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)(\.(?!-)[A-Za-z0-9_-]{1,63}(?<!-))*\.?")
+
+
+def open_channel(
+    address: str, mine: Certificate, peer_der: bytes, *, max_message_bytes: int = CONTROL_MESSAGE_BYTES
+) -> grpc.aio.Channel:
+    """A channel to the holder of the certificate `peer_der` at "host:port"; connects when first used.
+
+    Raises ConfigError for an address that is none and IdentityMismatch for a certificate that isn't a node's.
+    A peer that turns out to be another answers no call (UNAVAILABLE), and so does a peer that doesn't admit
+    `mine`.
+    """
+    split_address(address)
+    options = [
+        *_shared_options(max_message_bytes),
+        ("grpc.ssl_target_name_override", TARGET_NAME),
+        ("grpc.enable_http_proxy", 0),
+        ("grpc.service_config_disable_resolution", 1),
+        ("grpc.use_local_subchannel_pool", 1),  # a new channel doesn't wait out an old one's backoff
+        ("grpc.initial_reconnect_backoff_ms", 100),
+        ("grpc.max_reconnect_backoff_ms", MAX_BACKOFF_MS),
+        # In spite of its name: how long an attempt may take.
+        ("grpc.min_reconnect_backoff_ms", CONNECT_TIMEOUT_MS),
+    ]
+    return grpc.aio.secure_channel(address, client_credentials(mine, peer_der), options=options)
+
+
+async def serve(
+    servicers: Iterable[Servicer],
+    listen: str,
+    credentials: grpc.ServerCredentials,
+    *,
+    max_message_bytes: int = CONTROL_MESSAGE_BYTES,
+) -> tuple[grpc.aio.Server, int]:
+    """A started server of `servicers` and of the standard health service, and the port it listens on.
+
+    `listen` is "host:port"; port 0 takes a free one. Raises ConfigError where the address is none or is
+    taken.
+    """
+    split_address(listen)
+    options = [
+        *_shared_options(max_message_bytes),
+        ("grpc.so_reuseport", 0),  # otherwise a second process binds the same port and gets half of the calls
+        ("grpc.http2.min_ping_interval_without_data_ms", KEEPALIVE_MS // 4),
+        ("grpc.http2.max_ping_strikes", 0),
+        ("grpc.max_concurrent_streams", 128),
+    ]
+    server = grpc.aio.server(options=options)
+    for add, servicer in servicers:
+        add(servicer, server)
+    health = health_aio.HealthServicer()
+    await health.set("", health_pb2.HealthCheckResponse.SERVING)
+    health_pb2_grpc.add_HealthServicer_to_server(health, server)
+    try:
+        port = server.add_secure_port(listen, credentials)
+    except RuntimeError as error:
+        await server.stop(None)
+        raise ConfigError(
+            f"Can't listen on {listen}: the port is taken or the address isn't this machine's. Free it, "
+            "choose another, or give port 0 for any free one."
+        ) from error
+    await server.start()
+    return server, port
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """Host and port of "host:port"; an IPv6 host is in brackets, which the result leaves out. Port 0 is
+    allowed.
+
+    Raises ConfigError that shows what was given.
+    """
+    host, colon, port = address.rpartition(":")
+    if not colon or not (port.isascii() and port.isdigit() and len(port) <= 5 and int(port) <= 65_535):
+        raise ConfigError(f"{address!r} is not host:port, with a port from 0 to 65535.")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+        try:
+            ipaddress.IPv6Address(host)
+        except ValueError as error:
+            raise ConfigError(f"{address!r} has no IPv6 address in its brackets: {error}.") from error
+    elif ":" in host:
+        raise ConfigError(f"{address!r} is ambiguous: write an IPv6 address in brackets, [::1]:50051.")
+    elif len(host) > 253 or not _HOST_NAME.fullmatch(host):
+        raise ConfigError(f"{address!r} has no host name or IP address before its port.")
+    return host, int(port)
+
+
+def join_address(host: str, port: int) -> str:
+    """The reverse of split_address: "host:port", IPv6 in brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _shared_options(max_message_bytes: int) -> list[tuple[str, int]]:
+    return [
+        ("grpc.max_send_message_length", max_message_bytes),
+        ("grpc.max_receive_message_length", max_message_bytes),
+        ("grpc.keepalive_time_ms", KEEPALIVE_MS),
+        ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.max_pings_without_data", 0),
+    ]

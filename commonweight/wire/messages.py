@@ -1,0 +1,81 @@
+"""Between protobuf messages and the records that the rules work on; everything is checked on the way in."""
+
+import math
+
+from commonweight.errors import ConfigError, MalformedMessage
+from commonweight.identity import public_key_of
+from commonweight.rules.report import HOP_HASHES, Hop, Report
+from commonweight.wire.channel import split_address
+from commonweight.wire.generated import control_pb2
+
+MAX_HOPS = 8192
+"""Microbatches in one report: 1.6 MB, well within a control message."""
+HASH_BYTES = 32
+
+
+def report_to_proto(
+    report: Report, seconds: float = 0.0, bytes_down: int = 0, bytes_up: int = 0
+) -> control_pb2.StageReport:
+    """The message for a report. `seconds` and the byte counts are for display and aren't signed."""
+    hops = [control_pb2.Hop(**{name: getattr(hop, name) for name in HOP_HASHES}, loss=hop.loss) for hop in report.hops]
+    return control_pb2.StageReport(
+        round=report.round,
+        stage=report.stage,
+        hops=hops,
+        gradient_hash=report.gradient_hash,
+        state_before=report.state_before,
+        state_after=report.state_after,
+        seconds=seconds,
+        bytes_down=bytes_down,
+        bytes_up=bytes_up,
+    )
+
+
+def report_from_proto(message: control_pb2.StageReport) -> Report:
+    """The report in a message.
+
+    Raises MalformedMessage naming the field: a hash that isn't 32 bytes, no hops or more than MAX_HOPS, a
+    loss that isn't finite or is negative, a duration that isn't. Whether the report was *planned* (its round,
+    its number of hops, its stage) is the caller's to check.
+    """
+    if not 1 <= len(message.hops) <= MAX_HOPS:
+        raise MalformedMessage(f"hops: a report has 1 to {MAX_HOPS} hops; this one has {len(message.hops)}.")
+    if not (math.isfinite(message.seconds) and message.seconds >= 0):
+        raise MalformedMessage(f"seconds: {message.seconds} is not a duration.")
+    return Report(
+        round=message.round,
+        stage=message.stage,
+        hops=tuple(_hop(hop, f"hops[{number}]") for number, hop in enumerate(message.hops)),
+        gradient_hash=_hash(message.gradient_hash, "gradient_hash"),
+        state_before=_hash(message.state_before, "state_before"),
+        state_after=_hash(message.state_after, "state_after"),
+    )
+
+
+def split_peer(text: str) -> tuple[str, str, int]:
+    """PeerId, host and port of "PEERID@host:port". Raises ConfigError that shows what was given."""
+    peer_id, at, address = text.partition("@")
+    if not at:
+        raise ConfigError(f"{text!r} is not a peer: write it as PEERID@host:port.")
+    try:
+        public_key_of(peer_id)
+    except MalformedMessage as error:
+        raise ConfigError(f"{text!r} is not a peer: {error.args[0]}") from error
+    host, port = split_address(address)
+    if port == 0:
+        raise ConfigError(f"{text!r} is not a peer: nobody is reached at port 0.")
+    return peer_id, host, port
+
+
+def _hop(message: control_pb2.Hop, where: str) -> Hop:
+    hashes = {name: _hash(getattr(message, name), f"{where}.{name}") for name in HOP_HASHES}
+    # The loss is hashed by its bits: a negative zero would make another report of the same loss.
+    if not (math.isfinite(message.loss) and message.loss >= 0) or math.copysign(1.0, message.loss) < 0:
+        raise MalformedMessage(f"{where}.loss: {message.loss} is not a cross entropy: finite and not negative.")
+    return Hop(**hashes, loss=message.loss)
+
+
+def _hash(value: bytes, field: str) -> bytes:
+    if len(value) != HASH_BYTES:
+        raise MalformedMessage(f"{field}: a hash has {HASH_BYTES} bytes; this one has {len(value)}.")
+    return value

@@ -1,0 +1,51 @@
+"""Between our errors and gRPC's status codes, so that both ends of a call name a failure alike."""
+
+from typing import Any, NoReturn
+
+import grpc
+
+from commonweight.errors import (
+    CommonweightError,
+    IdentityMismatch,
+    MalformedMessage,
+    MessageTooLarge,
+    NonFiniteTensor,
+    PeerUnreachable,
+    Refused,
+    UnplannedMessage,
+    WireError,
+)
+
+_CODES: tuple[tuple[type[CommonweightError], grpc.StatusCode], ...] = (
+    (IdentityMismatch, grpc.StatusCode.PERMISSION_DENIED),
+    (MessageTooLarge, grpc.StatusCode.RESOURCE_EXHAUSTED),
+    (MalformedMessage, grpc.StatusCode.INVALID_ARGUMENT),
+    (NonFiniteTensor, grpc.StatusCode.INVALID_ARGUMENT),
+    (UnplannedMessage, grpc.StatusCode.FAILED_PRECONDITION),
+    (Refused, grpc.StatusCode.FAILED_PRECONDITION),
+)
+
+
+async def refuse(context: Any, error: CommonweightError) -> NoReturn:
+    """End a call on a grpc.aio server with the code and the message of `error`; never returns."""
+    code = next((code for kind, code in _CODES if isinstance(error, kind)), grpc.StatusCode.INTERNAL)
+    await context.abort(code, str(error))
+    raise AssertionError("abort() raises")
+
+
+def wire_error(error: grpc.RpcError, peer: str) -> WireError:
+    """What a failed call means; `peer` names for the message who was called, such as "PEERID at "
+    "host:port"."""
+    code, details = error.code(), error.details() or ""
+    if "CERTIFICATE_VERIFY_FAILED" in details:
+        return IdentityMismatch(
+            f"{peer} presented another certificate than the one expected: it restarted, or somebody else answers there."
+        )
+    if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
+        return MessageTooLarge(f"A message to or from {peer} is over the limit: {details}.")
+    if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
+        return PeerUnreachable(
+            f"{peer} doesn't answer ({details or code.name}). Check that it runs, its address, and that it "
+            "admits this node's certificate: a server that doesn't just closes the connection."
+        )
+    return Refused(f"{peer} refused the call ({code.name}): {details}")

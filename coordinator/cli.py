@@ -1,0 +1,74 @@
+"""`commonweight coordinator …`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(no_args_is_help=True, help="Run the coordinator of a model.")
+
+
+@app.callback()
+def _group() -> None:
+    """Run the coordinator of a model."""
+
+
+@app.command()
+def run(
+    spec: Annotated[Path, typer.Option(help="The model spec that was registered, as JSON.")],
+    key: Annotated[Path, typer.Option(help="Keystore file of the coordinator's key; it pays for the gas.")],
+    rpc: Annotated[str, typer.Option(help="JSON-RPC endpoint of the chain.")],
+    chain_id: Annotated[int, typer.Option(min=1, help="Id of the chain that must be there.")],
+    registry: Annotated[str, typer.Option(help="Address of the ModelRegistry.")],
+    model_id: Annotated[str, typer.Option(help="Id of the model in the registry, 0x and 64 digits.")],
+    statements: Annotated[Path, typer.Option(help="Folder in which to publish the epochs' statements.")],
+    ledger: Annotated[str, typer.Option(help="SQLAlchemy URL of the ledger.")] = "sqlite:///ledger.db",
+    listen: Annotated[str, typer.Option(help="host:port where nodes enrol; port 0 takes a free one.")] = "127.0.0.1:0",
+    password_file: Annotated[Path | None, typer.Option(help="File with the key's password.")] = None,
+    allow: Annotated[
+        list[str] | None, typer.Option(help="Address of a node that may take part; repeat. Default: any.")
+    ] = None,
+    until_epoch: Annotated[int | None, typer.Option(min=1, help="End when this many epochs are final.")] = None,
+) -> None:
+    """Admit nodes, plan and seal rounds, settle epochs on the chain.
+
+    The coordinator never receives an activation or a weight. It keeps all that it must not forget in its ledger:
+    killed at any moment, it goes on from there when it is started again with the same options. Its events are JSON
+    lines on stdout; the first says where nodes reach it:
+
+        commonweight node run --coordinator PEERID@HOST:PORT …
+    """
+    from eth_utils.address import is_address, to_checksum_address
+
+    from commonweight.chain.keys import load_key, read_password
+    from commonweight.errors import ConfigError, SpecError
+    from commonweight.rules.spec import parse_spec
+    from commonweight.runtime import run_until_stopped
+    from coordinator.run import CoordinatorConfig, run_coordinator
+
+    for address in (registry, *(allow or ())):
+        if not is_address(address):
+            raise ConfigError(f"{address!r} is not an address: 0x and 40 hexadecimal digits.")
+    try:
+        model = bytes.fromhex(model_id.removeprefix("0x"))
+        text = spec.read_bytes()
+    except ValueError as error:
+        raise ConfigError(f"--model-id {model_id!r} is not hexadecimal.") from error
+    except OSError as error:
+        raise SpecError(f"The spec {spec} can't be read: {error.strerror}.") from error
+    if len(model) != 32:
+        raise ConfigError(f"--model-id has {len(model)} bytes; a model's id has 32.")
+    config = CoordinatorConfig(
+        spec=parse_spec(text),
+        key=load_key(key, read_password(password_file)),
+        ledger_url=ledger,
+        listen=listen,
+        rpc_url=rpc,
+        chain_id=chain_id,
+        registry=to_checksum_address(registry),
+        model_id=model,
+        statements=statements,
+        allowed=frozenset(map(to_checksum_address, allow or ())),
+        end_epoch=until_epoch,
+    )
+    run_until_stopped(run_coordinator(config))

@@ -1,0 +1,205 @@
+"""The ledger of work: all that the coordinator must not forget, in a SQL database.
+
+Everything else that it knows can be asked again (from the nodes that reconnect) or computed. Each method is one
+transaction; what it records, it records once: the keys make a second credit for a unit impossible.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Integer,
+    LargeBinary,
+    String,
+    UniqueConstraint,
+    create_engine,
+    event,
+    select,
+)
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError, IntegrityError, NoSuchModuleError, SQLAlchemyError
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+
+from commonweight.errors import ConfigError, LedgerError
+from commonweight.rules.statement import CreditedReport, SealedRound, Statement, parse_statement
+
+Counter = BigInteger().with_variant(Integer, "sqlite")
+
+
+class Table(DeclarativeBase):
+    """Base of the ledger's tables."""
+
+
+class ModelRow(Table):
+    """The one model that this ledger is of, and the last generation that was formed."""
+
+    __tablename__ = "model"
+    model_id: Mapped[bytes] = mapped_column(LargeBinary(32), primary_key=True)
+    spec_hash: Mapped[bytes] = mapped_column(LargeBinary(32))
+    settlement: Mapped[str] = mapped_column(String(42))
+    chain_id: Mapped[int] = mapped_column(Counter)
+    generation: Mapped[int] = mapped_column(Counter, default=0)
+
+
+class SeatRow(Table):
+    """Who holds a stage, for good."""
+
+    __tablename__ = "seats"
+    stage: Mapped[int] = mapped_column(Counter, primary_key=True, autoincrement=False)
+    node: Mapped[str] = mapped_column(String(42), unique=True)
+
+
+class ReportRow(Table):
+    """One stage's credited work in one sealed round, as the epoch's statement will show it."""
+
+    __tablename__ = "reports"
+    round: Mapped[int] = mapped_column(Counter, primary_key=True, autoincrement=False)
+    stage: Mapped[int] = mapped_column(Counter, primary_key=True, autoincrement=False)
+    credited: Mapped[dict[str, object]] = mapped_column(JSON)
+
+
+class EpochRow(Table):
+    """A closed epoch: its statement, and whether the chain has made it final."""
+
+    __tablename__ = "epochs"
+    epoch: Mapped[int] = mapped_column(Counter, primary_key=True, autoincrement=False)
+    statement: Mapped[bytes] = mapped_column(LargeBinary)
+    statement_hash: Mapped[bytes] = mapped_column(LargeBinary(32))
+    final: Mapped[bool] = mapped_column(default=False)
+    __table_args__ = (UniqueConstraint("statement_hash"),)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where training stands."""
+
+    generation: int
+    round: int
+    """Next to be sealed."""
+    seats: dict[int, str]
+    roots: tuple[bytes, ...]
+    """Of each stage at the start of `round`; empty before the first."""
+
+
+class Ledger:
+    """One model's ledger. Methods block on the database; call them off the event loop."""
+
+    def __init__(self, url: str) -> None:
+        """Open the database at an SQLAlchemy URL, such as sqlite:///ledger.db, and create its tables."""
+        try:
+            self._engine = create_engine(make_url(url), pool_pre_ping=True)
+            if self._engine.dialect.name == "sqlite":
+                event.listen(self._engine, "connect", _make_durable)
+            Table.metadata.create_all(self._engine)
+        except (ArgumentError, NoSuchModuleError, ModuleNotFoundError) as error:
+            raise ConfigError(
+                f"The ledger's URL {url!r} can't be used: {error}. Use sqlite:///FILE, or "
+                "postgresql+psycopg://… with the `postgres` extra installed."
+            ) from error
+        except SQLAlchemyError as error:
+            raise LedgerError(f"The ledger can't be opened: {error}. Check that the database is there.") from error
+
+    def open_model(self, *, model_id: bytes, spec_hash: bytes, settlement: str, chain_id: int) -> Progress:
+        """Where this model stands. Raises LedgerError if the ledger is of another one."""
+        with Session(self._engine) as session, session.begin():
+            row = session.scalar(select(ModelRow))
+            wanted = (model_id, spec_hash, settlement, chain_id)
+            if row is None:
+                row = ModelRow(
+                    model_id=model_id,
+                    spec_hash=spec_hash,
+                    settlement=settlement,
+                    chain_id=chain_id,
+                    generation=0,
+                )
+                session.add(row)
+            elif (found := (row.model_id, row.spec_hash, row.settlement, row.chain_id)) != wanted:
+                raise LedgerError(
+                    f"The ledger is of model 0x{found[0].hex()} with spec 0x{found[1].hex()} on chain {found[3]}; "
+                    f"asked for was 0x{model_id.hex()} with spec 0x{spec_hash.hex()} on chain {chain_id}. "
+                    "Each model has its own ledger: give another --ledger."
+                )
+            last = session.scalar(select(ReportRow.round).order_by(ReportRow.round.desc()).limit(1))
+            reports = [] if last is None else self._reports(session, last, last + 1)
+            return Progress(
+                generation=row.generation,
+                round=0 if last is None else last + 1,
+                seats={seat.stage: seat.node for seat in session.scalars(select(SeatRow))},
+                roots=tuple(bytes.fromhex(report.state_after[2:]) for report in reports),
+            )
+
+    def record_seat(self, stage: int, node: str) -> None:
+        """This node holds this stage from now on."""
+        with Session(self._engine) as session, session.begin():
+            session.add(SeatRow(stage=stage, node=node))
+
+    def record_generation(self, generation: int) -> None:
+        """This generation was formed; its number is never used again."""
+        with Session(self._engine) as session, session.begin():
+            session.scalars(select(ModelRow)).one().generation = generation
+
+    def record_round(self, round_: int, reports: Sequence[CreditedReport]) -> None:
+        """A round is sealed, with the credit of every stage. Raises LedgerError if it is sealed already."""
+        rows = [ReportRow(round=round_, stage=report.stage, credited=report.model_dump()) for report in reports]
+        try:
+            with Session(self._engine) as session, session.begin():
+                session.add_all(rows)
+        except IntegrityError as error:
+            raise LedgerError(f"Round {round_} is sealed already; it can't be credited twice.") from error
+
+    def sealed_rounds(self, first: int, end: int) -> tuple[SealedRound, ...]:
+        """The sealed rounds in range(first, end), in order."""
+        with Session(self._engine) as session:
+            by_round: dict[int, list[CreditedReport]] = {}
+            for row in session.scalars(
+                select(ReportRow)
+                .where(ReportRow.round >= first, ReportRow.round < end)
+                .order_by(ReportRow.round, ReportRow.stage)
+            ):
+                by_round.setdefault(row.round, []).append(CreditedReport.model_validate(row.credited))
+        return tuple(SealedRound(round=number, reports=tuple(reports)) for number, reports in by_round.items())
+
+    def record_statement(self, epoch: int, statement: bytes, statement_hash: bytes) -> None:
+        """The epoch is closed with this statement, and with no other."""
+        with Session(self._engine) as session, session.begin():
+            session.add(EpochRow(epoch=epoch, statement=statement, statement_hash=statement_hash))
+
+    def record_final(self, epoch: int) -> None:
+        """The chain has finalised the epoch."""
+        with Session(self._engine) as session, session.begin():
+            row = session.get(EpochRow, epoch)
+            if row is None:
+                raise LedgerError(f"Epoch {epoch} is final on chain, but the ledger has no statement of it.")
+            row.final = True
+
+    def statement(self, epoch: int) -> Statement | None:
+        """The statement of a closed epoch, or None where it isn't closed."""
+        with Session(self._engine) as session:
+            row = session.get(EpochRow, epoch)
+            return None if row is None else parse_statement(row.statement, row.statement_hash)
+
+    def final_epochs(self) -> int:
+        """How many epochs the chain has made final: also the number of the next one."""
+        with Session(self._engine) as session:
+            return len(session.scalars(select(EpochRow.epoch).where(EpochRow.final)).all())
+
+    def close(self) -> None:
+        """Close the database's connections."""
+        self._engine.dispose()
+
+    @staticmethod
+    def _reports(session: Session, first: int, end: int) -> list[CreditedReport]:
+        rows = session.scalars(
+            select(ReportRow).where(ReportRow.round >= first, ReportRow.round < end).order_by(ReportRow.stage)
+        )
+        return [CreditedReport.model_validate(row.credited) for row in rows]
+
+
+def _make_durable(connection: object, _record: object) -> None:
+    """A commit on SQLite survives a power cut, and readers don't block the writer."""
+    cursor = connection.cursor()  # type: ignore[attr-defined]
+    cursor.execute("PRAGMA journal_mode=WAL")
+    cursor.execute("PRAGMA synchronous=FULL")
+    cursor.close()

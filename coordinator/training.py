@@ -1,0 +1,260 @@
+"""Hosts the round state machine: takes events one after another, stores what must survive, then acts on it.
+
+A coordinator that is killed between any two lines of this file comes back to the last stored state; the nodes
+reconnect, and the round that was being trained is trained again.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from commonweight.errors import CommonweightError, Refused
+from commonweight.events import emit
+from commonweight.failpoints import failpoint
+from commonweight.rules import rounds
+from commonweight.rules.canonical import canonical_json
+from commonweight.rules.report import Domain, Report
+from commonweight.rules.rounds import RoundState, advance
+from commonweight.rules.spec import ModelSpec
+from commonweight.rules.statement import CreditedReport, credit_report
+from commonweight.wire.generated import control_pb2 as pb
+from coordinator.ledger import Ledger, Progress
+
+MAX_REFORM_DELAY_S = 5.0
+"""Between generations that fail one after another."""
+
+
+Send = Callable[[pb.CoordinatorMessage | CommonweightError], None]
+"""Puts a message, or the reason to hang up, on a node's control stream."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where on which chain a model's work is settled."""
+
+    model_id: bytes
+    domain: Domain
+
+
+@dataclass(frozen=True)
+class Member:
+    """A node that is connected."""
+
+    node: str
+    peer_id: str
+    data_address: str
+    certificate: bytes
+    account: str
+    """Who is paid for its work."""
+    send: Send
+
+
+@dataclass(frozen=True)
+class Submission:
+    """A report with what came beside it."""
+
+    report: Report
+    signature: bytes
+    seconds: float
+    bytes_down: int
+    bytes_up: int
+
+
+class Training:
+    """The one place where training advances."""
+
+    def __init__(
+        self, spec: ModelSpec, place: Place, ledger: Ledger, progress: Progress, end_round: int | None
+    ) -> None:
+        """Go on from `progress`. `end_round`: the first round that isn't trained any more; None: no end."""
+        self.spec = spec
+        self.place = place
+        self._ledger = ledger
+        self._end_round = end_round
+        self._state = RoundState(
+            microbatches=spec.training.microbatches_per_round,
+            seats=tuple(progress.seats.get(stage) for stage in range(spec.stages)),
+            round=progress.round,
+            generation=progress.generation,
+            roots=progress.roots,
+        )
+        self._members: dict[str, Member] = {}
+        self._submissions: dict[Report, Submission] = {}
+        self._events: asyncio.Queue[tuple[rounds.Event, Member | None]] = asyncio.Queue()
+        self._started_s = 0.0
+        self._failed_generations = 0
+        self._sealed = asyncio.Condition()
+
+    @property
+    def round(self) -> int:
+        """Every round before this one is sealed."""
+        return self._state.round
+
+    async def wait_until_sealed(self, rounds_: int) -> None:
+        """Return once this many rounds are sealed."""
+        async with self._sealed:
+            await self._sealed.wait_for(lambda: self.round >= rounds_)
+
+    def join(self, member: Member) -> None:
+        """A node has connected and said who it is."""
+        self._events.put_nowait((rounds.Joined(member.node), member))
+
+    def leave(self, member: Member) -> None:
+        """That connection is gone."""
+        self._events.put_nowait((rounds.Lost(member.node), member))
+
+    def open_pipes(self, member: Member, generation: int) -> None:
+        """The node's pipes are open."""
+        self._events.put_nowait((rounds.Ready(member.node, generation), member))
+
+    def break_pipes(self, member: Member, generation: int, why: str) -> None:
+        """The node's pipes don't open, or broke."""
+        self._events.put_nowait((rounds.Broken(member.node, generation, why), member))
+
+    def submit(self, member: Member, generation: int, submission: Submission) -> None:
+        """A report whose signature is the node's."""
+        self._submissions[submission.report] = submission
+        self._events.put_nowait((rounds.Reported(member.node, generation, submission.report), member))
+
+    def say_finished(self) -> None:
+        """Tell every node that it may go."""
+        for member in self._members.values():
+            member.send(pb.CoordinatorMessage(finished=pb.Finished()))
+
+    async def run(self) -> None:
+        """Advance until cancelled. Raises Refused when the rules say that a person must look."""
+        while True:
+            event, member = await self._events.get()
+            if member is not None and not self._admit(event, member):
+                continue
+            state, effects = advance(self._state, event)
+            await asyncio.to_thread(self._store, effects)
+            self._state = state
+            if isinstance(event, rounds.Joined) and member and self._members.get(member.node) is member:
+                stage = state.seats.index(member.node)
+                member.send(pb.CoordinatorMessage(assignment=self._assign(stage)))
+                emit("node.joined", node=member.node, stage=stage, data_address=member.data_address)
+            for effect in effects:
+                await self._act(effect, member)
+
+    def _admit(self, event: rounds.Event, member: Member) -> bool:
+        """Whether the event comes from the connection that counts for its node; keeps the register of those."""
+        current = self._members.get(member.node)
+        match event:
+            case rounds.Joined():
+                if current is None and (member.node in self._state.seats or None in self._state.seats):
+                    self._members[member.node] = member
+            case rounds.Lost():
+                if current is not member:
+                    return False
+                del self._members[member.node]
+                if member.node in self._state.seats:
+                    emit("node.lost", node=member.node, stage=self._state.seats.index(member.node))
+            case _:
+                return current is member
+        return True
+
+    def _store(self, effects: tuple[rounds.Effect, ...]) -> None:
+        for effect in effects:
+            match effect:
+                case rounds.Seated(node, stage):
+                    self._ledger.record_seat(stage, node)
+                    failpoint("ledger.seated")
+                case rounds.Form(generation, _):
+                    self._ledger.record_generation(generation)
+                    failpoint("ledger.formed")
+                case rounds.Seal(round_, reports):
+                    failpoint("ledger.sealing")
+                    self._ledger.record_round(round_, [self._credit(report) for report in reports])
+                    failpoint("ledger.sealed")
+
+    def _credit(self, report: Report) -> CreditedReport:
+        node = self._state.seats[report.stage]
+        assert node is not None, "a report is only accepted from the holder of its seat"
+        member = self._members[node]
+        return credit_report(self.spec, report, node, member.account, self._submissions[report].signature)
+
+    async def _act(self, effect: rounds.Effect, member: Member | None) -> None:
+        match effect:
+            case rounds.Refused(node, why):
+                emit("node.refused", node=node, why=why)
+                if member:
+                    member.send(Refused(why))
+            case rounds.Form(generation, round_):
+                delay_s = min(0.1 * 2**self._failed_generations - 0.1, MAX_REFORM_DELAY_S)
+                self._failed_generations += 1
+                asyncio.get_running_loop().call_later(delay_s, self._form, generation, round_)
+            case rounds.Train(generation, round_):
+                self._train(generation, round_)
+            case rounds.Pause(generation, why):
+                self._submissions.clear()
+                emit("generation.paused", generation=generation, why=why)
+                self._broadcast(pb.CoordinatorMessage(pause=pb.Pause(generation=generation, why=why)))
+            case rounds.Seal(round_, reports):
+                await self._announce(round_, reports)
+            case rounds.Stop(why):
+                emit("training.stopped", why=why)
+                raise Refused(f"Training stopped in round {self._state.round}. {why}")
+
+    def _assign(self, stage: int) -> pb.Assignment:
+        return pb.Assignment(
+            spec=canonical_json(self.spec.model_dump()),
+            stage=stage,
+            model_id=self.place.model_id,
+            chain_id=self.place.domain.chain_id,
+            settlement=self.place.domain.settlement,
+        )
+
+    def _form(self, generation: int, round_: int) -> None:
+        if generation != self._state.generation or self._state.phase is not rounds.Phase.FORMING:
+            return  # it was lost while it waited
+        emit("generation.formed", generation=generation, round=round_)
+        in_order = [self._members[node] for node in self._state.seats if node is not None]
+        for stage, member in enumerate(in_order):
+            formation = pb.Formation(generation=generation, round=round_)
+            if stage > 0:
+                formation.previous.CopyFrom(_neighbour(in_order[stage - 1]))
+            if stage + 1 < len(in_order):
+                formation.next.CopyFrom(_neighbour(in_order[stage + 1]))
+            member.send(pb.CoordinatorMessage(formation=formation))
+
+    def _train(self, generation: int, round_: int) -> None:
+        if self._end_round is not None and round_ >= self._end_round:
+            return
+        self._started_s = time.monotonic()
+        self._broadcast(pb.CoordinatorMessage(plan=pb.RoundPlan(generation=generation, round=round_)))
+
+    async def _announce(self, round_: int, reports: tuple[Report, ...]) -> None:
+        self._failed_generations = 0
+        submissions = [self._submissions[report] for report in reports]
+        self._submissions.clear()
+        seconds = time.monotonic() - self._started_s
+        tokens = self.spec.training.tokens_per_round
+        losses = [hop.loss for hop in reports[-1].hops]
+        emit(
+            "round.sealed",
+            round=round_,
+            epoch=round_ // self.spec.economics.rounds_per_epoch,
+            generation=self._state.generation,
+            loss=sum(losses) / len(losses),
+            seconds=round(seconds, 3),
+            tokens=tokens,
+            tokens_per_s=round(tokens / seconds, 1),
+            bytes_per_token=[
+                round((above.bytes_down + below.bytes_up) / tokens, 2)
+                for above, below in zip(submissions, submissions[1:], strict=False)
+            ],
+            state_roots=[report.state_after.hex() for report in reports],
+        )
+        self._broadcast(pb.CoordinatorMessage(sealed=pb.RoundSealed(round=round_)))
+        async with self._sealed:
+            self._sealed.notify_all()
+
+    def _broadcast(self, message: pb.CoordinatorMessage) -> None:
+        for member in self._members.values():
+            member.send(message)
+
+
+def _neighbour(member: Member) -> pb.Neighbour:
+    return pb.Neighbour(peer_id=member.peer_id, data_address=member.data_address, certificate=member.certificate)

@@ -1,0 +1,1 @@
+"""A provider: a control process and a compute worker that holds one stage."""

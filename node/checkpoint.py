@@ -1,0 +1,170 @@
+"""Checkpoints of one stage on this machine's disk.
+
+    FOLDER/round-00000041/state.safetensors    Stage.state()
+    FOLDER/round-00000041/meta.json            what it is of, and its state root
+    FOLDER/.writing-…                          one that was never finished; removed
+
+A checkpoint appears whole or not at all: it is written beside its place, synced to the disk and renamed.
+Whatever goes wrong while writing, the ones before stay.
+"""
+
+import contextlib
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Literal
+
+import safetensors.torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError
+
+from commonweight.errors import CheckpointError, MalformedMessage
+from commonweight.model.stage import Stage
+from commonweight.rules.canonical import canonical_json, parse_json
+from commonweight.rules.spec import ModelSpec
+
+KEPT = 2
+"""How many checkpoints stay: the last, and the one before in case it is found damaged."""
+
+_MAX_META_BYTES = 64 * 1024
+_STATE, _META = "state.safetensors", "meta.json"
+
+
+class _Meta(BaseModel):
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+
+    format: Literal["commonweight.checkpoint/1"]
+    model: Annotated[str, Field(pattern=r"^0x[0-9a-f]{64}$", description="the spec's hash")]
+    stage: Annotated[int, Field(ge=0)]
+    round: Annotated[int, Field(ge=0, description="ready to train this one")]
+    state_root: Annotated[str, Field(pattern=r"^0x[0-9a-f]{64}$")]
+
+
+class Checkpoints:
+    """The checkpoints of stage `index` of one model in `folder`, which no other stage or process uses.
+
+    Opening removes what an interrupted `save` left behind. Raises CheckpointError where the folder can't be
+    used.
+    """
+
+    def __init__(self, folder: str | Path, spec: ModelSpec, index: int) -> None:
+        self.folder, self.index = Path(folder), index
+        self._model = "0x" + spec.spec_hash.hex()
+        self._name = spec.name
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for leftover in self.folder.glob(".writing-*"):
+                shutil.rmtree(leftover)
+        except OSError as error:
+            raise CheckpointError(
+                f"The checkpoint folder {self.folder} can't be used: {error.strerror}. "
+                "Give a folder that this user may write to."
+            ) from error
+
+    def rounds(self) -> tuple[int, ...]:
+        """The rounds that the checkpoints here are ready to train, oldest first."""
+        names = (path.name.removeprefix("round-") for path in self.folder.glob("round-*"))
+        return tuple(sorted(int(name) for name in names if name.isascii() and name.isdigit()))
+
+    def save(self, stage: Stage) -> Path:
+        """Write the version that `stage` is at, then remove all but the last two. Returns its folder.
+
+        A checkpoint of the same round is replaced. Raises CheckpointError where the disk is full or fails;
+        the earlier checkpoints are kept then.
+        """
+        assert stage.index == self.index, "a stage's checkpoints have a folder of their own"
+        meta = _Meta(
+            format="commonweight.checkpoint/1",
+            model=self._model,
+            stage=self.index,
+            round=stage.round,
+            state_root="0x" + stage.state_root().hex(),
+        )
+        final = self._path(stage.round)
+        temporary = self.folder / f".writing-{final.name}"
+        try:
+            temporary.mkdir()
+            state = {name: tensor.contiguous() for name, tensor in stage.state().items()}
+            _write(temporary / _STATE, lambda path: safetensors.torch.save_file(state, path))
+            _write(temporary / _META, lambda path: path.write_bytes(canonical_json(meta.model_dump())))
+            _sync(temporary)
+            if final.exists():
+                # A folder can't be renamed over a full one. If we die between the two, the round before
+                # remains.
+                shutil.rmtree(final)
+            temporary.rename(final)
+            _sync(self.folder)
+        except (OSError, SafetensorError) as error:
+            with contextlib.suppress(OSError):
+                shutil.rmtree(temporary)
+            raise CheckpointError(
+                f"The checkpoint of round {stage.round} can't be written to {self.folder}: {error}. "
+                f"The earlier ones are kept ({self._kept()}). Free disk space; training goes on meanwhile."
+            ) from error
+        with contextlib.suppress(OSError):  # what stays too long is removed after the next save
+            for round_ in self.rounds()[:-KEPT]:
+                shutil.rmtree(self._path(round_))
+        return final
+
+    def load(self, stage: Stage, round_: int) -> None:
+        """Bring `stage` to the version that is ready to train `round_`.
+
+        Raises CheckpointError, and leaves `stage` as it is, where there is no such checkpoint, it is of
+        another model, stage or round, or it isn't what its state root says.
+        """
+        assert stage.index == self.index, "a stage's checkpoints have a folder of their own"
+        path = self._path(round_)
+        try:
+            data = (path / _META).read_bytes()
+            meta = _Meta.model_validate(parse_json(data, str(path / _META), _MAX_META_BYTES))
+            state = safetensors.torch.load_file(path / _STATE, device=str(stage.device))
+        except FileNotFoundError as error:
+            raise CheckpointError(
+                f"There is no whole checkpoint of round {round_} in {self.folder}; there is {self._kept()}."
+            ) from error
+        except (OSError, SafetensorError, MalformedMessage, ValidationError) as error:
+            raise CheckpointError(f"{path} can't be read: {error} {self._remedy(round_)}") from error
+        facts = {
+            "model": (self._model, meta.model),
+            "stage": (self.index, meta.stage),
+            "round": (round_, meta.round),
+        }
+        for what, (expected, found) in facts.items():
+            if expected != found:
+                raise CheckpointError(
+                    f"{path} is of {what} {found}, not {expected} ({self._name}). "
+                    "Give the folder that belongs to this model and stage."
+                )
+        root = "0x" + stage.root_of(state, round_).hex()
+        if root != meta.state_root:
+            raise CheckpointError(
+                f"{path} has state root {root} instead of {meta.state_root}: it was changed or damaged. "
+                + self._remedy(round_)
+            )
+        stage.load(state, round_)
+
+    def _path(self, round_: int) -> Path:
+        return self.folder / f"round-{round_:08d}"
+
+    def _kept(self) -> str:
+        return ", ".join(f"round {r}" for r in self.rounds()) or "none"
+
+    def _remedy(self, round_: int) -> str:
+        others = [r for r in self.rounds() if r != round_]
+        if others:
+            return f"Delete it and go on from round {others[-1]}."
+        return "Delete it and fetch the state from another provider of this stage."
+
+
+def _write(path: Path, write: Callable[[Path], object]) -> None:
+    write(path)
+    _sync(path)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,64 @@
+"""`commonweight node …`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(no_args_is_help=True, help="Run a compute-provider node.")
+
+
+@app.callback()
+def _group() -> None:
+    """Run a compute-provider node."""
+
+
+@app.command()
+def run(
+    coordinator: Annotated[str, typer.Option(help="Where to enrol: PEERID@HOST:PORT, as the coordinator prints it.")],
+    key: Annotated[Path, typer.Option(help="Keystore file of the node's key: its identity. See `keys new`.")],
+    dir: Annotated[Path, typer.Option(help="Folder for the checkpoints of this node's stage.")],
+    data: Annotated[Path | None, typer.Option(help="Folder of the packed text; the first stage needs it.")] = None,
+    listen: Annotated[
+        str, typer.Option(help="host:port for neighbouring stages; port 0 takes a free one.")
+    ] = "127.0.0.1:0",
+    advertise: Annotated[str | None, typer.Option(help="Host by which they reach it, if another one.")] = None,
+    payout: Annotated[
+        str | None, typer.Option(help="Account that is paid for the work. Default: the node's own.")
+    ] = None,
+    password_file: Annotated[Path | None, typer.Option(help="File with the key's password.")] = None,
+    device: Annotated[str, typer.Option(help="As torch names it: cpu, cuda:0.")] = "cpu",
+    threads: Annotated[int, typer.Option(min=1, max=1024, help="Compute threads.")] = 1,
+) -> None:
+    """Join a coordinator, hold the stage that it assigns, and train it.
+
+    The node keeps its stage: stopped or killed, it goes on from its last checkpoint when it is started again with the
+    same key. Its events are JSON lines on stdout (readable lines on a terminal). It ends when training is complete.
+    """
+    from eth_utils.address import is_address, to_checksum_address
+
+    from commonweight.chain.keys import load_key, read_password
+    from commonweight.errors import ConfigError
+    from commonweight.identity import NodeIdentity
+    from commonweight.runtime import run_until_stopped
+    from commonweight.wire.channel import split_address
+    from commonweight.wire.messages import split_peer
+    from node.control import Node, NodeConfig
+
+    split_peer(coordinator)
+    split_address(listen)
+    if payout is not None and not is_address(payout):
+        raise ConfigError(f"--payout {payout!r} is not an address: 0x and 40 hexadecimal digits.")
+    identity = NodeIdentity(load_key(key, read_password(password_file)).secret)
+    config = NodeConfig(
+        identity=identity,
+        coordinator=coordinator,
+        directory=dir,
+        data=data,
+        listen=listen,
+        advertise=advertise,
+        payout=to_checksum_address(payout) if payout else identity.address,
+        device=device,
+        threads=threads,
+    )
+    run_until_stopped(Node(config).run())

@@ -1,0 +1,282 @@
+"""A node's control process: keeps its worker running and its stream to the coordinator open, and signs reports.
+
+It holds the node's key; the worker holds the stage. What the coordinator says goes on to the worker, what the worker
+has done is signed and goes to the coordinator. If the coordinator is gone the node comes back to it, for as long as it
+takes; if the worker dies it is started again from its checkpoint.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+
+from commonweight.errors import CommonweightError, ConfigError, PeerUnreachable, Refused, WorkerDied
+from commonweight.events import emit
+from commonweight.identity import NodeIdentity
+from commonweight.rules.report import Domain, report_digest
+from commonweight.wire import PROTOCOL_VERSION
+from commonweight.wire.channel import join_address, open_channel, split_address
+from commonweight.wire.generated import control_pb2 as pb
+from commonweight.wire.generated import control_pb2_grpc, worker_pb2
+from commonweight.wire.messages import report_from_proto, split_peer
+from commonweight.wire.tls import fetch_certificate, make_certificate
+from node.supervisor import WorkerProcess
+
+HEARTBEAT_S = 1.0
+SILENCE_S = 10.0
+"""A coordinator that says nothing for this long is lost; it sends a heartbeat every second."""
+CALL_S = 10.0
+"""For one call to be answered."""
+MAX_BACKOFF_S = 5.0
+MAX_WORKER_DEATHS = 3
+"""In a row, without a finished round between them."""
+
+
+@dataclass(frozen=True)
+class NodeConfig:
+    """What one node runs with."""
+
+    identity: NodeIdentity
+    coordinator: str
+    """PEERID@host:port of its enrolment service."""
+    directory: Path
+    """For checkpoints."""
+    data: Path | None
+    """The packed text; only the holder of the first stage needs it."""
+    listen: str
+    """host:port of the data plane; port 0 takes a free one."""
+    advertise: str | None
+    """host by which neighbours reach it, where that isn't the one it listens on."""
+    payout: str
+    """Account that is paid."""
+    device: str
+    threads: int
+
+
+class Finished(Exception):
+    """The coordinator has no more work, ever."""
+
+
+class Node:
+    """One provider node."""
+
+    def __init__(self, config: NodeConfig) -> None:
+        """Nothing is started before `run`."""
+        self.config = config
+        self.certificate = make_certificate(config.identity)
+        self._worker: WorkerProcess | None = None
+        self._started: tuple[bytes, int] | None = None
+        """Spec and stage that the worker was started with."""
+        self._deaths = 0
+
+    async def run(self) -> None:
+        """Take part until the coordinator has no more work, or until cancelled."""
+        emit(
+            "node.started",
+            node=self.config.identity.address,
+            peer_id=self.config.identity.peer_id,
+            payout=self.config.payout,
+        )
+        backoff_s = 0.2
+        try:
+            while True:
+                try:
+                    await self._ensure_worker()
+                    await self._attend()
+                    backoff_s = 0.2
+                except Finished:
+                    emit("node.finished")
+                    return
+                except WorkerDied as error:
+                    if self._worker is not None:
+                        await self._worker.stop()
+                        self._worker = None
+                    self._deaths += 1
+                    emit("worker.died", code=error.code, message=error.args[0])
+                    if self._deaths >= MAX_WORKER_DEATHS:
+                        raise
+                except PeerUnreachable as error:
+                    emit("coordinator.lost", code=error.code, message=error.args[0], retry_s=backoff_s)
+                    await asyncio.sleep(backoff_s)
+                    backoff_s = min(2 * backoff_s, MAX_BACKOFF_S)
+        finally:
+            if self._worker is not None:
+                await self._worker.stop()
+
+    async def _ensure_worker(self) -> None:
+        if self._worker is None:
+            self._started = None
+            self._worker = await WorkerProcess.start(
+                listen=self.config.listen, certificate=self.certificate, threads=self.config.threads
+            )
+
+    async def _attend(self) -> None:
+        """One attachment to the coordinator, from enrolment to the end of its stream."""
+        worker = self._worker
+        assert worker is not None, "a node attends with its worker running"
+        peer_id, host, port = split_peer(self.config.coordinator)
+        coordinator = await fetch_certificate(host, port, peer_id, CALL_S)
+        try:
+            control_port = await self._enrol(join_address(host, port), coordinator)
+            async with open_channel(join_address(host, control_port), self.certificate, coordinator) as channel:
+                async with asyncio.timeout(CALL_S):
+                    await channel.channel_ready()
+                outbox: asyncio.Queue[pb.NodeMessage] = asyncio.Queue()
+                outbox.put_nowait(pb.NodeMessage(join=self._join(worker)))
+                call = control_pb2_grpc.ControlStub(channel).Attach(self._messages(outbox))
+                session = _Session(self.config, worker, outbox)
+                session.started = self._started
+                try:
+                    async with asyncio.TaskGroup() as tasks:
+                        tasks.create_task(session.obey(call))
+                        tasks.create_task(session.relay())
+                except ExceptionGroup as group:
+                    raise group.exceptions[0] from group
+                finally:
+                    self._started = session.started
+                    if session.rounds:
+                        self._deaths = 0
+                    await session.pause()
+        except grpc.aio.AioRpcError as error:
+            raise _explain(error) from error
+        except TimeoutError:
+            raise PeerUnreachable(
+                f"The coordinator at {host}:{port} didn't take the connection within {CALL_S:g} s."
+            ) from None
+
+    async def _enrol(self, address: str, coordinator: bytes) -> int:
+        async with open_channel(address, self.certificate, coordinator) as channel:
+            response = await control_pb2_grpc.EnrolmentStub(channel).Enrol(
+                pb.EnrolRequest(certificate=self.certificate.der, protocol_version=PROTOCOL_VERSION),
+                timeout=CALL_S,
+                wait_for_ready=True,
+            )
+        return int(response.control_port)
+
+    def _join(self, worker: WorkerProcess) -> pb.Join:
+        host, _ = split_address(self.config.listen)
+        return pb.Join(
+            data_address=join_address(self.config.advertise or host, worker.port),
+            certificate=self.certificate.der,
+            payout_account=self.config.payout,
+        )
+
+    @staticmethod
+    async def _messages(outbox: "asyncio.Queue[pb.NodeMessage]") -> AsyncIterator[pb.NodeMessage]:
+        while True:
+            try:
+                yield await asyncio.wait_for(outbox.get(), HEARTBEAT_S)
+            except TimeoutError:
+                yield pb.NodeMessage(heartbeat=pb.Heartbeat())
+
+
+class _Session:
+    """What one attachment knows."""
+
+    def __init__(self, config: NodeConfig, worker: WorkerProcess, outbox: "asyncio.Queue[pb.NodeMessage]") -> None:
+        self._config = config
+        self._worker = worker
+        self._outbox = outbox
+        self._assigned: asyncio.Future[pb.Assignment] = asyncio.get_running_loop().create_future()
+        self._generation = 0
+        self.started: tuple[bytes, int] | None = None
+        self.rounds = 0
+
+    async def obey(self, call) -> None:  # type: ignore[no-untyped-def]
+        """Pass on what the coordinator wants, until its stream ends."""
+        while True:
+            try:
+                message = await asyncio.wait_for(call.read(), SILENCE_S)
+            except TimeoutError:
+                raise PeerUnreachable(f"The coordinator was silent for {SILENCE_S:g} s.") from None
+            if message is grpc.aio.EOF:
+                raise PeerUnreachable(f"The coordinator ended the stream: {await call.details()}")
+            match message.WhichOneof("body"):
+                case "assignment":
+                    await self._start(message.assignment)
+                case "formation":
+                    self._generation = message.formation.generation
+                    await self._worker.send(worker_pb2.WorkerCommand(formation=message.formation))
+                case "plan":
+                    await self._worker.send(worker_pb2.WorkerCommand(plan=message.plan))
+                case "pause":
+                    emit("generation.paused", generation=message.pause.generation, why=message.pause.why)
+                    await self._worker.send(worker_pb2.WorkerCommand(pause=message.pause))
+                case "sealed":
+                    emit("round.credited", round=message.sealed.round)
+                case "finished":
+                    raise Finished
+
+    async def relay(self) -> None:
+        """Pass on what the worker has done, reports signed."""
+        while True:
+            event = await self._worker.receive()
+            match event.WhichOneof("body"):
+                case "pipes_open":
+                    self._outbox.put_nowait(pb.NodeMessage(pipes_open=event.pipes_open))
+                case "report":
+                    self._outbox.put_nowait(pb.NodeMessage(report=await self._sign(event.report)))
+                case "failure" if event.failure.fatal:
+                    emit("error", code=event.failure.code, message=event.failure.message)
+                    raise WorkerDied(event.failure.message)
+                case "failure":
+                    failure = event.failure
+                    emit(
+                        "pipes.failed",
+                        code=failure.code,
+                        message=failure.message,
+                        generation=failure.generation,
+                    )
+                    failed = pb.PipesFailed(generation=failure.generation, code=failure.code, why=failure.message)
+                    self._outbox.put_nowait(pb.NodeMessage(pipes_failed=failed))
+
+    async def pause(self) -> None:
+        """The coordinator is gone: what is in flight is void."""
+        try:
+            pause = pb.Pause(generation=self._generation, why="the coordinator is gone")
+            await self._worker.send(worker_pb2.WorkerCommand(pause=pause))
+        except WorkerDied:
+            return  # `relay` says so
+
+    async def _start(self, assignment: pb.Assignment) -> None:
+        wanted = (assignment.spec, assignment.stage)
+        if self.started is not None and self.started != wanted:
+            raise Refused(
+                f"This node's worker holds stage {self.started[1]}; the coordinator now wants stage "
+                f"{assignment.stage} or another model. Restart the node."
+            )
+        if assignment.stage == 0 and self._config.data is None:
+            raise ConfigError("This node holds the first stage, which reads the text: give --data FOLDER.")
+        emit("node.assigned", stage=assignment.stage, model_id="0x" + assignment.model_id.hex())
+        if self.started is None:
+            self.started = wanted
+            start = worker_pb2.WorkerStart(
+                spec=assignment.spec,
+                stage=assignment.stage,
+                state_dir=str(self._config.directory / f"stage-{assignment.stage}"),
+                data_dir=str(self._config.data or ""),
+                device=self._config.device,
+            )
+            await self._worker.send(worker_pb2.WorkerCommand(start=start))
+        if not self._assigned.done():
+            self._assigned.set_result(assignment)
+
+    async def _sign(self, message: worker_pb2.WorkerReport) -> pb.SignedReport:
+        assignment = await self._assigned
+        domain = Domain(assignment.chain_id, assignment.settlement)
+        digest = report_digest(domain, assignment.model_id, report_from_proto(message.report))
+        self.rounds += 1
+        emit("round.trained", round=message.report.round, seconds=round(message.report.seconds, 3))
+        return pb.SignedReport(
+            generation=message.generation,
+            report=message.report,
+            signature=self._config.identity.sign_digest(digest),
+        )
+
+
+def _explain(error: grpc.aio.AioRpcError) -> CommonweightError:
+    if error.code() is grpc.StatusCode.PERMISSION_DENIED:  # asking again won't help
+        return Refused(f"The coordinator refused this node: {error.details()}")
+    return PeerUnreachable(f"The connection to the coordinator failed: {error.details()}")

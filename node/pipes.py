@@ -1,0 +1,350 @@
+"""The data plane of a worker: one stream to the next stage, one from the previous, on the I/O thread's event loop.
+
+Both are of one generation, and end with it. What comes in is checked against the plan before anything is allocated
+for it: microbatches come strictly in order, in the spec's shapes, and never more than may be in flight.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+import torch
+
+from commonweight.errors import (
+    CommonweightError,
+    IdentityMismatch,
+    MalformedMessage,
+    PeerUnreachable,
+    UnplannedMessage,
+)
+from commonweight.events import emit
+from commonweight.rules.spec import ModelSpec
+from commonweight.rules.stages import in_flight_limit
+from commonweight.wire.channel import PIPE_FRAME_BYTES, open_channel, serve
+from commonweight.wire.generated import control_pb2, pipe_pb2_grpc
+from commonweight.wire.generated import pipe_pb2 as pb
+from commonweight.wire.pipe import Assembled, Assembler
+from commonweight.wire.tls import Certificate, peer_id_of, peer_of, server_credentials
+
+OPEN_S = 15.0
+"""For a pipe to open, from the formation on."""
+
+Plan = tuple[tuple[torch.dtype, tuple[int, ...]], ...]
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """What the pipes of one stage carry."""
+
+    spec: ModelSpec
+    stage: int
+    frozen_hash: bytes
+
+    @property
+    def activation(self) -> Plan:
+        """Token ids and code."""
+        training = self.spec.training
+        ids = (id_dtype(self.spec), (training.microbatch_sequences, training.sequence_length + 1))
+        return (ids, *self.gradient)
+
+    @property
+    def gradient(self) -> Plan:
+        """One gradient, of the shape of the code."""
+        training = self.spec.training
+        shape = (training.microbatch_sequences, training.sequence_length, self.spec.architecture.boundary_dim)
+        return ((getattr(torch, training.boundary_dtype), shape),)
+
+
+def id_dtype(spec: ModelSpec) -> torch.dtype:
+    """The smallest type that holds every token id."""
+    vocab = spec.architecture.vocab_size
+    return torch.uint8 if vocab <= 2**8 else torch.uint16 if vocab <= 2**16 else torch.int32
+
+
+class Flow:
+    """One direction of a pipe: which microbatch comes next, how many came, how many bytes left the other way."""
+
+    def __init__(self, plan: Plan, microbatches: int, first_round: int, limit: int) -> None:
+        """`limit`: how many may have come without being answered."""
+        self._plan = plan
+        self._microbatches = microbatches
+        self._next = first_round * microbatches
+        self._unanswered = 0
+        self._limit = limit
+        self.assembler = Assembler(self._expect)
+
+    def arrived(self) -> None:
+        """The microbatch that was expected is here."""
+        self._next += 1
+        self._unanswered += 1
+
+    def answered(self) -> None:
+        """One of those that came has been dealt with."""
+        self._unanswered -= 1
+
+    def _expect(self, round_: int, microbatch: int) -> Plan | None:
+        if self._unanswered >= self._limit:
+            raise UnplannedMessage(f"More than {self._limit} microbatches are in flight.")
+        return self._plan if (round_, microbatch) == divmod(self._next, self._microbatches) else None
+
+
+@dataclass
+class Pipe:
+    """An open stream to a neighbour."""
+
+    generation: int
+    flow: Flow
+    outbox: "asyncio.Queue[pb.PipeFrame]" = field(default_factory=asyncio.Queue)
+    bytes_sent: int = 0
+    """Of frames since they were last counted."""
+
+    def put(self, frames: Sequence[pb.PipeFrame]) -> None:
+        """Send these frames, in order."""
+        for frame in frames:
+            self.bytes_sent += frame.ByteSize()
+            self.outbox.put_nowait(frame)
+
+    def count_bytes(self) -> int:
+        """Bytes sent since the last call."""
+        count, self.bytes_sent = self.bytes_sent, 0
+        return count
+
+
+@dataclass
+class DataPlane:
+    """Both pipes of a stage. All methods run on the event loop."""
+
+    certificate: Certificate
+    on_activation: Callable[[int, Assembled], None]
+    on_gradient: Callable[[int, Assembled], None]
+    on_break: Callable[[int, CommonweightError], None]
+    """(generation, error); called once for each generation that can't go on."""
+    plan: StagePlan | None = None
+    previous: Pipe | None = None
+    next: Pipe | None = None
+    _formation: control_pb2.Formation | None = None
+    _changed: asyncio.Condition = field(default_factory=asyncio.Condition)
+    _tasks: set["asyncio.Task[None]"] = field(default_factory=set)
+    _server: Any = None
+
+    async def listen(self, address: str) -> int:
+        """Serve the previous stage; returns the port."""
+        self._server, port = await serve(
+            [(pipe_pb2_grpc.add_StagePipeServicer_to_server, _Service(self))],
+            address,
+            server_credentials(self.certificate, self._admitted),
+            max_message_bytes=PIPE_FRAME_BYTES,
+        )
+        return port
+
+    async def form(self, formation: control_pb2.Formation) -> None:
+        """Open the pipes of this generation. Raises WireError where they don't open in time."""
+        await self.close_pipes()
+        async with self._changed:
+            self._formation = formation
+            self._changed.notify_all()
+        try:
+            async with asyncio.timeout(OPEN_S):
+                if formation.HasField("next"):
+                    await self._connect(formation)
+                if formation.HasField("previous"):
+                    async with self._changed:
+                        await self._changed.wait_for(lambda: self.previous is not None)
+        except TimeoutError:
+            waits_for = formation.next if formation.HasField("next") and self.next is None else formation.previous
+            raise PeerUnreachable(
+                f"No pipe with {waits_for.peer_id} at {waits_for.data_address} within {OPEN_S:g} s. Check that this "
+                "address can be reached from here and that nothing filters the port."
+            ) from None
+
+    async def close_pipes(self) -> None:
+        """End the pipes of the present generation, without calling on_break."""
+        self._formation = self.previous = self.next = None
+        tasks, self._tasks = self._tasks, set()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def close(self) -> None:
+        """End everything."""
+        await self.close_pipes()
+        if self._server is not None:
+            await self._server.stop(grace=0)
+
+    def send_down(self, frames: Sequence[pb.PipeFrame]) -> None:
+        """One microbatch's activation, to the next stage."""
+        if self.next is not None:
+            self.next.put(frames)
+
+    def send_up(self, frames: Sequence[pb.PipeFrame]) -> None:
+        """One microbatch's gradient, to the previous stage."""
+        if self.previous is not None:
+            self.previous.flow.answered()
+            self.previous.put(frames)
+
+    async def _connect(self, formation: control_pb2.Formation) -> None:
+        plan = self._need_plan()
+        neighbour = formation.next
+        if (owner := peer_id_of(neighbour.certificate)) != neighbour.peer_id:
+            raise IdentityMismatch(f"The next stage's certificate is of {owner}, not of {neighbour.peer_id}.")
+        channel = open_channel(
+            neighbour.data_address,
+            self.certificate,
+            neighbour.certificate,
+            max_message_bytes=PIPE_FRAME_BYTES,
+        )
+        try:
+            await channel.channel_ready()
+            call = pipe_pb2_grpc.StagePipeStub(channel).Open()
+            await call.write(pb.PipeFrame(hello=self._hello(formation.generation)))
+            answer = await call.read()
+            if answer is grpc.aio.EOF:
+                raise PeerUnreachable(f"{neighbour.peer_id} ended the pipe: {await call.details()}")
+            self._check_hello(answer, formation.generation, plan.stage + 1)
+        except BaseException:
+            await channel.close()
+            raise
+        # A gradient answers an activation, so no more can come than were sent: the limit is our own.
+        flow = Flow(plan.gradient, self._microbatches(), formation.round, self._microbatches())
+        self.next = pipe = Pipe(formation.generation, flow)
+        self._spawn(self._pump(call, channel, pipe))
+
+    async def _pump(self, call: Any, channel: grpc.aio.Channel, pipe: Pipe) -> None:
+        async def write() -> None:
+            while True:
+                await call.write(await pipe.outbox.get())
+
+        writer = asyncio.create_task(write())
+        try:
+            while (frame := await call.read()) is not grpc.aio.EOF:
+                if (assembled := pipe.flow.assembler.add(frame)) is not None:
+                    pipe.flow.arrived()
+                    pipe.flow.answered()
+                    self.on_gradient(pipe.generation, assembled)
+            self._break(pipe.generation, PeerUnreachable(f"The next stage ended the pipe: {await call.details()}"))
+        except CommonweightError as error:
+            self._break(pipe.generation, error)
+        except grpc.aio.AioRpcError as error:
+            self._break(pipe.generation, PeerUnreachable(f"The pipe to the next stage broke: {error.details()}"))
+        finally:
+            writer.cancel()
+            with suppress(asyncio.CancelledError, grpc.aio.AioRpcError, asyncio.InvalidStateError):
+                await writer
+            await channel.close()
+
+    def _spawn(self, pump: Any) -> None:
+        task = asyncio.create_task(pump)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _break(self, generation: int, error: CommonweightError) -> None:
+        if self._formation is not None and self._formation.generation == generation:
+            self._formation = None
+            self.on_break(generation, error)
+
+    def _admitted(self) -> list[bytes]:
+        formation = self._formation
+        return [formation.previous.certificate] if formation is not None and formation.HasField("previous") else []
+
+    def _need_plan(self) -> StagePlan:
+        assert self.plan is not None, "the stage is loaded before its pipes open"
+        return self.plan
+
+    def _microbatches(self) -> int:
+        return self._need_plan().spec.training.microbatches_per_round
+
+    def _hello(self, generation: int) -> pb.PipeHello:
+        plan = self._need_plan()
+        return pb.PipeHello(
+            spec_hash=plan.spec.spec_hash,
+            generation=generation,
+            stage=plan.stage,
+            frozen_hash=plan.frozen_hash,
+        )
+
+    def _check_hello(self, frame: pb.PipeFrame, generation: int, stage: int) -> None:
+        if frame.WhichOneof("body") != "hello":
+            raise MalformedMessage("A pipe begins with a hello.")
+        expected = self._hello(generation)
+        expected.stage = stage
+        for name in ("spec_hash", "generation", "stage", "frozen_hash"):
+            if (found := getattr(frame.hello, name)) != (wanted := getattr(expected, name)):
+                raise UnplannedMessage(f"The neighbour's {name} is {_show(found)}; here it is {_show(wanted)}.")
+
+
+class _Service(pipe_pb2_grpc.StagePipeServicer):
+    """The end of the pipe that the previous stage opens."""
+
+    def __init__(self, plane: DataPlane) -> None:
+        self._plane = plane
+
+    async def Open(  # noqa: N802 - gRPC's name
+        self, requests: AsyncIterator[pb.PipeFrame], context: grpc.aio.ServicerContext
+    ) -> AsyncIterator[pb.PipeFrame]:
+        plane = self._plane
+        try:
+            async with asyncio.timeout(OPEN_S):
+                pipe = await self._accept(await anext(requests), peer_of(context))
+        except (CommonweightError, TimeoutError, StopAsyncIteration) as error:
+            emit("pipe.refused", peer=context.peer(), message=str(error))
+            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error) or "no hello in time")
+        failure: asyncio.Queue[CommonweightError] = asyncio.Queue()
+        reader = asyncio.create_task(self._read(requests, pipe, failure))
+        plane._tasks.add(reader)
+        try:
+            yield pb.PipeFrame(hello=plane._hello(pipe.generation))
+            while not reader.done():
+                getter = asyncio.ensure_future(pipe.outbox.get())
+                await asyncio.wait({getter, reader}, return_when=asyncio.FIRST_COMPLETED)
+                if getter.done():
+                    yield getter.result()
+                else:
+                    getter.cancel()
+            if not failure.empty():
+                await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(failure.get_nowait()))
+        finally:
+            reader.cancel()
+            plane._tasks.discard(reader)
+
+    async def _accept(self, frame: pb.PipeFrame, peer_id: str) -> Pipe:
+        plane = self._plane
+        generation = frame.hello.generation
+        async with plane._changed:  # the neighbour's formation may have come before ours
+            await plane._changed.wait_for(
+                lambda: plane._formation is not None and plane._formation.generation >= generation
+            )
+            formation = plane._formation
+            assert formation is not None
+            plan = plane._need_plan()
+            if peer_id != formation.previous.peer_id:
+                raise IdentityMismatch(f"{peer_id} opened the pipe of {formation.previous.peer_id}.")
+            plane._check_hello(frame, formation.generation, plan.stage - 1)
+            if plane.previous is not None:
+                raise UnplannedMessage(f"The pipe of generation {generation} is open already.")
+            limit = in_flight_limit(plan.spec, plan.stage - 1)
+            flow = Flow(plan.activation, plane._microbatches(), formation.round, limit)
+            plane.previous = pipe = Pipe(generation, flow)
+            plane._changed.notify_all()
+            return pipe
+
+    async def _read(
+        self, requests: AsyncIterator[pb.PipeFrame], pipe: Pipe, failure: "asyncio.Queue[CommonweightError]"
+    ) -> None:
+        try:
+            async for frame in requests:
+                if (assembled := pipe.flow.assembler.add(frame)) is not None:
+                    pipe.flow.arrived()
+                    self._plane.on_activation(pipe.generation, assembled)
+            self._plane._break(pipe.generation, PeerUnreachable("The previous stage ended the pipe."))
+        except CommonweightError as error:
+            failure.put_nowait(error)
+            self._plane._break(pipe.generation, error)
+        except grpc.RpcError as error:
+            self._plane._break(pipe.generation, PeerUnreachable(f"The pipe from the previous stage broke: {error}"))
+
+
+def _show(value: object) -> str:
+    return value.hex() if isinstance(value, bytes) else str(value)

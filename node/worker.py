@@ -1,0 +1,207 @@
+"""The compute worker: `python -m node.worker --link-fd N`, started by a node's control process.
+
+Two threads. The main one computes (see trainer.py). The other runs an event loop with the data plane and the link to
+the control process, and does nothing that keeps the interpreter's lock for long: Python that runs beside torch slows
+a stage up to twelve times.
+"""
+
+import argparse
+import asyncio
+import os
+import sys
+import threading
+from concurrent.futures import Future
+from pathlib import Path
+from queue import SimpleQueue
+
+import torch
+
+from commonweight.errors import CommonweightError, UnplannedMessage
+from commonweight.events import log_to_stdout
+from commonweight.rules.spec import parse_spec
+from commonweight.wire.generated import control_pb2, worker_pb2
+from commonweight.wire.link import Link, connect_link
+from commonweight.wire.messages import report_to_proto
+from commonweight.wire.pipe import Assembled
+from commonweight.wire.tls import Certificate, peer_id_of
+from node.pipes import DataPlane, StagePlan
+from node.trainer import (
+    Abandon,
+    Activation,
+    Gradient,
+    Item,
+    Outlet,
+    Quit,
+    Restore,
+    TrainedRound,
+    Trainer,
+    TrainRound,
+    open_trainer,
+)
+
+SWITCH_INTERVAL_S = 0.0005
+"""How long one thread may keep the other from the interpreter's lock: a tenth of Python's default."""
+
+
+class Worker:
+    """The I/O side. Its methods run on the event loop, unless they say otherwise."""
+
+    def __init__(self, link: Link, inbox: "SimpleQueue[Item]", trainers: "SimpleQueue[Trainer | None]") -> None:
+        """`trainers` gets the trainer for the main thread to run, or None where there is nothing to run."""
+        self._link = link
+        self._inbox = inbox
+        self._trainers = trainers
+        self._loop = asyncio.get_running_loop()
+        self._events: asyncio.Queue[worker_pb2.WorkerEvent] = asyncio.Queue()
+        self._plane: DataPlane | None = None
+        self._forming: asyncio.Task[None] | None = None
+
+    async def run(self) -> None:
+        """Serve the control process until it closes the link."""
+        sender = asyncio.create_task(self._send_events())
+        try:
+            while (command := await self._link.receive(worker_pb2.WorkerCommand)) is not None:
+                await self._obey(command)
+        except CommonweightError as error:
+            self._fail(0, error, fatal=True)
+            await self._events.join()
+        finally:
+            sender.cancel()
+            self._inbox.put(Quit())
+            self._trainers.put(None)
+            if self._plane is not None:
+                await self._plane.close()
+
+    async def _obey(self, command: worker_pb2.WorkerCommand) -> None:
+        match command.WhichOneof("body"):
+            case "listen":
+                await self._listen(command.listen)
+            case "start":
+                await self._start(command.start)
+            case "formation":
+                await self._stop_forming()
+                self._forming = asyncio.create_task(self._form(command.formation))
+            case "plan":
+                self._inbox.put(TrainRound(command.plan.generation, command.plan.round))
+            case "pause":
+                await self._stop_forming()
+                self._inbox.put(Abandon(command.pause.generation))
+                if self._plane is not None:
+                    await self._plane.close_pipes()
+            case other:
+                raise UnplannedMessage(f"The control process sent {other}, which this worker doesn't know.")
+
+    async def _listen(self, command: worker_pb2.WorkerListen) -> None:
+        certificate = Certificate(command.certificate, command.private_key, peer_id_of(command.certificate))
+        self._plane = DataPlane(certificate, self._take_activation, self._take_gradient, self._break)
+        port = await self._plane.listen(command.address)
+        self._events.put_nowait(worker_pb2.WorkerEvent(listening=worker_pb2.WorkerListening(port=port)))
+
+    async def _start(self, command: worker_pb2.WorkerStart) -> None:
+        assert self._plane is not None, "listen comes before start"
+        spec = parse_spec(command.spec)
+        trainer = await asyncio.to_thread(
+            lambda: open_trainer(
+                spec,
+                command.stage,
+                state_dir=Path(command.state_dir),
+                data_dir=Path(command.data_dir) if command.data_dir else None,
+                device=command.device,
+                inbox=self._inbox,
+                outlet=Outlet(
+                    send_down=lambda frames: self._call(self._send_down, frames),
+                    send_up=lambda frames: self._call(self._send_up, frames),
+                    report=lambda trained: self._call(self._report, trained),
+                    fail=lambda generation, error, fatal: self._call(self._fail, generation, error, fatal),
+                ),
+            )
+        )
+        self._plane.plan = StagePlan(spec, command.stage, trainer.stage.frozen_hash)
+        self._trainers.put(trainer)
+
+    async def _form(self, formation: control_pb2.Formation) -> None:
+        """Open the pipes and go to the round's state, both at once; then say so."""
+        assert self._plane is not None, "listen comes before a formation"
+        restored: Future[None] = Future()
+        self._inbox.put(Restore(formation.generation, formation.round, restored))
+        try:
+            await asyncio.gather(self._plane.form(formation), asyncio.wrap_future(restored))
+        except CommonweightError as error:
+            self._fail(formation.generation, error, fatal=restored.done() and restored.exception() is error)
+        else:
+            opened = control_pb2.PipesOpen(generation=formation.generation)
+            self._events.put_nowait(worker_pb2.WorkerEvent(pipes_open=opened))
+
+    async def _stop_forming(self) -> None:
+        task, self._forming = self._forming, None
+        if task is not None and not task.done():
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    def _take_activation(self, generation: int, arrived: Assembled) -> None:
+        tokens, code = arrived.tensors
+        digests = (arrived.digests[0], arrived.digests[1])
+        self._inbox.put(Activation(generation, arrived.microbatch, tokens, code, digests))
+
+    def _take_gradient(self, generation: int, arrived: Assembled) -> None:
+        self._inbox.put(Gradient(generation, arrived.microbatch, arrived.tensors[0], arrived.digests[0]))
+
+    def _break(self, generation: int, error: CommonweightError) -> None:
+        self._inbox.put(Abandon(generation))
+        self._fail(generation, error, fatal=False)
+
+    def _call(self, method, *arguments) -> None:  # type: ignore[no-untyped-def]
+        """Run a method on the event loop; for the compute thread."""
+        self._loop.call_soon_threadsafe(method, *arguments)
+
+    def _send_down(self, frames) -> None:  # type: ignore[no-untyped-def]
+        if self._plane is not None:
+            self._plane.send_down(frames)
+
+    def _send_up(self, frames) -> None:  # type: ignore[no-untyped-def]
+        if self._plane is not None:
+            self._plane.send_up(frames)
+
+    def _report(self, trained: TrainedRound) -> None:
+        assert self._plane is not None, "a round was trained over its pipes"
+        down, up = self._plane.next, self._plane.previous
+        message = report_to_proto(
+            trained.report, trained.seconds, down.count_bytes() if down else 0, up.count_bytes() if up else 0
+        )
+        report = worker_pb2.WorkerReport(generation=trained.generation, report=message)
+        self._events.put_nowait(worker_pb2.WorkerEvent(report=report))
+
+    def _fail(self, generation: int, error: CommonweightError, fatal: bool) -> None:
+        failure = worker_pb2.WorkerFailure(generation=generation, code=error.code, message=error.args[0], fatal=fatal)
+        self._events.put_nowait(worker_pb2.WorkerEvent(failure=failure))
+
+    async def _send_events(self) -> None:
+        while True:
+            await self._link.send(await self._events.get())
+            self._events.task_done()
+
+
+def main() -> None:
+    """Run until the control process closes the link."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--link-fd", type=int, required=True)
+    link_fd: int = parser.parse_args().link_fd
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
+    log_to_stdout()
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    inbox: SimpleQueue[Item] = SimpleQueue()
+    trainers: SimpleQueue[Trainer | None] = SimpleQueue()
+
+    async def serve() -> None:
+        async with await connect_link(link_fd) as link:
+            await Worker(link, inbox, trainers).run()
+
+    io = threading.Thread(target=lambda: asyncio.run(serve()), name="io")
+    io.start()
+    if (trainer := trainers.get()) is not None:
+        trainer.run()
+    io.join()
+
+
+if __name__ == "__main__":
+    main()

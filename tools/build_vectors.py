@@ -1,0 +1,457 @@
+"""Write the vectors that every implementation of the rules must reproduce: `python tools/build_vectors.py
+[--check]`.
+
+They follow from the rules and from constants alone, so that a change of a rule shows as a changed vector.
+Solidity reads merkle.json, emission.json and accounting.json; Python reads all of them. `--check` writes
+nothing and fails where a file isn't what the rules say.
+"""
+
+import argparse
+import json
+import struct
+import sys
+from collections.abc import Callable
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from eth_hash.auto import keccak
+from eth_utils.address import to_checksum_address
+
+from commonweight.rules.accounting import divide_shares
+from commonweight.rules.canonical import canonical_json
+from commonweight.rules.emission import emission, split_emission
+from commonweight.rules.merkle import MerkleTree, settlement_leaf
+from commonweight.rules.report import HOP_HASHES, NO_TENSOR, Domain, Hop, Report, report_digest
+from commonweight.rules.sampling import permute, sample_indices, window_count
+from commonweight.rules.spec import ModelSpec, build_spec
+from commonweight.rules.stages import head_flops, layer_flops, stage_layers, stage_units
+from commonweight.rules.statement import SealedRound, credit_report, make_statement, to_hex
+
+VECTORS = Path(__file__).resolve().parent.parent / "tests" / "vectors"
+SETTLEMENT = "0x5615dEB798BB3E4dFa0139dFa1b3D433Cc23b72f"
+MAX_UINT256 = 2**256 - 1
+
+TINY: dict[str, Any] = {
+    "format": "commonweight.model/1",
+    "name": "tiny",
+    "seed": 7,
+    "stages": 3,
+    "architecture": {
+        "vocab_size": 257,
+        "d_model": 32,
+        "boundary_dim": 8,
+        "n_layers": 8,
+        "n_heads": 4,
+        "n_kv_heads": 2,
+        "d_ff": 64,
+        "rope_theta": 10000,
+        "norm_eps": "0.00001",
+    },
+    "training": {
+        "sequence_length": 16,
+        "microbatch_sequences": 2,
+        "microbatches_per_round": 3,
+        "compute_dtype": "float32",
+        "boundary_dtype": "float32",
+        "learning_rate": "0.003",
+        "final_learning_rate": "0.0003",
+        "warmup_rounds": 10,
+        "decay_rounds": 1000,
+        "beta1": "0.9",
+        "beta2": "0.95",
+        "adam_eps": "0.00000001",
+        "weight_decay": "0.1",
+        "grad_clip": "1",
+    },
+    "data": {"tokenizer": "bytes", "manifest": "0x" + "11" * 32, "tokens": 2000},
+    "economics": {
+        "rounds_per_epoch": 2,
+        "max_supply": "1000000000000000000000000",
+        "initial_emission": "1000000000000000000000",
+        "halving_epochs": 2,
+        "designer_bps": 500,
+        "data_bps": 1000,
+    },
+}
+"""A small spec in factored form; the others differ from it by what their name says."""
+
+
+def changed(**parts: Any) -> ModelSpec:
+    """TINY with some fields of its parts, and of itself, replaced."""
+    fields = {
+        key: {**value, **parts.pop(key, {})} if isinstance(value, dict) else value
+        for key, value in TINY.items()
+    }
+    return build_spec({**fields, **parts})
+
+
+SPECS = {
+    "tiny": changed(),
+    "dense": changed(name="dense", architecture={"boundary_dim": 32}),
+    "one-stage": changed(name="one-stage", stages=1),
+    "layer-per-stage": changed(name="layer-per-stage", stages=8),
+    "heavy-head": changed(name="heavy-head", architecture={"vocab_size": 2**20}),
+    "light-head": changed(name="light-head", stages=5, architecture={"vocab_size": 2, "n_layers": 33}),
+    "llama-8b": changed(
+        name="llama-8b",
+        stages=8,
+        seed=2**53 - 1,
+        architecture={
+            "vocab_size": 128256,
+            "d_model": 4096,
+            "boundary_dim": 40,
+            "n_layers": 32,
+            "n_heads": 32,
+            "n_kv_heads": 8,
+            "d_ff": 14336,
+            "rope_theta": 500000,
+        },
+        training={
+            "sequence_length": 4096,
+            "microbatch_sequences": 1,
+            "microbatches_per_round": 512,
+            "compute_dtype": "bfloat16",
+            "boundary_dtype": "bfloat16",
+        },
+        data={"tokenizer": "0x" + "22" * 32, "tokens": 15 * 10**12},
+    ),
+}
+
+
+def draw(label: str, below: int) -> int:
+    """A number in range(below) that depends on the label alone."""
+    return int.from_bytes(b"".join(keccak(b"%d/" % i + label.encode()) for i in range(2)), "big") % below
+
+
+def address(label: str) -> str:
+    """An address that depends on the label alone, in its EIP-55 spelling."""
+    return to_checksum_address(keccak(label.encode())[12:])
+
+
+def build_merkle() -> Any:
+    """Trees of settlement leaves."""
+    ordinary = {
+        count: [
+            (
+                address(f"account {count}/{i}"),
+                draw(f"cumulative {count}/{i}", 2**96),
+                draw(f"epoch {count}/{i}", 2**90),
+                draw(f"debt {count}/{i}", 2**245),
+            )
+            for i in range(count)
+        ]
+        for count in (1, 2, 3, 7, 33)
+    }
+    extremes = [
+        ("0x" + "00" * 20, 0, 0, 0),
+        ("0x" + "ff" * 20, 2**96, 2**96, 0),
+        ("0x" + "00" * 19 + "01", 2**96, 0, 2**245),
+        ("0x" + "80" + "00" * 19, MAX_UINT256, MAX_UINT256, MAX_UINT256),
+        ("0x" + "00" * 20, 1, 0, 0),
+        ("0x" + "00" * 20, 0, 1, 0),
+        ("0x" + "00" * 20, 0, 0, 1),
+    ]
+    same_twice = [ordinary[3][0], ordinary[3][1], ordinary[3][0]]
+    cases = [(31337, SETTLEMENT, rows) for rows in ordinary.values()]
+    cases += [(1, SETTLEMENT, ordinary[7]), (31337, address("another settlement"), ordinary[7])]
+    cases += [(2**53 - 1, "0x" + "ff" * 20, extremes), (31337, SETTLEMENT, same_twice)]
+    return {"cases": [_merkle_case(*case) for case in cases]}
+
+
+def _merkle_case(chain_id: int, settlement: str, rows: list[tuple[str, int, int, int]]) -> Any:
+    leaves = [settlement_leaf(chain_id, settlement, *row) for row in rows]
+    tree = MerkleTree(leaves)
+    return {
+        "chain_id": chain_id,
+        "settlement": settlement,
+        "leaves": [
+            {
+                "account": account,
+                "cumulative_shares": str(cumulative),
+                "epoch_shares": str(shares),
+                "debt_before": str(debt),
+                "leaf": to_hex(leaves[i]),
+                "proof": [to_hex(sibling) for sibling in tree.proof(i)],
+            }
+            for i, (account, cumulative, shares, debt) in enumerate(rows)
+        ],
+        "root": to_hex(tree.root),
+    }
+
+
+def build_emission() -> Any:
+    """What epochs mint, past the epoch where nothing is left."""
+    cases = []
+    for initial, halving in (
+        (10**21, 1),
+        (10**21, 2),
+        (10**21, 100),
+        (2**95, 1),
+        (2**95 - 1, 1),
+        (1, 1),
+        (0, 1),
+        (12345678901234567890, 7),
+        (3, 2**31 - 1),
+    ):
+        spec = changed(
+            economics={
+                "max_supply": str(2**96),
+                "initial_emission": str(initial),
+                "halving_epochs": halving,
+            }
+        )
+        edges = {
+            k * halving + d for k in (0, 1, 2, 3, 64, 95, 96, 97, 255, 256, 257, 300) for d in (-1, 0, 1)
+        }
+        epochs = sorted(epoch for epoch in {*edges, 10**6, 2**32 - 1} if 0 <= epoch < 2**32)
+        amounts = [str(emission(spec.economics, epoch)) for epoch in epochs]
+        cases.append(
+            {
+                "initial": str(initial),
+                "halving_epochs": halving,
+                "emission": {"epochs": epochs, "amounts": amounts},
+            }
+        )
+    return {"cases": cases}
+
+
+def build_accounting() -> Any:
+    """How an epoch's shares are split."""
+    cases = []
+    for minted in (0, 1, 2, 9_999, 10_000, 10_001, 10**21, 10**21 // 3, 2**96 - 1, 2**96):
+        for designer_bps, data_bps in (
+            (0, 0),
+            (500, 1000),
+            (1, 1),
+            (3333, 3333),
+            (5000, 5000),
+            (10_000, 0),
+            (0, 9_999),
+        ):
+            split = split_emission(minted, designer_bps, data_bps)
+            cases.append(
+                {
+                    "minted": str(minted),
+                    "designer_bps": designer_bps,
+                    "data_bps": data_bps,
+                    "designer": str(split.designer),
+                    "data": str(split.data),
+                    "compute": str(split.compute),
+                }
+            )
+    return {"cases": cases}
+
+
+def build_spec_vectors() -> Any:
+    """The encoding, the hash, the cut and the work units of specs."""
+    return {
+        "cases": [
+            {
+                "name": name,
+                "spec": spec.model_dump(),
+                "canonical": canonical_json(spec.model_dump()).decode(),
+                "spec_hash": to_hex(spec.spec_hash),
+                "layer_flops": str(layer_flops(spec)),
+                "head_flops": str(head_flops(spec)),
+                "stage_layers": [[layers.start, layers.stop] for layers in stage_layers(spec)],
+                "stage_units": [str(stage_units(spec, stage)) for stage in range(spec.stages)],
+            }
+            for name, spec in SPECS.items()
+        ]
+    }
+
+
+def build_sampling() -> Any:
+    """Which windows microbatches draw, also across the end of a pass."""
+    cases = []
+    for name, rounds in (("tiny", (0, 1, 19, 20, 21, 1000)), ("llama-8b", (0, 1, 10**6))):
+        spec = SPECS[name]
+        last = spec.training.microbatches_per_round - 1
+        for number in rounds:
+            for microbatch in (0, 1, last):
+                windows = [str(window) for window in sample_indices(spec, number, microbatch)]
+                cases.append({"spec": name, "round": number, "microbatch": microbatch, "windows": windows})
+    permutations = [
+        {"count": count, "key": key, "image": [permute(i, count, key.encode()) for i in range(count)]}
+        for count in (1, 2, 3, 4, 5, 16, 17, 100)
+        for key in ("7/0", "7/1")
+    ]
+    counts = {name: str(window_count(spec)) for name, spec in SPECS.items()}
+    return {"cases": cases, "permutations": permutations, "window_counts": counts}
+
+
+def build_shares() -> Any:
+    """Shares by largest remainder."""
+    cases = []
+    for total, weights in (
+        (0, {"a": 1, "b": 2}),
+        (1, {"a": 1, "b": 1}),
+        (1, {"b": 1, "a": 1}),
+        (2, {"c": 1, "b": 1, "a": 1}),
+        (10, {"a": 1, "b": 1, "c": 1}),
+        (100, {"a": 0, "b": 7, "c": 0, "d": 3, "e": 4}),
+        (5, {"only": 9}),
+        (850 * 10**18, {address(f"worker {i}"): 3 * 10**15 + draw(f"units {i}", 10**15) for i in range(9)}),
+        (2**96, {address(f"worker {i}"): draw(f"many units {i}", 2**120) for i in range(5)}),
+    ):
+        parts = divide_shares(total, weights)
+        cases.append(
+            {
+                "total": str(total),
+                "weights": {account: str(weight) for account, weight in weights.items()},
+                "shares": {account: str(part) for account, part in parts.items()},
+            }
+        )
+    return {"cases": cases}
+
+
+def tensor_hash(*parts: Any) -> bytes:
+    """Stands for the hash of a tensor's bytes."""
+    return sha256("/".join(map(str, parts)).encode()).digest()
+
+
+def make_reports(spec: ModelSpec, number: int) -> tuple[Report, ...]:
+    """The reports of all stages about one round that nobody disagrees about."""
+    last = spec.stages - 1
+
+    def crossing(kind: str, boundary: int, j: int) -> bytes:
+        return NO_TENSOR if boundary in (0, spec.stages) else tensor_hash(kind, number, boundary, j)
+
+    return tuple(
+        Report(
+            round=number,
+            stage=stage,
+            hops=tuple(
+                Hop(
+                    tokens=tensor_hash("tokens", number, j),
+                    activation_in=crossing("activation", stage, j),
+                    activation_out=crossing("activation", stage + 1, j),
+                    gradient_in=crossing("gradient", stage + 1, j),
+                    gradient_out=crossing("gradient", stage, j),
+                    loss=5.5 - number / 8 + j / 64 if stage == last else 0.0,
+                )
+                for j in range(spec.training.microbatches_per_round)
+            ),
+            gradient_hash=tensor_hash("gradient", number, stage),
+            state_before=tensor_hash("state", number, stage),
+            state_after=tensor_hash("state", number + 1, stage),
+        )
+        for stage in range(spec.stages)
+    )
+
+
+def build_report() -> Any:
+    """What providers sign."""
+    domains = (Domain(31337, SETTLEMENT), Domain(1, SETTLEMENT), Domain(31337, address("another settlement")))
+    model_id = keccak(b"model")
+    cases = [
+        _report_case(domain, model_id, report)
+        for domain in domains
+        for report in make_reports(SPECS["tiny"], 3)
+    ]
+    return {"cases": cases}
+
+
+def _report_case(domain: Domain, model_id: bytes, report: Report) -> Any:
+    return {
+        "chain_id": domain.chain_id,
+        "settlement": domain.settlement,
+        "domain_separator": to_hex(domain.separator),
+        "model_id": to_hex(model_id),
+        "round": report.round,
+        "stage": report.stage,
+        "hops": [
+            {
+                **{name: to_hex(getattr(hop, name)) for name in HOP_HASHES},
+                "loss_bits": to_hex(struct.pack(">d", hop.loss)),
+                "leaf": to_hex(hop.leaf(number)),
+            }
+            for number, hop in enumerate(report.hops)
+        ],
+        "hops_root": to_hex(report.hops_root),
+        "gradient_hash": to_hex(report.gradient_hash),
+        "state_before": to_hex(report.state_before),
+        "state_after": to_hex(report.state_after),
+        "digest": to_hex(report_digest(domain, model_id, report)),
+    }
+
+
+def build_statement() -> Any:
+    """The statements of three epochs; a provider comes, another goes."""
+    spec = SPECS["tiny"]
+    balances: dict[str, Any] = {}
+    epochs = []
+    for epoch in range(3):
+        first = epoch * spec.economics.rounds_per_epoch
+        rounds = [
+            SealedRound(
+                round=number,
+                reports=tuple(
+                    credit_report(
+                        spec,
+                        report,
+                        address(f"node {report.stage + (epoch if report.stage == 1 else 0)}"),
+                        address(f"owner {(report.stage + epoch) % 4}"),
+                        tensor_hash("signature", number, report.stage) * 2 + b"\x1b",
+                    )
+                    for report in make_reports(spec, number)
+                ),
+            )
+            for number in range(first, first + spec.economics.rounds_per_epoch)
+        ]
+        accumulator = (0, 3**80, 3**90)[epoch]
+        statement = make_statement(
+            spec,
+            chain_id=31337,
+            settlement=SETTLEMENT,
+            model_id=keccak(b"model"),
+            epoch=epoch,
+            rounds=rounds,
+            balances_before=balances,
+            accumulator_before=accumulator,
+        )
+        balances = statement.balances()
+        epochs.append({"statement": statement.model_dump(mode="json"), "hash": to_hex(statement.hash)})
+    return {"spec": "tiny", "epochs": epochs}
+
+
+BUILDERS: dict[str, Callable[[], Any]] = {
+    "merkle": build_merkle,
+    "emission": build_emission,
+    "accounting": build_accounting,
+    "spec": build_spec_vectors,
+    "sampling": build_sampling,
+    "shares": build_shares,
+    "report": build_report,
+    "statement": build_statement,
+}
+
+
+def build_text(name: str) -> str:
+    """The text of the vector file `name`.json."""
+    return json.dumps(BUILDERS[name](), indent=1, ensure_ascii=False) + "\n"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Write the files, or compare them. Returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true", help="compare instead of writing")
+    check = parser.parse_args(arguments).check
+    stale = []
+    for name in BUILDERS:
+        path, text = VECTORS / f"{name}.json", build_text(name)
+        if check:
+            if not path.exists() or path.read_text() != text:
+                stale.append(path.name)
+        else:
+            path.write_text(text)
+    if stale:
+        print(
+            f"not what the rules say: {', '.join(stale)}. If the rule was meant to change, run {parser.prog}."
+        )
+    return 1 if stale else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
