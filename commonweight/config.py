@@ -18,8 +18,8 @@ from typing import Any
 
 from commonweight.errors import ConfigError
 
-SHARED = frozenset({"dir", "key", "model", "password-file", "registry", "rpc", "statements"})
-"""The keys that may stand at the top of the file, outside of every table: options that several commands have."""
+SHARED = frozenset({"model", "registry", "rpc"})
+"""The keys that may stand at the top of the file, outside of every table: they mean the same to each command."""
 
 Tree = Mapping[str, "str | Tree"]
 """A command's options (name without dashes → name of the parameter) and, in a group, its commands by name."""
@@ -50,13 +50,13 @@ def _defaults(table: Mapping[str, Any], tree: Tree, inherited: Mapping[str, Any]
     subcommands = {name for name, target in tree.items() if not isinstance(target, str)}
     _refuse_unknown(table, {*_option_names(tree), *subcommands}, where)
     values = {**inherited, **{_plain(key): value for key, value in table.items() if key not in subcommands}}
-    return {
-        target if isinstance(target, str) else name: values[name]
-        if isinstance(target, str)
-        else _defaults(_table(table, name, where), target, values, f"{where}.{name}")
-        for name, target in tree.items()
-        if not isinstance(target, str) or name in values
-    }
+    found: dict[str, Any] = {}
+    for name, target in tree.items():
+        if not isinstance(target, str):
+            found[name] = _defaults(_table(table, name, where), target, values, f"{where}.{name}")
+        elif name in values:
+            found[target] = values[name]
+    return found
 
 
 def _option_names(tree: Tree) -> Iterator[str]:
@@ -82,6 +82,8 @@ def _refuse_unknown(table: Mapping[str, Any], known: Collection[str], where: str
         if key not in known and _plain(key) not in known:
             guess = get_close_matches(_plain(key), known, 1)
             hint = f"Did you mean {guess[0]!r}?" if guess else f"Known here: {', '.join(sorted(known))}."
+            if not where:
+                hint += " Options of one command stand in its table, such as [claim]."
             raise ConfigError(f"{_path(where, key)} in the configuration file is no option or command. {hint}")
 
 

@@ -19,6 +19,7 @@
     │   ├── WrongChain           CHAIN_WRONG_ID
     │   ├── InsufficientFunds    CHAIN_NO_FUNDS
     │   ├── TransactionFailed    CHAIN_REVERTED
+    │   ├── TransactionUnconfirmed  CHAIN_UNCONFIRMED
     │   └── StatementMismatch    CHAIN_STATEMENT
     └── StateError                         exit 5   what this machine keeps on its disk
         ├── CheckpointError      STATE_CHECKPOINT
@@ -150,6 +151,12 @@ class TransactionFailed(ChainError):
     """A contract refused the call; the message names its custom error."""
 
     code = "CHAIN_REVERTED"
+
+
+class TransactionUnconfirmed(ChainError):
+    """A transaction that was sent and has no receipt yet: it can still be mined."""
+
+    code = "CHAIN_UNCONFIRMED"
 
 
 class StatementMismatch(ChainError):

@@ -43,6 +43,7 @@ def parse_event(line: str | bytes) -> Event | None:
 
 def emit(name: str, **fields: Any) -> None:
     """Record that something happened. Fields are JSON values, never secrets. Safe from any thread."""
+    assert not fields.keys() & {"event", "time", "pid"}, "these say who emitted the event, and when"
     event = Event(name, fields, time.time(), os.getpid())
     with _lock:
         for sink in _sinks:
@@ -60,7 +61,7 @@ def write_to(stream: TextIO) -> Sink:
     render = _render if stream.isatty() else Event.to_json
 
     def sink(event: Event) -> None:
-        print(render(event), file=stream, flush=True)  # noqa: T201
+        print(render(event), file=stream, flush=True)
 
     return sink
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from commonweight.chain.contracts import EpochSettlement, ModelRegistry
 from commonweight.chain.keys import Key
+from commonweight.chain.records import ModelTerms
 from commonweight.chain.rpc import Chain
 from commonweight.chain.sender import Sender
 from commonweight.errors import ConfigError
@@ -58,6 +59,7 @@ async def run_coordinator(config: CoordinatorConfig) -> None:
             f"Model 0x{config.model_id.hex()} was registered with spec 0x{registered.spec_hash.hex()}; the given "
             f"spec hashes to 0x{config.spec.spec_hash.hex()}. Give the spec that was registered."
         )
+    check_terms(config.spec, registered.terms)
     place = Place(config.model_id, Domain(config.chain_id, registered.settlement))
     ledger = Ledger(config.ledger_url)
     progress = await asyncio.to_thread(
@@ -98,13 +100,32 @@ async def run_coordinator(config: CoordinatorConfig) -> None:
     ledger.close()
 
 
+def check_terms(spec: ModelSpec, terms: ModelTerms) -> None:
+    """Raise ConfigError where the chain would mint by other terms than the spec's: then no epoch could be settled."""
+    economics = spec.economics
+    pairs = {
+        "max_supply": (int(economics.max_supply), terms.max_supply),
+        "initial_emission": (int(economics.initial_emission), terms.initial_emission),
+        "halving_epochs": (economics.halving_epochs, terms.halving_epochs),
+        "designer_bps": (economics.designer_bps, terms.designer_bps),
+        "data_bps": (economics.data_bps, terms.data_bps),
+        "stages": (spec.stages, terms.stages),
+    }
+    for name, (wanted, found) in pairs.items():
+        if wanted != found:
+            raise ConfigError(
+                f"The model was registered with {name} {found}; its spec says {wanted}. Register it again with the "
+                "spec's terms: what is on chain never changes."
+            )
+
+
 @asynccontextmanager
 async def _serving(config: CoordinatorConfig, training: Training, certificate: Certificate) -> AsyncIterator[None]:
     """Both services, from the moment they are announced to the end of the last call."""
     host, _ = split_address(config.listen)
     admission = Admission(config.allowed)
     control, control_port = await serve(
-        [(control_pb2_grpc.add_ControlServicer_to_server, ControlService(training))],
+        [(control_pb2_grpc.add_ControlServicer_to_server, ControlService(training, admission))],
         join_address(host, 0),
         server_credentials(certificate, admission.admitted),
     )

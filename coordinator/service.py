@@ -17,6 +17,7 @@ from commonweight.wire.channel import split_address
 from commonweight.wire.generated import control_pb2 as pb
 from commonweight.wire.generated import control_pb2_grpc
 from commonweight.wire.messages import report_from_proto
+from commonweight.wire.status import refuse
 from commonweight.wire.tls import peer_id_of, peer_of
 from coordinator.training import Member, Send, Submission, Training
 
@@ -81,8 +82,8 @@ class EnrolmentService(control_pb2_grpc.EnrolmentServicer):
                 )
             peer_id = self.admission.enrol(request.certificate)
         except CommonweightError as error:
-            emit("enrolment.refused", code=error.code, message=str(error), peer=context.peer())
-            await context.abort(grpc.StatusCode.PERMISSION_DENIED, str(error))
+            emit("enrolment.refused", code=error.code, message=error.args[0], peer=context.peer())
+            await refuse(context, error)
         emit("enrolment.accepted", node=address_of(peer_id), peer_id=peer_id)
         return pb.EnrolResponse(control_port=self.control_port)
 
@@ -92,6 +93,7 @@ class ControlService(control_pb2_grpc.ControlServicer):
     """Passes what nodes say to the training, and back."""
 
     training: Training
+    admission: Admission
 
     async def Attach(  # noqa: N802 - gRPC's name
         self, requests: AsyncIterator[pb.NodeMessage], context: grpc.aio.ServicerContext
@@ -113,8 +115,7 @@ class ControlService(control_pb2_grpc.ControlServicer):
                 except TimeoutError:
                     message = pb.CoordinatorMessage(heartbeat=pb.Heartbeat())
                 if isinstance(message, CommonweightError):
-                    await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(message))
-                    return
+                    await refuse(context, message)
                 yield message
         finally:
             reader.cancel()
@@ -124,7 +125,7 @@ class ControlService(control_pb2_grpc.ControlServicer):
     ) -> None:
         member: Member | None = None
         try:
-            member = self._introduce(await self._next(requests), peer_of(context), send)
+            member = self._introduce(await self._next(requests), peer_of(context, self.admission.admitted), send)
             self.training.join(member)
             while True:
                 self._take(member, await self._next(requests))

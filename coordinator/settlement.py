@@ -10,7 +10,7 @@ from pathlib import Path
 
 from commonweight.chain.contracts import EpochSettlement
 from commonweight.chain.rpc import Chain
-from commonweight.errors import LedgerError, RpcUnreachable
+from commonweight.errors import LedgerError, RpcUnreachable, TransactionUnconfirmed
 from commonweight.events import emit
 from commonweight.failpoints import failpoint
 from commonweight.rules.canonical import canonical_json
@@ -58,7 +58,7 @@ class Settlement:
             try:
                 wait_s = await asyncio.to_thread(self._advance, epoch)
                 retry_s = 1.0
-            except RpcUnreachable as error:
+            except (RpcUnreachable, TransactionUnconfirmed) as error:
                 emit("chain.unreachable", epoch=epoch, code=error.code, message=str(error), retry_s=retry_s)
                 wait_s, retry_s = retry_s, min(2 * retry_s, MAX_RETRY_S)
             if wait_s is None:

@@ -80,8 +80,9 @@ class Training:
             roots=progress.roots,
         )
         self._members: dict[str, Member] = {}
-        self._submissions: dict[Report, Submission] = {}
-        self._events: asyncio.Queue[tuple[rounds.Event, Member | None]] = asyncio.Queue()
+        self._accepted: dict[int, Submission] = {}
+        """By stage: what came with the reports that the state holds."""
+        self._events: asyncio.Queue[tuple[rounds.Event, Member, Submission | None]] = asyncio.Queue()
         self._started_s = 0.0
         self._failed_generations = 0
         self._sealed = asyncio.Condition()
@@ -98,24 +99,23 @@ class Training:
 
     def join(self, member: Member) -> None:
         """A node has connected and said who it is."""
-        self._events.put_nowait((rounds.Joined(member.node), member))
+        self._events.put_nowait((rounds.Joined(member.node), member, None))
 
     def leave(self, member: Member) -> None:
         """That connection is gone."""
-        self._events.put_nowait((rounds.Lost(member.node), member))
+        self._events.put_nowait((rounds.Lost(member.node), member, None))
 
     def open_pipes(self, member: Member, generation: int) -> None:
         """The node's pipes are open."""
-        self._events.put_nowait((rounds.Ready(member.node, generation), member))
+        self._events.put_nowait((rounds.Ready(member.node, generation), member, None))
 
     def break_pipes(self, member: Member, generation: int, why: str) -> None:
         """The node's pipes don't open, or broke."""
-        self._events.put_nowait((rounds.Broken(member.node, generation, why), member))
+        self._events.put_nowait((rounds.Broken(member.node, generation, why), member, None))
 
     def submit(self, member: Member, generation: int, submission: Submission) -> None:
         """A report whose signature is the node's."""
-        self._submissions[submission.report] = submission
-        self._events.put_nowait((rounds.Reported(member.node, generation, submission.report), member))
+        self._events.put_nowait((rounds.Reported(member.node, generation, submission.report), member, submission))
 
     def say_finished(self) -> None:
         """Tell every node that it may go."""
@@ -125,18 +125,22 @@ class Training:
     async def run(self) -> None:
         """Advance until cancelled. Raises Refused when the rules say that a person must look."""
         while True:
-            event, member = await self._events.get()
-            if member is not None and not self._admit(event, member):
+            event, member, submission = await self._events.get()
+            if not self._admit(event, member):
                 continue
             state, effects = advance(self._state, event)
-            await asyncio.to_thread(self._store, effects)
+            accepted = dict(self._accepted)
+            if submission is not None:
+                accepted.setdefault(submission.report.stage, submission)  # the rules, too, keep the first
+            await asyncio.to_thread(self._store, effects, accepted)
             self._state = state
-            if isinstance(event, rounds.Joined) and member and self._members.get(member.node) is member:
+            self._accepted = {stage: accepted[stage] for stage in state.reports}
+            if isinstance(event, rounds.Joined) and self._members.get(member.node) is member:
                 stage = state.seats.index(member.node)
                 member.send(pb.CoordinatorMessage(assignment=self._assign(stage)))
                 emit("node.joined", node=member.node, stage=stage, data_address=member.data_address)
             for effect in effects:
-                await self._act(effect, member)
+                await self._act(effect, member, accepted)
 
     def _admit(self, event: rounds.Event, member: Member) -> bool:
         """Whether the event comes from the connection that counts for its node; keeps the register of those."""
@@ -155,7 +159,7 @@ class Training:
                 return current is member
         return True
 
-    def _store(self, effects: tuple[rounds.Effect, ...]) -> None:
+    def _store(self, effects: tuple[rounds.Effect, ...], accepted: dict[int, Submission]) -> None:
         for effect in effects:
             match effect:
                 case rounds.Seated(node, stage):
@@ -166,21 +170,21 @@ class Training:
                     failpoint("ledger.formed")
                 case rounds.Seal(round_, reports):
                     failpoint("ledger.sealing")
-                    self._ledger.record_round(round_, [self._credit(report) for report in reports])
+                    credits = [self._credit(accepted[report.stage]) for report in reports]
+                    self._ledger.record_round(round_, credits)
                     failpoint("ledger.sealed")
 
-    def _credit(self, report: Report) -> CreditedReport:
-        node = self._state.seats[report.stage]
+    def _credit(self, submission: Submission) -> CreditedReport:
+        node = self._state.seats[submission.report.stage]
         assert node is not None, "a report is only accepted from the holder of its seat"
-        member = self._members[node]
-        return credit_report(self.spec, report, node, member.account, self._submissions[report].signature)
+        account = self._members[node].account
+        return credit_report(self.spec, submission.report, node, account, submission.signature)
 
-    async def _act(self, effect: rounds.Effect, member: Member | None) -> None:
+    async def _act(self, effect: rounds.Effect, member: Member, accepted: dict[int, Submission]) -> None:
         match effect:
             case rounds.Refused(node, why):
                 emit("node.refused", node=node, why=why)
-                if member:
-                    member.send(Refused(why))
+                member.send(Refused(why))
             case rounds.Form(generation, round_):
                 delay_s = min(0.1 * 2**self._failed_generations - 0.1, MAX_REFORM_DELAY_S)
                 self._failed_generations += 1
@@ -188,11 +192,10 @@ class Training:
             case rounds.Train(generation, round_):
                 self._train(generation, round_)
             case rounds.Pause(generation, why):
-                self._submissions.clear()
                 emit("generation.paused", generation=generation, why=why)
                 self._broadcast(pb.CoordinatorMessage(pause=pb.Pause(generation=generation, why=why)))
             case rounds.Seal(round_, reports):
-                await self._announce(round_, reports)
+                await self._announce(round_, [accepted[report.stage] for report in reports])
             case rounds.Stop(why):
                 emit("training.stopped", why=why)
                 raise Refused(f"Training stopped in round {self._state.round}. {why}")
@@ -225,13 +228,11 @@ class Training:
         self._started_s = time.monotonic()
         self._broadcast(pb.CoordinatorMessage(plan=pb.RoundPlan(generation=generation, round=round_)))
 
-    async def _announce(self, round_: int, reports: tuple[Report, ...]) -> None:
+    async def _announce(self, round_: int, submissions: list[Submission]) -> None:
         self._failed_generations = 0
-        submissions = [self._submissions[report] for report in reports]
-        self._submissions.clear()
         seconds = time.monotonic() - self._started_s
         tokens = self.spec.training.tokens_per_round
-        losses = [hop.loss for hop in reports[-1].hops]
+        losses = [hop.loss for hop in submissions[-1].report.hops]
         emit(
             "round.sealed",
             round=round_,
@@ -245,7 +246,7 @@ class Training:
                 round((above.bytes_down + below.bytes_up) / tokens, 2)
                 for above, below in zip(submissions, submissions[1:], strict=False)
             ],
-            state_roots=[report.state_after.hex() for report in reports],
+            state_roots=[submission.report.state_after.hex() for submission in submissions],
         )
         self._broadcast(pb.CoordinatorMessage(sealed=pb.RoundSealed(round=round_)))
         async with self._sealed:

@@ -67,8 +67,8 @@ class Checkpoints:
         names = (path.name.removeprefix("round-") for path in self.folder.glob("round-*"))
         return tuple(sorted(int(name) for name in names if name.isascii() and name.isdigit()))
 
-    def save(self, stage: Stage) -> Path:
-        """Write the version that `stage` is at, then remove all but the last two. Returns its folder.
+    def save(self, stage: Stage, state_root: bytes) -> Path:
+        """Write the version that `stage` is at, whose `state_root` the caller has computed, then remove all but the last two. Returns its folder.
 
         A checkpoint of the same round is replaced. Raises CheckpointError where the disk is full or fails;
         the earlier checkpoints are kept then.
@@ -79,7 +79,7 @@ class Checkpoints:
             model=self._model,
             stage=self.index,
             round=stage.round,
-            state_root="0x" + stage.state_root().hex(),
+            state_root="0x" + state_root.hex(),
         )
         final = self._path(stage.round)
         temporary = self.folder / f".writing-{final.name}"

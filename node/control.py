@@ -12,7 +12,7 @@ from pathlib import Path
 
 import grpc
 
-from commonweight.errors import CommonweightError, ConfigError, PeerUnreachable, Refused, WorkerDied
+from commonweight.errors import ConfigError, PeerUnreachable, Refused, WorkerDied
 from commonweight.events import emit
 from commonweight.identity import NodeIdentity
 from commonweight.rules.report import Domain, report_digest
@@ -21,6 +21,7 @@ from commonweight.wire.channel import join_address, open_channel, split_address
 from commonweight.wire.generated import control_pb2 as pb
 from commonweight.wire.generated import control_pb2_grpc, worker_pb2
 from commonweight.wire.messages import report_from_proto, split_peer
+from commonweight.wire.status import wire_error
 from commonweight.wire.tls import fetch_certificate, make_certificate
 from node.supervisor import WorkerProcess
 
@@ -140,7 +141,7 @@ class Node:
                         self._deaths = 0
                     await session.pause()
         except grpc.aio.AioRpcError as error:
-            raise _explain(error) from error
+            raise PeerUnreachable(wire_error(error, f"The coordinator at {host}:{port}").args[0]) from error
         except TimeoutError:
             raise PeerUnreachable(
                 f"The coordinator at {host}:{port} didn't take the connection within {CALL_S:g} s."
@@ -148,11 +149,17 @@ class Node:
 
     async def _enrol(self, address: str, coordinator: bytes) -> int:
         async with open_channel(address, self.certificate, coordinator) as channel:
-            response = await control_pb2_grpc.EnrolmentStub(channel).Enrol(
-                pb.EnrolRequest(certificate=self.certificate.der, protocol_version=PROTOCOL_VERSION),
-                timeout=CALL_S,
-                wait_for_ready=True,
-            )
+            try:
+                response = await control_pb2_grpc.EnrolmentStub(channel).Enrol(
+                    pb.EnrolRequest(certificate=self.certificate.der, protocol_version=PROTOCOL_VERSION),
+                    timeout=CALL_S,
+                    wait_for_ready=True,
+                )
+            except grpc.aio.AioRpcError as error:
+                failure = wire_error(error, f"The coordinator at {address}")
+                if isinstance(failure, Refused):  # asking again won't help
+                    raise failure from error
+                raise
         return int(response.control_port)
 
     def _join(self, worker: WorkerProcess) -> pb.Join:
@@ -274,9 +281,3 @@ class _Session:
             report=message.report,
             signature=self._config.identity.sign_digest(digest),
         )
-
-
-def _explain(error: grpc.aio.AioRpcError) -> CommonweightError:
-    if error.code() is grpc.StatusCode.PERMISSION_DENIED:  # asking again won't help
-        return Refused(f"The coordinator refused this node: {error.details()}")
-    return PeerUnreachable(f"The connection to the coordinator failed: {error.details()}")

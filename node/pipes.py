@@ -23,7 +23,7 @@ from commonweight.errors import (
 from commonweight.events import emit
 from commonweight.rules.spec import ModelSpec
 from commonweight.rules.stages import in_flight_limit
-from commonweight.wire.channel import PIPE_FRAME_BYTES, open_channel, serve
+from commonweight.wire.channel import PIPE_FRAME_BYTES, PIPE_PING_TIMEOUT_MS, open_channel, serve
 from commonweight.wire.generated import control_pb2, pipe_pb2_grpc
 from commonweight.wire.generated import pipe_pb2 as pb
 from commonweight.wire.pipe import Assembled, Assembler
@@ -135,8 +135,9 @@ class DataPlane:
         self._server, port = await serve(
             [(pipe_pb2_grpc.add_StagePipeServicer_to_server, _Service(self))],
             address,
-            server_credentials(self.certificate, self._admitted),
+            server_credentials(self.certificate, self.admitted),
             max_message_bytes=PIPE_FRAME_BYTES,
+            ping_timeout_ms=PIPE_PING_TIMEOUT_MS,
         )
         return port
 
@@ -195,6 +196,7 @@ class DataPlane:
             self.certificate,
             neighbour.certificate,
             max_message_bytes=PIPE_FRAME_BYTES,
+            ping_timeout_ms=PIPE_PING_TIMEOUT_MS,
         )
         try:
             await channel.channel_ready()
@@ -245,7 +247,8 @@ class DataPlane:
             self._formation = None
             self.on_break(generation, error)
 
-    def _admitted(self) -> list[bytes]:
+    def admitted(self) -> list[bytes]:
+        """The certificates (DER) that may connect: the previous stage's. Called from gRPC's threads, too."""
         formation = self._formation
         return [formation.previous.certificate] if formation is not None and formation.HasField("previous") else []
 
@@ -287,7 +290,7 @@ class _Service(pipe_pb2_grpc.StagePipeServicer):
         plane = self._plane
         try:
             async with asyncio.timeout(OPEN_S):
-                pipe = await self._accept(await anext(requests), peer_of(context))
+                pipe = await self._accept(await anext(requests), peer_of(context, plane.admitted))
         except (CommonweightError, TimeoutError, StopAsyncIteration) as error:
             emit("pipe.refused", peer=context.peer(), message=str(error))
             await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error) or "no hello in time")

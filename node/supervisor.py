@@ -51,7 +51,7 @@ class WorkerProcess:
             await worker.stop()
             raise WorkerDied(f"The compute worker couldn't listen on {listen}: {event.failure.message}")
         worker.port = event.listening.port
-        emit("worker.started", pid=process.pid, port=worker.port)
+        emit("worker.started", worker_pid=process.pid, port=worker.port)
         return worker
 
     async def send(self, command: worker_pb2.WorkerCommand) -> None:

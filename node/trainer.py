@@ -255,7 +255,7 @@ class Trainer:
         before = self._root
         self.stage.step()
         self._root = self.stage.state_root()
-        self.checkpoints.save(self.stage)
+        self.checkpoints.save(self.stage, self._root)
         report = Report(round_, self.stage.index, hops, gradient_hash, before, self._root)
         return TrainedRound(self.generation, report, time.monotonic() - started_s)
 

@@ -1,7 +1,7 @@
 """How the property tests run.
 
 By default every run tries the same examples. `COMMONWEIGHT_DEEP_TESTS=N` tries N times as many, other ones in each
-run; the seed is printed at the top and `--hypothesis-seed` repeats it.
+run; the seed is printed at the end and `--hypothesis-seed` repeats it.
 """
 
 import os
@@ -21,15 +21,16 @@ settings.register_profile(
     max_examples=EXAMPLES,
     suppress_health_check=[HealthCheck.too_slow],
 )
-settings.register_profile(
-    "deep",
-    derandomize=False,
-    deadline=None,
-    database=None,
-    max_examples=EXAMPLES * DEEP,
-    print_blob=True,
-    suppress_health_check=[HealthCheck.too_slow],
-) if DEEP else None
+if DEEP:
+    settings.register_profile(
+        "deep",
+        derandomize=False,
+        deadline=None,
+        database=None,
+        max_examples=EXAMPLES * DEEP,
+        print_blob=True,
+        suppress_health_check=[HealthCheck.too_slow],
+    )
 settings.load_profile("deep" if DEEP else "deterministic")
 
 
@@ -40,9 +41,8 @@ def pytest_configure(config: pytest.Config) -> None:
         config.option.hypothesis_seed = str(secrets.randbits(32))
 
 
-def pytest_report_header(config: pytest.Config) -> str:
-    """Say what repeats this run."""
-    if not DEEP:
-        return "properties: the same examples in every run"
-    seed = config.getoption("hypothesis_seed")
-    return f"properties: repeat with COMMONWEIGHT_DEEP_TESTS={DEEP} pytest --hypothesis-seed={seed}"
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Say what repeats this run; a header would be hidden by -q."""
+    if DEEP:
+        seed = config.getoption("hypothesis_seed")
+        terminalreporter.write_line(f"repeat with COMMONWEIGHT_DEEP_TESTS={DEEP} pytest --hypothesis-seed={seed}")

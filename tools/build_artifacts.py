@@ -4,9 +4,9 @@
     python tools/build_artifacts.py            # write the artifacts
     python tools/build_artifacts.py --check    # recompile, compare, exit 1 naming each file that differs
 
-Needs node on PATH and `npm ci --ignore-scripts` in contracts/; the compiler settings are those of contracts/foundry.toml.
-Each artifact is {abi, bytecode, contractName, deployedBytecode, settings, solc, sourceHashes}, where sourceHashes maps every
-source that the contract is compiled from, directly or by import, to its SHA-256.
+Needs node on PATH and `npm ci --ignore-scripts` in contracts/; the settings are those of contracts/foundry.toml.
+Each artifact is {abi, bytecode, contractName, deployedBytecode, settings, solc, sourceHashes}, where sourceHashes maps
+every source that the contract is compiled from, directly or by import, to its SHA-256.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 CONTRACTS = ROOT / "contracts"
@@ -64,7 +65,7 @@ def collect_sources(unit: str) -> dict[str, str]:
     return sources
 
 
-def compiler_settings() -> dict:
+def compiler_settings() -> dict[str, Any]:
     """solc's settings, as contracts/foundry.toml gives them to forge."""
     profile = tomllib.loads((CONTRACTS / "foundry.toml").read_text(encoding="utf-8"))["profile"]["default"]
     return {
@@ -128,10 +129,8 @@ def differences(artifacts: dict[str, bytes]) -> list[str]:
             lines.append(f"{path.relative_to(ROOT)} is missing")
         elif path.read_bytes() != wanted:
             lines.append(f"{path.relative_to(ROOT)} differs from what contracts/src compiles to")
-    for path in sorted(ARTIFACTS.glob("*.json")):
-        if path.name not in artifacts:
-            lines.append(f"{path.relative_to(ROOT)} is not built from any contract")
-    return lines
+    strays = sorted(path for path in ARTIFACTS.glob("*.json") if path.name not in artifacts)
+    return lines + [f"{path.relative_to(ROOT)} is not built from any contract" for path in strays]
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -15,13 +15,12 @@ def generate(target: Path) -> None:
     """Write the message and service modules of every .proto file, importable as commonweight.wire.generated.*."""
     protos = sorted((ROOT / "proto").rglob("*.proto"))
     with tempfile.TemporaryDirectory() as scratch:
-        include = Path(protoc.__file__).parent / "_proto"
-        arguments = [f"-I{ROOT / 'proto'}", f"-I{include}", *(f"--{kind}_out={scratch}" for kind in ("python", "pyi", "grpc_python"))]
-        if protoc.main(["protoc", *arguments, *map(str, protos)]):
+        outputs = [f"--{kind}_out={scratch}" for kind in ("python", "pyi", "grpc_python")]
+        if protoc.main(["protoc", f"-I{ROOT / 'proto'}", *outputs, *map(str, protos)]):
             sys.exit("protoc failed")
         for path in sorted(Path(scratch).rglob("*.py*")):
             text = path.read_text().replace("from commonweight.v1 import", "from commonweight.wire.generated import")
-            if path.name.endswith("_pb2_grpc.py") and "self.Open" not in text and "unary_unary" not in text and "stream_stream" not in text:
+            if path.name.endswith("_pb2_grpc.py") and "Stub" not in text:
                 continue  # a file without a service
             (target / path.name).write_text(text)
     (target / "__init__.py").write_text(NOTICE)
@@ -35,8 +34,8 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as fresh:
         generate(Path(fresh))
-        names = {path.name for folder in (TARGET, Path(fresh)) for path in folder.glob("*.py*")}
-        stale = [n for n in sorted(names) if not (TARGET / n).exists() or not (Path(fresh) / n).exists() or (TARGET / n).read_bytes() != (Path(fresh) / n).read_bytes()]
+        committed, built = ({path.name: path.read_bytes() for path in Path(f).glob("*.py*")} for f in (TARGET, fresh))
+    stale = sorted(name for name in committed | built if committed.get(name) != built.get(name))
     if stale:
         sys.exit(f"Stale: {', '.join(stale)}. Run `make proto`.")
 

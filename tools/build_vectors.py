@@ -79,10 +79,7 @@ TINY: dict[str, Any] = {
 
 def changed(**parts: Any) -> ModelSpec:
     """TINY with some fields of its parts, and of itself, replaced."""
-    fields = {
-        key: {**value, **parts.pop(key, {})} if isinstance(value, dict) else value
-        for key, value in TINY.items()
-    }
+    fields = {key: {**value, **parts.pop(key, {})} if isinstance(value, dict) else value for key, value in TINY.items()}
     return build_spec({**fields, **parts})
 
 
@@ -201,9 +198,7 @@ def build_emission() -> Any:
                 "halving_epochs": halving,
             }
         )
-        edges = {
-            k * halving + d for k in (0, 1, 2, 3, 64, 95, 96, 97, 255, 256, 257, 300) for d in (-1, 0, 1)
-        }
+        edges = {k * halving + d for k in (0, 1, 2, 3, 64, 95, 96, 97, 255, 256, 257, 300) for d in (-1, 0, 1)}
         epochs = sorted(epoch for epoch in {*edges, 10**6, 2**32 - 1} if 0 <= epoch < 2**32)
         amounts = [str(emission(spec.economics, epoch)) for epoch in epochs]
         cases.append(
@@ -345,11 +340,7 @@ def build_report() -> Any:
     """What providers sign."""
     domains = (Domain(31337, SETTLEMENT), Domain(1, SETTLEMENT), Domain(31337, address("another settlement")))
     model_id = keccak(b"model")
-    cases = [
-        _report_case(domain, model_id, report)
-        for domain in domains
-        for report in make_reports(SPECS["tiny"], 3)
-    ]
+    cases = [_report_case(domain, model_id, report) for domain in domains for report in make_reports(SPECS["tiny"], 3)]
     return {"cases": cases}
 
 
@@ -447,9 +438,7 @@ def main(arguments: list[str] | None = None) -> int:
         else:
             path.write_text(text)
     if stale:
-        print(
-            f"not what the rules say: {', '.join(stale)}. If the rule was meant to change, run {parser.prog}."
-        )
+        print(f"not what the rules say: {', '.join(stale)}. If the rule was meant to change, run {parser.prog}.")
     return 1 if stale else 0
 
 

@@ -134,5 +134,3 @@ def _neighbour(worker: _Worker) -> control_pb2.Neighbour:
         data_address=f"127.0.0.1:{worker.port}",
         certificate=worker.certificate.der,
     )
-
-

@@ -254,6 +254,8 @@ class LocalEvm:
 
     def _simulate(self, call: Call, header: Header, gas: int) -> Computation:
         vm = self._chain.get_vm(header.copy(base_fee_per_gas=0, gas_used=0))
+        if vm.state.get_balance(call.sender) < call.value:
+            raise RejectedError("insufficient funds for transfer")
         unsigned = vm.get_transaction_builder().new_unsigned_dynamic_fee_transaction(
             chain_id=self.chain_id,
             nonce=vm.state.get_nonce(call.sender),

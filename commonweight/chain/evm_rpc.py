@@ -5,6 +5,7 @@ Accounts hold their own keys, so there is no eth_sendTransaction: only signed tr
 """
 
 import json
+import re
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -24,10 +25,15 @@ from commonweight.chain.evm_format import (
 
 CLIENT_VERSION = "commonweight-embedded/py-evm"
 MAX_BATCH = 1_000
+MAX_DEPTH = 32
 
 _PARSE_ERROR, _INVALID_REQUEST, _UNKNOWN_METHOD, _INVALID_PARAMS = -32700, -32600, -32601, -32602
 _INTERNAL, _REJECTED, _REVERTED = -32603, -32000, 3
 _TIP_WEI = 10**9
+
+# A string that never ends is matched to the end of the body, so that the search stays linear.
+_STRING_OR_BRACKET = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*\\?(?:"|\Z)|[\[\]{}]', re.DOTALL)
+_STEP = {b"[": 1, b"{": 1, b"]": -1, b"}": -1}
 
 Method = Callable[..., Any]
 
@@ -86,9 +92,11 @@ class EvmRpc:
 
         Empty where the body holds nothing but notifications.
         """
+        if _is_too_deep(body):
+            return _encode(_failure(None, RpcError(_PARSE_ERROR, f"parse error: nested over {MAX_DEPTH} levels")))
         try:
             request = json.loads(body)
-        except (ValueError, RecursionError) as error:
+        except ValueError as error:
             return _encode(_failure(None, RpcError(_PARSE_ERROR, f"parse error: {type(error).__name__}")))
         if not isinstance(request, list):
             response = self._answer_one(request)
@@ -251,6 +259,22 @@ def _read_call(call: Any) -> Call:
         value=read_quantity(call.get("value") or 0),
         gas=None if gas is None else read_quantity(gas),
     )
+
+
+def _is_too_deep(body: bytes) -> bool:
+    """Whether brackets outside of strings are nested over MAX_DEPTH levels.
+
+    py-evm lifts the interpreter's recursion limit, and without it json.loads overruns the C stack and takes the
+    process along.
+    """
+    if body.count(b"[") + body.count(b"{") <= MAX_DEPTH:
+        return False
+    depth = 0
+    for token in _STRING_OR_BRACKET.finditer(body):
+        depth += _STEP.get(token[0], 0)
+        if depth > MAX_DEPTH:
+            return True
+    return False
 
 
 def _topics_match(wanted: Sequence[list[int] | None], topics: Sequence[int]) -> bool:

@@ -19,13 +19,14 @@ from web3.exceptions import (
     TransactionNotFound,
     Web3RPCError,
 )
+from web3.types import RPCResponse
 
 from commonweight.chain.artifacts import load_artifact
 from commonweight.chain.reverts import explain_revert
 from commonweight.errors import ChainError, InsufficientFunds, RpcUnreachable, TransactionFailed, WrongChain
 
 _NEEDLESS_MIDDLEWARE = ("validation", "gas_price_strategy", "ens_name_to_address")
-_EXECUTION_FAILED = ("evm error", "out of gas", "invalid opcode", "stack", "execution failed", "reverted")
+_EXECUTION_FAILED = ("evm error", "out of gas", "invalid opcode", "stack underflow", "execution failed", "reverted")
 _MAX_LOG_BLOCKS = 10_000
 
 
@@ -40,6 +41,7 @@ class Chain:
         """Use `connect`."""
         self.w3 = w3
         self.rpc_url = rpc_url
+        self.endpoint = _without_secrets(rpc_url)
         self.chain_id = chain_id
         self.timeout_s = timeout_s
 
@@ -50,10 +52,10 @@ class Chain:
         Raises RpcUnreachable, and WrongChain if the answer isn't `expected_chain_id`.
         """
         if not rpc_url.startswith(("http://", "https://")):
-            raise RpcUnreachable(f"{rpc_url!r} is no RPC URL: it starts with http:// or https://")
+            raise RpcUnreachable(f"{_without_secrets(rpc_url)!r} is no RPC URL: it starts with http:// or https://")
         session = requests.Session()
         session.trust_env = False  # no look at proxy variables and .netrc with each request
-        provider = HTTPProvider(
+        provider = _Provider(
             rpc_url,
             request_kwargs={"timeout": timeout_s},
             session=session,
@@ -66,11 +68,14 @@ class Chain:
         for name in _NEEDLESS_MIDDLEWARE:
             w3.middleware_onion.remove(name)
         chain = cls(w3, rpc_url, 0, timeout_s)
-        with chain.errors("eth_chainId"):
-            chain.chain_id = int(w3.eth.chain_id)
+        answer = chain.request("eth_chainId")
+        try:
+            chain.chain_id = int(answer, 16)
+        except (TypeError, ValueError) as error:
+            raise RpcUnreachable(f"{chain.endpoint} says that its chain id is {answer!r:.60}: check the URL") from error
         if expected_chain_id is not None and chain.chain_id != expected_chain_id:
             raise WrongChain(
-                f"{rpc_url} serves chain {chain.chain_id}, expected was {expected_chain_id}: "
+                f"{chain.endpoint} serves chain {chain.chain_id}, expected was {expected_chain_id}: "
                 "give the RPC URL of the right network, or its chain id"
             )
         return chain
@@ -143,7 +148,7 @@ class Chain:
         with self.errors(method):
             response = self.w3.provider.make_request(method, list(params))  # type: ignore[arg-type]
             if response.get("error") is not None:
-                raise ChainError(f"{self.rpc_url} answered {method} with {response['error']}")
+                raise ChainError(f"{self.endpoint} answered {method} with {response['error']}")
             return response.get("result")
 
     @contextmanager
@@ -164,21 +169,20 @@ class Chain:
             raise self._rpc_error(what, error) from error
         except requests.Timeout as error:
             raise RpcUnreachable(
-                f"{self.rpc_url} didn't answer {what} within {self.timeout_s:g} s: check the network, or try later"
+                f"{self.endpoint} didn't answer {what} within {self.timeout_s:g} s: check the network, or try later"
             ) from error
         except requests.HTTPError as error:
             status = error.response.status_code if error.response is not None else "error"
             raise RpcUnreachable(
-                f"{self.rpc_url} answered {what} with HTTP {status}: check the URL and its key"
+                f"{self.endpoint} answered {what} with HTTP {status}: check the URL and its key"
             ) from error
-        except requests.exceptions.JSONDecodeError as error:
-            raise RpcUnreachable(f"{self.rpc_url} doesn't speak JSON-RPC: check the URL") from error
         except requests.RequestException as error:
+            reason = _cause(error).replace(self.rpc_url, self.endpoint)
             raise RpcUnreachable(
-                f"can't reach {self.rpc_url} ({_cause(error)}): is the node running, is the URL right?"
+                f"can't reach {self.endpoint} ({reason}): is the node running, is the URL right?"
             ) from error
         except BadResponseFormat as error:
-            raise RpcUnreachable(f"{self.rpc_url} doesn't speak JSON-RPC ({error}): check the URL") from error
+            raise RpcUnreachable(f"{self.endpoint} doesn't speak JSON-RPC ({error}): check the URL") from error
 
     def _rpc_error(self, what: str, error: Web3RPCError) -> ChainError:
         message = rpc_message(error)
@@ -186,7 +190,29 @@ class Chain:
             return InsufficientFunds(f"{what}: {message}")
         if any(sign in message.lower() for sign in _EXECUTION_FAILED):
             return TransactionFailed(f"{what} failed: {message}")
-        return ChainError(f"{self.rpc_url} answered {what} with an error: {message}")
+        return ChainError(f"{self.endpoint} answered {what} with an error: {message}")
+
+
+class _Provider(HTTPProvider):
+    """web3 takes any JSON for an answer, and says JSONDecodeError for the rest."""
+
+    @staticmethod
+    def decode_rpc_response(raw_response: bytes) -> RPCResponse:
+        try:
+            response = HTTPProvider.decode_rpc_response(raw_response)
+        except ValueError as error:
+            raise BadResponseFormat(f"it answered {raw_response[:60]!r}") from error
+        if not isinstance(response, dict) or not {"result", "error"} & set(response):
+            raise BadResponseFormat(f"it answered {raw_response[:60]!r}")
+        return response
+
+
+def _without_secrets(url: str) -> str:
+    """The URL for messages: providers put the customer's key into its path, its query or before its host."""
+    scheme, _, rest = url.rpartition("://")
+    host, slash, path = rest.partition("/")
+    host = host.rpartition("@")[2].partition("?")[0]
+    return f"{scheme}://{host}/…" if path or "?" in rest else f"{scheme}://{host}{slash}" if scheme else host
 
 
 def to_address(address: str) -> Any:

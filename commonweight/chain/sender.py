@@ -14,7 +14,7 @@ from commonweight.chain.fees import DEFAULT_MAX_FEE_WEI, HISTORY_BLOCKS, TIP_PER
 from commonweight.chain.keys import Key
 from commonweight.chain.reverts import ContractReverted, explain_revert
 from commonweight.chain.rpc import Chain, rpc_message, to_address
-from commonweight.errors import ChainError, InsufficientFunds, RpcUnreachable, TransactionFailed
+from commonweight.errors import ChainError, InsufficientFunds, RpcUnreachable, TransactionFailed, TransactionUnconfirmed
 
 _NONCE_ATTEMPTS = 5
 # What nodes say when somebody else used the nonce (another process with the same key), or a chain was rolled
@@ -233,7 +233,7 @@ class Sender:
                     f"{action.what} was sent as {transaction} and had no receipt within {self.receipt_timeout_s:g} s; "
                     "it can still be mined: look it up before sending it again"
                 )
-                raise RpcUnreachable(f"{text}. {failure}") if failure else ChainError(text)
+                raise TransactionUnconfirmed(f"{text}. {failure}" if failure else text)
             time.sleep(min(pause_s, left_s))  # JSON-RPC over HTTP has nothing to wait on
             pause_s = min(2 * pause_s, _LAST_POLL_S)
 

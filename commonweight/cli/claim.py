@@ -41,7 +41,9 @@ def claim(
     ] = None,
     epoch: Annotated[
         int | None,
-        typer.Option("--epoch", min=0, help="Claim up to this epoch; up to the last final one if not given."),
+        typer.Option(
+            "--epoch", metavar="N", min=0, help="Claim up to this epoch; up to the last final one if not given."
+        ),
     ] = None,
     key: Annotated[
         Path | None,
@@ -54,12 +56,9 @@ def claim(
             "--dry-run",
             help="Say what would be paid and what it would cost, and stop. Needs no key.",
             allow_from_autoenv=False,
-            show_envvar=False,
         ),
     ] = False,
-    yes: Annotated[
-        bool, typer.Option("--yes", help="Don't ask before sending.", allow_from_autoenv=False, show_envvar=False)
-    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Don't ask before sending.", allow_from_autoenv=False)] = False,
     rpc: RpcOption = None,
     registry: RegistryOption = None,
     model: ModelOption = None,
@@ -199,15 +198,13 @@ def _unlock(key: Path, password_file: Path | None) -> "Key":
 
 
 def _print_offer(place: "Place", offer: _Offer) -> None:
-    from commonweight.chain.contracts import ModelShares
-
-    token = ModelShares(place.chain, place.model.terms.revenue_token)  # of which only the ERC-20 half is used
+    currency, decimals = place.revenue_token()
     print_fields(
         {
             "account": offer.arguments.account,
             "up to epoch": offer.arguments.epoch,
             "to claim": f"{format_amount(offer.shares)} shares",
-            "with revenue": f"{format_amount(offer.revenue, token.decimals())} {token.symbol()}",
+            "with revenue": f"{format_amount(offer.revenue, decimals)} {currency}",
             "holds now": f"{format_amount(offer.balance)} shares",
             "gas": f"{offer.quote.gas:,}",
             "fee": f"{_ether(offer.quote.fee_wei)}, at most {_ether(offer.quote.max_fee_wei)}",

@@ -4,7 +4,7 @@ Listing, suggestions and the root's help use the short texts given here; `common
 torch nor web3 nor grpc, and a provider's command never imports the coordinator.
 """
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
@@ -30,7 +30,7 @@ class Mount:
         """The command (a click command in typer's own copy of click). Imports the module."""
         group = get_group(import_module(self.module).app)
         command = group.commands[self.name] if self.single else group
-        _plain_help(command)
+        _prepare(command, f"COMMONWEIGHT_{self.name}")
         return command
 
 
@@ -74,9 +74,19 @@ def options_of(command: Any) -> Tree:
     return tree
 
 
-def _plain_help(command: Any) -> None:
-    """Help as plain text everywhere: it is faster than boxes, and can be copied, piped and searched."""
+def _prepare(command: Any, prefix: str) -> None:
+    """The same conventions for every command, whoever wrote it.
+
+    Help is plain text: it is faster than boxes, and can be copied, piped and searched. Each option's variable is named
+    after the option, not after the function's parameter; help mentions only variables that have a name of their own,
+    because the root's help tells the rule for the others.
+    """
     command.rich_markup_mode = None
-    inner: Iterable[Any] = command.commands.values() if isinstance(command, TyperGroup) else ()
-    for each in inner:
-        _plain_help(each)
+    for param in command.params:
+        if getattr(param, "allow_from_autoenv", False) and param.envvar is None:
+            option = next((opt for opt in param.opts if opt.startswith("--")), param.name)
+            param.envvar = f"{prefix}_{option.removeprefix('--')}".replace("-", "_").upper()
+            param.show_envvar = False
+    inner: Mapping[str, Any] = command.commands if isinstance(command, TyperGroup) else {}
+    for name, each in inner.items():
+        _prepare(each, f"{prefix}_{name}")

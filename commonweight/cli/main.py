@@ -40,7 +40,7 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
     no_args_is_help=True,
-    context_settings={"auto_envvar_prefix": "COMMONWEIGHT", "max_content_width": 100},
+    context_settings={"max_content_width": 100},
 )
 
 
@@ -68,8 +68,6 @@ def root(
             help="Print the version and exit.",
             callback=_print_version,
             is_eager=True,
-            allow_from_autoenv=False,
-            show_envvar=False,
         ),
     ] = False,
 ) -> None:

@@ -1,5 +1,6 @@
 """`commonweight model`: what a model is, told from its spec."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,7 +16,7 @@ from commonweight.cli.output import (
     print_json,
     print_table,
 )
-from commonweight.errors import SpecError
+from commonweight.errors import MalformedMessage, SpecError
 
 if TYPE_CHECKING:  # pydantic, which the rules need, takes 0.2 s to import
     from commonweight.rules.spec import ModelSpec
@@ -57,7 +58,8 @@ def show(
     spec = _read_spec(spec_file) if spec_file is not None else None
     on_chain = {}
     if spec is None or model is not None:
-        from commonweight.cli.place import find_place, local_path
+        from commonweight.cli.place import find_place, local_path, read_regular
+        from commonweight.rules.spec import MAX_SPEC_BYTES
 
         place = find_place(rpc, registry, model, dir)
         terms = place.model.terms
@@ -69,7 +71,7 @@ def show(
             "shares": place.model.shares,
             "settlement": place.model.settlement,
         }
-        spec = spec or _read_spec(local_path(terms.spec_uri))
+        spec = spec or _read_spec(local_path(terms.spec_uri), lambda path: read_regular(path, MAX_SPEC_BYTES))
         if spec.spec_hash != terms.spec_hash:
             raise SpecError(
                 f"The spec's hash is 0x{spec.spec_hash.hex()}; the one registered as {place.model_id} has "
@@ -81,13 +83,15 @@ def show(
         _print(spec, on_chain)
 
 
-def _read_spec(path: Path) -> "ModelSpec":
+def _read_spec(path: Path, read: Callable[[Path], bytes] = Path.read_bytes) -> "ModelSpec":
     from commonweight.rules.spec import parse_spec
 
     try:
-        return parse_spec(path.read_bytes())
+        return parse_spec(read(path))
     except OSError as error:
         raise SpecError(f"The spec {path} can't be read: {error.strerror}.") from error
+    except MalformedMessage as error:
+        raise SpecError(f"{path} is no model spec: {Exception.__str__(error)}") from error
 
 
 def _print(spec: "ModelSpec", on_chain: dict[str, str]) -> None:
@@ -110,8 +114,8 @@ def _print(spec: "ModelSpec", on_chain: dict[str, str]) -> None:
             "epoch": f"{spec.economics.rounds_per_epoch} rounds, "
             f"{t.tokens_per_round * spec.economics.rounds_per_epoch:,} tokens",
             "data": f"{spec.data.tokens:,} tokens, manifest {spec.data.manifest}",
-            "boundary": f"{a.boundary_dim} numbers a token ({t.boundary_dtype}): {boundary.sent:,} bytes both ways with "
-            f"its id; uncompressed {boundary.uncompressed:,}, {ratio:.1f} times as many",
+            "boundary": f"{a.boundary_dim} numbers a token ({t.boundary_dtype}): {boundary.sent:,} bytes both ways, "
+            f"with its id; uncompressed {boundary.uncompressed:,}, {ratio:.1f} times as many",
         }
     )
     typer.echo("\nStages")

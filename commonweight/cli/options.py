@@ -51,5 +51,5 @@ PasswordFileOption = Annotated[
 ]
 JsonOption = Annotated[
     bool,
-    typer.Option("--json", help="Print JSON for programs.", allow_from_autoenv=False, show_envvar=False),
+    typer.Option("--json", help="Print JSON for programs.", allow_from_autoenv=False),
 ]

@@ -83,16 +83,13 @@ class _Report:
     """Holdings with what it takes to read them: supply, revenue token, epoch."""
 
     def __init__(self, place: "Place", found: "Published | Missing | None", holdings: "list[Holding]") -> None:
-        from commonweight.chain.contracts import ModelShares
-
         self.place = place
         self.found = found
         self.holdings = holdings
         self.supply = place.shares.total_supply()
         self.unclaimed = place.shares.balance_of(place.model.settlement)
         self.deposited = place.shares.deposited()
-        token = ModelShares(place.chain, place.model.terms.revenue_token)  # of which only the ERC-20 half is used
-        self.currency, self.decimals = token.symbol(), token.decimals()
+        self.currency, self.decimals = place.revenue_token()
 
     def to_json(self) -> dict[str, Any]:
         """All of it; base units as decimal strings."""

@@ -2,6 +2,7 @@
 
 import json
 import re
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,11 @@ class Place:
     def shares(self) -> ModelShares:
         return ModelShares(self.chain, self.model.shares)
 
+    def revenue_token(self) -> tuple[str, int]:
+        """Symbol and decimals of what revenue is paid in. The symbol is a stranger's text: only what is printable."""
+        token = ModelShares(self.chain, self.model.terms.revenue_token)  # of which only the ERC-20 half is used
+        return "".join(filter(str.isprintable, token.symbol()))[:16], token.decimals()
+
     def settlement(self, sender: Sender | None = None) -> EpochSettlement:
         """The model's settlement; with `sender` it can also be written to."""
         return EpochSettlement(self.chain, self.model.settlement, sender)
@@ -54,8 +60,8 @@ def find_place(
         if rpc is not None:
             raise
         raise RpcUnreachable(
-            f"The chain of the devnet in {folder} doesn't answer at {url}. Unless it is stopped, look at "
-            "`commonweight devnet status`; a chain elsewhere is given with --rpc."
+            f"The chain of the devnet in {folder} doesn't answer at {url}. It ends with the devnet: "
+            f"`commonweight devnet status --dir {folder}` says how that stands."
         ) from error
     model_id = model or (known.get("model_id") if registry is None else None)
     if statements is None and known.get("statements"):
@@ -91,12 +97,26 @@ def parse_address(text: str) -> str:
 
 def local_path(uri: str) -> Path:
     """The file that a path or file:// URI names. Raises ConfigError for other URIs: nothing is fetched yet."""
-    parts = urlsplit(uri)
-    if parts.scheme == "":
-        return Path(uri)
-    if parts.scheme != "file" or parts.netloc not in ("", "localhost"):
+    try:
+        parts = urlsplit(uri)
+    except ValueError as error:
+        raise ConfigError(f"{uri!r} is not a URI: {error}.") from error
+    path = uri if parts.scheme == "" else unquote(parts.path)
+    if parts.scheme not in ("", "file") or parts.netloc not in ("", "localhost") or "\0" in path:
         raise ConfigError(f"{uri!r} is not on this machine. Fetch it, and give the file instead.")
-    return Path(unquote(parts.path))
+    return Path(path)
+
+
+def read_regular(path: Path, max_bytes: int) -> bytes:
+    """A file that the chain pointed to: strangers write there, so it must be an ordinary file of at most `max_bytes`.
+
+    Raises ConfigError for a device, a pipe or a large file, and OSError as usual.
+    """
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode) or status.st_size > max_bytes:
+        raise ConfigError(f"{str(path)!r} is not an ordinary file of at most {max_bytes} bytes: it was not read.")
+    with path.open("rb") as file:
+        return file.read(max_bytes + 1)
 
 
 def _need(known: dict[str, Any], field: str, option: str) -> str:

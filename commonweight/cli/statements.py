@@ -5,10 +5,10 @@ from functools import cached_property
 from pathlib import Path
 
 from commonweight.chain.records import ClaimArguments, EpochRecord
-from commonweight.cli.place import Place, local_path
+from commonweight.cli.place import Place, local_path, read_regular
 from commonweight.errors import ConfigError, MalformedMessage, StatementMismatch
 from commonweight.rules.merkle import MerkleTree
-from commonweight.rules.statement import AccountLine, Statement, parse_statement
+from commonweight.rules.statement import MAX_STATEMENT_BYTES, AccountLine, Statement, parse_statement
 
 
 @dataclass(frozen=True)
@@ -44,14 +44,14 @@ class Published:
 
 @dataclass(frozen=True)
 class Missing:
-    """A statement that isn't where it should be."""
+    """A statement that can't be read where it should be."""
 
     epoch: EpochRecord
     looked_at: tuple[str, ...]
 
     def __str__(self) -> str:
         return (
-            f"The statement of epoch {self.epoch.epoch}, 0x{self.epoch.statement_hash.hex()}, was not found at "
+            f"The statement of epoch {self.epoch.epoch}, 0x{self.epoch.statement_hash.hex()}, can't be read at "
             f"{' or '.join(self.looked_at) or 'any known place'}. Anybody who has it can give it to you, its hash "
             "proves it: put it in a directory and give --statements DIR."
         )
@@ -76,18 +76,16 @@ def find_statement(place: Place, epoch: EpochRecord) -> Published | Missing:
         looked_at.append(str(place.statements / name))
     for proposal in place.settlement().proposals():
         if proposal.statement_hash == epoch.statement_hash:
-            looked_at.append(proposal.uri)
+            looked_at.append(repr(proposal.uri))  # a stranger's text: no control characters
             try:
                 candidates.append(local_path(proposal.uri))
             except ConfigError:
                 continue  # not on this machine: `looked_at` tells
     for path in candidates:
         try:
-            data = path.read_bytes()
-        except FileNotFoundError:
-            continue
-        except OSError as error:
-            raise ConfigError(f"The statement {path} can't be read: {error.strerror}.") from error
+            data = read_regular(path, MAX_STATEMENT_BYTES)
+        except (OSError, ConfigError):
+            continue  # the same: whoever proposed can't keep the rest from being shown
         return Published(epoch, _check(place, epoch, path, data))
     return Missing(epoch, tuple(dict.fromkeys(looked_at)))
 

@@ -75,16 +75,19 @@ def up(
 @app.command("status")
 def status(folder: DirOption = None) -> None:
     """Show how a devnet stands; the exit code is 0 while it runs, 1 after."""
-    from rich.console import Console
-
+    from commonweight.cli.output import print_fields, print_table
     from commonweight.devnet.observer import read_state
-    from commonweight.devnet.view import live_view
+    from commonweight.devnet.view import NODE_HEADER, node_rows, progress
 
     file = read_state(folder)
-    console = Console(highlight=False)
-    console.print(f"{file.state.folder}: {f'runs as process {file.pid}' if file.runs else 'has ended'}", soft_wrap=True)
-    console.print(live_view(file.state, time.time() if file.runs else file.state.updated), soft_wrap=True)
-    raise typer.Exit(0 if file.runs else 1)
+    running = file.runs
+    typer.echo(f"{file.state.folder}: {f'runs as process {file.pid}' if running else 'has ended'}\n")
+    print_fields(progress(file.state, time.time() if running else file.state.updated))
+    typer.echo()
+    print_table(NODE_HEADER, node_rows(file.state.nodes))
+    for line in file.state.errors:
+        typer.echo(line)
+    raise typer.Exit(0 if running else 1)
 
 
 @app.command("stop")

@@ -8,7 +8,7 @@ from commonweight.events import Event
 
 
 class Memory:
-    """The most that this process and its descendants were seen to hold, looked at whenever the coordinator says something."""
+    """The most that this process and its descendants were seen to hold, looked at when the coordinator speaks."""
 
     def __init__(self) -> None:
         self.peak_bytes = 0

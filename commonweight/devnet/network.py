@@ -11,7 +11,7 @@ import asyncio
 import os
 import time
 from collections.abc import AsyncIterator, Coroutine
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 from commonweight.chain.child import Ready
@@ -27,12 +27,14 @@ from commonweight.errors import StateError
 from commonweight.events import Event, parse_event
 from commonweight.rules.canonical import canonical_json
 
+BRING_UP_S = 180.0
+"""Until chain, contracts and coordinator stand; five seconds on an idle machine."""
 RESTART_EVERY_S = 60.0
 """Between restarts of one node, at least."""
 STOP_S = 10.0
 """Until a process that was asked to end is killed."""
 FAREWELL_S = 5.0
-"""Between a node that left as it was told to and the coordinator's word that training is finished."""
+"""Between the coordinator's word that training is finished and the end of all who heard it."""
 
 
 class Network:
@@ -54,8 +56,17 @@ class Network:
         Raises StateError where a process ends that shouldn't, ChainError where the contracts can't be deployed.
         """
         async with _first_error(), asyncio.TaskGroup() as group:
-            await self._bring_up(group)
+            try:
+                async with asyncio.timeout(BRING_UP_S):
+                    await self._bring_up(group)
+            except TimeoutError as error:
+                raise StateError(
+                    f"The devnet's processes didn't come up within {BRING_UP_S:g} s; is this machine overloaded? "
+                    f"What each of them did is in {self.folder.logs}."
+                ) from error
             await self._observer.until(lambda state: state.finished)
+            with suppress(TimeoutError):
+                await self._everyone_left()
             for task in self._watchers:
                 task.cancel()
 
@@ -77,8 +88,9 @@ class Network:
         deployment = self.deployment = await self._register(*contracts.result(), corpus.result())
         names = [node_name(index) for index in range(self.options.stages)]
         for name in names:
-            log = str(self.folder.logs / f"{name}.jsonl")
-            self._record("node.created", name=name, address=self.accounts[name].address, log=log)
+            log = self.folder.logs / f"{name}.jsonl"
+            log_name = str(log.relative_to(self.folder.path))
+            self._observer.note("node.created", name=name, address=self.accounts[name].address, log=log_name)
         command = coordinator_command(
             self.folder, self.options, deployment, [self.accounts[name].address for name in names]
         )
@@ -90,7 +102,7 @@ class Network:
         for name in names:
             self._watch(group, self._keep(name, node_command(self.folder, name, peer)))
         await self._observer.until(lambda state: all(node.pid is not None for node in state.nodes))
-        self._record("devnet.ready")
+        self._observer.note("devnet.ready")
 
     def deployments(self) -> dict[str, Any]:
         """What deployments.json holds: all that a command needs to find this devnet's model. Empty before it stands."""
@@ -129,7 +141,7 @@ class Network:
         self.accounts = await asyncio.to_thread(devnet_accounts, self.options.stages)
         await asyncio.to_thread(write_keys, self.folder.keys, self.accounts)
         answer = await ready
-        self._record("chain.ready", backend=answer.backend, rpc_url=answer.rpc_url, chain_id=answer.chain_id)
+        self._observer.note("chain.ready", backend=answer.backend, rpc_url=answer.rpc_url, chain_id=answer.chain_id)
         deployer = self.accounts["deployer"].key
         contracts = await asyncio.to_thread(deploy_contracts, answer.rpc_url, answer.chain_id, deployer)
         return answer, contracts
@@ -141,7 +153,7 @@ class Network:
 
     async def _start(self, name: str, command: list[str]) -> Child:
         child = self._children[name] = await Child.start(name, command, self.folder.logs)
-        self._record("child.started", name=name, child_pid=child.pid)
+        self._observer.note("child.started", name=name, child_pid=child.pid)
         return child
 
     # Watching
@@ -161,7 +173,7 @@ class Network:
             raise _unexpected(child, status)
 
     async def _keep(self, name: str, command: list[str]) -> None:
-        """The same for a node, which is started again instead, if the coordinator ever had it."""
+        """The same for a node, which is started again instead if the coordinator ever had it."""
         next_restart = time.monotonic()
         while True:
             child = await self._start(name, command)
@@ -169,12 +181,13 @@ class Network:
                 if event := parse_event(line):
                     self._observer.record(name, event)
             status = await self._ended(child)
-            if status == 0 and await self._finished_soon():
+            if self._observer.state.finished or (status == 0 and await self._finished_soon()):
                 return
             if not any(node.joined for node in self._observer.state.nodes if node.name == name):
                 raise _unexpected(child, status)
-            self._record("child.restarted", name=name, status=status)
-            await asyncio.sleep(next_restart - time.monotonic())
+            wait_s = max(0.0, next_restart - time.monotonic())
+            self._observer.note("child.restarted", name=name, status=status, wait_s=wait_s)
+            await asyncio.sleep(wait_s)
             next_restart = time.monotonic() + RESTART_EVERY_S
 
     async def _finished_soon(self) -> bool:
@@ -186,19 +199,20 @@ class Network:
 
     # Ending
 
+    async def _everyone_left(self) -> None:
+        """Returns once nodes and coordinator have ended, as they do by themselves when training is finished."""
+        async with asyncio.timeout(FAREWELL_S):
+            await asyncio.gather(*(child.wait() for name, child in self._children.items() if name != "chain"))
+
     async def _ended(self, child: Child) -> int:
         status = await child.wait()
-        self._record("child.ended", name=child.name, status=status)
+        self._observer.note("child.ended", name=child.name, status=status)
         return status
 
     async def _stop(self, name: str) -> None:
         if (child := self._children.pop(name, None)) and not child.ended:
             await child.stop(STOP_S)
             await self._ended(child)
-
-    def _record(self, event: str, **fields: Any) -> None:
-        """An event of the devnet itself."""
-        self._observer.record("devnet", Event(event, fields, time.time(), os.getpid()))
 
 
 def _unexpected(child: Child, status: int) -> StateError:

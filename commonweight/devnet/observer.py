@@ -2,17 +2,18 @@
 
 import asyncio
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
 from commonweight.devnet.folder import RunFolder, write_whole
 from commonweight.devnet.processes import start_time
-from commonweight.devnet.state import DevnetState, Frozen, fold
+from commonweight.devnet.state import DEVNET, DevnetState, Frozen, fold
 from commonweight.errors import ConfigError
 from commonweight.events import Event
-
 
 Watcher = Callable[[DevnetState, str, Event], None]
 """Gets the state after an event, the name of the process that it came from, and the event."""
@@ -43,7 +44,10 @@ def read_state(path: Path | None) -> StateFile:
 
 
 class Observer:
-    """Not thread-safe: belongs to the event loop."""
+    """Not thread-safe: belongs to the event loop.
+
+    Logs what the devnet itself says, as each child's output is logged: all logs folded again give the same state.
+    """
 
     def __init__(self, folder: RunFolder) -> None:
         self.state = DevnetState()
@@ -59,6 +63,9 @@ class Observer:
 
     def record(self, source: str, event: Event) -> None:
         """Takes in an event of the process named `source`."""
+        if source == DEVNET:
+            with (self._folder.logs / f"{DEVNET}.jsonl").open("a") as log:
+                log.write(event.to_json() + "\n")
         state = self.state = fold(self.state, source, event)
         file = StateFile(pid=self._pid, start_time=self._start_time, state=state)
         write_whole(self._folder.state, file.model_dump_json())
@@ -68,6 +75,11 @@ class Observer:
             if not future.done() and condition(state):
                 future.set_result(state)
         self._waiting = [(condition, future) for condition, future in self._waiting if not future.done()]
+
+    def note(self, name: str, /, **fields: Any) -> None:
+        """Takes in an event of the devnet itself, which happens now."""
+        now = round(time.time(), 6)  # as in the log
+        self.record(DEVNET, Event(name, fields, now, self._pid))
 
     async def until(self, condition: Callable[[DevnetState], bool]) -> DevnetState:
         """The first state, now or later, that meets `condition`."""

@@ -38,8 +38,10 @@ class DevnetOptions:
                 raise ConfigError(f"--{name.replace('_', '-')} {value} must be at least {least}.")
         if self.until_epoch is not None and self.until_epoch < 1:
             raise ConfigError(f"--until-epoch {self.until_epoch} must be at least 1: epoch 0 is the first to end.")
-        if self.report is not None and not self.report.absolute().parent.is_dir():
-            raise ConfigError(f"--report {self.report}: there is no folder {self.report.absolute().parent}.")
+        if self.report is not None:
+            parent = self.report.absolute().parent
+            if not parent.is_dir() and (self.folder is None or parent != self.folder.absolute()):
+                raise ConfigError(f"--report {self.report}: there is no folder {parent}.")
         self.spec("0x" + "0" * 64, 2**20)
 
     def spec(self, manifest_hash: str, tokens: int) -> ModelSpec:

@@ -1,13 +1,18 @@
 """Who owns a devnet's model, read from the chain and the published statements after claiming for everybody."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from commonweight.chain.keys import Key
-from commonweight.devnet.deployment import Deployment
 from commonweight.errors import StatementMismatch
-from commonweight.rules.statement import Statement, parse_statement
+
+if TYPE_CHECKING:
+    from commonweight.cli.place import Place
+    from commonweight.cli.statements import Published
+
+RECEIPT_S = 20.0
+"""For one claim on a local chain, which mines at once."""
 
 
 @dataclass(frozen=True)
@@ -31,51 +36,43 @@ class Ownership:
     """All shares, base units."""
 
 
-def settle_ownership(deployment: Deployment, statements: Path, sender_key: Key, accounts: Iterable[str]) -> Ownership:
+def settle_ownership(folder: Path, sender_key: Key) -> Ownership:
     """Claims for every account of the last final epoch, at the sender's cost, and returns what each then holds.
 
-    Anyone may claim for an account; only the account is paid. `accounts` are looked up beside those in the statements.
-    Blocking, and imports web3: call from a thread. Raises ChainError and StatementMismatch.
+    Anyone may claim for an account; only the account is paid. `folder` holds deployments.json. Blocking, and imports
+    web3: call from a thread. Raises ChainError, and StatementMismatch where a statement is missing.
     """
-    from commonweight.chain.contracts import EpochSettlement, ModelShares
-    from commonweight.chain.records import ClaimArguments
-    from commonweight.chain.rpc import Chain
     from commonweight.chain.sender import Sender
+    from commonweight.cli.holdings import known_accounts
+    from commonweight.cli.place import find_place
 
-    chain = Chain.connect(deployment.rpc_url, deployment.chain_id)
-    settlement = EpochSettlement(chain, deployment.settlement, Sender(chain, sender_key))
-    recorded = [settlement.epoch(epoch) for epoch in range(settlement.next_epoch())]
-    final = [_read_statement(statements, record.statement_hash) for record in recorded if record and record.finalized]
-    if final:
-        last = final[-1]
-        tree = last.tree()
-        for index, line in enumerate(last.accounts):
-            if settlement.claimed(line.account).shares == int(line.cumulative_shares):
-                continue  # somebody was faster
-            settlement.claim(
-                ClaimArguments(
-                    epoch=last.epoch,
-                    account=line.account,
-                    cumulative_shares=int(line.cumulative_shares),
-                    epoch_shares=int(line.shares),
-                    debt_before=int(line.debt_before),
-                    proof=tree.proof(index),
-                )
-            )
-    units = dict.fromkeys(accounts, 0)
-    for statement in final:
-        for line in statement.accounts:
+    place = find_place(None, None, None, folder)
+    settlement = place.settlement(Sender(place.chain, sender_key, receipt_timeout_s=RECEIPT_S))
+    published = [_published(place, epoch) for epoch in range(settlement.next_epoch())]
+    last = published[-1] if published else None
+    if last is not None:
+        for line in last.statement.accounts:
+            claim = last.claim_of(line.account)
+            if claim is not None and settlement.claimed(line.account).shares < claim.cumulative_shares:
+                settlement.claim(claim)
+    units: dict[str, int] = {}
+    for each in published:
+        for line in each.statement.accounts:
             units[line.account] = units.get(line.account, 0) + int(line.units)
-    shares = ModelShares(chain, deployment.shares)
-    holdings = [Holding(address, shares.balance_of(address), done) for address, done in units.items()]
-    held = sorted((h for h in holdings if h.shares or h.work_units), key=lambda h: (-h.shares, h.address))
-    return Ownership(tuple(held), shares.total_supply())
+    holdings = [
+        Holding(account, place.shares.balance_of(account), units.get(account, 0))
+        for account in known_accounts(place, last)
+    ]
+    by_size = sorted(holdings, key=lambda holding: (-holding.shares, holding.address))
+    return Ownership(tuple(by_size), place.shares.total_supply())
 
 
-def _read_statement(folder: Path, expected_hash: bytes) -> Statement:
-    path = folder / f"{expected_hash.hex()}.json"
-    try:
-        text = path.read_bytes()
-    except OSError as error:
-        raise StatementMismatch(f"The statement {path} can't be read: {error.strerror}.") from error
-    return parse_statement(text, expected_hash)
+def _published(place: "Place", epoch: int) -> "Published":
+    from commonweight.cli.statements import Missing, find_statement
+
+    record = place.settlement().epoch(epoch)
+    assert record is not None, "every epoch before the next one is on the chain"
+    found = find_statement(place, record)
+    if isinstance(found, Missing):
+        raise StatementMismatch(str(found))
+    return found

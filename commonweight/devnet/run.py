@@ -1,9 +1,7 @@
 """One devnet from its start to its summary: the network beside the view, then the claims, then the report."""
 
 import asyncio
-import os
 import signal
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -18,7 +16,6 @@ from commonweight.devnet.ownership import Ownership, settle_ownership
 from commonweight.devnet.report import build_report, installed_versions
 from commonweight.devnet.screen import Screen
 from commonweight.errors import CommonweightError
-from commonweight.events import Event
 
 EXIT_INTERRUPTED = 130
 
@@ -44,8 +41,9 @@ async def _run(options: DevnetOptions, folder: RunFolder, console: Console) -> i
     with _cancelled_by_signals() as interrupted:
         try:
             with screen:
-                started = {"folder": str(folder.path), "seed": options.seed, "until_epoch": options.until_epoch}
-                observer.record("devnet", Event("devnet.started", started, time.time(), os.getpid()))
+                observer.note(
+                    "devnet.started", folder=str(folder.path), seed=options.seed, until_epoch=options.until_epoch
+                )
                 await network.run()
             reason = "finished"
         except asyncio.CancelledError:
@@ -80,11 +78,9 @@ async def _run(options: DevnetOptions, folder: RunFolder, console: Console) -> i
 
 async def _settle(network: Network) -> Ownership:
     """Who owns what, once nobody proposes epochs any more; nobody anything if there is no model yet."""
-    if network.deployment is None:
+    if not network.folder.deployments.is_file():
         return Ownership()
-    addresses = [account.address for account in network.accounts.values()]
-    deployer = network.accounts["deployer"].key
-    return await asyncio.to_thread(settle_ownership, network.deployment, network.folder.statements, deployer, addresses)
+    return await asyncio.to_thread(settle_ownership, network.folder.path, network.accounts["deployer"].key)
 
 
 @contextmanager

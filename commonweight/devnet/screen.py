@@ -61,6 +61,8 @@ class Screen:
         self._state = state
         if event.name == "devnet.ready":
             self._introduce(state)
+        elif event.name == "generation.formed" and event.fields["generation"] == 1 and source == "coordinator":
+            self._introduce_nodes(state)
         elif (self._live is None or event.name != "round.sealed") and (line := event_line(state, source, event)):
             self.say(line)
 
@@ -88,8 +90,13 @@ class Screen:
         print_fields(facts(state, self._versions, self._network.deployments()))
         self.say("\nAccounts. Their keys are public: never send anything of value to them, on any network.\n")
         print_fields({account.role: account.address for account in self._network.accounts.values()})
+        self.say("\nWaiting for the nodes.")
+
+    def _introduce_nodes(self, state: DevnetState) -> None:
+        logs = [node.log for node in state.nodes]
         self.say()
-        print_table(NODE_HEADER, node_rows(state.nodes))
+        rows = ((*row, log) for row, log in zip(node_rows(state.nodes), logs, strict=True))
+        print_table((*NODE_HEADER, "events"), rows)
         self.say("\nTry\n")
         print_fields(next_commands(state))
         self.say()

@@ -9,6 +9,8 @@ from pydantic import BaseModel, ConfigDict
 
 from commonweight.events import Event
 
+DEVNET = "devnet"
+"""The source of what the devnet itself says, and the name of its log."""
 MAX_ERRORS = 5
 """The latest this many are kept for the view; all are in the logs."""
 
@@ -30,7 +32,7 @@ class NodeState(Frozen):
     """Of the process: "node-0"."""
     address: str
     log: str = ""
-    """Its events, as a path."""
+    """Its events, as a path in the run's folder."""
     pid: int | None = None
     """None while it doesn't run."""
     stage: int | None = None

@@ -32,7 +32,8 @@ def event_line(state: DevnetState, source: str, event: Event) -> str | None:
         case "devnet", "devnet.started":
             return f"Starting a devnet in {state.folder}"
         case "devnet", "child.restarted":
-            return f"{fields['name']}: ended with status {fields['status']}; it is started again with the same key"
+            when = f" in {fields['wait_s']:.0f} s" if fields["wait_s"] else ""
+            return f"{fields['name']}: ended with status {fields['status']}; it is started again{when} with its key"
         case "coordinator", "round.sealed":
             return round_line(state)
         case "coordinator", "epoch.proposed":
@@ -51,24 +52,32 @@ def event_line(state: DevnetState, source: str, event: Event) -> str | None:
             return None
 
 
+def progress(state: DevnetState, now: float) -> dict[str, str]:
+    """How training goes, by name. `now` is Unix time."""
+    last, elapsed = state.last_round, max(0, int(now - state.started))
+    return {
+        "epoch": f"{last.epoch if last else 0}{_goal(state)}",
+        "round": f"{len(state.losses)} sealed, generation {state.generation}",
+        "loss": f"{last.loss:.4f}  {sparkline(state.losses)}" if last else "–",
+        "speed": f"{last.tokens_per_s:,.0f} tokens/s" if last else "–",
+        "boundaries": f"{_boundaries(last.bytes_per_token)} bytes per token, both ways" if last else "–",
+        "nodes": f"{state.nodes_alive} of {len(state.nodes)} online",
+        "minted": f"{format_rounded(state.minted)} shares, final epochs: {state.epochs_finalised}",
+        "time": f"{elapsed // 60}:{elapsed % 60:02d}",
+    }
+
+
 def live_view(state: DevnetState, now: float) -> RenderableType:
-    """The whole screen: progress, nodes, the latest errors. `now` is Unix time."""
-    elapsed = max(0.0, now - state.started)
+    """The whole screen: progress, nodes, the latest errors."""
+    if not state.nodes:
+        return Text(f"Starting the chain and packing the corpus: {max(0.0, now - state.started):.0f} s")
     table = Table.grid(padding=(0, 2))
-    table.add_row("epoch", f"{state.last_round.epoch if state.last_round else 0}{_goal(state)}")
-    table.add_row("round", f"{len(state.losses)} sealed, generation {state.generation}")
-    table.add_row("loss", f"{state.losses[-1]:.4f}  {sparkline(state.losses)}" if state.losses else "–")
-    if state.last_round:
-        table.add_row("speed", f"{state.last_round.tokens_per_s:,.0f} tokens/s")
-        table.add_row("boundaries", f"{_boundaries(state.last_round.bytes_per_token)} bytes per token, both ways")
-    table.add_row("nodes", f"{state.nodes_alive} of {len(state.nodes)} online")
-    table.add_row("minted", f"{format_rounded(state.minted)} shares in {state.epochs_finalised} epochs")
-    table.add_row("time", f"{int(elapsed) // 60}:{int(elapsed) % 60:02d}")
-    errors = [Text(line, style="red") for line in state.errors]
-    nodes = Table(*NODE_HEADER, box=None, pad_edge=False)
+    for name, value in progress(state, now).items():
+        table.add_row(name, value)
+    nodes = Table(*NODE_HEADER, box=None, pad_edge=False, padding=(0, 1, 0, 0))
     for row in node_rows(state.nodes):
         nodes.add_row(*row)
-    return Group(table, Text(), nodes, *errors)
+    return Group(Text(), table, Text(), nodes, *(Text(line, style="red") for line in state.errors))
 
 
 NODE_HEADER = ("node", "stage", "address", "port", "pid", "state")

@@ -132,6 +132,8 @@ def _read_text(path: Path) -> str | None:
         text = path.read_bytes().decode()
     except UnicodeDecodeError:
         return None
+    except OSError as error:
+        raise DataError(f"{path} can't be read: {error.strerror}. Allow it, or leave the file out.") from error
     return None if "\0" in text else text
 
 

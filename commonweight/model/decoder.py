@@ -2,16 +2,15 @@
 
 In a Subspace Network (arXiv 2506.01260) each sublayer writes into one k-dimensional subspace Col(U) of the
 residual stream X, so X = F[tok] + c Uᵀ at every depth: a frozen random part per token, and what the layers
-wrote. Here c itself is the residual stream. Each sublayer reads X, rebuilt from c, and adds its k numbers to
-c:
+wrote. Here c itself is the residual stream. Each sublayer reads X, rebuilt from c, and adds k numbers to it:
 
     c = E[tok]                                   the first stage
     c = c + attention(norm(F[tok] + c Uᵀ)) Zo    each layer
     c = c + swiglu(norm(F[tok] + c Uᵀ)) Zd
     logits = norm(F[tok] + c Uᵀ) headᵀ           the last stage
 
-So c is what crosses a stage boundary, and dL/dc what comes back: nothing is encoded, and nothing lost. Dense
-models (k = d) have U = I and F = 0, and skip both: a plain Llama.
+So c is what crosses a stage boundary, and dL/dc what comes back: nothing is encoded, and nothing is lost.
+Dense models (k = d) have U = I and F = 0, and skip both: a plain Llama.
 
 Names of axes: b sequences, t positions, d d_model, k boundary_dim, h heads, f d_ff, v vocab_size.
 """

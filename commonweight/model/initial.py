@@ -6,12 +6,13 @@ Each tensor has its own stream: numpy's Philox (Salmon et al., "Parallel random 
 What is reproducible across machines: the Philox stream exactly. A normal draw is, for 99.97 % of draws, a
 product of two table numbers and so exact; the tail goes through the machine's logarithm, whose last bit in
 float64 may differ. The QR factors of U go through LAPACK, whose last bits do differ. Casting to float32 hides
-such a difference unless it straddles the midpoint of two floats, which happens to about one number in 10^7 of
-U and to fewer than one in 10^12 of the rest. `Stage.state_root` covers U and F, so two stages that differ
+such a difference unless it straddles the midpoint of two floats: by estimate one number in 10^7 of U and one
+in 10^12 of the rest. `Stage.state_root` covers U and F, so two stages that differ
 find out before they train. numpy may change its normal stream in a new minor version; a test holds the first
 numbers fixed.
 """
 
+import math
 from hashlib import sha256
 
 import numpy as np
@@ -21,8 +22,14 @@ from torch import Tensor
 from commonweight.model.decoder import Decoder
 from commonweight.rules.spec import Architecture
 
-F_SCALE = 1.0
-"""Standard deviation of the entries of F: the norm's input is mostly F at first."""
+F_SCALE = 0.5
+"""Standard deviation of the entries of F. What each norm reads is mostly F at first, so every token starts with a
+direction of its own in d. After 40 rounds of the devnet's model (8,192 bytes of source each, one seed, learning rate
+0.003) the loss was 2.53 nats with 0.02, 2.35 with 0.5 and 2.42 with 1; at 0.006, 2.28 with 0.25 and 2.27 with 0.5.
+"""
+
+E_SCALE = 0.02
+"""Standard deviation of the trained embedding: Llama's, for the factored form too. 0.5 wasn't better there."""
 
 
 def draw(seed: int, name: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -42,27 +49,18 @@ def initial_tensor(arch: Architecture, seed: int, name: str, shape: tuple[int, .
     return draw(seed, name, shape) * _deviation(arch, name)
 
 
-import os
-
-ES = float(os.environ.get("ES", 0.02))
-OUT = float(os.environ.get("OUT", 1))
-IN = float(os.environ.get("IN", 1))
-HS = float(os.environ.get("HS", 1))
-F_SCALE = float(os.environ.get("FS", 1))
-
-
 def _deviation(arch: Architecture, name: str) -> float:
     kind = name.rsplit(".", 1)[-1]
     if kind == "F":
         return F_SCALE
     if kind == "E":
-        return ES
+        return E_SCALE
     if kind in ("zo", "zd"):
+        # What 2 n_layers sublayers add to each of the k numbers has together about the variance of one input.
         fan_in = arch.d_model if kind == "zo" else arch.d_ff
-        return OUT * (2 * arch.n_layers * fan_in) ** -0.5
-    if name == "head.weight":
-        return HS * arch.d_model**-0.5
-    return IN * arch.d_model**-0.5
+        return math.sqrt(1 / (2 * arch.n_layers * fan_in))
+    # Everything else reads a norm: outputs of unit variance, the logits included.
+    return math.sqrt(1 / arch.d_model)
 
 
 def initialize(decoder: Decoder, arch: Architecture, seed: int) -> None:

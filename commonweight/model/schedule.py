@@ -20,4 +20,5 @@ def learning_rate(training: Training, round_: int) -> float:
     done = round_ - training.warmup_rounds
     if done >= training.decay_rounds:
         return final
-    return final + (peak - final) * 0.5 * (1 + math.cos(math.pi * done / training.decay_rounds))
+    share = 0.5 * (1 + math.cos(math.pi * done / training.decay_rounds))
+    return share * peak + (1 - share) * final  # exactly `peak` where share is 1

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from commonweight.errors import CheckpointError, MalformedMessage, NonFiniteTensor
+from commonweight.model.adamw import AdamW
 from commonweight.model.decoder import Decoder
 from commonweight.model.hashing import tensors_hash
 from commonweight.model.initial import initialize
@@ -28,9 +29,7 @@ class Forward:
     """One microbatch on its way: what goes on, and what `Stage.backward` needs (freed by it)."""
 
     output: Tensor | float
-    """The code for the next stage [b, t, k] in the boundary dtype; from the last stage the mean loss in
-    nats.
-    """
+    """The code for the next stage [b, t, k] in the boundary dtype; from the last stage the mean loss in nats."""
     leaf: Tensor | None
     result: Tensor
 
@@ -39,7 +38,8 @@ class Stage:
     """Stage `index` of the model at the version that is ready to train `round`; built at version 0.
 
     `dtype` float64 is for reference computations: all arithmetic and the boundary are float64 then, whatever
-    the spec says. Raises IndexError where the spec has no such stage.
+    the spec says. `frozen_hash` is the `tensors_hash` of U and F (of nothing where dense), equal on all stages that
+    can be chained. Raises IndexError where the spec has no such stage.
     """
 
     def __init__(
@@ -74,13 +74,13 @@ class Stage:
         self._parameters = dict(self.module.named_parameters())
         frozen = {} if module.subspace is None else dict(module.subspace.named_buffers())
         self.frozen_hash = tensors_hash(frozen)
-        self._optimizer = self._build_optimizer()
+        self._adamw = AdamW(self._parameters, training)
 
     def forward(self, tokens: Tensor, code: Tensor | None) -> Forward:
         """Run one microbatch through the stage.
 
-        `tokens` are integers [b, t + 1]: inputs are all but the last, targets all but the first. `code` [b,
-        t, k] in the boundary dtype is the output of the stage before, None on the first stage. Raises
+        `tokens` are integers [b, t + 1]: inputs are all but the last, targets all but the first. `code`
+        [b, t, k] in the boundary dtype is the output of the stage before, None on the first stage. Raises
         MalformedMessage for wrong shapes, a wrong dtype or a token outside the vocabulary: both may come from
         a peer.
         """
@@ -136,8 +136,8 @@ class Stage:
         changes nothing, where the gradient holds NaN or infinity.
         """
         training = self.spec.training
-        gradients = list(self.gradients().values())
-        norm = torch.nn.utils.get_total_norm(gradients).item()
+        gradients = self.gradients()
+        norm = torch.nn.utils.get_total_norm(list(gradients.values())).item()
         if not math.isfinite(norm):
             raise NonFiniteTensor(
                 f"The gradient of stage {self.index} in round {self.round} has norm {norm}. Nothing was "
@@ -146,10 +146,8 @@ class Stage:
             )
         limit = float(training.grad_clip) / math.sqrt(self.spec.stages)
         if 0 < limit < norm:
-            torch._foreach_mul_(gradients, limit / norm)
-        for group in self._optimizer.param_groups:
-            group["lr"] = learning_rate(training, self.round)
-        self._optimizer.step()
+            torch._foreach_mul_(list(gradients.values()), limit / norm)
+        self._adamw.step(gradients, self.round, learning_rate(training, self.round))
         self.discard_gradients()
         self.round += 1
         return norm
@@ -157,7 +155,8 @@ class Stage:
     def discard_gradients(self) -> None:
         """Forget the microbatches of this round."""
         # None instead of zeros: the first microbatch's gradient becomes the accumulator without an addition.
-        self._optimizer.zero_grad(set_to_none=True)
+        for parameter in self._parameters.values():
+            parameter.grad = None
 
     def state(self) -> dict[str, Tensor]:
         """Parameters and Adam's moments under "parameter.", "moment1." and "moment2.": the live tensors.
@@ -167,10 +166,9 @@ class Stage:
         """
         state: dict[str, Tensor] = {}
         for name, parameter in self._parameters.items():
-            adam = self._optimizer.state[parameter]
             state[f"parameter.{name}"] = parameter.detach()
-            state[f"moment1.{name}"] = adam["exp_avg"]
-            state[f"moment2.{name}"] = adam["exp_avg_sq"]
+            state[f"moment1.{name}"] = self._adamw.moment1[name]
+            state[f"moment2.{name}"] = self._adamw.moment2[name]
         return state
 
     def load(self, state: Mapping[str, Tensor], round_: int) -> None:
@@ -197,8 +195,6 @@ class Stage:
             )
         for name, tensor in own.items():
             tensor.copy_(state[name])
-        for adam in self._optimizer.state.values():
-            adam["step"].fill_(round_)
         self.discard_gradients()
         self.round = round_
 
@@ -209,32 +205,6 @@ class Stage:
     def root_of(self, state: Mapping[str, Tensor], round_: int) -> bytes:
         """The `state_root` this stage would have with that state, without loading it."""
         return tensors_hash(state, prefix=round_.to_bytes(8, "little") + self.frozen_hash)
-
-    def _build_optimizer(self) -> torch.optim.AdamW:
-        training = self.spec.training
-        decayed: list[Tensor] = []
-        kept: list[Tensor] = []
-        for name, parameter in self._parameters.items():
-            is_matrix = parameter.ndim > 1 and name != "embedding.E"
-            (decayed if is_matrix else kept).append(parameter)
-        optimizer = torch.optim.AdamW(
-            [
-                {"params": decayed, "weight_decay": float(training.weight_decay)},
-                {"params": kept, "weight_decay": 0.0},
-            ],
-            lr=0.0,
-            betas=(float(training.beta1), float(training.beta2)),
-            eps=float(training.adam_eps),
-            fused=True,
-        )
-        # What the first step would create, so that version 0 has a state.
-        for parameter in self._parameters.values():
-            optimizer.state[parameter] = {
-                "step": torch.zeros((), dtype=torch.float32, device=self.device),
-                "exp_avg": torch.zeros_like(parameter.detach()),
-                "exp_avg_sq": torch.zeros_like(parameter.detach()),
-            }
-        return optimizer
 
     def _check_input(self, tokens: Tensor, code: Tensor | None) -> None:
         length, vocab = self.spec.training.sequence_length, self.spec.architecture.vocab_size

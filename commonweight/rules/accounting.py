@@ -13,9 +13,7 @@ def divide_shares(total: int, weights: Mapping[str, int]) -> dict[str, int]:
     """
     sum_of_weights = sum(weights.values())
     if total < 0 or any(weight < 0 for weight in weights.values()) or not sum_of_weights:
-        raise ValueError(
-            f"can't divide {total} by the weights {dict(weights)!r}: they must be positive in sum"
-        )
+        raise ValueError(f"can't divide {total} by the weights {dict(weights)!r}: they must be positive in sum")
     quotients = {account: divmod(total * weight, sum_of_weights) for account, weight in weights.items()}
     left = total - sum(quotient for quotient, _ in quotients.values())
     by_remainder = sorted(quotients, key=lambda account: (-quotients[account][1], account))

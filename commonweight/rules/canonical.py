@@ -5,6 +5,7 @@ strings, booleans, null and integers below 2^53. Larger integers and fractions t
 """
 
 import json
+import re
 from typing import Any
 
 from eth_hash.auto import keccak
@@ -13,6 +14,8 @@ from commonweight.errors import MalformedMessage
 
 MAX_INTEGER = 2**53 - 1
 MAX_DEPTH = 64
+
+_BRACKET_OR_STRING = re.compile(r'[\[\]{}]|"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)
 
 
 def canonical_json(value: Any) -> bytes:
@@ -30,11 +33,11 @@ def parse_json(data: bytes, what: str, max_bytes: int) -> Any:
         raise MalformedMessage(f"{what} has {len(data)} bytes; at most {max_bytes} are read.")
     try:
         # Decoded here, because json.loads would guess at other encodings and let encoded surrogates pass.
-        value = json.loads(
-            data.decode(), object_pairs_hook=_unique, parse_constant=_refuse, parse_float=_refuse
-        )
+        text = data.decode()
+        _refuse_depth(text)
+        value = json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse, parse_float=_refuse)
         _check(value, "$", 0)
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise MalformedMessage(f"{what} is not canonical JSON: {error!s:.200}.") from error
     return value
 
@@ -64,6 +67,18 @@ def _check(value: Any, path: str, depth: int) -> None:
             _check(item, f"{path}[{index}]", depth + 1)
     else:
         raise ValueError(f"{path} is a {type(value).__name__}, which has no canonical form")
+
+
+def _refuse_depth(text: str) -> None:
+    """Before json.loads, which recurses in C: past a raised recursion limit it would end the process."""
+    depth = 0
+    for token in _BRACKET_OR_STRING.finditer(text):
+        if token[0] in "[{":
+            depth += 1
+        elif token[0] in "]}":
+            depth -= 1
+        if depth > MAX_DEPTH + 1:
+            raise ValueError(f"it is nested deeper than {MAX_DEPTH}")
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -212,9 +212,7 @@ def _break(state: RoundState, node: str, generation: int, why: str) -> tuple[Rou
     return state, (Pause(generation, f"{node}: {why}"), *more)
 
 
-def _report(
-    state: RoundState, node: str, generation: int, report: Report
-) -> tuple[RoundState, tuple[Effect, ...]]:
+def _report(state: RoundState, node: str, generation: int, report: Report) -> tuple[RoundState, tuple[Effect, ...]]:
     if state.phase is not Phase.TRAINING or generation != state.generation:
         return state, ()  # likewise
     if fault := _find_fault(state, node, report):

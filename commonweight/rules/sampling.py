@@ -21,9 +21,7 @@ def sample_indices(spec: ModelSpec, round_: int, microbatch: int) -> tuple[int, 
     """The windows of one microbatch, one per sequence."""
     per_microbatch, per_round = spec.training.microbatch_sequences, spec.training.microbatches_per_round
     if round_ < 0 or not 0 <= microbatch < per_round:
-        raise ValueError(
-            f"round {round_}, microbatch {microbatch} doesn't exist: a round has {per_round} microbatches"
-        )
+        raise ValueError(f"round {round_}, microbatch {microbatch} doesn't exist: a round has {per_round} microbatches")
     count = window_count(spec)
     first = (round_ * per_round + microbatch) * per_microbatch
     return tuple(

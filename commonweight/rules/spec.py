@@ -101,9 +101,7 @@ class Training(Record):
     sequence_length: Annotated[int, Field(gt=0, le=2**20, description="tokens per sequence")]
     microbatch_sequences: Annotated[int, Field(gt=0, le=2**12)]
     microbatches_per_round: Annotated[int, Field(gt=0, le=2**12)]
-    compute_dtype: Literal["float32", "bfloat16"] = Field(
-        description="bfloat16: autocast; weights stay float32"
-    )
+    compute_dtype: Literal["float32", "bfloat16"] = Field(description="bfloat16: autocast; weights stay float32")
     boundary_dtype: Dtype = Field(description="of what travels between stages")
     learning_rate: Fraction
     final_learning_rate: Fraction
@@ -113,9 +111,7 @@ class Training(Record):
     beta2: Beta
     adam_eps: Fraction
     weight_decay: Fraction
-    grad_clip: Fraction = Field(
-        description="of the whole model; each stage clips to grad_clip / sqrt(stages)"
-    )
+    grad_clip: Fraction = Field(description="of the whole model; each stage clips to grad_clip / sqrt(stages)")
 
     @property
     def tokens_per_microbatch(self) -> int:
@@ -131,9 +127,7 @@ class Training(Record):
 class Data(Record):
     """Which text, by content."""
 
-    tokenizer: Annotated[
-        str, Field(pattern=r"^(bytes|0x[0-9a-f]{64})$", description="or keccak of tokenizer.json")
-    ]
+    tokenizer: Annotated[str, Field(pattern=r"^(bytes|0x[0-9a-f]{64})$", description="or keccak of tokenizer.json")]
     manifest: Hash
     tokens: Annotated[int, Field(gt=0, le=2**53 - 1)]
 
@@ -173,14 +167,10 @@ class ModelSpec(Record):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.stages > self.architecture.n_layers:
-            raise ValueError(
-                f"{self.stages} stages need as many layers; there are {self.architecture.n_layers}"
-            )
+            raise ValueError(f"{self.stages} stages need as many layers; there are {self.architecture.n_layers}")
         window = self.training.sequence_length + 1
         if self.data.tokens < window:
-            raise ValueError(
-                f"the data has {self.data.tokens} tokens; one sequence with its target needs {window}"
-            )
+            raise ValueError(f"the data has {self.data.tokens} tokens; one sequence with its target needs {window}")
         return self
 
     @property

@@ -82,9 +82,7 @@ def in_flight_limit(spec: ModelSpec, stage: int) -> int:
 def stage_parameters(spec: ModelSpec, stage: int) -> int:
     """Trained parameters of `stage`. The frozen U and F, which follow from the seed, are not counted."""
     a = spec.architecture
-    attention = (
-        a.d_model + (a.n_heads + 2 * a.n_kv_heads) * a.head_dim * a.d_model + a.d_model * a.boundary_dim
-    )
+    attention = a.d_model + (a.n_heads + 2 * a.n_kv_heads) * a.head_dim * a.d_model + a.d_model * a.boundary_dim
     ffn = a.d_model + 2 * a.d_ff * a.d_model + a.d_ff * a.boundary_dim
     count = len(stage_layers(spec)[stage]) * (attention + ffn)
     if stage == 0:
@@ -108,9 +106,7 @@ def boundary_bytes_per_token(spec: ModelSpec) -> BoundaryBytes:
     """Bytes per trained token over a boundary between two stages, as this spec sends them and
     uncompressed."""
     a, itemsize = spec.architecture, _ITEMSIZE[spec.training.boundary_dtype]
-    return BoundaryBytes(
-        2 * a.boundary_dim * itemsize + token_id_bytes(a.vocab_size), 2 * a.d_model * itemsize
-    )
+    return BoundaryBytes(2 * a.boundary_dim * itemsize + token_id_bytes(a.vocab_size), 2 * a.d_model * itemsize)
 
 
 def token_id_bytes(vocab_size: int) -> int:

@@ -50,9 +50,7 @@ class CreditedReport(Record):
     gradient_hash: Hash
     state_before: Hash
     state_after: Hash
-    signature: Annotated[
-        str, Field(pattern=r"^0x[0-9a-f]{130}$", description="by the node, over the report's digest")
-    ]
+    signature: Annotated[str, Field(pattern=r"^0x[0-9a-f]{130}$", description="by the node, over the report's digest")]
     units: Integer = Field(description="FLOPs")
 
 
@@ -84,9 +82,7 @@ class Statement(Record):
     epoch: Number
     minted: Integer
     compute_shares: Integer = Field(description="of what was minted, the part that the accounts divide")
-    accumulator_before: Integer = Field(
-        description="at which the epoch before was finalised; 0 for the first"
-    )
+    accumulator_before: Integer = Field(description="at which the epoch before was finalised; 0 for the first")
     rounds: tuple[SealedRound, ...]
     accounts: tuple[AccountLine, ...] = Field(description="in order of the address")
     root: Hash
@@ -120,9 +116,7 @@ class Statement(Record):
         }
 
 
-def credit_report(
-    spec: ModelSpec, report: Report, node: str, account: str, signature: bytes
-) -> CreditedReport:
+def credit_report(spec: ModelSpec, report: Report, node: str, account: str, signature: bytes) -> CreditedReport:
     """The line of a verified report, with the units that the spec says it is worth."""
     return CreditedReport(
         stage=report.stage,
@@ -199,9 +193,7 @@ def check_statement(spec: ModelSpec, statement: Statement, balances_before: Mapp
     Signatures are not checked here, nor whether the chain has this root: the caller holds keys and chain.
     """
     if statement.spec_hash != to_hex(spec.spec_hash):
-        raise StatementMismatch(
-            f"The statement is of spec {statement.spec_hash}, not {to_hex(spec.spec_hash)}."
-        )
+        raise StatementMismatch(f"The statement is of spec {statement.spec_hash}, not {to_hex(spec.spec_hash)}.")
     accumulator = int(statement.accumulator_before)
     if accumulator > MAX_ACCUMULATOR or (statement.epoch == 0 and accumulator):
         raise StatementMismatch(
@@ -211,9 +203,7 @@ def check_statement(spec: ModelSpec, statement: Statement, balances_before: Mapp
     expected_rounds = range(first, first + spec.economics.rounds_per_epoch)
     sealed_rounds = [sealed.round for sealed in statement.rounds]
     if len(sealed_rounds) != len(expected_rounds) or sealed_rounds != list(expected_rounds):
-        raise StatementMismatch(
-            f"Epoch {statement.epoch} has rounds {expected_rounds[0]} to {expected_rounds[-1]}."
-        )
+        raise StatementMismatch(f"Epoch {statement.epoch} has rounds {expected_rounds[0]} to {expected_rounds[-1]}.")
     for sealed in statement.rounds:
         if [report.stage for report in sealed.reports] != list(range(spec.stages)):
             raise StatementMismatch(f"Round {sealed.round} doesn't credit each of {spec.stages} stages once.")

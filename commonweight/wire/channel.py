@@ -1,7 +1,12 @@
 """gRPC channels and servers with one set of options for the whole network.
 
-A silent peer (frozen, unplugged) is noticed after KEEPALIVE_MS + KEEPALIVE_TIMEOUT_MS, in both directions and
-also where no call is running. A connection that fails is tried again after at most a second.
+A silent peer (frozen, unplugged) is noticed KEEPALIVE_MS + the ping timeout after its last byte, in both directions
+and also where no call is running. A connection that fails is tried again after at most a second.
+
+The ping timeout is strict: a ping's answer waits behind whatever the link has queued. grpcio 1.85 has a milder rule,
+that any byte counts as an answer, but never starts its timer (writing.cc sets it only where it is set already), so
+`grpc.keepalive_timeout_ms` alone leaves a frozen peer unnoticed for a minute. Hence two timeouts: one for control,
+where little is ever queued, and one for pipes, where several MiB may take seconds on a slow link.
 """
 
 import ipaddress
@@ -23,7 +28,9 @@ PIPE_FRAME_BYTES = PIPE_PART_BYTES + (64 << 10)
 CONTROL_MESSAGE_BYTES = 4 << 20
 """Any other message: the largest is a report of 8,192 microbatches (1.5 MB)."""
 KEEPALIVE_MS = 2_000
-KEEPALIVE_TIMEOUT_MS = 2_500
+CONTROL_PING_TIMEOUT_MS = 2_500
+PIPE_PING_TIMEOUT_MS = 10_000
+"""At 8 Mbit/s, 10 MB are sent in it; 8 MiB in flight broke a healthy link at 2,500."""
 CONNECT_TIMEOUT_MS = 5_000
 MAX_BACKOFF_MS = 1_000
 
@@ -34,7 +41,12 @@ _HOST_NAME = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)(\.(?!-)[A-Za-z0-9_-]{1,
 
 
 def open_channel(
-    address: str, mine: Certificate, peer_der: bytes, *, max_message_bytes: int = CONTROL_MESSAGE_BYTES
+    address: str,
+    mine: Certificate,
+    peer_der: bytes,
+    *,
+    max_message_bytes: int = CONTROL_MESSAGE_BYTES,
+    ping_timeout_ms: int = CONTROL_PING_TIMEOUT_MS,
 ) -> grpc.aio.Channel:
     """A channel to the holder of the certificate `peer_der` at "host:port"; connects when first used.
 
@@ -44,7 +56,7 @@ def open_channel(
     """
     split_address(address)
     options = [
-        *_shared_options(max_message_bytes),
+        *_shared_options(max_message_bytes, ping_timeout_ms),
         ("grpc.ssl_target_name_override", TARGET_NAME),
         ("grpc.enable_http_proxy", 0),
         ("grpc.service_config_disable_resolution", 1),
@@ -63,6 +75,7 @@ async def serve(
     credentials: grpc.ServerCredentials,
     *,
     max_message_bytes: int = CONTROL_MESSAGE_BYTES,
+    ping_timeout_ms: int = CONTROL_PING_TIMEOUT_MS,
 ) -> tuple[grpc.aio.Server, int]:
     """A started server of `servicers` and of the standard health service, and the port it listens on.
 
@@ -71,7 +84,7 @@ async def serve(
     """
     split_address(listen)
     options = [
-        *_shared_options(max_message_bytes),
+        *_shared_options(max_message_bytes, ping_timeout_ms),
         ("grpc.so_reuseport", 0),  # otherwise a second process binds the same port and gets half of the calls
         ("grpc.http2.min_ping_interval_without_data_ms", KEEPALIVE_MS // 4),
         ("grpc.http2.max_ping_strikes", 0),
@@ -122,12 +135,13 @@ def join_address(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def _shared_options(max_message_bytes: int) -> list[tuple[str, int]]:
+def _shared_options(max_message_bytes: int, ping_timeout_ms: int) -> list[tuple[str, int]]:
     return [
         ("grpc.max_send_message_length", max_message_bytes),
         ("grpc.max_receive_message_length", max_message_bytes),
         ("grpc.keepalive_time_ms", KEEPALIVE_MS),
-        ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
+        ("grpc.keepalive_timeout_ms", ping_timeout_ms),
+        ("grpc.http2.ping_timeout_ms", ping_timeout_ms),
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.max_pings_without_data", 0),
     ]

@@ -34,8 +34,7 @@ async def refuse(context: Any, error: CommonweightError) -> NoReturn:
 
 
 def wire_error(error: grpc.RpcError, peer: str) -> WireError:
-    """What a failed call means; `peer` names for the message who was called, such as "PEERID at "
-    "host:port"."""
+    """What a failed call means. `peer` names for the message who was called: a PeerId and its address."""
     code, details = error.code(), error.details() or ""
     if "CERTIFICATE_VERIFY_FAILED" in details:
         return IdentityMismatch(

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: MIT
+// SPDX-License-Identifier: Apache-2.0
 pragma solidity 0.8.37;
 
 import {Clones} from "@openzeppelin/contracts/proxy/Clones.sol";
@@ -82,6 +82,8 @@ contract EpochSettlement is IEpochSettlement {
     function finalizeEpoch(uint32 e) external {
         Progress memory progress = _progress;
         if (progress.finalizableAt == 0 || e != progress.nextEpoch) revert EpochSettlementNotPending(e);
+        // Validators can shift the time by seconds, against windows of minutes to days.
+        // forge-lint: disable-next-line(block-timestamp)
         if (block.timestamp < progress.finalizableAt) revert EpochSettlementWindowOpen(progress.finalizableAt);
         _progress = Progress({nextEpoch: e + 1, finalizableAt: 0, minted: progress.minted});
 

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: MIT
+// SPDX-License-Identifier: Apache-2.0
 pragma solidity 0.8.37;
 
 import {IEpochSettlement} from "../src/interfaces/IEpochSettlement.sol";
@@ -224,6 +224,7 @@ contract EpochSettlementTest is Ledger {
         unchecked {
             delta = bound(delta, 1, type(uint96).max);
             field %= 5;
+            // forge-lint: disable-next-line(unsafe-typecast) -- delta < 2^96
             if (field == 0) leaf.account = address(uint160(leaf.account) + uint160(delta));
             if (field == 1) leaf.cumulativeShares += delta;
             if (field == 2) leaf.epochShares += delta;

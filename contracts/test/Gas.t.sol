@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: MIT
+// SPDX-License-Identifier: Apache-2.0
 pragma solidity 0.8.37;
 
 import {Hashes} from "@openzeppelin/contracts/utils/cryptography/Hashes.sol";
@@ -21,8 +21,8 @@ contract GasTest is Base {
     uint256 private constant MINTED = 800e18;
     uint256 private constant REVENUE = 1_234_567_890;
 
-    address private constant VETERAN = address(0xE4C3fB9a0A54c1Aba9d1b4BF0bD9F5a8be6b0d11);
-    address private constant NEWCOMER = address(0x9B7d1c53EB9c1E8a4B2f2cc56d0Af17C8e3A5f22);
+    address private constant VETERAN = address(uint160(uint256(keccak256("veteran"))));
+    address private constant NEWCOMER = address(uint160(uint256(keccak256("newcomer"))));
 
     /// @dev Each provider's compute shares per epoch; the debt and the proofs of the last finalised epoch's leaves.
     uint256 private part;

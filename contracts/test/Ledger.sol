@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: MIT
+// SPDX-License-Identifier: Apache-2.0
 pragma solidity 0.8.37;
 
 import {Base} from "./Base.sol";
@@ -20,6 +20,7 @@ abstract contract Ledger is Base {
 
     function addProviders(uint256 count) internal {
         for (uint256 i = 0; i < count; i++) {
+            // forge-lint: disable-next-line(unsafe-typecast) -- a handful of providers
             providers.push(address(uint160(0xF000 + i)));
         }
     }

@@ -54,20 +54,24 @@ BOB_CERT = make_certificate(BOB)
 # libp2p specs, tls.md, "Test vectors": number 3 (secp256k1), number 4 (the key doesn't match).
 SPEC_PEER = "16Uiu2HAkutTMoTzDw1tCvSRtu6YoixJwS46S1ZFxW8hSx9fWHiPs"
 SPEC_HEAD = (
-    "a003020102020{}499602d2300a06082a8648ce3d040302302031123010060355040a13096c69627032702e696f310a3008060355040513013130"
+    "a0030201020204499602d2300a06082a8648ce3d040302302031123010060355040a13096c69627032702e696f310a3008060355040513013130"
     "20170d3735303130313133303030305a180f34303936303130313133303030305a302031123010060355040a13096c69627032702e696f310a30"
     "0806035504051301313059301306072a8648ce3d020106082a8648ce3d030107034200040c901d423c831ca85e27c73c263ba132721bb9d7a84c"
     "4f0380b2a6756fd601331c8870234dec878504c174144fa4b14b66a651691606d8173e55bd37e381569ea3"
-).format(4)
+)
 SPEC_VALID = bytes.fromhex(
-    "308201ba3082015f" + SPEC_HEAD + "8184308181307f060a2b0601040183a25a01010471306f0425080212210206dc6968726765b820f050263"
+    "308201ba3082015f"
+    + SPEC_HEAD
+    + "8184308181307f060a2b0601040183a25a01010471306f0425080212210206dc6968726765b820f050263"
     "ececf7f71e4955892776c0970542efd689d2382044630440220145e15a991961f0d08cd15425bb95ec93f6ffa03c5a385eedc34ecf464c7a8ab02"
     "2026b3109b8a3f40ef833169777eb2aa337cfb6282f188de0666d1bcec2a4690dd300a06082a8648ce3d0403020349003046022100e1a217eeef9"
     "ec9204b3f774a08b70849646b6a1e6b8b27f93dc00ed58545d9fe022100b00dafa549d0f03547878338c7b15e7502888f6d45db387e5ae6b5d468"
     "99cef0"
 )
 SPEC_INVALID = bytes.fromhex(
-    "308201f73082019d" + SPEC_HEAD + "81c23081bf3081bc060a2b0601040183a25a01010481ad3081aa045f0803125b3059301306072a8648ce3"
+    "308201f73082019d"
+    + SPEC_HEAD
+    + "81c23081bf3081bc060a2b0601040183a25a01010481ad3081aa045f0803125b3059301306072a8648ce3"
     "d020106082a8648ce3d03010703420004bf30511f909414ebdd3242178fd290f093a551cf75c973155de0bb5a96fedf6cb5d52da7563e794b512f"
     "66e60c7f55ba8a3acf3dd72a801980d205e8a1ad29f204473045022100bb6e03577b7cc7a3cd1558df0da2b117dfdcc0399bc2504ebe7de6f65ca"
     "de72802206de96e2a5be9b6202adba24ee0362e490641ac45c240db71fe955f2c5cf8df6e300a06082a8648ce3d0403020348003045022100e847"
@@ -108,9 +112,7 @@ async def running(
         await server.stop(None)
 
 
-async def call(
-    channel: grpc.aio.Channel, size: int = 3, timeout_s: float = DEADLINE_S
-) -> control_pb2.EnrolResponse:
+async def call(channel: grpc.aio.Channel, size: int = 3, timeout_s: float = DEADLINE_S) -> control_pb2.EnrolResponse:
     request = control_pb2.EnrolRequest(certificate=bytes(size))
     try:
         return await control_pb2_grpc.EnrolmentStub(channel).Enrol(request, timeout=timeout_s)
@@ -441,7 +443,12 @@ asyncio.run(main())
 async def test_a_peer_in_another_process_is_reached_and_noticed_when_it_freezes():
     async with asyncio.timeout(30):
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-c", NODE, ALICE_CERT.der.hex(), stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
+            sys.executable,
+            "-c",
+            NODE,
+            ALICE_CERT.der.hex(),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
         )
         try:
             port = int(await process.stdout.readline())

@@ -72,7 +72,7 @@ def spec_fields(draw: st.DrawFn, max_layers: int = 12) -> dict[str, Any]:
         "data": {
             "tokenizer": "bytes",
             "manifest": "0x" + "ab" * 32,
-            "tokens": draw(st.integers(sequence_length + 1, 600)),
+            "tokens": draw(st.integers(sequence_length + 1, 300)),
         },
         "economics": {
             "rounds_per_epoch": draw(st.integers(1, 3)),
@@ -95,9 +95,7 @@ def sha(*parts: object) -> bytes:
     return sha256(repr(parts).encode()).digest()
 
 
-def honest_reports(
-    stages: int, microbatches: int, number: int, attempt: object = 0
-) -> tuple[Report, ...]:
+def honest_reports(stages: int, microbatches: int, number: int, attempt: object = 0) -> tuple[Report, ...]:
     """What all stages report about a round in which nobody lies."""
 
     def crossing(kind: str, boundary: int, j: int) -> bytes:

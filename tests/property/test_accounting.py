@@ -198,6 +198,4 @@ def test_balances_are_the_sums_that_the_leaf_defines(history: list[tuple[dict[st
         earned = [shares.get(account, 0) for shares, _ in history]
         assert balance.cumulative_shares == sum(earned)
         assert balance.epoch_shares == earned[-1]
-        assert balance.debt_before == sum(
-            e * at for e, (_, at) in zip(earned[:-1], history[1:], strict=True)
-        )
+        assert balance.debt_before == sum(e * at for e, (_, at) in zip(earned[:-1], history[1:], strict=True))

@@ -43,7 +43,7 @@ def test_all_epochs_together_stay_within_the_supply(rule: Economics) -> None:
 
 
 @given(st.integers(0, 2**96), st.integers(0, BPS), st.data())
-def test_split_sums_exactly_and_rounds_in_favour_of_compute(minted: int, designer_bps: int, data: st.DataObject) -> None:
+def test_split_sums_exactly_and_rounds_for_compute(minted: int, designer_bps: int, data: st.DataObject) -> None:
     data_bps = data.draw(st.integers(0, BPS - designer_bps))
     split = split_emission(minted, designer_bps, data_bps)
     assert split.designer + split.data + split.compute == minted

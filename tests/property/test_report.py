@@ -86,16 +86,16 @@ def test_every_changed_field_changes_the_digest(
 
     others = [
         report_digest(replace(domain, chain_id=domain.chain_id ^ 1), model_id, report),
-        report_digest(
-            replace(domain, settlement=f"0x{int(domain.settlement, 16) ^ 1:040x}"), model_id, report
-        ),
+        report_digest(replace(domain, settlement=f"0x{int(domain.settlement, 16) ^ 1:040x}"), model_id, report),
         report_digest(domain, flipped(model_id), report),
         report_digest(domain, model_id, replace(report, round=report.round ^ 1)),
         report_digest(domain, model_id, replace(report, stage=report.stage ^ 1)),
         report_digest(domain, model_id, replace(report, hops=(*report.hops, report.hops[0]))),
     ]
-    for name in ("gradient_hash", "state_before", "state_after"):
-        others.append(report_digest(domain, model_id, replace(report, **{name: flipped(getattr(report, name))})))
+    others += [
+        report_digest(domain, model_id, replace(report, **{name: flipped(getattr(report, name))}))
+        for name in ("gradient_hash", "state_before", "state_after")
+    ]
     number = data.draw(st.integers(0, len(report.hops) - 1))
     hop = report.hops[number]
     changed = [replace(hop, **{name: flipped(getattr(hop, name))}) for name in HOP_HASHES]

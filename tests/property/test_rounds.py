@@ -95,20 +95,32 @@ class Rounds(RuleBasedStateMachine):
 
     @rule()
     def all_ready(self) -> None:
-        for node in self.state.seats:
-            if node is not None:
-                self.send(Ready(node, self.state.generation))
+        for node in NODES:  # strangers among them, who must not count
+            self.send(Ready(node, self.state.generation))
 
     @rule(node=nodes, age=ages)
     def fail(self, node: str, age: int) -> None:
         self.send(Broken(node, self.state.generation - age, "a pipe broke"))
 
-    @rule(node=nodes, stage=st.integers(0, 3), age=ages, lie=st.sampled_from(LIES), twice=st.booleans())
-    def report(self, node: str, stage: int, age: int, lie: str, twice: bool) -> None:
-        """By anyone about any stage: holders mostly say the truth, once."""
+    @rule(node=nodes, stage=st.integers(0, 3), age=ages, lie=st.sampled_from(LIES))
+    def anyone_reports(self, node: str, stage: int, age: int, lie: str) -> None:
+        """By anyone about any stage."""
         report = lie_about(self.honest()[stage % len(self.state.seats)], lie)
+        self.send(Reported(node, self.state.generation - age, report))
+
+    @rule(stage=st.integers(0, 3), age=ages, lie=st.sampled_from(LIES), twice=st.booleans())
+    def holder_reports(self, stage: int, age: int, lie: str, twice: bool) -> None:
+        """Mostly the truth, sometimes twice."""
+        stage %= len(self.state.seats)
         for _ in range(1 + twice):
-            self.send(Reported(node, self.state.generation - age, report))
+            report = lie_about(self.honest()[stage], lie)
+            self.send(Reported(self.state.seats[stage] or "nobody", self.state.generation - age, report))
+
+    @rule()
+    def all_join_and_open(self) -> None:
+        """So that most histories get somewhere."""
+        self.join_all()
+        self.all_ready()
 
     @rule(lie=st.sampled_from(LIES), liar=st.integers(0, 3), order=st.permutations(range(4)))
     def all_report(self, lie: str, liar: int, order: list[int]) -> None:
@@ -177,10 +189,10 @@ class Rounds(RuleBasedStateMachine):
         assert self.state.generation >= old.generation
         for before, after in zip(old.seats, self.state.seats, strict=True):
             assert before in (None, after)
-        if isinstance(event, Reported) and Refused not in kinds and old.phase is Phase.TRAINING:
-            if event.generation == old.generation:
-                assert old.seats[event.report.stage] == event.node
-                self.told.setdefault(event.report.stage, []).append(event.report)
+        in_time = old.phase is Phase.TRAINING and getattr(event, "generation", None) == old.generation
+        if isinstance(event, Reported) and in_time and Refused not in kinds:
+            assert old.seats[event.report.stage] == event.node
+            self.told.setdefault(event.report.stage, []).append(event.report)
         for effect in effects:
             self.check(effect, old, event)
         if {Form, Pause, Seal, Stop} & set(kinds):

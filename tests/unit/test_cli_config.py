@@ -32,10 +32,10 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> None:
     def echo(
         rpc: Annotated[str, typer.Option("--rpc", envvar="COMMONWEIGHT_RPC")] = "default",
         max_gas: Annotated[int, typer.Option("--max-gas")] = 1,
-        folder: Annotated[Path, typer.Option("--folder")] = Path("default"),
+        directory: Annotated[Path, typer.Option("--folder")] = Path("default"),
         fast: Annotated[bool, typer.Option("--fast")] = False,
     ) -> None:
-        typer.echo(json.dumps([rpc, max_gas, str(folder), fast]))
+        typer.echo(json.dumps([rpc, max_gas, str(directory), fast]))
 
     module.app = group  # type: ignore[attr-defined]
     monkeypatch.setitem(__import__("sys").modules, "commonweight.bench.cli", module)
@@ -63,6 +63,10 @@ class TestPrecedence:
     def test_the_variable_beats_the_file(self, tmp_path: Path) -> None:
         env = {"COMMONWEIGHT_RPC": "variable", "COMMONWEIGHT_BENCH_ECHO_MAX_GAS": "3"}
         assert echo(tmp_path, self.TOML, env=env)[:2] == ["variable", 3]
+
+    def test_a_variable_is_named_after_the_option(self, tmp_path: Path) -> None:
+        assert echo(tmp_path, "", env={"COMMONWEIGHT_BENCH_ECHO_FOLDER": "variable"})[2] == "variable"
+        assert echo(tmp_path, "", env={"COMMONWEIGHT_BENCH_ECHO_FAST": "true"})[3] is True
 
     def test_the_flag_beats_all(self, tmp_path: Path) -> None:
         env = {"COMMONWEIGHT_RPC": "variable", "COMMONWEIGHT_BENCH_ECHO_MAX_GAS": "3"}
@@ -100,6 +104,7 @@ def test_a_group_passes_on_only_what_a_command_has() -> None:
     [
         ({"rcp": "x"}, "rcp", "'rpc'"),
         ({"nod": {}}, "nod", "'node'"),
+        ({"folder": "x"}, "folder", "stand in its table"),
         ({"node": {"rnu": {}}}, "node.rnu", "'run'"),
         ({"node": {"run": {"max-gass": 1}}}, "node.run.max-gass", "'max-gas'"),
         ({"node": {"run": {"drain": 1}}}, "node.run.drain", "Known here: max-gas, rpc"),

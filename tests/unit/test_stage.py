@@ -73,7 +73,7 @@ def test_the_root_covers_round_frozen_tensors_names_and_shapes():
     module = stage.module
     module.subspace.U[0, 0] += 1e-6  # as another machine's LAPACK might
     frozen = tensors_hash(dict(module.subspace.named_buffers()))
-    assert frozen != Stage(tiny_spec(), 1)._frozen_hash
+    assert frozen != Stage(tiny_spec(), 1).frozen_hash
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
@@ -191,6 +191,27 @@ def test_decay_spares_norms_and_the_embedding():
         kept = name.endswith("scale") or name == "embedding.E"
         factor = 1 if kept else 1 - 0.01 * 0.1
         assert torch.allclose(parameter, before[name] * factor, rtol=1e-6), name
+
+
+def test_the_step_is_torchs_own_adamw_bit_for_bit():
+    spec = tiny_spec(stages=1, weight_decay="0.1", warmup_rounds=0, decay_rounds=0)
+    stage, twin = Stage(spec, 0), Stage(spec, 0)
+    named = dict(twin.module.named_parameters())
+    kept = [p for name, p in named.items() if name.endswith("scale") or name == "embedding.E"]
+    decayed = [p for name, p in named.items() if not name.endswith("scale") and name != "embedding.E"]
+    groups = [{"params": decayed, "weight_decay": 0.1}, {"params": kept, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=0.001, betas=(0.9, 0.95), eps=1e-8, fused=True)
+    for round_ in range(3):
+        batches = random_batches(spec, round_)
+        train_round([stage], batches)
+        for tokens in batches:
+            twin.backward(twin.forward(tokens, None), None)
+        optimizer.step()
+        optimizer.zero_grad()
+    state = stage.state()
+    for name, parameter in named.items():
+        assert torch.equal(state[f"parameter.{name}"], parameter), name
+        assert torch.equal(state[f"moment2.{name}"], optimizer.state[parameter]["exp_avg_sq"]), name
 
 
 def test_a_gradient_that_isnt_finite_changes_nothing():

@@ -1,0 +1,41 @@
+"""`commonweight bench …`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(no_args_is_help=True, help="Measure what this machine and its links can do.")
+
+
+@app.callback()
+def _group() -> None:
+    """Measure what this machine and its links can do."""
+
+
+@app.command()
+def pipeline(
+    json: Annotated[Path | None, typer.Option(help="Write the results to this file, too.")] = None,
+    pairs: Annotated[int, typer.Option(min=1, max=1000, help="Measured turns of each contender.")] = 5,
+    dtype: Annotated[list[str] | None, typer.Option(help="float32 or bfloat16; repeat. Default: both.")] = None,
+) -> None:
+    """Train a model of two stages over gRPC against plain PyTorch.
+
+    Contenders take turns, one round each: our two worker processes with one thread each; the same model unsplit in
+    one process with two threads, with the same microbatches and with its best ones; and torch.distributed.pipelining
+    (Schedule1F1B over gloo) with the same stages. Takes about ten minutes on two idle cores. Only the ratios count.
+
+    Example:
+        commonweight bench pipeline --json pipeline.json
+    """
+    from dataclasses import asdict
+
+    from commonweight.bench.measure import publish
+    from commonweight.bench.pipeline import PipelineBench, run_pipeline_bench
+    from commonweight.errors import ConfigError
+
+    dtypes = tuple(dtype or ("float32", "bfloat16"))
+    if unknown := set(dtypes) - {"float32", "bfloat16"}:
+        raise ConfigError(f"--dtype {', '.join(sorted(unknown))} isn't measured: take float32 or bfloat16.")
+    bench = PipelineBench(pairs=pairs)
+    publish("pipeline", asdict(bench), run_pipeline_bench(bench, dtypes), json)

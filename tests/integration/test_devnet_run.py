@@ -1,0 +1,246 @@
+"""`commonweight devnet up` as its user runs it: real processes, a real chain, a small model, and faults that happen."""
+
+import json
+import os
+import queue
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import pytest
+
+from commonweight.devnet.observer import StateFile, read_state
+from commonweight.devnet.processes import family, start_time, wait_for_end
+from commonweight.devnet.state import DevnetState, fold
+from commonweight.events import parse_event
+from commonweight.rules.emission import emission
+from commonweight.rules.spec import parse_spec
+from commonweight.rules.statement import check_statement, parse_statement
+
+ROOT = Path(__file__).parents[2]
+WAIT_S = 120.0
+ROUNDS = 3
+ARGUMENTS = ("--headless", "--stages", "2", "--until-epoch", "1", "--rounds-per-epoch", str(ROUNDS))
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+
+
+class Devnet:
+    """A `devnet up` in a folder; whatever is left of it at the end is killed."""
+
+    def __init__(self, folder: Path, *arguments: str) -> None:
+        self.folder = folder / "run"
+        self.report_file = folder / "report.json"
+        where = ("--dir", str(self.folder), "--report", str(self.report_file))
+        self._popen = subprocess.Popen(
+            [sys.executable, "-m", "commonweight", "devnet", "up", *ARGUMENTS, *where, *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            cwd=ROOT,
+            text=True,
+        )
+        self.printed: list[str] = []
+        self._lines: queue.Queue[str | None] = queue.Queue()
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._popen.kill()
+        self._popen.wait()
+        self._reader.join()
+
+    @property
+    def pid(self) -> int:
+        return self._popen.pid
+
+    def wait_for_line(self, pattern: str) -> re.Match[str]:
+        """The first line from here on in which `pattern` is found."""
+        deadline = time.monotonic() + WAIT_S
+        while (line := self._lines.get(timeout=max(0.0, deadline - time.monotonic()))) is not None:
+            if match := re.search(pattern, line):
+                return match
+        raise AssertionError(f"no line with {pattern!r} in:\n" + "\n".join(self.printed))
+
+    def wait(self) -> int:
+        status = self._popen.wait(WAIT_S)
+        self._reader.join(WAIT_S)
+        return status
+
+    def state(self) -> StateFile:
+        return read_state(self.folder)
+
+    def report(self) -> dict[str, Any]:
+        report: dict[str, Any] = json.loads(self.report_file.read_text())
+        return report
+
+    def roots(self) -> list[list[str]]:
+        """Every stage's state after each round, as the coordinator sealed them."""
+        lines = (self.folder / "logs" / "coordinator.jsonl").read_text().splitlines()
+        events = [json.loads(line) for line in lines]
+        return [event["state_roots"] for event in events if event["event"] == "round.sealed"]
+
+    def _read(self) -> None:
+        assert self._popen.stdout is not None
+        for line in self._popen.stdout:
+            self.printed.append(line.rstrip("\n"))
+            self._lines.put(line)
+        self._lines.put(None)
+
+
+def all_gone(pids: list[int]) -> bool:
+    """Whether all of them end soon."""
+    return all(wait_for_end(pid, 20.0) for pid in pids) and all(start_time(pid) is None for pid in pids)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Devnet]:
+    """A run that nobody touches, after its end."""
+    with Devnet(tmp_path_factory.mktemp("undisturbed")) as devnet:
+        status = devnet.wait()
+        assert status == 0, "\n".join(devnet.printed)
+        yield devnet
+
+
+def test_a_run_reports_what_it_trained_minted_and_who_owns_it(undisturbed: Devnet) -> None:
+    report = undisturbed.report()
+    spec = parse_spec((undisturbed.folder / "spec.json").read_bytes())
+    minted = emission(spec.economics, 0)
+    assert report["exit_reason"] == "finished"
+    assert len(report["losses"]) == ROUNDS
+    assert report["losses"][-1] < report["losses"][0]
+    assert len(report["bytes_per_token"]) == spec.stages - 1
+    assert report["first_round_s"] > 0
+    assert report["peak_rss_bytes"] > 100 << 20
+    (epoch,) = report["epochs"]
+    assert (epoch["number"], epoch["minted"], epoch["finalised"]) == (0, str(minted), True)
+    assert sum(int(part["shares"]) for part in report["ownership"].values()) == minted
+    workers = [part for part in report["ownership"].values() if part["work_units"] != "0"]
+    assert len(workers) == spec.stages
+    assert report["deployments"] == json.loads((undisturbed.folder / "deployments.json").read_text())
+
+
+def test_its_logs_tell_the_same_story(undisturbed: Devnet) -> None:
+    told = []
+    for log in (undisturbed.folder / "logs").glob("*.jsonl"):
+        told += [(event.time, log.stem, event) for line in log.open() if (event := parse_event(line))]
+    replayed = DevnetState()
+    for _, source, event in sorted(told, key=lambda each: each[0]):
+        replayed = fold(replayed, source, event)
+    assert replayed == undisturbed.state().state
+
+
+def test_its_statement_can_be_recomputed_by_anyone(undisturbed: Devnet) -> None:
+    spec = parse_spec((undisturbed.folder / "spec.json").read_bytes())
+    (epoch,) = undisturbed.report()["epochs"]
+    (file,) = (undisturbed.folder / "statements").glob("*.json")
+    statement = parse_statement(file.read_bytes(), bytes.fromhex(epoch["statement_hash"][2:]))
+    check_statement(spec, statement, {})
+    assert statement.root == epoch["root"]
+
+
+def test_it_prints_what_a_newcomer_needs(undisturbed: Devnet) -> None:
+    text = "\n".join(undisturbed.printed)
+    deployments = undisturbed.report()["deployments"]
+    for needed in (deployments["registry"], deployments["rpc_url"], "public", "commonweight ownership show", "node-1"):
+        assert needed in text
+    assert sum(line.startswith("round ") for line in undisturbed.printed) == ROUNDS
+
+
+def test_its_end_can_be_asked_for(undisturbed: Devnet) -> None:
+    for command, status, said in (("status", 1, "has ended"), ("stop", 0, "has already ended")):
+        done = subprocess.run(
+            [sys.executable, "-m", "commonweight", "devnet", command, "--dir", str(undisturbed.folder)],
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
+            timeout=WAIT_S,
+            check=False,
+        )
+        assert done.returncode == status, done.stderr
+        assert said in done.stdout
+
+
+def test_a_node_killed_in_the_middle_of_a_round_changes_nothing(undisturbed: Devnet, tmp_path: Path) -> None:
+    with Devnet(tmp_path) as devnet:
+        devnet.wait_for_line(r"round +0 ")
+        victim = devnet.state().state.nodes[0]
+        assert victim.pid is not None
+        os.kill(victim.pid, signal.SIGKILL)
+        devnet.wait_for_line("node-0: ended with status -9; it is started again")
+        devnet.wait_for_line("generation 2 trains from round 1")
+        assert devnet.wait() == 0, "\n".join(devnet.printed)
+        assert devnet.state().state.nodes[0].restarts == 1
+        assert devnet.report()["losses"] == undisturbed.report()["losses"]
+        assert devnet.roots() == undisturbed.roots()
+
+
+def test_sigterm_leaves_a_report_and_no_process(tmp_path: Path) -> None:
+    with Devnet(tmp_path, "--rounds-per-epoch", "1000") as devnet:
+        devnet.wait_for_line(r"round +0 ")
+        members = family(devnet.pid)
+        assert len(members) >= 1 + 2 + 2 * 2, "devnet, coordinator and chain, and two processes for each node"
+        os.kill(devnet.pid, signal.SIGTERM)
+        assert devnet.wait() == 130
+        assert all_gone(members)
+        assert devnet.report()["exit_reason"] == "interrupted by SIGTERM"
+        assert len(devnet.report()["losses"]) >= 1
+
+
+def test_kill_9_leaves_no_process(tmp_path: Path) -> None:
+    with Devnet(tmp_path, "--rounds-per-epoch", "1000") as devnet:
+        devnet.wait_for_line(r"round +0 ")
+        members = family(devnet.pid)
+        assert len(members) >= 1 + 2 + 2 * 2
+        os.kill(devnet.pid, signal.SIGKILL)
+        assert devnet.wait() == -signal.SIGKILL
+        assert all_gone(members)
+        assert not devnet.state().runs
+
+
+def test_a_coordinator_that_dies_ends_the_run_and_is_named(tmp_path: Path) -> None:
+    with Devnet(tmp_path, "--rounds-per-epoch", "1000") as devnet:
+        devnet.wait_for_line("Waiting for the nodes")
+        log = (devnet.folder / "logs" / "coordinator.jsonl").read_text().splitlines()[0]
+        members = family(devnet.pid)
+        os.kill(json.loads(log)["pid"], signal.SIGKILL)
+        assert devnet.wait() == 5
+        assert all_gone(members)
+        assert any("coordinator was killed by signal 9, which ends the devnet" in line for line in devnet.printed)
+        assert "coordinator was killed" in devnet.report()["exit_reason"]
+        assert not any("Traceback" in line for line in devnet.printed)
+
+
+def test_ctrl_c_before_anything_stands_leaves_nothing(tmp_path: Path) -> None:
+    with Devnet(tmp_path) as devnet:
+        devnet.wait_for_line("Starting a devnet")
+        os.kill(devnet.pid, signal.SIGINT)
+        assert devnet.wait() == 130
+        assert devnet.report()["exit_reason"] == "interrupted by SIGINT"
+        assert devnet.report()["losses"] == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--stages", "9"), "[SPEC_INVALID]"),
+        (("--backend", "geth"), "[CONFIG_INVALID] --backend 'geth'"),
+        (("--dir", "/proc/run"), "[CONFIG_INVALID] /proc/run can't hold a run"),
+    ],
+)
+def test_bad_input_is_one_coded_message(arguments: tuple[str, ...], said: str, tmp_path: Path) -> None:
+    with Devnet(tmp_path, *arguments) as devnet:
+        assert devnet.wait() == 2
+        assert len(devnet.printed) == 1
+        assert said in devnet.printed[0]

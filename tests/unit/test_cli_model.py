@@ -1,0 +1,147 @@
+"""`commonweight model show` and `commonweight data build`: numbers that agree with the model itself."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from commonweight.cli import data, model
+from commonweight.cli.model_facts import eras_of
+from commonweight.cli.output import format_amount, format_engineering, format_percent, format_rounded
+from commonweight.devnet.spec import devnet_spec
+from commonweight.errors import CommonweightError, DataError, SpecError
+from commonweight.rules.canonical import canonical_json
+from commonweight.rules.emission import emission
+from commonweight.rules.spec import ModelSpec, build_spec
+from commonweight.rules.stages import boundary_bytes_per_token, stage_layers, stage_parameters
+
+
+def spec_with(stages: int = 4, **architecture: Any) -> ModelSpec:
+    fields = devnet_spec(stages, 1, "0x" + "ab" * 32, 10**6).model_dump()
+    fields["architecture"] |= architecture
+    return build_spec(fields)
+
+
+def show(*arguments: object) -> str:
+    result = CliRunner().invoke(model.app, ["show", *map(str, arguments)])
+    if isinstance(result.exception, CommonweightError):
+        raise result.exception
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+@pytest.fixture
+def spec_file(tmp_path: Path) -> Path:
+    path = tmp_path / "spec.json"
+    path.write_bytes(canonical_json(spec_with().model_dump()))
+    return path
+
+
+@pytest.mark.parametrize("boundary_dim", [32, 128], ids=["subspace", "dense"])
+@pytest.mark.parametrize("stages", [1, 3, 8])
+def test_stage_parameters_are_those_of_the_module(stages: int, boundary_dim: int) -> None:
+    import torch
+
+    from commonweight.model.decoder import Decoder
+
+    spec = spec_with(stages, boundary_dim=boundary_dim)
+    for stage, layers in enumerate(stage_layers(spec)):
+        with torch.device("meta"):
+            decoder = Decoder(spec.architecture, layers, 8, first=stage == 0, last=stage == stages - 1)
+        assert stage_parameters(spec, stage) == sum(p.numel() for p in decoder.parameters())
+
+
+@pytest.mark.parametrize(("vocab_size", "id_bytes"), [(256, 1), (257, 2), (2**16, 2), (2**16 + 1, 4)])
+def test_boundary_bytes(vocab_size: int, id_bytes: int) -> None:
+    boundary = boundary_bytes_per_token(spec_with(vocab_size=vocab_size))
+    assert boundary.sent == 2 * 32 * 4 + id_bytes
+    assert boundary.uncompressed == 2 * 128 * 4
+
+
+def test_a_model_is_told_in_words(spec_file: Path) -> None:
+    lines = show(spec_file).splitlines()
+    assert lines[0].split() == ["model", "devnet"]
+    assert "0x" + spec_with().spec_hash.hex() in lines[1]
+    assert any("257 bytes both ways" in line and "1,024, 4.0 times" in line for line in lines)
+    assert any(line.startswith("round") and "8,192 tokens" in line for line in lines)
+    stages = lines[lines.index("Stages") + 2 :][:4]
+    assert [line.split()[:2] for line in stages] == [["0", "0–1"], ["1", "2–3"], ["2", "4–5"], ["3", "6–7"]]
+    assert "0–3                   1,000,000       4,000,000" in lines
+    assert "10.00 % designer, 10.00 % data, 80.00 % compute" in lines[-1]
+
+
+def test_json_has_the_exact_numbers(spec_file: Path) -> None:
+    shown = json.loads(show(spec_file, "--json"))
+    assert sum(stage["parameters"] for stage in shown["stages"]) == shown["parameters"]
+    assert [layer for stage in shown["stages"] for layer in stage["layers"]] == list(range(8))
+    assert shown["tokens_per_round"] == 8192
+    assert shown["splits_bps"] == {"designer": 1000, "data": 1000, "compute": 8000}
+    assert "registered" not in shown
+
+
+def test_the_eras_are_the_emission() -> None:
+    economics = spec_with().economics
+    eras = list(eras_of(economics))
+    epochs = [epoch for era in eras for epoch in range(era.first, era.last + 1)]
+    assert epochs == list(range(len(epochs)))
+    assert all(emission(economics, epoch) == era.shares for era in eras for epoch in (era.first, era.last))
+    assert emission(economics, len(epochs)) == 0
+    assert eras[-1].total == sum(emission(economics, epoch) for epoch in epochs) <= int(economics.max_supply)
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [(b"{", "not canonical JSON"), (b"{}", "format: Field required"), (None, "can't be read: No such file")],
+)
+def test_a_spec_that_can_t_be_used_is_explained(tmp_path: Path, text: bytes | None, named: str) -> None:
+    path = tmp_path / "spec.json"
+    if text is not None:
+        path.write_bytes(text)
+    with pytest.raises(SpecError, match=named):
+        show(path)
+
+
+def test_data_build_says_what_to_put_into_the_spec(tmp_path: Path) -> None:
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text" / "a.txt").write_text("hello")
+    (tmp_path / "b.txt").write_text("world!")
+    arguments = ["build", str(tmp_path / "text"), str(tmp_path / "b.txt"), "--out", str(tmp_path / "data")]
+    shown = json.loads(CliRunner().invoke(data.app, [*arguments, "--json"]).stdout)
+    assert (shown["documents"], shown["tokens"], shown["vocab_size"]) == (2, 5 + 1 + 6 + 1, 256)
+    assert (tmp_path / "data" / "manifest.json").is_file()
+    fields = devnet_spec(4, 1, "0x" + "ab" * 32, 10**6).model_dump() | shown["spec"]
+    with pytest.raises(SpecError, match="the data has 13 tokens"):  # all but the size fits
+        build_spec(fields)
+    text = CliRunner().invoke(data.app, arguments).stdout
+    assert shown["hash"] in text
+    assert f'"data": {json.dumps(shown["spec"]["data"])}' in text
+
+
+def test_data_build_of_nothing(tmp_path: Path) -> None:
+    result = CliRunner().invoke(data.app, ["build", str(tmp_path / "none"), "--out", str(tmp_path / "data")])
+    assert isinstance(result.exception, DataError)
+
+
+@pytest.mark.parametrize(
+    ("units", "decimals", "exact", "rounded"),
+    [
+        (0, 18, "0", "0"),
+        (1, 18, "0.000000000000000001", "<0.0001"),
+        (10**14, 18, "0.0001", "0.0001"),
+        (1234567 * 10**18 + 5 * 10**17, 18, "1,234,567.5", "1,234,567.5"),
+        (1999999, 6, "1.999999", "1.9999"),
+        (7, 0, "7", "7"),
+    ],
+)
+def test_amounts_are_exact_or_rounded_down(units: int, decimals: int, exact: str, rounded: str) -> None:
+    assert format_amount(units, decimals) == exact
+    assert format_rounded(units, decimals) == rounded
+
+
+def test_numbers_for_people() -> None:
+    assert [format_engineering(n) for n in (7, 1000, 1_234_567, 999_999, 5 * 10**18)] == [
+        "7", "1 k", "1.23 M", "1000 k", "5 E"
+    ]  # fmt: skip
+    assert (format_percent(1, 3), format_percent(0, 0)) == ("33.33 %", "–")

@@ -1,0 +1,188 @@
+"""Folding a devnet's events, and what is shown and reported of the result."""
+
+import json
+from functools import reduce
+from typing import Any
+
+import pytest
+
+from commonweight.devnet.observer import StateFile
+from commonweight.devnet.ownership import Holding, Ownership
+from commonweight.devnet.report import build_report
+from commonweight.devnet.state import MAX_ERRORS, DevnetState, fold
+from commonweight.devnet.view import event_line, next_commands, node_rows, ownership_rows, progress, sparkline
+from commonweight.events import Event
+
+ALICE = "0x" + "Aa" * 20
+BOB = "0x" + "Bb" * 20
+ROOT = "0x" + "11" * 32
+
+
+def event(event_name: str, at: float = 100.0, **fields: Any) -> Event:
+    return Event(event_name, fields, at, pid=1)
+
+
+def sealed(round_: int, loss: float, at: float = 107.5) -> tuple[str, Event]:
+    size: dict[str, Any] = {"seconds": 2.0, "tokens": 8192, "tokens_per_s": 4096.0, "bytes_per_token": [257.0, 260.0]}
+    return "coordinator", event("round.sealed", at, round=round_, epoch=round_ // 2, loss=loss, **size, state_roots=[])
+
+
+START = [
+    ("devnet", event("devnet.started", folder="/runs/one", seed=7, until_epoch=2)),
+    ("devnet", event("chain.ready", backend="anvil", rpc_url="http://127.0.0.1:1", chain_id=31337)),
+    ("devnet", event("node.created", name="node-0", address=ALICE, log="logs/node-0.jsonl")),
+    ("devnet", event("node.created", name="node-1", address=BOB, log="logs/node-1.jsonl")),
+    ("coordinator", event("coordinator.listening", peer="16U@127.0.0.1:5", enrolment_address="127.0.0.1:5")),
+    ("devnet", event("child.started", name="node-0", child_pid=41)),
+    ("devnet", event("child.started", name="node-1", child_pid=42)),
+    ("coordinator", event("node.joined", node=BOB, stage=0, data_address="127.0.0.1:9002")),
+    ("coordinator", event("node.joined", node=ALICE.lower(), stage=1, data_address="127.0.0.1:9001")),
+    ("coordinator", event("generation.formed", generation=1, round=0)),
+]
+EPOCH: dict[str, Any] = {"epoch": 0, "root": ROOT, "statement_hash": ROOT, "minted": str(10**24), "uri": "file:///s"}
+SETTLED = [
+    sealed(0, 5.5),
+    sealed(1, 5.0, at=110.0),
+    ("coordinator", event("epoch.proposed", **EPOCH, transaction="0x1")),
+    ("coordinator", event("epoch.finalised", epoch=0, minted=str(10**24), transaction="0x2")),
+]
+
+
+def after(*events: tuple[str, Event]) -> DevnetState:
+    return reduce(lambda state, each: fold(state, *each), events, DevnetState())
+
+
+def test_nodes_join_by_address_whatever_its_case_and_in_any_order() -> None:
+    state = after(*START)
+    assert [(n.name, n.stage, n.port, n.pid, n.online) for n in state.nodes] == [
+        ("node-0", 1, 9001, 41, True),
+        ("node-1", 0, 9002, 42, True),
+    ]
+    assert state.nodes_alive == 2
+    assert state.coordinator == "16U@127.0.0.1:5"
+
+
+def test_rounds_and_epochs_add_up() -> None:
+    state = after(*START, *SETTLED)
+    assert state.losses == (5.5, 5.0)
+    assert state.first_round_s == 7.5
+    assert state.tokens_per_s == 4096.0
+    assert state.bytes_per_token == (257.0, 260.0)
+    assert state.minted == 10**24
+    assert state.epochs_finalised == 1
+    assert not state.finished
+
+
+def test_what_is_proposed_is_not_minted() -> None:
+    state = after(*START, *SETTLED[:3])
+    assert state.minted == 0
+    assert state.epochs_finalised == 0
+
+
+def test_an_epoch_that_is_proposed_twice_counts_once() -> None:
+    assert len(after(*START, *SETTLED[:3], SETTLED[2]).epochs) == 1
+
+
+def test_only_the_coordinator_can_seal_a_round() -> None:
+    state = after(*START)
+    assert fold(state, "node-0", event("round.sealed", round=0)).losses == ()
+
+
+def test_a_node_that_dies_is_lost_and_comes_back() -> None:
+    lost = after(
+        *START,
+        ("devnet", event("child.ended", name="node-1", status=-9)),
+        ("coordinator", event("node.lost", node=BOB, stage=0)),
+        ("devnet", event("child.restarted", name="node-1", status=-9, wait_s=0.0)),
+    )
+    assert lost.nodes_alive == 1
+    assert lost.nodes[1].pid is None
+    assert lost.nodes[1].joined
+    assert node_rows(lost.nodes)[1][-1] == "lost, restarted 1×"
+    back = fold(lost, "devnet", event("child.started", name="node-1", child_pid=50))
+    joined = event("node.joined", node=BOB, stage=0, data_address="127.0.0.1:9003")
+    assert node_rows(fold(back, "coordinator", joined).nodes)[1] == (
+        ("node-1", "0", BOB, "9003", "50", "online, restarted 1×")
+    )
+
+
+def test_errors_are_kept_with_their_source_and_only_the_latest() -> None:
+    state = after(*(("node-0", event("error", code="X", message=str(n))) for n in range(MAX_ERRORS + 2)))
+    assert state.errors[-1] == f"node-0: {MAX_ERRORS + 1}"
+    assert len(state.errors) == MAX_ERRORS
+
+
+def test_unknown_events_change_the_time_only() -> None:
+    state = after(*START)
+    assert fold(state, "node-0", event("something.new", 200.0)) == state.but(updated=200.0)
+
+
+def test_a_state_survives_its_file() -> None:
+    file = StateFile(pid=1, start_time=2, state=after(*START, *SETTLED))
+    assert StateFile.model_validate_json(file.model_dump_json()) == file
+
+
+def test_a_line_per_round_and_per_event_that_matters() -> None:
+    state = after(*START, *SETTLED)
+    lines = [event_line(state, *each) for each in SETTLED]
+    assert (
+        lines[1]
+        == "round    1  epoch   0  loss  5.0000     4,096 tokens/s  257/260 B/token  2/2 nodes  1,000,000 shares"
+    )
+    assert lines[2] == f"epoch 0: proposed, root {ROOT}, statement {ROOT}"
+    assert lines[3] == "epoch 0: final, 1,000,000 shares minted"
+    assert event_line(state, "node-0", event("round.sealed", round=1)) is None
+    assert event_line(state, "coordinator", event("generation.formed", generation=1, round=0)) is None
+    assert "from round 3" in (event_line(state, "coordinator", event("generation.formed", generation=2, round=3)) or "")
+
+
+@pytest.mark.parametrize("events", [[], START, [*START, *SETTLED]])
+def test_progress_is_shown_at_every_point(events: list[tuple[str, Event]]) -> None:
+    shown = progress(after(*events), now=161.0)
+    assert set(shown) == {"epoch", "round", "loss", "speed", "boundaries", "nodes", "minted", "time"}
+
+
+def test_progress_names_loss_speed_bytes_and_time() -> None:
+    shown = progress(after(*START, *SETTLED), now=161.0)
+    assert shown["time"] == "1:01"
+    assert shown["loss"] == "5.0000  █▁"
+    assert shown["boundaries"] == "257/260 bytes per token, both ways"
+    assert shown["epoch"] == "0 (ends when 2 are final)"
+
+
+def test_the_commands_to_try_name_a_process_that_runs() -> None:
+    assert "kill -9 41" in next_commands(after(*START))
+
+
+def test_a_sparkline_has_a_width_and_stands_flat_series() -> None:
+    assert sparkline([]) == ""
+    assert sparkline([2.0, 2.0]) == "▁▁"
+    assert len(sparkline([float(n) for n in range(1000)])) <= 40
+
+
+def test_the_report_is_json_and_keeps_big_integers() -> None:
+    state = after(*START, *SETTLED)
+    ownership = Ownership((Holding(ALICE, 3 * 10**23, 10**20), Holding(BOB, 10**23, 0)), supply=10**24)
+    report = json.loads(
+        json.dumps(
+            build_report(
+                state,
+                ownership=ownership,
+                deployments={"model_id": ROOT},
+                exit_reason="finished",
+                peak_rss_bytes=5,
+                versions={"python": "3"},
+            )
+        )
+    )
+    assert report["ownership"][ALICE] == {
+        "shares": "300000000000000000000000",
+        "fraction": 0.3,
+        "work_units": "100000000000000000000",
+    }
+    assert report["losses"] == [5.5, 5.0]
+    assert report["epochs"] == [
+        {"number": 0, "root": ROOT, "statement_hash": ROOT, "minted": str(10**24), "finalised": True}
+    ]
+    assert report["first_round_s"] == 7.5
+    assert ownership_rows(ownership, {BOB: "node-1"})[1] == ("node-1", BOB, "100,000", "10.00 %", "–")

@@ -1,0 +1,160 @@
+"""The rules reproduce tests/vectors/, read as another implementation would read them."""
+
+import importlib.util
+import json
+import shutil
+import struct
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from commonweight.rules.accounting import divide_shares
+from commonweight.rules.canonical import canonical_json, parse_json
+from commonweight.rules.emission import emission, split_emission
+from commonweight.rules.merkle import MerkleTree, settlement_leaf, verify_proof
+from commonweight.rules.report import HOP_HASHES, Domain, Hop, Report, report_digest
+from commonweight.rules.sampling import permute, sample_indices, window_count
+from commonweight.rules.spec import Economics, ModelSpec, build_spec, parse_spec
+from commonweight.rules.stages import head_flops, layer_flops, stage_layers, stage_units
+from commonweight.rules.statement import check_statement, parse_statement
+
+ROOT = Path(__file__).resolve().parents[2]
+VECTORS = ROOT / "tests" / "vectors"
+
+
+def load(name: str) -> Any:
+    return json.loads((VECTORS / f"{name}.json").read_text())
+
+
+def raw(text: str) -> bytes:
+    return bytes.fromhex(text.removeprefix("0x"))
+
+
+@pytest.fixture(scope="module")
+def specs() -> dict[str, ModelSpec]:
+    return {case["name"]: build_spec(case["spec"]) for case in load("spec")["cases"]}
+
+
+@pytest.fixture(scope="module")
+def builder() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("build_vectors", ROOT / "tools" / "build_vectors.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_merkle() -> None:
+    cases = load("merkle")["cases"]
+    assert {len(case["leaves"]) for case in cases} >= {1, 2, 3, 7, 33}
+    for case in cases:
+        tree = MerkleTree([raw(row["leaf"]) for row in case["leaves"]])
+        assert tree.root == raw(case["root"])
+        for index, row in enumerate(case["leaves"]):
+            values = (int(row[name]) for name in ("cumulative_shares", "epoch_shares", "debt_before"))
+            assert settlement_leaf(case["chain_id"], case["settlement"], row["account"], *values) == raw(row["leaf"])
+            assert tree.proof(index) == [raw(sibling) for sibling in row["proof"]]
+            assert verify_proof(raw(case["root"]), raw(row["leaf"]), map(raw, row["proof"]))
+
+
+def test_emission() -> None:
+    for case in load("emission")["cases"]:
+        rule = Economics(
+            rounds_per_epoch=1,
+            max_supply=str(2**96),
+            initial_emission=case["initial"],
+            halving_epochs=case["halving_epochs"],
+            designer_bps=0,
+            data_bps=0,
+        )
+        epochs = case["emission"]["epochs"]
+        assert [str(emission(rule, epoch)) for epoch in epochs] == case["emission"]["amounts"]
+    assert any(max(c["emission"]["epochs"]) > 256 * c["halving_epochs"] for c in load("emission")["cases"])
+
+
+def test_accounting() -> None:
+    for case in load("accounting")["cases"]:
+        split = split_emission(int(case["minted"]), case["designer_bps"], case["data_bps"])
+        assert [str(split.designer), str(split.data), str(split.compute)] == [
+            case["designer"],
+            case["data"],
+            case["compute"],
+        ]
+
+
+def test_spec() -> None:
+    for case in load("spec")["cases"]:
+        spec = parse_spec(case["canonical"].encode())
+        assert canonical_json(case["spec"]) == case["canonical"].encode()
+        assert spec.spec_hash == raw(case["spec_hash"])
+        assert [str(layer_flops(spec)), str(head_flops(spec))] == [case["layer_flops"], case["head_flops"]]
+        assert [[layers.start, layers.stop] for layers in stage_layers(spec)] == case["stage_layers"]
+        assert [str(stage_units(spec, stage)) for stage in range(spec.stages)] == case["stage_units"]
+
+
+def test_sampling(specs: dict[str, ModelSpec]) -> None:
+    vectors = load("sampling")
+    for case in vectors["cases"]:
+        windows = sample_indices(specs[case["spec"]], case["round"], case["microbatch"])
+        assert list(map(str, windows)) == case["windows"]
+    for case in vectors["permutations"]:
+        assert [permute(i, case["count"], case["key"].encode()) for i in range(case["count"])] == case["image"]
+    assert {name: str(window_count(spec)) for name, spec in specs.items()} == vectors["window_counts"]
+
+
+def test_shares() -> None:
+    for case in load("shares")["cases"]:
+        weights = {account: int(weight) for account, weight in case["weights"].items()}
+        parts = divide_shares(int(case["total"]), weights)
+        assert {account: str(part) for account, part in parts.items()} == case["shares"]
+
+
+def test_report() -> None:
+    for case in load("report")["cases"]:
+        hops = []
+        for number, fields in enumerate(case["hops"]):
+            (loss,) = struct.unpack(">d", raw(fields["loss_bits"]))
+            hops.append(Hop(**{name: raw(fields[name]) for name in HOP_HASHES}, loss=loss))
+            assert hops[-1].leaf(number) == raw(fields["leaf"])
+        state = {name: raw(case[name]) for name in ("gradient_hash", "state_before", "state_after")}
+        report = Report(round=case["round"], stage=case["stage"], hops=tuple(hops), **state)
+        domain = Domain(case["chain_id"], case["settlement"])
+        assert report.hops_root == raw(case["hops_root"])
+        assert domain.separator == raw(case["domain_separator"])
+        assert report_digest(domain, raw(case["model_id"]), report) == raw(case["digest"])
+
+
+def test_statement(specs: dict[str, ModelSpec]) -> None:
+    vectors = load("statement")
+    spec, balances = specs[vectors["spec"]], {}
+    for epoch in vectors["epochs"]:
+        statement = parse_statement(canonical_json(epoch["statement"]), raw(epoch["hash"]))
+        check_statement(spec, statement, balances)
+        balances = statement.balances()
+    assert len(vectors["epochs"]) == 3
+
+
+def test_the_files_are_what_the_tool_writes(builder: ModuleType) -> None:
+    assert {path.stem for path in VECTORS.glob("*.json")} == set(builder.BUILDERS)
+    assert builder.main(["--check"]) == 0
+
+
+def test_the_tool_names_a_stale_or_missing_file(
+    builder: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(VECTORS, tmp_path, dirs_exist_ok=True)
+    monkeypatch.setattr(builder, "VECTORS", tmp_path)
+    (tmp_path / "shares.json").write_text((tmp_path / "shares.json").read_text().replace("1", "2", 1))
+    (tmp_path / "merkle.json").unlink()
+    assert builder.main(["--check"]) == 1
+    assert "merkle.json, shares.json" in capsys.readouterr().out
+    assert builder.main([]) == 0
+    assert builder.main(["--check"]) == 0
+
+
+def test_vectors_name_no_number_that_json_readers_round() -> None:
+    for path in VECTORS.glob("*.json"):
+        parse_json(path.read_bytes(), path.name, 10_000_000)  # refuses floats and what is over 2^53
