@@ -33,9 +33,7 @@ test-python: setup contracts/node_modules/installed
 	$(BIN)/pytest $(ARGS)
 
 test-contracts: contracts/node_modules/installed
-	cd contracts && PATH=$(CURDIR)/contracts/node_modules/.bin:$$PATH forge test
-	cd contracts && PATH=$(CURDIR)/contracts/node_modules/.bin:$$PATH forge snapshot --check --match-contract Gas
-	cd contracts && node test/oz_tree.mjs
+	cd contracts && $(NPM) test && $(NPM) run --silent lint
 	$(BIN)/python tools/build_artifacts.py --check
 
 lint: setup

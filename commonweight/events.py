@@ -41,7 +41,7 @@ def parse_event(line: str | bytes) -> Event | None:
         return None
 
 
-def emit(name: str, **fields: Any) -> None:
+def emit(name: str, /, **fields: Any) -> None:
     """Record that something happened. Fields are JSON values, never secrets. Safe from any thread."""
     assert not fields.keys() & {"event", "time", "pid"}, "these say who emitted the event, and when"
     event = Event(name, fields, time.time(), os.getpid())

@@ -4,7 +4,9 @@ Everything else that it knows can be asked again (from the nodes that reconnect)
 transaction; what it records, it records once: the keys make a second credit for a unit impossible.
 """
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from sqlalchemy import (
@@ -94,16 +96,19 @@ class Ledger:
                 event.listen(self._engine, "connect", _make_durable)
             Table.metadata.create_all(self._engine)
         except (ArgumentError, NoSuchModuleError, ModuleNotFoundError) as error:
+            shown = re.sub(r"//[^@/]*@", "//…@", url)  # without the password
             raise ConfigError(
-                f"The ledger's URL {url!r} can't be used: {error}. Use sqlite:///FILE, or "
+                f"The ledger's URL {shown!r} can't be used: {error}. Use sqlite:///FILE, or "
                 "postgresql+psycopg://… with the `postgres` extra installed."
             ) from error
         except SQLAlchemyError as error:
-            raise LedgerError(f"The ledger can't be opened: {error}. Check that the database is there.") from error
+            raise LedgerError(
+                f"The ledger can't be opened: {_reason(error)}. Check that the database is there."
+            ) from error
 
     def open_model(self, *, model_id: bytes, spec_hash: bytes, settlement: str, chain_id: int) -> Progress:
         """Where this model stands. Raises LedgerError if the ledger is of another one."""
-        with Session(self._engine) as session, session.begin():
+        with self._transaction("Another coordinator has just begun this ledger.") as session:
             row = session.scalar(select(ModelRow))
             wanted = (model_id, spec_hash, settlement, chain_id)
             if row is None:
@@ -131,27 +136,24 @@ class Ledger:
             )
 
     def record_seat(self, stage: int, node: str) -> None:
-        """This node holds this stage from now on."""
-        with Session(self._engine) as session, session.begin():
+        """This node holds this stage from now on. Raises LedgerError if either has another partner."""
+        with self._transaction(f"Stage {stage} is held already, or {node} holds another one.") as session:
             session.add(SeatRow(stage=stage, node=node))
 
     def record_generation(self, generation: int) -> None:
         """This generation was formed; its number is never used again."""
-        with Session(self._engine) as session, session.begin():
+        with self._transaction() as session:
             session.scalars(select(ModelRow)).one().generation = generation
 
     def record_round(self, round_: int, reports: Sequence[CreditedReport]) -> None:
         """A round is sealed, with the credit of every stage. Raises LedgerError if it is sealed already."""
         rows = [ReportRow(round=round_, stage=report.stage, credited=report.model_dump()) for report in reports]
-        try:
-            with Session(self._engine) as session, session.begin():
-                session.add_all(rows)
-        except IntegrityError as error:
-            raise LedgerError(f"Round {round_} is sealed already; it can't be credited twice.") from error
+        with self._transaction(f"Round {round_} is sealed already; it can't be credited twice.") as session:
+            session.add_all(rows)
 
     def sealed_rounds(self, first: int, end: int) -> tuple[SealedRound, ...]:
         """The sealed rounds in range(first, end), in order."""
-        with Session(self._engine) as session:
+        with self._transaction() as session:
             by_round: dict[int, list[CreditedReport]] = {}
             for row in session.scalars(
                 select(ReportRow)
@@ -162,13 +164,13 @@ class Ledger:
         return tuple(SealedRound(round=number, reports=tuple(reports)) for number, reports in by_round.items())
 
     def record_statement(self, epoch: int, statement: bytes, statement_hash: bytes) -> None:
-        """The epoch is closed with this statement, and with no other."""
-        with Session(self._engine) as session, session.begin():
+        """The epoch is closed with this statement, and with no other. Raises LedgerError if it is closed already."""
+        with self._transaction(f"Epoch {epoch} is closed already; it can't have another statement.") as session:
             session.add(EpochRow(epoch=epoch, statement=statement, statement_hash=statement_hash))
 
     def record_final(self, epoch: int) -> None:
         """The chain has finalised the epoch."""
-        with Session(self._engine) as session, session.begin():
+        with self._transaction() as session:
             row = session.get(EpochRow, epoch)
             if row is None:
                 raise LedgerError(f"Epoch {epoch} is final on chain, but the ledger has no statement of it.")
@@ -176,18 +178,34 @@ class Ledger:
 
     def statement(self, epoch: int) -> Statement | None:
         """The statement of a closed epoch, or None where it isn't closed."""
-        with Session(self._engine) as session:
+        with self._transaction() as session:
             row = session.get(EpochRow, epoch)
             return None if row is None else parse_statement(row.statement, row.statement_hash)
 
     def final_epochs(self) -> int:
         """How many epochs the chain has made final: also the number of the next one."""
-        with Session(self._engine) as session:
+        with self._transaction() as session:
             return len(session.scalars(select(EpochRow.epoch).where(EpochRow.final)).all())
 
     def close(self) -> None:
         """Close the database's connections."""
         self._engine.dispose()
+
+    @contextmanager
+    def _transaction(self, conflict: str = "The ledger contradicts itself.") -> Iterator[Session]:
+        """A transaction that is committed at the end of the block.
+
+        Raises LedgerError: with `conflict` where a key exists already, and where the database fails.
+        """
+        try:
+            with Session(self._engine) as session, session.begin():
+                yield session
+        except IntegrityError as error:
+            raise LedgerError(conflict) from error
+        except SQLAlchemyError as error:
+            raise LedgerError(
+                f"The ledger's database failed: {_reason(error)}. Nothing was recorded; start again when it is back."
+            ) from error
 
     @staticmethod
     def _reports(session: Session, first: int, end: int) -> list[CreditedReport]:
@@ -195,6 +213,11 @@ class Ledger:
             select(ReportRow).where(ReportRow.round >= first, ReportRow.round < end).order_by(ReportRow.stage)
         )
         return [CreditedReport.model_validate(row.credited) for row in rows]
+
+
+def _reason(error: SQLAlchemyError) -> str:
+    """What the database said, on one line, without the statement that it was about."""
+    return " ".join(str(getattr(error, "orig", None) or error).split())
 
 
 def _make_durable(connection: object, _record: object) -> None:

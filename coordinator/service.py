@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import grpc
 from eth_utils.address import is_address, to_checksum_address
 
-from commonweight.errors import CommonweightError, MalformedMessage, Refused, WireError
+from commonweight.errors import CommonweightError, ConfigError, MalformedMessage, Refused, WireError
 from commonweight.events import emit
 from commonweight.identity import address_of, recover_address
 from commonweight.rules.report import report_digest
@@ -109,7 +109,7 @@ class ControlService(control_pb2_grpc.ControlServicer):
 
         reader = asyncio.create_task(self._read(requests, context, send))
         try:
-            while True:
+            while not (reader.done() and outbox.empty()):
                 try:
                     message = await asyncio.wait_for(outbox.get(), HEARTBEAT_S)
                 except TimeoutError:
@@ -117,8 +117,10 @@ class ControlService(control_pb2_grpc.ControlServicer):
                 if isinstance(message, CommonweightError):
                     await refuse(context, message)
                 yield message
+            await reader  # the node has ended its side; or a bug of ours is to be seen
         finally:
             reader.cancel()
+            await asyncio.gather(reader, return_exceptions=True)
 
     async def _read(
         self, requests: AsyncIterator[pb.NodeMessage], context: grpc.aio.ServicerContext, send: Send
@@ -150,7 +152,12 @@ class ControlService(control_pb2_grpc.ControlServicer):
         join = message.join
         if (owner := peer_id_of(join.certificate)) != peer_id:
             raise Refused(f"The data plane's certificate is of {owner}, the connection of {peer_id}.")
-        split_address(join.data_address)
+        try:
+            _, port = split_address(join.data_address)
+        except ConfigError as error:
+            raise MalformedMessage(f"The data plane's address: {error.args[0]}") from error
+        if port == 0:
+            raise MalformedMessage(f"The data plane's address {join.data_address} has port 0, where nobody is reached.")
         if not is_address(join.payout_account):
             raise MalformedMessage(f"The payout account {join.payout_account!r:.60} is not an address.")
         return Member(

@@ -186,7 +186,7 @@ class Training:
                 emit("node.refused", node=node, why=why)
                 member.send(Refused(why))
             case rounds.Form(generation, round_):
-                delay_s = min(0.1 * 2**self._failed_generations - 0.1, MAX_REFORM_DELAY_S)
+                delay_s = min(0.1 * 2 ** min(self._failed_generations, 10) - 0.1, MAX_REFORM_DELAY_S)
                 self._failed_generations += 1
                 asyncio.get_running_loop().call_later(delay_s, self._form, generation, round_)
             case rounds.Train(generation, round_):

@@ -68,10 +68,11 @@ class Checkpoints:
         return tuple(sorted(int(name) for name in names if name.isascii() and name.isdigit()))
 
     def save(self, stage: Stage, state_root: bytes) -> Path:
-        """Write the version that `stage` is at, whose `state_root` the caller has computed, then remove all but the last two. Returns its folder.
+        """Write the version that `stage` is at, then remove all but the last two. Returns its folder.
 
-        A checkpoint of the same round is replaced. Raises CheckpointError where the disk is full or fails;
-        the earlier checkpoints are kept then.
+        `state_root` is that version's: the caller has it, and computing it takes as long as writing. A checkpoint of
+        the same round is replaced. Raises CheckpointError where the disk is full or fails; the earlier checkpoints
+        are kept then.
         """
         assert stage.index == self.index, "a stage's checkpoints have a folder of their own"
         meta = _Meta(

@@ -30,6 +30,7 @@ SILENCE_S = 10.0
 """A coordinator that says nothing for this long is lost; it sends a heartbeat every second."""
 CALL_S = 10.0
 """For one call to be answered."""
+FIRST_BACKOFF_S = 0.2
 MAX_BACKOFF_S = 5.0
 MAX_WORKER_DEATHS = 3
 """In a row, without a finished round between them."""
@@ -71,6 +72,7 @@ class Node:
         self._started: tuple[bytes, int] | None = None
         """Spec and stage that the worker was started with."""
         self._deaths = 0
+        self._backoff_s = FIRST_BACKOFF_S
 
     async def run(self) -> None:
         """Take part until the coordinator has no more work, or until cancelled."""
@@ -80,13 +82,11 @@ class Node:
             peer_id=self.config.identity.peer_id,
             payout=self.config.payout,
         )
-        backoff_s = 0.2
         try:
             while True:
                 try:
                     await self._ensure_worker()
                     await self._attend()
-                    backoff_s = 0.2
                 except Finished:
                     emit("node.finished")
                     return
@@ -99,9 +99,9 @@ class Node:
                     if self._deaths >= MAX_WORKER_DEATHS:
                         raise
                 except PeerUnreachable as error:
-                    emit("coordinator.lost", code=error.code, message=error.args[0], retry_s=backoff_s)
-                    await asyncio.sleep(backoff_s)
-                    backoff_s = min(2 * backoff_s, MAX_BACKOFF_S)
+                    emit("coordinator.lost", code=error.code, message=error.args[0], retry_s=self._backoff_s)
+                    await asyncio.sleep(self._backoff_s)
+                    self._backoff_s = min(2 * self._backoff_s, MAX_BACKOFF_S)
         finally:
             if self._worker is not None:
                 await self._worker.stop()
@@ -137,6 +137,8 @@ class Node:
                     raise group.exceptions[0] from group
                 finally:
                     self._started = session.started
+                    if session.attached:
+                        self._backoff_s = FIRST_BACKOFF_S
                     if session.rounds:
                         self._deaths = 0
                     await session.pause()
@@ -190,6 +192,11 @@ class _Session:
         self._generation = 0
         self.started: tuple[bytes, int] | None = None
         self.rounds = 0
+
+    @property
+    def attached(self) -> bool:
+        """Whether the coordinator took this node."""
+        return self._assigned.done()
 
     async def obey(self, call) -> None:  # type: ignore[no-untyped-def]
         """Pass on what the coordinator wants, until its stream ends."""

@@ -19,6 +19,7 @@ from commonweight.errors import (
     MalformedMessage,
     PeerUnreachable,
     UnplannedMessage,
+    WireError,
 )
 from commonweight.events import emit
 from commonweight.rules.spec import ModelSpec
@@ -27,6 +28,7 @@ from commonweight.wire.channel import PIPE_FRAME_BYTES, PIPE_PING_TIMEOUT_MS, op
 from commonweight.wire.generated import control_pb2, pipe_pb2_grpc
 from commonweight.wire.generated import pipe_pb2 as pb
 from commonweight.wire.pipe import Assembled, Assembler
+from commonweight.wire.status import refuse, wire_error
 from commonweight.wire.tls import Certificate, peer_id_of, peer_of, server_credentials
 
 OPEN_S = 15.0
@@ -65,30 +67,33 @@ def id_dtype(spec: ModelSpec) -> torch.dtype:
 
 
 class Flow:
-    """One direction of a pipe: which microbatch comes next, how many came, how many bytes left the other way."""
+    """What comes over one direction of a pipe: which microbatch is next, and how many may come."""
 
-    def __init__(self, plan: Plan, microbatches: int, first_round: int, limit: int) -> None:
-        """`limit`: how many may have come without being answered."""
+    def __init__(self, plan: Plan, microbatches: int, first_round: int, credit: int) -> None:
+        """`credit`: how many may come before the first `grant`."""
         self._plan = plan
         self._microbatches = microbatches
         self._next = first_round * microbatches
-        self._unanswered = 0
-        self._limit = limit
+        self._credit = credit
         self.assembler = Assembler(self._expect)
 
     def arrived(self) -> None:
         """The microbatch that was expected is here."""
         self._next += 1
-        self._unanswered += 1
+        self._credit -= 1
 
-    def answered(self) -> None:
-        """One of those that came has been dealt with."""
-        self._unanswered -= 1
+    def grant(self) -> None:
+        """One more may come."""
+        self._credit += 1
 
     def _expect(self, round_: int, microbatch: int) -> Plan | None:
-        if self._unanswered >= self._limit:
-            raise UnplannedMessage(f"More than {self._limit} microbatches are in flight.")
-        return self._plan if (round_, microbatch) == divmod(self._next, self._microbatches) else None
+        if (round_, microbatch) != divmod(self._next, self._microbatches):
+            return None
+        if self._credit <= 0:
+            raise UnplannedMessage(
+                f"microbatch {microbatch} of round {round_} came before its turn: no more may be in flight."
+            )
+        return self._plan
 
 
 @dataclass
@@ -126,6 +131,8 @@ class DataPlane:
     previous: Pipe | None = None
     next: Pipe | None = None
     _formation: control_pb2.Formation | None = None
+    _refused: WireError | None = None
+    """Why the previous stage's hello for this formation isn't accepted."""
     _changed: asyncio.Condition = field(default_factory=asyncio.Condition)
     _tasks: set["asyncio.Task[None]"] = field(default_factory=set)
     _server: Any = None
@@ -153,7 +160,9 @@ class DataPlane:
                     await self._connect(formation)
                 if formation.HasField("previous"):
                     async with self._changed:
-                        await self._changed.wait_for(lambda: self.previous is not None)
+                        await self._changed.wait_for(lambda: self.previous is not None or self._refused is not None)
+                        if self._refused is not None:
+                            raise self._refused
         except TimeoutError:
             waits_for = formation.next if formation.HasField("next") and self.next is None else formation.previous
             raise PeerUnreachable(
@@ -163,7 +172,7 @@ class DataPlane:
 
     async def close_pipes(self) -> None:
         """End the pipes of the present generation, without calling on_break."""
-        self._formation = self.previous = self.next = None
+        self._formation = self.previous = self.next = self._refused = None
         tasks, self._tasks = self._tasks, set()
         for task in tasks:
             task.cancel()
@@ -178,12 +187,13 @@ class DataPlane:
     def send_down(self, frames: Sequence[pb.PipeFrame]) -> None:
         """One microbatch's activation, to the next stage."""
         if self.next is not None:
+            self.next.flow.grant()  # a gradient answers an activation
             self.next.put(frames)
 
     def send_up(self, frames: Sequence[pb.PipeFrame]) -> None:
         """One microbatch's gradient, to the previous stage."""
         if self.previous is not None:
-            self.previous.flow.answered()
+            self.previous.flow.grant()
             self.previous.put(frames)
 
     async def _connect(self, formation: control_pb2.Formation) -> None:
@@ -206,11 +216,12 @@ class DataPlane:
             if answer is grpc.aio.EOF:
                 raise PeerUnreachable(f"{neighbour.peer_id} ended the pipe: {await call.details()}")
             self._check_hello(answer, formation.generation, plan.stage + 1)
-        except BaseException:
+        except BaseException as error:
             await channel.close()
+            if isinstance(error, grpc.aio.AioRpcError):
+                raise wire_error(error, f"{neighbour.peer_id} at {neighbour.data_address}") from error
             raise
-        # A gradient answers an activation, so no more can come than were sent: the limit is our own.
-        flow = Flow(plan.gradient, self._microbatches(), formation.round, self._microbatches())
+        flow = Flow(plan.gradient, self._microbatches(), formation.round, credit=0)
         self.next = pipe = Pipe(formation.generation, flow)
         self._spawn(self._pump(call, channel, pipe))
 
@@ -224,13 +235,12 @@ class DataPlane:
             while (frame := await call.read()) is not grpc.aio.EOF:
                 if (assembled := pipe.flow.assembler.add(frame)) is not None:
                     pipe.flow.arrived()
-                    pipe.flow.answered()
                     self.on_gradient(pipe.generation, assembled)
             self._break(pipe.generation, PeerUnreachable(f"The next stage ended the pipe: {await call.details()}"))
         except CommonweightError as error:
             self._break(pipe.generation, error)
         except grpc.aio.AioRpcError as error:
-            self._break(pipe.generation, PeerUnreachable(f"The pipe to the next stage broke: {error.details()}"))
+            self._break(pipe.generation, wire_error(error, "The next stage"))
         finally:
             writer.cancel()
             with suppress(asyncio.CancelledError, grpc.aio.AioRpcError, asyncio.InvalidStateError):
@@ -273,7 +283,7 @@ class DataPlane:
             raise MalformedMessage("A pipe begins with a hello.")
         expected = self._hello(generation)
         expected.stage = stage
-        for name in ("spec_hash", "generation", "stage", "frozen_hash"):
+        for name in ("generation", "spec_hash", "stage", "frozen_hash"):
             if (found := getattr(frame.hello, name)) != (wanted := getattr(expected, name)):
                 raise UnplannedMessage(f"The neighbour's {name} is {_show(found)}; here it is {_show(wanted)}.")
 
@@ -290,10 +300,12 @@ class _Service(pipe_pb2_grpc.StagePipeServicer):
         plane = self._plane
         try:
             async with asyncio.timeout(OPEN_S):
-                pipe = await self._accept(await anext(requests), peer_of(context, plane.admitted))
-        except (CommonweightError, TimeoutError, StopAsyncIteration) as error:
-            emit("pipe.refused", peer=context.peer(), message=str(error))
-            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error) or "no hello in time")
+                pipe = await self._accept(await anext(requests), context)
+        except (WireError, TimeoutError, StopAsyncIteration) as error:
+            late = UnplannedMessage(f"No hello of a generation that is formed here came within {OPEN_S:g} s.")
+            refusal = error if isinstance(error, WireError) else late
+            emit("pipe.refused", peer=context.peer(), code=refusal.code, message=refusal.args[0])
+            await refuse(context, refusal)
         failure: asyncio.Queue[CommonweightError] = asyncio.Queue()
         reader = asyncio.create_task(self._read(requests, pipe, failure))
         plane._tasks.add(reader)
@@ -307,12 +319,14 @@ class _Service(pipe_pb2_grpc.StagePipeServicer):
                 else:
                     getter.cancel()
             if not failure.empty():
-                await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(failure.get_nowait()))
+                await refuse(context, failure.get_nowait())
         finally:
             reader.cancel()
             plane._tasks.discard(reader)
+            # A lost connection cancels this call, maybe before the reader has seen it.
+            plane._break(pipe.generation, PeerUnreachable("The previous stage ended the pipe."))
 
-    async def _accept(self, frame: pb.PipeFrame, peer_id: str) -> Pipe:
+    async def _accept(self, frame: pb.PipeFrame, context: grpc.aio.ServicerContext) -> Pipe:
         plane = self._plane
         generation = frame.hello.generation
         async with plane._changed:  # the neighbour's formation may have come before ours
@@ -322,13 +336,20 @@ class _Service(pipe_pb2_grpc.StagePipeServicer):
             formation = plane._formation
             assert formation is not None
             plan = plane._need_plan()
+            peer_id = peer_of(context, plane.admitted)
             if peer_id != formation.previous.peer_id:
                 raise IdentityMismatch(f"{peer_id} opened the pipe of {formation.previous.peer_id}.")
-            plane._check_hello(frame, formation.generation, plan.stage - 1)
             if plane.previous is not None:
-                raise UnplannedMessage(f"The pipe of generation {generation} is open already.")
-            limit = in_flight_limit(plan.spec, plan.stage - 1)
-            flow = Flow(plan.activation, plane._microbatches(), formation.round, limit)
+                raise UnplannedMessage(f"The pipe of generation {formation.generation} is open already.")
+            try:
+                plane._check_hello(frame, formation.generation, plan.stage - 1)
+            except WireError as error:
+                if frame.WhichOneof("body") != "hello" or generation == formation.generation:
+                    plane._refused = error  # not just a hello from a generation that is over
+                    plane._changed.notify_all()
+                raise
+            credit = in_flight_limit(plan.spec, plan.stage - 1)
+            flow = Flow(plan.activation, plane._microbatches(), formation.round, credit)
             plane.previous = pipe = Pipe(generation, flow)
             plane._changed.notify_all()
             return pipe

@@ -14,7 +14,6 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from commonweight.errors import CheckpointError, CommonweightError, NonFiniteTensor, PeerUnreachable
@@ -29,6 +28,8 @@ from node.checkpoint import Checkpoints
 
 STALL_S = 120.0
 """A round in which nothing arrives for this long is given up."""
+NO_GENERATION = 0
+"""Generations count from 1."""
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,7 @@ class Trainer:
     """On the first stage."""
     inbox: "SimpleQueue[Item]"
     outlet: Outlet
-    generation: int = 0
+    generation: int = NO_GENERATION
     _root: bytes = b""
     _activations: deque[Activation] = field(default_factory=deque)
     _gradients: deque[Gradient] = field(default_factory=deque)
@@ -157,6 +158,8 @@ class Trainer:
             case Restore(generation, round_, done):
                 self.generation = generation
                 self._forget()
+                if not done.set_running_or_notify_cancel():
+                    return  # the formation was given up before its turn came
                 try:
                     self._restore(round_)
                     done.set_result(None)
@@ -166,12 +169,17 @@ class Trainer:
                 try:
                     self.outlet.report(self._train(round_))
                 except CommonweightError as error:
-                    self._forget()
+                    self._abandon()
                     self.outlet.fail(generation, error, isinstance(error, CheckpointError | NonFiniteTensor))
             case Abandon(generation) if generation == self.generation:
-                self._forget()
+                self._abandon()
             case Activation(generation) | Gradient(generation) if generation == self.generation:
                 self._keep(item)
+
+    def _abandon(self) -> None:
+        """What still comes of this generation is void, a plan, too: parts of its rounds are missing."""
+        self.generation = NO_GENERATION
+        self._forget()
 
     def _forget(self) -> None:
         self._activations.clear()
@@ -294,7 +302,6 @@ def open_trainer(
 
     Raises CheckpointError, or DataError on a first stage without its text.
     """
-    torch.set_flush_denormal(True)
     stage = Stage(spec, index, device=device)
     checkpoints = Checkpoints(state_dir, spec, index)
     if rounds := checkpoints.rounds():

@@ -10,6 +10,7 @@ import asyncio
 import os
 import sys
 import threading
+import traceback
 from concurrent.futures import Future
 from pathlib import Path
 from queue import SimpleQueue
@@ -189,6 +190,7 @@ def main() -> None:
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     log_to_stdout()
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    torch.set_flush_denormal(True)  # of this thread, which computes, and of those that it starts
     inbox: SimpleQueue[Item] = SimpleQueue()
     trainers: SimpleQueue[Trainer | None] = SimpleQueue()
 
@@ -199,7 +201,11 @@ def main() -> None:
     io = threading.Thread(target=lambda: asyncio.run(serve()), name="io")
     io.start()
     if (trainer := trainers.get()) is not None:
-        trainer.run()
+        try:
+            trainer.run()
+        except BaseException:  # noqa: BLE001 - our bug, at the outermost edge: the I/O thread alone would live on
+            traceback.print_exc()
+            os._exit(1)
     io.join()
 
 

@@ -1,4 +1,4 @@
-"""Measuring on a machine that others use, too: candidates and baselines take turns, and only ratios within a run count."""
+"""Measuring on a machine that others use, too: candidates and baselines take turns, and only ratios count."""
 
 import json
 import os

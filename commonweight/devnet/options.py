@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
-from commonweight.chain.local import Backend
+from commonweight.chain.local import Backend, local_chain_command
 from commonweight.devnet.spec import devnet_spec
 from commonweight.errors import ConfigError
 from commonweight.rules.spec import ModelSpec
@@ -15,7 +15,10 @@ UNATTENDED_EPOCHS = 3
 
 @dataclass(frozen=True)
 class DevnetOptions:
-    """Checked when made: raises ConfigError, or SpecError where the model has fewer layers than stages."""
+    """Checked when made, before anything is written or started.
+
+    Raises ConfigError, SpecError where the model has fewer layers than stages, ChainError where anvil is missing.
+    """
 
     stages: int = 4
     """Of the model; each has a node of its own."""
@@ -43,6 +46,7 @@ class DevnetOptions:
             if not parent.is_dir() and (self.folder is None or parent != self.folder.absolute()):
                 raise ConfigError(f"--report {self.report}: there is no folder {parent}.")
         self.spec("0x" + "0" * 64, 2**20)
+        local_chain_command(self.backend)
 
     def spec(self, manifest_hash: str, tokens: int) -> ModelSpec:
         """The model to train on the corpus with this manifest and this many tokens."""

@@ -18,6 +18,8 @@ contract Handler is Ledger {
     mapping(uint32 epoch => bytes32) public rootOf;
     mapping(uint32 epoch => uint256) public mintedIn;
 
+    /// @dev Actions of this run, counted by `counted`.
+    uint256 public actions;
     uint256 public minted;
     uint256 public deposited;
     uint256 public withdrawn;
@@ -28,6 +30,11 @@ contract Handler is Ledger {
     uint32 public finalizedEpochs;
     uint256 private lastAcc;
     bool public accFell;
+
+    modifier counted() {
+        actions++;
+        _;
+    }
 
     constructor() {
         setUp();
@@ -58,7 +65,7 @@ contract Handler is Ledger {
     // ------------------------------------------------------------------ actions
 
     /// @dev Proposes the next epoch, or finalises the pending one.
-    function advance(uint256 amount, uint256[4] memory seeds) external {
+    function advance(uint256 amount, uint256[4] memory seeds) external counted {
         uint32 e = settlement.nextEpoch();
         (bool exists,) = settlement.pending();
         if (!exists) {
@@ -80,7 +87,7 @@ contract Handler is Ledger {
     }
 
     /// @dev Claims for a provider against any epoch that still gives it something, newest first by `back`.
-    function claim(uint256 who, uint256 back) external {
+    function claim(uint256 who, uint256 back) external counted {
         address account = providers[who % providers.length];
         if (unclaimed[account] == 0) return;
         (uint256 before,) = settlement.claimed(account);
@@ -95,7 +102,7 @@ contract Handler is Ledger {
         claims++;
     }
 
-    function transfer(uint256 from, uint256 to, uint256 amount) external {
+    function transfer(uint256 from, uint256 to, uint256 amount) external counted {
         address sender = holders[from % holders.length];
         amount = bound(amount, 0, shares.balanceOf(sender));
         vm.prank(sender);
@@ -103,7 +110,7 @@ contract Handler is Ledger {
         transfers++;
     }
 
-    function depositRevenue(uint256 amount) external {
+    function depositRevenue(uint256 amount) external counted {
         if (shares.totalSupply() < shares.MIN_SUPPLY()) return;
         amount = bound(amount, 1, 1e24);
         uint256 acc = shares.accPerShare();
@@ -117,7 +124,7 @@ contract Handler is Ledger {
         lastAcc = shares.accPerShare();
     }
 
-    function withdrawRevenue(uint256 who) external {
+    function withdrawRevenue(uint256 who) external counted {
         address holder = holders[who % holders.length];
         if (shares.owed(holder) == 0) return;
         uint256 amount = shares.withdrawRevenueFor(holder);
@@ -126,13 +133,13 @@ contract Handler is Ledger {
         withdrawals++;
     }
 
-    function donate(uint256 amount) external {
+    function donate(uint256 amount) external counted {
         amount = bound(amount, 1, 1e12);
         usd.mint(address(shares), amount);
         donated += amount;
     }
 
-    function wait(uint256 time) external {
+    function wait(uint256 time) external counted {
         vm.warp(block.timestamp + bound(time, 1, 30 days));
     }
 }

@@ -187,7 +187,7 @@ def test_a_node_killed_in_the_middle_of_a_round_changes_nothing(undisturbed: Dev
 
 
 def test_sigterm_leaves_a_report_and_no_process(tmp_path: Path) -> None:
-    with Devnet(tmp_path, "--rounds-per-epoch", "1000") as devnet:
+    with Devnet(tmp_path, "--rounds-per-epoch", "1000", "--backend", "embedded") as devnet:
         devnet.wait_for_line(r"round +0 ")
         members = family(devnet.pid)
         assert len(members) >= 1 + 2 + 2 * 2, "devnet, coordinator and chain, and two processes for each node"

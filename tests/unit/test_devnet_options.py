@@ -10,7 +10,7 @@ from commonweight.devnet.folder import RunFolder, write_json
 from commonweight.devnet.observer import read_state
 from commonweight.devnet.options import DevnetOptions
 from commonweight.devnet.spec import devnet_spec
-from commonweight.errors import ConfigError, SpecError
+from commonweight.errors import ChainError, ConfigError, SpecError
 
 MANIFEST = "0x" + "ab" * 32
 
@@ -38,6 +38,12 @@ def test_a_report_may_go_into_the_runs_own_folder(tmp_path: Path) -> None:
 def test_more_stages_than_layers() -> None:
     with pytest.raises(SpecError, match="9 stages need as many layers; there are 8"):
         DevnetOptions(stages=9)
+
+
+def test_anvil_that_isnt_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COMMONWEIGHT_ANVIL", "/nowhere/anvil")
+    with pytest.raises(ChainError, match="/nowhere/anvil can't be executed"):
+        DevnetOptions(backend="anvil")
 
 
 def test_the_devnets_model_is_small_and_its_round_is_8192_tokens() -> None:
