@@ -188,3 +188,13 @@ class WorkerDied(StateError):
     """The compute worker of this node ended without being asked to."""
 
     code = "STATE_WORKER"
+
+
+def error_with_code(code: str, message: str) -> CommonweightError:
+    """The error that another process of ours reported by its code."""
+    kinds: list[type[CommonweightError]] = [CommonweightError]
+    for kind in kinds:
+        if kind.code == code and kind is not CommonweightError:
+            return kind(message)
+        kinds += kind.__subclasses__()
+    return CommonweightError(message)

@@ -24,6 +24,10 @@ def run(
     statements: Annotated[Path, typer.Option(help="Folder in which to publish the epochs' statements.")],
     ledger: Annotated[str, typer.Option(help="SQLAlchemy URL of the ledger.")] = "sqlite:///ledger.db",
     listen: Annotated[str, typer.Option(help="host:port where nodes enrol; port 0 takes a free one.")] = "127.0.0.1:0",
+    control_port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Port of the nodes' control streams, on the same host; 0: a free one.")
+    ] = 0,
+    advertise: Annotated[str | None, typer.Option(help="Host by which nodes reach it, if another one.")] = None,
     password_file: Annotated[Path | None, typer.Option(help="File with the key's password.")] = None,
     allow: Annotated[
         list[str] | None, typer.Option(help="Address of a node that may take part; repeat. Default: any.")
@@ -44,6 +48,7 @@ def run(
     from commonweight.errors import ConfigError, SpecError
     from commonweight.rules.spec import parse_spec
     from commonweight.runtime import run_until_stopped
+    from commonweight.wire.channel import check_advertised
     from coordinator.run import CoordinatorConfig, run_coordinator
 
     for address in (registry, *(allow or ())):
@@ -63,6 +68,8 @@ def run(
         key=load_key(key, read_password(password_file)),
         ledger_url=ledger,
         listen=listen,
+        control_port=control_port,
+        advertise=check_advertised(listen, advertise),
         rpc_url=rpc,
         chain_id=chain_id,
         registry=to_checksum_address(registry),

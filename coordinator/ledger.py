@@ -95,7 +95,7 @@ class Ledger:
             if self._engine.dialect.name == "sqlite":
                 event.listen(self._engine, "connect", _make_durable)
             Table.metadata.create_all(self._engine)
-        except (ArgumentError, NoSuchModuleError, ModuleNotFoundError) as error:
+        except (ArgumentError, NoSuchModuleError, ModuleNotFoundError, ValueError) as error:
             shown = re.sub(r"//[^@/]*@", "//…@", url)  # without the password
             raise ConfigError(
                 f"The ledger's URL {shown!r} can't be used: {error}. Use sqlite:///FILE, or "

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from commonweight.chain.keys import Key
 from commonweight.chain.records import ModelTerms
 from commonweight.chain.rpc import Chain
 from commonweight.chain.sender import Sender
-from commonweight.errors import ConfigError
+from commonweight.errors import ConfigError, InsufficientFunds
 from commonweight.events import emit
 from commonweight.identity import NodeIdentity
 from commonweight.rules.report import Domain
@@ -37,7 +37,11 @@ class CoordinatorConfig:
     ledger_url: str
     """SQLAlchemy URL."""
     listen: str
-    """host:port of the enrolment service; the control service takes a free port on the same host."""
+    """host:port of the enrolment service."""
+    control_port: int
+    """Of the control service, on the same host; 0 takes a free one."""
+    advertise: str | None
+    """host by which nodes reach it, where that isn't the one it listens on."""
     rpc_url: str
     chain_id: int
     registry: str
@@ -53,6 +57,11 @@ class CoordinatorConfig:
 async def run_coordinator(config: CoordinatorConfig) -> None:
     """Coordinate until the last epoch is final, or until SIGTERM."""
     chain = await asyncio.to_thread(Chain.connect, config.rpc_url, config.chain_id)
+    if await asyncio.to_thread(chain.balance_wei, config.key.address) == 0:
+        raise InsufficientFunds(
+            f"The coordinator's account {config.key.address} holds nothing on chain {config.chain_id}, so it can't pay "
+            "for proposing epochs. Send it some of the chain's currency."
+        )
     registered = await asyncio.to_thread(ModelRegistry(chain, config.registry).model, config.model_id)
     if registered.spec_hash != config.spec.spec_hash:
         raise ConfigError(
@@ -124,25 +133,25 @@ async def _serving(config: CoordinatorConfig, training: Training, certificate: C
     """Both services, from the moment they are announced to the end of the last call."""
     host, _ = split_address(config.listen)
     admission = Admission(config.allowed)
-    control, control_port = await serve(
-        [(control_pb2_grpc.add_ControlServicer_to_server, ControlService(training, admission))],
-        join_address(host, 0),
-        server_credentials(certificate, admission.admitted),
-    )
-    enrolment, port = await serve(
-        [(control_pb2_grpc.add_EnrolmentServicer_to_server, EnrolmentService(admission, control_port))],
-        config.listen,
-        enrolment_credentials(certificate),
-    )
-    address = join_address(host, port)
-    emit(
-        "coordinator.listening",
-        peer=f"{certificate.peer_id}@{address}",
-        enrolment_address=address,
-        control_port=control_port,
-        round=training.round,
-    )
-    try:
+    async with AsyncExitStack() as stack:
+        control, control_port = await serve(
+            [(control_pb2_grpc.add_ControlServicer_to_server, ControlService(training, admission))],
+            join_address(host, config.control_port),
+            server_credentials(certificate, admission.admitted),
+        )
+        stack.push_async_callback(control.stop, SHUTDOWN_S)
+        enrolment, port = await serve(
+            [(control_pb2_grpc.add_EnrolmentServicer_to_server, EnrolmentService(admission, control_port))],
+            config.listen,
+            enrolment_credentials(certificate),
+        )
+        stack.push_async_callback(enrolment.stop, None)  # nobody is to come any more
+        address = join_address(config.advertise or host, port)
+        emit(
+            "coordinator.listening",
+            peer=f"{certificate.peer_id}@{address}",
+            enrolment_address=address,
+            control_port=control_port,
+            round=training.round,
+        )
         yield
-    finally:
-        await asyncio.gather(enrolment.stop(SHUTDOWN_S), control.stop(SHUTDOWN_S))

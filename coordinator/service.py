@@ -133,7 +133,7 @@ class ControlService(control_pb2_grpc.ControlServicer):
                 self._take(member, await self._next(requests))
         except (WireError, TimeoutError) as error:
             failure = error if isinstance(error, WireError) else Refused(f"The node was silent for {SILENCE_S:g} s.")
-            emit("node.failed", node=member and member.node, code=failure.code, message=str(failure))
+            emit("node.failed", node=member and member.node, code=failure.code, message=failure.args[0])
             send(failure)
         except (StopAsyncIteration, asyncio.CancelledError, grpc.RpcError):
             pass  # the stream ended; there is nobody left to tell
@@ -166,6 +166,7 @@ class ControlService(control_pb2_grpc.ControlServicer):
             data_address=join.data_address,
             certificate=join.certificate,
             account=to_checksum_address(join.payout_account),
+            has_data=join.has_data,
             send=send,
         )
 

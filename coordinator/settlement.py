@@ -10,7 +10,7 @@ from pathlib import Path
 
 from commonweight.chain.contracts import EpochSettlement
 from commonweight.chain.rpc import Chain
-from commonweight.errors import LedgerError, RpcUnreachable, TransactionUnconfirmed
+from commonweight.errors import ChainError, LedgerError
 from commonweight.events import emit
 from commonweight.failpoints import failpoint
 from commonweight.rules.canonical import canonical_json
@@ -20,7 +20,7 @@ from coordinator.ledger import Ledger
 from coordinator.training import Place, Training
 
 MAX_RETRY_S = 15.0
-"""Between attempts to reach a chain that doesn't answer; training goes on meanwhile."""
+"""Between attempts while the chain doesn't answer, or refuses; training goes on meanwhile."""
 
 
 def publish_statement(statement: Statement, folder: Path) -> str:
@@ -58,8 +58,9 @@ class Settlement:
             try:
                 wait_s = await asyncio.to_thread(self._advance, epoch)
                 retry_s = 1.0
-            except (RpcUnreachable, TransactionUnconfirmed) as error:
-                emit("chain.unreachable", epoch=epoch, code=error.code, message=str(error), retry_s=retry_s)
+            except ChainError as error:
+                # Also a revert: somebody else may have finalised the epoch first. The next look at the chain tells.
+                emit("chain.failed", epoch=epoch, code=error.code, message=error.args[0], retry_s=retry_s)
                 wait_s, retry_s = retry_s, min(2 * retry_s, MAX_RETRY_S)
             if wait_s is None:
                 return

@@ -21,6 +21,10 @@ from commonweight.rules.statement import CreditedReport, credit_report
 from commonweight.wire.generated import control_pb2 as pb
 from coordinator.ledger import Ledger, Progress
 
+FORM_S = 150.0
+"""For every node to load its stage and open its pipes; longer than a node waits for its neighbour."""
+REPORT_S = 60.0
+"""From the first report of a round to the last."""
 MAX_REFORM_DELAY_S = 5.0
 """Between generations that fail one after another."""
 
@@ -47,6 +51,8 @@ class Member:
     certificate: bytes
     account: str
     """Who is paid for its work."""
+    has_data: bool
+    """Whether it can hold the first stage."""
     send: Send
 
 
@@ -84,6 +90,8 @@ class Training:
         """By stage: what came with the reports that the state holds."""
         self._events: asyncio.Queue[tuple[rounds.Event, Member, Submission | None]] = asyncio.Queue()
         self._started_s = 0.0
+        self._deadline: float | None = None
+        """In the loop's time: when those that all wait for are given up."""
         self._failed_generations = 0
         self._sealed = asyncio.Condition()
 
@@ -99,7 +107,7 @@ class Training:
 
     def join(self, member: Member) -> None:
         """A node has connected and said who it is."""
-        self._events.put_nowait((rounds.Joined(member.node), member, None))
+        self._events.put_nowait((rounds.Joined(member.node, member.has_data), member, None))
 
     def leave(self, member: Member) -> None:
         """That connection is gone."""
@@ -125,9 +133,15 @@ class Training:
     async def run(self) -> None:
         """Advance until cancelled. Raises Refused when the rules say that a person must look."""
         while True:
-            event, member, submission = await self._events.get()
-            if not self._admit(event, member):
+            try:
+                async with asyncio.timeout_at(self._deadline):
+                    event, member, submission = await self._events.get()
+            except TimeoutError:
+                self._hang_up_on_the_late()
                 continue
+            current = self._members.get(member.node)
+            if not isinstance(event, rounds.Joined) and current is not member:
+                continue  # it comes from a connection that no longer counts
             state, effects = advance(self._state, event)
             accepted = dict(self._accepted)
             if submission is not None:
@@ -135,29 +149,39 @@ class Training:
             await asyncio.to_thread(self._store, effects, accepted)
             self._state = state
             self._accepted = {stage: accepted[stage] for stage in state.reports}
-            if isinstance(event, rounds.Joined) and self._members.get(member.node) is member:
-                stage = state.seats.index(member.node)
-                member.send(pb.CoordinatorMessage(assignment=self._assign(stage)))
-                emit("node.joined", node=member.node, stage=stage, data_address=member.data_address)
+            self._set_deadline(event, effects)
+            match event:
+                case rounds.Joined(node) if current is None and node in state.online:
+                    self._members[node] = member
+                    stage = state.seats.index(node)
+                    member.send(pb.CoordinatorMessage(assignment=self._assign(stage)))
+                    emit("node.joined", node=node, stage=stage, data_address=member.data_address)
+                case rounds.Lost(node):
+                    del self._members[node]
+                    emit("node.lost", node=node, stage=state.seats.index(node))
             for effect in effects:
                 await self._act(effect, member, accepted)
 
-    def _admit(self, event: rounds.Event, member: Member) -> bool:
-        """Whether the event comes from the connection that counts for its node; keeps the register of those."""
-        current = self._members.get(member.node)
-        match event:
-            case rounds.Joined():
-                if current is None and (member.node in self._state.seats or None in self._state.seats):
-                    self._members[member.node] = member
-            case rounds.Lost():
-                if current is not member:
-                    return False
-                del self._members[member.node]
-                if member.node in self._state.seats:
-                    emit("node.lost", node=member.node, stage=self._state.seats.index(member.node))
-            case _:
-                return current is member
-        return True
+    def _set_deadline(self, event: rounds.Event, effects: tuple[rounds.Effect, ...]) -> None:
+        """Once pipes are to be formed, all must be ready in time; once one has reported, so must the others."""
+        if self._state.phase not in (rounds.Phase.FORMING, rounds.Phase.TRAINING):
+            self._deadline = None
+        elif any(isinstance(effect, rounds.Form) for effect in effects):
+            self._deadline = asyncio.get_running_loop().time() + FORM_S
+        elif any(isinstance(effect, rounds.Train) for effect in effects):
+            self._deadline = None
+        elif isinstance(event, rounds.Reported) and self._deadline is None and self._state.reports:
+            self._deadline = asyncio.get_running_loop().time() + REPORT_S
+
+    def _hang_up_on_the_late(self) -> None:
+        self._deadline = None
+        forming = self._state.phase is rounds.Phase.FORMING
+        why = f"its pipes weren't open within {FORM_S:g} s" if forming else f"its report came {REPORT_S:g} s too late"
+        for stage, node in enumerate(self._state.seats):
+            late = node not in self._state.ready if forming else stage not in self._state.reports
+            if late and node is not None and (member := self._members.get(node)) is not None:
+                emit("node.refused", node=node, why=why)
+                member.send(Refused(f"This node holds up the others: {why}."))
 
     def _store(self, effects: tuple[rounds.Effect, ...], accepted: dict[int, Submission]) -> None:
         for effect in effects:

@@ -101,7 +101,7 @@ class Checkpoints:
                 shutil.rmtree(temporary)
             raise CheckpointError(
                 f"The checkpoint of round {stage.round} can't be written to {self.folder}: {error}. "
-                f"The earlier ones are kept ({self._kept()}). Free disk space; training goes on meanwhile."
+                f"The earlier ones are kept ({self._kept()}). Free disk space, then start the node again."
             ) from error
         with contextlib.suppress(OSError):  # what stays too long is removed after the next save
             for round_ in self.rounds()[:-KEPT]:

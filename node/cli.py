@@ -41,12 +41,11 @@ def run(
     from commonweight.errors import ConfigError
     from commonweight.identity import NodeIdentity
     from commonweight.runtime import run_until_stopped
-    from commonweight.wire.channel import split_address
+    from commonweight.wire.channel import check_advertised
     from commonweight.wire.messages import split_peer
     from node.control import Node, NodeConfig
 
     split_peer(coordinator)
-    split_address(listen)
     if payout is not None and not is_address(payout):
         raise ConfigError(f"--payout {payout!r} is not an address: 0x and 40 hexadecimal digits.")
     identity = NodeIdentity(load_key(key, read_password(password_file)).secret)
@@ -56,7 +55,7 @@ def run(
         directory=dir,
         data=data,
         listen=listen,
-        advertise=advertise,
+        advertise=check_advertised(listen, advertise),
         payout=to_checksum_address(payout) if payout else identity.address,
         device=device,
         threads=threads,

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import grpc
 
-from commonweight.errors import ConfigError, PeerUnreachable, Refused, WorkerDied
+from commonweight.errors import ConfigError, PeerUnreachable, Refused, WorkerDied, error_with_code
 from commonweight.events import emit
 from commonweight.identity import NodeIdentity
 from commonweight.rules.report import Domain, report_digest
@@ -170,6 +170,7 @@ class Node:
             data_address=join_address(self.config.advertise or host, worker.port),
             certificate=self.certificate.der,
             payout_account=self.config.payout,
+            has_data=self.config.data is not None,
         )
 
     @staticmethod
@@ -234,7 +235,7 @@ class _Session:
                     self._outbox.put_nowait(pb.NodeMessage(report=await self._sign(event.report)))
                 case "failure" if event.failure.fatal:
                     emit("error", code=event.failure.code, message=event.failure.message)
-                    raise WorkerDied(event.failure.message)
+                    raise error_with_code(event.failure.code, event.failure.message)
                 case "failure":
                     failure = event.failure
                     emit(

@@ -22,6 +22,7 @@ from commonweight.errors import (
     WireError,
 )
 from commonweight.events import emit
+from commonweight.model.data import token_id_dtype
 from commonweight.rules.spec import ModelSpec
 from commonweight.rules.stages import in_flight_limit
 from commonweight.wire.channel import PIPE_FRAME_BYTES, PIPE_PING_TIMEOUT_MS, open_channel, serve
@@ -31,8 +32,8 @@ from commonweight.wire.pipe import Assembled, Assembler
 from commonweight.wire.status import refuse, wire_error
 from commonweight.wire.tls import Certificate, peer_id_of, peer_of, server_credentials
 
-OPEN_S = 15.0
-"""For a pipe to open, from the formation on."""
+OPEN_S = 120.0
+"""For a pipe to open, from the formation on: the neighbour may still be loading its stage."""
 
 Plan = tuple[tuple[torch.dtype, tuple[int, ...]], ...]
 
@@ -49,7 +50,7 @@ class StagePlan:
     def activation(self) -> Plan:
         """Token ids and code."""
         training = self.spec.training
-        ids = (id_dtype(self.spec), (training.microbatch_sequences, training.sequence_length + 1))
+        ids = (token_id_dtype(self.spec), (training.microbatch_sequences, training.sequence_length + 1))
         return (ids, *self.gradient)
 
     @property
@@ -58,12 +59,6 @@ class StagePlan:
         training = self.spec.training
         shape = (training.microbatch_sequences, training.sequence_length, self.spec.architecture.boundary_dim)
         return ((getattr(torch, training.boundary_dtype), shape),)
-
-
-def id_dtype(spec: ModelSpec) -> torch.dtype:
-    """The smallest type that holds every token id."""
-    vocab = spec.architecture.vocab_size
-    return torch.uint8 if vocab <= 2**8 else torch.uint16 if vocab <= 2**16 else torch.int32
 
 
 class Flow:

@@ -298,13 +298,11 @@ def open_trainer(
     inbox: "SimpleQueue[Item]",
     outlet: Outlet,
 ) -> Trainer:
-    """The trainer of a stage, at its newest checkpoint or at version 0.
+    """The trainer of a stage, at version 0: the first formation says which checkpoint is wanted.
 
-    Raises CheckpointError, or DataError on a first stage without its text.
+    Raises CheckpointError, or DataError on a first stage whose text isn't the spec's.
     """
     stage = Stage(spec, index, device=device)
     checkpoints = Checkpoints(state_dir, spec, index)
-    if rounds := checkpoints.rounds():
-        checkpoints.load(stage, rounds[-1])
     dataset = Dataset.open(data_dir, spec) if stage.is_first and data_dir else None
     return Trainer(spec, stage, checkpoints, dataset, inbox, outlet)

@@ -142,7 +142,7 @@ class EpochSettlement(DeployedContract):
     def epoch(self, epoch: int) -> EpochRecord | None:
         """All that the chain keeps of an epoch; None if it was never proposed."""
         stored = self._read_struct("epoch", epoch)
-        if stored["root"] == bytes(32):
+        if stored["statementHash"] == bytes(32):
             return None
         return EpochRecord(
             epoch=epoch,

@@ -122,7 +122,8 @@ class Dataset:
         length = self.spec.training.sequence_length
         windows = sample_indices(self.spec, round_, microbatch)
         batch = np.stack([self._tokens(w * length, length + 1) for w in windows])
-        return torch.from_numpy(batch).view(_TORCH_DTYPES[self.manifest.dtype])
+        packed = torch.from_numpy(batch).view(_TORCH_DTYPES[self.manifest.dtype])
+        return packed.to(token_id_dtype(self.spec))
 
     def _tokens(self, start: int, count: int) -> np.ndarray:
         number = int(np.searchsorted(self._starts, start, side="right")) - 1
@@ -132,6 +133,11 @@ class Dataset:
             number += 1
             parts.append(self._chunks[number][:missing])
         return np.concatenate(parts)
+
+
+def token_id_dtype(spec: ModelSpec) -> torch.dtype:
+    """What token ids are on the wire: the smallest of torch's types that holds the spec's vocabulary."""
+    return _TORCH_DTYPES[smallest_dtype(spec.architecture.vocab_size).name]
 
 
 def smallest_dtype(vocab_size: int) -> np.dtype:

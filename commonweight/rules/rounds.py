@@ -58,6 +58,8 @@ class Joined:
     """A node opened its control stream."""
 
     node: str
+    has_data: bool = True
+    """Only a node with the text can hold the first stage."""
 
 
 @dataclass(frozen=True)
@@ -157,8 +159,8 @@ Effect = Seated | Refused | Form | Train | Seal | Pause | Stop
 def advance(state: RoundState, event: Event) -> tuple[RoundState, tuple[Effect, ...]]:
     """The state after `event`, and what is to be done about it."""
     match event:
-        case Joined(node):
-            return _join(state, node)
+        case Joined(node, has_data):
+            return _join(state, node, has_data)
         case Lost(node):
             return _lose(state, node)
         case Ready(node, generation):
@@ -169,14 +171,17 @@ def advance(state: RoundState, event: Event) -> tuple[RoundState, tuple[Effect, 
             return _report(state, node, generation, report)
 
 
-def _join(state: RoundState, node: str) -> tuple[RoundState, tuple[Effect, ...]]:
+def _join(state: RoundState, node: str, has_data: bool) -> tuple[RoundState, tuple[Effect, ...]]:
     if node in state.online:
         return state, (Refused(node, "a node with this key is already connected"),)
     effects: tuple[Effect, ...] = ()
     if node not in state.seats:
-        if None not in state.seats:
+        free = [stage for stage, holder in enumerate(state.seats) if holder is None]
+        if not free:
             return state, (Refused(node, f"all {len(state.seats)} stages are held"),)
-        stage = state.seats.index(None)
+        stage = free[0] if has_data else free[-1]
+        if stage == 0 and not has_data:
+            return state, (Refused(node, "only the first stage is free, and it reads the text: give --data"),)
         state = replace(state, seats=(*state.seats[:stage], node, *state.seats[stage + 1 :]))
         effects = (Seated(node, stage),)
     state = replace(state, online=state.online | {node})

@@ -130,6 +130,19 @@ def split_address(address: str) -> tuple[str, int]:
     return host, int(port)
 
 
+def check_advertised(listen: str, advertise: str | None) -> str | None:
+    """`advertise`, once it is clear that others can reach who listens on `listen` by it, or by the host in `listen`.
+
+    Raises ConfigError for an address that is none, and where nothing says which of this machine's addresses it is.
+    """
+    host, _ = split_address(listen)
+    if advertise is not None:
+        split_address(join_address(advertise, 0))
+    elif host in ("0.0.0.0", "::"):  # noqa: S104 - refused, not bound
+        raise ConfigError(f"{listen} listens on all addresses: say with --advertise by which host others reach it.")
+    return advertise
+
+
 def join_address(host: str, port: int) -> str:
     """The reverse of split_address: "host:port", IPv6 in brackets."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -35,14 +35,16 @@ class NodeMessage(_message.Message):
     def __init__(self, join: _Optional[_Union[Join, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., pipes_open: _Optional[_Union[PipesOpen, _Mapping]] = ..., report: _Optional[_Union[SignedReport, _Mapping]] = ..., pipes_failed: _Optional[_Union[PipesFailed, _Mapping]] = ...) -> None: ...
 
 class Join(_message.Message):
-    __slots__ = ("data_address", "certificate", "payout_account")
+    __slots__ = ("data_address", "certificate", "payout_account", "has_data")
     DATA_ADDRESS_FIELD_NUMBER: _ClassVar[int]
     CERTIFICATE_FIELD_NUMBER: _ClassVar[int]
     PAYOUT_ACCOUNT_FIELD_NUMBER: _ClassVar[int]
+    HAS_DATA_FIELD_NUMBER: _ClassVar[int]
     data_address: str
     certificate: bytes
     payout_account: str
-    def __init__(self, data_address: _Optional[str] = ..., certificate: _Optional[bytes] = ..., payout_account: _Optional[str] = ...) -> None: ...
+    has_data: bool
+    def __init__(self, data_address: _Optional[str] = ..., certificate: _Optional[bytes] = ..., payout_account: _Optional[str] = ..., has_data: _Optional[bool] = ...) -> None: ...
 
 class Heartbeat(_message.Message):
     __slots__ = ()

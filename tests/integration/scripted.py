@@ -1,0 +1,166 @@
+"""Nodes without torch: they speak the Control protocol from the test's process, and say what the test wants."""
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
+
+import grpc
+
+from commonweight.identity import NodeIdentity
+from commonweight.rules.report import NO_TENSOR, Domain, Hop, Report, report_digest
+from commonweight.wire import PROTOCOL_VERSION
+from commonweight.wire.channel import join_address, open_channel
+from commonweight.wire.generated import control_pb2 as pb
+from commonweight.wire.generated import control_pb2_grpc
+from commonweight.wire.messages import report_to_proto, split_peer
+from commonweight.wire.tls import fetch_certificate, make_certificate
+
+DEADLINE_S = 30.0
+HEARTBEAT_S = 1.0
+
+
+def mark(*parts: object) -> bytes:
+    """32 bytes that stand for what the parts name."""
+    return hashlib.sha256(repr(parts).encode()).digest()
+
+
+def honest_report(round_: int, stage: int, stages: int, microbatches: int) -> Report:
+    """What a stage reports in a world where tensors are called by their names."""
+    first, last = stage == 0, stage == stages - 1
+    hops = tuple(
+        Hop(
+            tokens=mark("tokens", round_, number),
+            activation_in=NO_TENSOR if first else mark("activation", round_, number, stage),
+            activation_out=NO_TENSOR if last else mark("activation", round_, number, stage + 1),
+            gradient_in=NO_TENSOR if last else mark("gradient", round_, number, stage + 1),
+            gradient_out=NO_TENSOR if first else mark("gradient", round_, number, stage),
+            loss=2.5 if last else 0.0,
+        )
+        for number in range(microbatches)
+    )
+    states = (mark("state", stage, round_), mark("state", stage, round_ + 1))
+    return Report(round_, stage, hops, mark("sum", stage, round_), *states)
+
+
+class ScriptedNode:
+    """A node's side of the Control protocol."""
+
+    def __init__(self, identity: NodeIdentity, coordinator: str) -> None:
+        self.identity = identity
+        self.coordinator = coordinator
+        self.certificate = make_certificate(identity)
+        self.assignment = pb.Assignment()
+        self._outbox: asyncio.Queue[pb.NodeMessage | None] = asyncio.Queue()
+        self._call: Any = None
+
+    @asynccontextmanager
+    async def enrolment(self) -> AsyncIterator[control_pb2_grpc.EnrolmentStub]:
+        peer_id, host, port = split_peer(self.coordinator)
+        der = await fetch_certificate(host, port, peer_id, DEADLINE_S)
+        async with open_channel(join_address(host, port), self.certificate, der, max_message_bytes=8 << 20) as channel:
+            yield control_pb2_grpc.EnrolmentStub(channel)
+
+    async def enrol(self, **fields: Any) -> int:
+        """The control port; `fields` replace those of a right request."""
+        right = {"certificate": self.certificate.der, "protocol_version": PROTOCOL_VERSION}
+        async with self.enrolment() as stub:
+            answer = await stub.Enrol(pb.EnrolRequest(**(right | fields)), timeout=DEADLINE_S)
+        return answer.control_port
+
+    @asynccontextmanager
+    async def attached(self, port: int | None = None, *, beats: bool = True) -> AsyncIterator["ScriptedNode"]:
+        """With an open stream on which nothing has been said."""
+        peer_id, host, enrolment_port = split_peer(self.coordinator)
+        der = await fetch_certificate(host, enrolment_port, peer_id, DEADLINE_S)
+        port = await self.enrol() if port is None else port
+        async with open_channel(join_address(host, port), self.certificate, der, max_message_bytes=8 << 20) as channel:
+            self._outbox = asyncio.Queue()
+            self._call = control_pb2_grpc.ControlStub(channel).Attach(self._messages(beats))
+            yield self
+
+    @asynccontextmanager
+    async def seated(self) -> AsyncIterator["ScriptedNode"]:
+        """Joined, its assignment read. While its last connection still counts it comes back, as a node does."""
+        while True:
+            async with self.attached():
+                self.send(join=self.join())
+                try:
+                    self.assignment = await self.hear("assignment")
+                except grpc.aio.AioRpcError as error:
+                    if "already connected" in (error.details() or ""):
+                        continue
+                    raise
+                yield self
+                return
+
+    def join(self, **fields: Any) -> pb.Join:
+        right = {
+            "data_address": "127.0.0.1:9",
+            "certificate": self.certificate.der,
+            "payout_account": self.identity.address,
+        }
+        return pb.Join(**(right | fields))
+
+    def send(self, **body: Any) -> None:
+        self._outbox.put_nowait(pb.NodeMessage(**body))
+
+    def end(self) -> None:
+        """Say that no more comes."""
+        self._outbox.put_nowait(None)
+
+    async def hear(self, kind: str) -> Any:
+        """The next message of this kind; others are passed over."""
+        async with asyncio.timeout(DEADLINE_S):
+            while (message := await self._call.read()) is not grpc.aio.EOF:
+                if message.WhichOneof("body") == kind:
+                    return getattr(message, kind)
+        raise AssertionError(f"the stream ended before a {kind}")
+
+    async def refusal(self) -> tuple[grpc.StatusCode, str]:
+        """How the coordinator ends the stream."""
+        try:
+            async with asyncio.timeout(DEADLINE_S):
+                while await self._call.read() is not grpc.aio.EOF:
+                    pass
+        except grpc.aio.AioRpcError as error:
+            return error.code(), error.details() or ""
+        return await self._call.code(), await self._call.details()
+
+    def sign(self, report: Report) -> bytes:
+        domain = Domain(self.assignment.chain_id, self.assignment.settlement)
+        return self.identity.sign_digest(report_digest(domain, self.assignment.model_id, report))
+
+    def signed(self, generation: int, report: Report, /, **fields: Any) -> pb.SignedReport:
+        """As a message; `fields` replace its own."""
+        right = {"generation": generation, "report": report_to_proto(report, 0.5), "signature": self.sign(report)}
+        return pb.SignedReport(**(right | fields))
+
+    async def _messages(self, beats: bool) -> AsyncIterator[pb.NodeMessage]:
+        while True:
+            try:
+                message = await asyncio.wait_for(self._outbox.get(), HEARTBEAT_S)
+            except TimeoutError:
+                if not beats:
+                    continue
+                message = pb.NodeMessage(heartbeat=pb.Heartbeat())
+            if message is None:
+                return
+            yield message
+
+
+@asynccontextmanager
+async def a_round(*nodes: ScriptedNode) -> AsyncIterator[pb.RoundPlan]:
+    """All nodes seated and their pipes as good as open; the plan of the next round. `nodes` are in stage order."""
+    async with AsyncExitStack() as stack:
+        for node in nodes:
+            await stack.enter_async_context(node.seated())
+        plans = []
+        for node in nodes:
+            formation = await node.hear("formation")
+            node.send(pipes_open=pb.PipesOpen(generation=formation.generation))
+        for node in nodes:
+            plans.append(await node.hear("plan"))
+        assert all(plan == plans[0] for plan in plans)
+        yield plans[0]

