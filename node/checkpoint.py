@@ -12,6 +12,7 @@ import contextlib
 import os
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -67,27 +68,29 @@ class Checkpoints:
         names = (path.name.removeprefix("round-") for path in self.folder.glob("round-*"))
         return tuple(sorted(int(name) for name in names if name.isascii() and name.isdigit()))
 
-    def save(self, stage: Stage, state_root: bytes) -> Path:
-        """Write the version that `stage` is at, then remove all but the last two. Returns its folder.
+    def save(self, stage: Stage) -> bytes:
+        """Write the version that `stage` is at, then remove all but the last two. Returns its state root.
 
-        `state_root` is that version's: the caller has it, and computing it takes as long as writing. A checkpoint of
-        the same round is replaced. Raises CheckpointError where the disk is full or fails; the earlier checkpoints
-        are kept then.
+        Hashing takes as long as writing, so the two run side by side. A checkpoint of the same round is replaced.
+        Raises CheckpointError where the disk is full or fails; the earlier checkpoints are kept then.
         """
         assert stage.index == self.index, "a stage's checkpoints have a folder of their own"
-        meta = _Meta(
-            format="commonweight.checkpoint/1",
-            model=self._model,
-            stage=self.index,
-            round=stage.round,
-            state_root="0x" + state_root.hex(),
-        )
-        final = self._path(stage.round)
+        final = self.path_of(stage.round)
         temporary = self.folder / f".writing-{final.name}"
+        state = {name: tensor.contiguous() for name, tensor in stage.state().items()}
         try:
             temporary.mkdir()
-            state = {name: tensor.contiguous() for name, tensor in stage.state().items()}
-            _write(temporary / _STATE, lambda path: safetensors.torch.save_file(state, path))
+            with ThreadPoolExecutor(1) as hasher:
+                hashing = hasher.submit(stage.state_root)
+                _write(temporary / _STATE, lambda path: safetensors.torch.save_file(state, path))
+            root = hashing.result()
+            meta = _Meta(
+                format="commonweight.checkpoint/1",
+                model=self._model,
+                stage=self.index,
+                round=stage.round,
+                state_root="0x" + root.hex(),
+            )
             _write(temporary / _META, lambda path: path.write_bytes(canonical_json(meta.model_dump())))
             _sync(temporary)
             if final.exists():
@@ -105,8 +108,8 @@ class Checkpoints:
             ) from error
         with contextlib.suppress(OSError):  # what stays too long is removed after the next save
             for round_ in self.rounds()[:-KEPT]:
-                shutil.rmtree(self._path(round_))
-        return final
+                shutil.rmtree(self.path_of(round_))
+        return root
 
     def load(self, stage: Stage, round_: int) -> None:
         """Bring `stage` to the version that is ready to train `round_`.
@@ -115,7 +118,7 @@ class Checkpoints:
         another model, stage or round, or it isn't what its state root says.
         """
         assert stage.index == self.index, "a stage's checkpoints have a folder of their own"
-        path = self._path(round_)
+        path = self.path_of(round_)
         try:
             data = (path / _META).read_bytes()
             meta = _Meta.model_validate(parse_json(data, str(path / _META), _MAX_META_BYTES))
@@ -145,7 +148,8 @@ class Checkpoints:
             )
         stage.load(state, round_)
 
-    def _path(self, round_: int) -> Path:
+    def path_of(self, round_: int) -> Path:
+        """The folder of one checkpoint."""
         return self.folder / f"round-{round_:08d}"
 
     def _kept(self) -> str:

@@ -170,7 +170,8 @@ class Trainer:
                     self.outlet.report(self._train(round_))
                 except CommonweightError as error:
                     self._abandon()
-                    self.outlet.fail(generation, error, isinstance(error, CheckpointError | NonFiniteTensor))
+                    # Numbers that overflow here may be a neighbour's doing: no reason to end this node.
+                    self.outlet.fail(generation, error, isinstance(error, CheckpointError))
             case Abandon(generation) if generation == self.generation:
                 self._abandon()
             case Activation(generation) | Gradient(generation) if generation == self.generation:
@@ -262,8 +263,7 @@ class Trainer:
         gradient_hash = self.stage.gradient_hash()
         before = self._root
         self.stage.step()
-        self._root = self.stage.state_root()
-        self.checkpoints.save(self.stage, self._root)
+        self._root = self.checkpoints.save(self.stage)
         report = Report(round_, self.stage.index, hops, gradient_hash, before, self._root)
         return TrainedRound(self.generation, report, time.monotonic() - started_s)
 

@@ -113,4 +113,4 @@ def publish(bench: str, config: Mapping[str, Any], results: Sequence[Result], js
             f"{result.ratio.min:.2f} – {result.ratio.max:.2f}" if result.ratio else "",
             f"≥ {result.target:g}" if result.target is not None else "",
         )
-    Console().print(table)
+    Console(width=110).print(table)

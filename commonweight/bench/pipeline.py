@@ -180,8 +180,8 @@ def _measure(bench: PipelineBench, spec: ModelSpec, data: Path, scratch: Path) -
             stack.callback(baseline.close)
             return baseline
 
-        def rate(baseline: Baseline) -> Callable[[int], float]:
-            return lambda round_: tokens / baseline.train(round_)
+        def rate(baseline: Baseline, shape: ModelSpec = spec) -> Callable[[int], float]:
+            return lambda round_: shape.training.tokens_per_round / baseline.train(round_)
 
         candidates = {sequences: unsplit(sequences) for sequences in bench.best_of}
         trial = interleave({str(n): rate(baseline) for n, baseline in candidates.items()}, 2)
@@ -189,11 +189,20 @@ def _measure(bench: PipelineBench, spec: ModelSpec, data: Path, scratch: Path) -
         for sequences, baseline in candidates.items():
             if sequences not in (best, bench.microbatch_sequences):
                 baseline.close()
-        ranks = [
-            order | {"kind": "torch", "rank": rank, "store": str(scratch / "store")} for rank in range(spec.stages)
-        ]
-        torch_pipeline = Baseline(ranks, threads=1)
-        stack.callback(torch_pipeline.close)
+
+        def torch_pipeline(name: str, shape: ModelSpec) -> Baseline:
+            file = scratch / f"{name}.json"
+            file.write_bytes(canonical_json(shape.model_dump()))
+            ranks = [
+                {"kind": "torch", "rank": rank, "spec": str(file), "data": str(data), "store": str(scratch / name)}
+                for rank in range(spec.stages)
+            ]
+            baseline = Baseline(ranks, threads=1)
+            stack.callback(baseline.close)
+            return baseline
+
+        small = _with_microbatches(spec, sequences=1, microbatches=8)
+        torch_same, torch_small = torch_pipeline("torch-same", spec), torch_pipeline("torch-small", small)
         train = stack.enter_context(workers(spec, data, scratch / "state"))
         last: list[StageRound] = []
 
@@ -208,25 +217,27 @@ def _measure(bench: PipelineBench, spec: ModelSpec, data: Path, scratch: Path) -
                 "ours": ours,
                 "same": rate(candidates[bench.microbatch_sequences]),
                 "best": rate(candidates[best]),
-                "torch": rate(torch_pipeline),
+                "torch_same": rate(torch_same),
+                "torch_small": rate(torch_small, small),
             },
             bench.pairs,
         )
-    name = f"{spec.stages} stages, {spec.training.compute_dtype}"
+    dtype, ours_rate = spec.training.compute_dtype, values["ours"]
+    shape = f"{bench.microbatches} × {bench.microbatch_sequences}"
     bytes_per_token = [
         (above.bytes_down + below.bytes_up) / tokens for above, below in zip(last, last[1:], strict=False)
     ]
     return [
-        compare(f"{name}: against unsplit, same microbatches", "tokens/s", values["ours"], values["same"], SAME_TARGET),
+        compare(f"{dtype}: unsplit, 2 threads, {shape}", "tokens/s", ours_rate, values["same"], SAME_TARGET),
         compare(
-            f"{name}: against unsplit, best microbatches ({best} sequences)",
-            "tokens/s",
-            values["ours"],
-            values["best"],
-            BEST_TARGET,
+            f"{dtype}: unsplit, 2 threads, best: {best} a time", "tokens/s", ours_rate, values["best"], BEST_TARGET
         ),
-        compare(
-            f"{name}: against torch Schedule1F1B over gloo", "tokens/s", values["ours"], values["torch"], TORCH_TARGET
-        ),
-        Result(f"{name}: over a boundary, both ways", "bytes/token", Summary.of(bytes_per_token)),
+        compare(f"{dtype}: torch 1F1B over gloo, 8 × 1", "tokens/s", ours_rate, values["torch_small"], TORCH_TARGET),
+        compare(f"{dtype}: torch 1F1B over gloo, {shape}", "tokens/s", ours_rate, values["torch_same"], None),
+        Result(f"{dtype}: a boundary, both ways", "bytes/token", Summary.of(bytes_per_token)),
     ]
+
+
+def _with_microbatches(spec: ModelSpec, *, sequences: int, microbatches: int) -> ModelSpec:
+    shape = {"microbatch_sequences": sequences, "microbatches_per_round": microbatches}
+    return spec.model_copy(update={"training": spec.training.model_copy(update=shape)})

@@ -100,6 +100,7 @@ class ScriptedNode:
             "data_address": "127.0.0.1:9",
             "certificate": self.certificate.der,
             "payout_account": self.identity.address,
+            "has_data": True,
         }
         return pb.Join(**(right | fields))
 
@@ -156,11 +157,9 @@ async def a_round(*nodes: ScriptedNode) -> AsyncIterator[pb.RoundPlan]:
     async with AsyncExitStack() as stack:
         for node in nodes:
             await stack.enter_async_context(node.seated())
-        plans = []
         for node in nodes:
             formation = await node.hear("formation")
             node.send(pipes_open=pb.PipesOpen(generation=formation.generation))
-        for node in nodes:
-            plans.append(await node.hear("plan"))
+        plans = [await node.hear("plan") for node in nodes]
         assert all(plan == plans[0] for plan in plans)
         yield plans[0]

@@ -9,7 +9,6 @@ import math
 import subprocess
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +18,7 @@ import pytest_asyncio
 
 from commonweight.chain.child import Ready
 from commonweight.chain.keys import Key, import_key
+from commonweight.chain.sender import Action, Sender
 from commonweight.devnet.accounts import Account
 from commonweight.devnet.deployment import Contracts, register_model
 from commonweight.events import Event
@@ -384,38 +384,55 @@ def test_a_port_that_is_taken_is_named(network: Network) -> None:
     fails(command, 2, "[CONFIG_INVALID]", f"Can't listen on 127.0.0.1:{network.local.port}")
 
 
-@pytest.mark.asyncio
-async def test_a_coordinator_without_gas_money_says_so_when_it_has_to_pay(network: Network, tmp_path: Path) -> None:
-    """A model of its own, whose coordinator has never owned a coin."""
-    manifest, tokens = network.spec.data.manifest, network.spec.data.tokens
-    spec = tiny_spec(manifest, tokens, stages=1)
-    spec_file = tmp_path / "spec.json"
+@pytest.fixture(scope="module")
+def poor(network: Network, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, list[str]]:
+    """A model of one stage whose coordinator has never owned a coin: its address and its command."""
+    folder = tmp_path_factory.mktemp("poor")
+    spec = tiny_spec(network.spec.data.manifest, network.spec.data.tokens, stages=1)
+    spec_file = folder / "spec.json"
     spec_file.write_bytes(canonical_json(spec.model_dump()))
-    poor = Key(b"\x0c" * 32)
-    import_key(tmp_path / "poor.json", "devnet", poor.secret, scrypt_n=2**12)
+    key = Key(b"\x0c" * 32)
+    import_key(folder / "key.json", "devnet", key.secret, scrypt_n=2**12)
     ready = Ready("embedded", network.local.rpc_url, network.local.port, network.local.chain_id, network.local.pid)
     contracts = Contracts(network.deployment.registry, network.deployment.revenue_token)
-    accounts = network.accounts | {"coordinator": Account("coordinator", poor)}
-    deployment = await asyncio.to_thread(register_model, ready, contracts, spec, spec_file, accounts)
+    accounts = network.accounts | {"coordinator": Account("coordinator", key)}
+    deployment = register_model(ready, contracts, spec, spec_file, accounts)
     command = replaced(
         network.coordinator_command(1),
         spec=str(spec_file),
         model_id=deployment.model_id,
-        key=str(tmp_path / "poor.json"),
-        ledger=f"sqlite:///{tmp_path}/ledger.sqlite",
-        statements=str(tmp_path / "statements"),
+        key=str(folder / "key.json"),
+        ledger=f"sqlite:///{folder}/ledger.sqlite",
+        statements=str(folder / "statements"),
     )
+    return key.address, command
+
+
+def test_a_coordinator_without_gas_money_doesnt_begin(poor: tuple[str, list[str]]) -> None:
+    address, command = poor
+    fails(command, 4, "[CHAIN_NO_FUNDS]", address)
+
+
+@pytest.mark.asyncio
+async def test_a_coordinator_that_runs_out_of_gas_money_says_so_and_settles_once_it_has_some(
+    network: Network, poor: tuple[str, list[str]]
+) -> None:
+    address, command = poor
+    rich = Sender(network.chain, network.accounts["deployer"].key)
+    await asyncio.to_thread(rich.send, Action("too little", address, value_wei=1))
     process = Process(command)
     network.processes.append(process)
     listening = await asyncio.to_thread(process.wait_for, "coordinator.listening")
     node = ScriptedNode(STRANGER, listening.fields["peer"])
-    with suppress(grpc.aio.AioRpcError):
-        async with a_round(node) as plan:
-            for round_ in range(plan.round, spec.economics.rounds_per_epoch):
-                node.send(report=node.signed(plan.generation, honest_report(round_, 0, 1, MICROBATCHES)))
-                await node.hear("sealed")
-            await node.refusal()
-    assert await asyncio.to_thread(process.wait) == 4, process.describe()
-    (error,) = process.stderr.decode().strip().splitlines()
-    assert error.startswith("Error: [CHAIN_NO_FUNDS]")
-    assert poor.address in error
+    async with a_round(node) as plan:
+        for round_ in range(network.spec.economics.rounds_per_epoch):
+            node.send(report=node.signed(plan.generation, honest_report(round_, 0, 1, MICROBATCHES)))
+            assert (await node.hear("sealed")).round == round_
+        failed = await asyncio.to_thread(process.wait_for, "chain.failed")
+        assert (failed.fields["epoch"], failed.fields["code"]) == (0, "CHAIN_NO_FUNDS")
+        assert address in failed.fields["message"]
+        await asyncio.to_thread(rich.send, Action("enough", address, value_wei=10**18))
+        await node.hear("finished")
+    assert await asyncio.to_thread(process.wait) == 0, process.describe()
+    assert process.wait_for("epoch.finalised").fields["epoch"] == 0
+    assert process.stderr == b""

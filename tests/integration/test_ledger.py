@@ -278,7 +278,7 @@ def test_a_database_that_breaks_later_is_a_ledger_error(ledger: Ledger, url: str
     with engine.begin() as connection:
         connection.execute(text("DROP TABLE reports"))
     engine.dispose()
-    with pytest.raises(LedgerError, match="The ledger's database failed: .*reports"):
+    with pytest.raises(LedgerError, match=r"The ledger's database failed: .*reports"):
         ledger.record_round(0, credits(0))
 
 

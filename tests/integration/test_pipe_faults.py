@@ -6,19 +6,24 @@ Every test ends with an honest round whose outcome is compared to the bit with t
 import asyncio
 import math
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
+from queue import SimpleQueue
 
 import grpc
 import pytest
 import pytest_asyncio
 import torch
 
+from commonweight.errors import CommonweightError
 from commonweight.identity import NodeIdentity
 from commonweight.wire.channel import PIPE_FRAME_BYTES, PIPE_PART_BYTES
 from commonweight.wire.generated import control_pb2, pipe_pb2_grpc, tensor_pb2
 from commonweight.wire.generated import pipe_pb2 as pb
 from commonweight.wire.tls import make_certificate
+from node.trainer import Item, Outlet, Quit, Restore, open_trainer
 from tests.integration.rogue import (
     DEADLINE_S,
     NEXT,
@@ -206,6 +211,19 @@ async def test_a_gradient_that_is_none_ends_its_pipe_and_nothing_else(bench: Ben
     await failed(bench, fault.code, fault.match)
     async with asyncio.timeout(DEADLINE_S):
         await served.ended.wait()
+    await bench.trains_on()
+
+
+async def test_a_finite_gradient_that_overflows_here_doesnt_end_an_honest_worker(bench: Bench) -> None:
+    previous, served = await bench.form()
+    await bench.plan()
+    huge = torch.full((128,), 3e36).numpy().tobytes()
+    recording = bench.recording
+    for number, (down, up) in enumerate(zip(recording.activations, recording.gradients, strict=True)):
+        await previous.write(*down)
+        assert (await anext(served.requests)).tensor.microbatch == number
+        served.write(*(altered(up, data=huge) if number == 0 else up))
+    await failed(bench, "WIRE_NOT_FINITE", "has norm inf. Nothing was changed")
     await bench.trains_on()
 
 
@@ -400,6 +418,29 @@ async def test_formations_that_overtake_each_other_leave_the_last(bench: Bench) 
     await previous.write(bench.hello(0))
     assert (await bench.event("pipes_open")).generation == bench.generation
     await bench.trains_on()
+
+
+async def test_a_formation_that_was_given_up_before_its_turn_is_passed_over(bench: Bench, tmp_path: Path) -> None:
+    """As when the trainer is at a checkpoint while a pause and the next formation come."""
+    inbox: SimpleQueue[Item] = SimpleQueue()
+    failures: list[CommonweightError] = []
+    outlet = Outlet(
+        send_down=lambda _: None,
+        send_up=lambda _: None,
+        report=lambda _: None,
+        fail=lambda _, error, __: failures.append(error),
+    )
+    trainer = open_trainer(
+        bench.recording.spec, 1, state_dir=tmp_path, data_dir=None, device="cpu", inbox=inbox, outlet=outlet
+    )
+    given_up, wanted = Future[None](), Future[None]()
+    assert given_up.cancel()
+    for item in (Restore(1, 0, given_up), Restore(2, 0, wanted), Quit()):
+        inbox.put(item)
+    trainer.run()
+    assert wanted.done()
+    assert wanted.result() is None
+    assert (trainer.generation, failures) == (2, [])
 
 
 async def test_neighbours_that_never_open_are_named_after_the_deadline(impatient: Bench) -> None:

@@ -31,7 +31,9 @@ def trained(rounds: int) -> Stage:
 
 def test_training_goes_on_from_a_checkpoint_bit_for_bit(tmp_path):
     straight = trained(2)
-    path = Checkpoints(tmp_path, SPEC, 0).save(straight, straight.state_root())
+    checkpoints = Checkpoints(tmp_path, SPEC, 0)
+    assert checkpoints.save(straight) == straight.state_root()
+    path = checkpoints.path_of(straight.round)
     assert sorted(file.name for file in path.iterdir()) == ["meta.json", "state.safetensors"]
     resumed = Stage(SPEC, 0)
     Checkpoints(tmp_path, SPEC, 0).load(resumed, 2)
@@ -45,18 +47,18 @@ def test_the_last_two_are_kept_and_the_same_round_is_replaced(tmp_path):
     checkpoints, stage = Checkpoints(tmp_path, SPEC, 0), Stage(SPEC, 0)
     assert checkpoints.rounds() == ()
     for round_ in range(4):
-        checkpoints.save(stage, stage.state_root())
+        checkpoints.save(stage)
         assert checkpoints.rounds() == tuple(range(max(0, round_ - 1), round_ + 1))
         train_round([stage], random_batches(SPEC, round_))
-    checkpoints.save(stage, stage.state_root())
-    checkpoints.save(stage, stage.state_root())
+    checkpoints.save(stage)
+    checkpoints.save(stage)
     assert checkpoints.rounds() == (3, 4)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["round-00000003", "round-00000004"]
 
 
 def test_what_was_never_finished_is_ignored_and_removed(tmp_path):
     checkpoints = Checkpoints(tmp_path, SPEC, 0)
-    checkpoints.save(stage := trained(0), stage.state_root())
+    checkpoints.save(trained(0))
     leftover = tmp_path / ".writing-round-00000001"
     leftover.mkdir()
     (leftover / "state.safetensors").write_bytes(b"half")
@@ -75,8 +77,9 @@ def _flip(path: Path, position: int) -> None:
 @pytest.mark.parametrize("position", [3, 20, -1, -4000])
 def test_a_damaged_state_is_refused_and_the_stage_left_alone(tmp_path, position):
     checkpoints = Checkpoints(tmp_path, SPEC, 0)
-    checkpoints.save(stage := trained(0), stage.state_root())
-    _flip(checkpoints.save(stage := trained(1), stage.state_root()) / "state.safetensors", position)
+    checkpoints.save(trained(0))
+    checkpoints.save(trained(1))
+    _flip(checkpoints.path_of(1) / "state.safetensors", position)
     stage = trained(2)
     root = stage.state_root()
     with pytest.raises(CheckpointError, match="go on from round 0"):
@@ -88,7 +91,8 @@ def test_a_damaged_state_is_refused_and_the_stage_left_alone(tmp_path, position)
 
 def test_a_checkpoint_of_something_else_is_refused(tmp_path):
     checkpoints = Checkpoints(tmp_path, SPEC, 0)
-    meta = checkpoints.save(stage := trained(1), stage.state_root()) / "meta.json"
+    checkpoints.save(trained(1))
+    meta = checkpoints.path_of(1) / "meta.json"
     stage, good = Stage(SPEC, 0), json.loads(meta.read_text())
     for change, message in (
         ({"model": "0x" + "11" * 32}, "is of model 0x11"),
@@ -169,13 +173,13 @@ def disk(tmp_path) -> Iterator[tuple[Path, Callable[[Path], AbstractContextManag
 
 def _assert_a_full_disk_keeps_the_earlier(folder, full, words):
     checkpoints, stage = Checkpoints(folder / "stage", SPEC, 0), Stage(SPEC, 0)
-    checkpoints.save(stage, stage.state_root())
+    checkpoints.save(stage)
     train_round([stage], random_batches(SPEC))
     with full(folder), pytest.raises(CheckpointError, match=f"{words}.*earlier ones are kept .round 0"):
-        checkpoints.save(stage, stage.state_root())
+        checkpoints.save(stage)
     assert [path.name for path in (folder / "stage").iterdir()] == ["round-00000000"]
     checkpoints.load(Stage(SPEC, 0), 0)
-    checkpoints.save(stage, stage.state_root())
+    checkpoints.save(stage)
     assert checkpoints.rounds() == (0, 1)
 
 

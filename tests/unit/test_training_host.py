@@ -12,6 +12,7 @@ from commonweight.errors import CommonweightError, LedgerError, Refused
 from commonweight.rules.report import Domain, Report
 from commonweight.rules.statement import CreditedReport, to_hex
 from commonweight.wire.generated import control_pb2 as pb
+from coordinator import training
 from coordinator.ledger import Progress
 from coordinator.training import MAX_REFORM_DELAY_S, Member, Place, Submission, Training
 from tests.integration.scripted import honest_report, mark
@@ -62,7 +63,7 @@ class World:
 
     # The members' side.
 
-    def member(self, node: str, account: str | None = None) -> Member:
+    def member(self, node: str, account: str | None = None, *, has_data: bool = True) -> Member:
         """A connection of this node; each call makes another one."""
 
         def send(message: pb.CoordinatorMessage | CommonweightError) -> None:
@@ -74,7 +75,7 @@ class World:
             numbers = [getattr(body, name) for name in ("generation", "round", "stage") if hasattr(body, name)]
             self.write(NAMES[node], kind, *numbers)
 
-        return Member(node, f"peer of {NAMES[node]}", "127.0.0.1:9", b"certificate", account or node, send)
+        return Member(node, f"peer of {NAMES[node]}", "127.0.0.1:9", b"certificate", account or node, has_data, send)
 
     def write(self, *entry: Any) -> None:
         if entry[:2] == ("ledger", self.faulty):
@@ -116,7 +117,7 @@ class World:
             self.training.open_pipes(member, generation)
         await self.until(NAMES[members[-1].node], "plan", generation, round_)
 
-    def report(self, member: Member, generation: int, round_: int, stage: int, **changes: Any) -> Report:
+    def report(self, member: Member, generation: int, round_: int, stage: int, /, **changes: Any) -> Report:
         """The member reports; returns what."""
         signature = changes.pop("signature", bytes([stage + 1]) * 65)
         report = replace(honest_report(round_, stage, 2, MICROBATCHES), **changes)
@@ -331,6 +332,52 @@ async def test_a_node_too_many_is_refused_and_may_hang_up() -> None:
         assert {entry[1] for entry in world.log if entry[0] == "C"} == {"refused"}
 
 
+async def test_the_first_stage_waits_for_a_node_with_the_text() -> None:
+    async with a_world() as world:
+        for node in (A, B):
+            world.training.join(world.member(node, has_data=False))
+        await world.until("A", "assignment", 1)
+        await world.until("B", "refused", "only the first stage is free, and it reads the text: give --data")
+        await world.seat(B)
+        assert [entry for entry in world.log if entry[1] == "assignment"] == [
+            ("A", "assignment", 1),
+            ("B", "assignment", 0),
+        ]
+
+
+async def test_who_isnt_ready_in_time_is_hung_up_on_and_nobody_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "FORM_S", 0)  # as soon as there is nothing else to be done
+    async with a_world() as world:
+        head, tail = world.member(A), world.member(B)
+        world.training.join(head)
+        world.training.join(tail)
+        world.training.open_pipes(head, 1)
+        await world.until("B", "refused", "This node holds up the others: its pipes weren't open within 0 s.")
+        world.training.leave(tail)
+        await world.until("A", "pause", 1)
+        assert not any(entry[:2] == ("A", "refused") for entry in world.log)
+        monkeypatch.undo()
+        (tail,) = await world.seat(B)
+        await world.start([head, tail], 2)
+        await world.seal([head, tail], 2, 0)
+
+
+async def test_who_doesnt_report_in_time_is_hung_up_on_and_nobody_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "REPORT_S", 0)
+    async with a_world() as world:
+        head, tail = await world.seat(A, B)
+        await world.start([head, tail], 1)
+        world.report(tail, 1, 0, 1)
+        await world.until("A", "refused", "This node holds up the others: its report came 0 s too late.")
+        assert not any(entry[:2] == ("B", "refused") for entry in world.log)
+        monkeypatch.undo()
+        world.training.leave(head)
+        (head,) = await world.seat(A)
+        await world.start([head, tail], 2)
+        await world.seal([head, tail], 2, 0)
+        assert world.credits[0][1].signature == to_hex(b"\2" * 65)
+
+
 REPORT_FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     "foreign stage": ({"stage": 0}, f"the report is of stage 0, which {B} doesn't hold"),
     "later round": ({"round": 1}, "the report is of round 1; round 0 is being trained"),
@@ -375,7 +422,7 @@ async def test_reports_that_contradict_each_other_three_times_stop_the_training(
             world.report(members[1], generation, 0, 1, hops=wrong)
         async with asyncio.timeout(DEADLINE_S):
             with pytest.raises(
-                Refused, match="stopped in round 0. Neighbours disagree about the tokens of microbatch 0"
+                Refused, match=r"stopped in round 0\. Neighbours disagree about the tokens of microbatch 0"
             ):
                 await world.task
         assert [entry[2] for entry in world.log if entry[:2] == ("A", "pause")] == [1, 2]
