@@ -6,7 +6,7 @@ BIN := .venv/bin
 NPM := $(shell command -v npm 2>/dev/null || echo $(CURDIR)/$(BIN)/npm)
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: setup devnet test test-python test-contracts lint format proto contracts vectors bench clean
+.PHONY: setup devnet test test-python test-contracts lint format proto contracts vectors docs bench clean
 
 setup: .venv/installed
 
@@ -56,6 +56,9 @@ contracts: contracts/node_modules/installed
 
 vectors: setup
 	$(BIN)/python tools/build_vectors.py
+
+docs: setup
+	$(BIN)/python tools/build_cli_docs.py
 
 bench: setup
 	$(BIN)/commonweight bench pipeline $(ARGS)

@@ -280,7 +280,9 @@ class Bench:
 
 
 @asynccontextmanager
-async def a_worker(recording: Recording, folder: Path, program: str = "") -> AsyncIterator[Bench]:
+async def a_worker(
+    recording: Recording, folder: Path, program: str = "", *, exit_code: int = 0
+) -> AsyncIterator[Bench]:
     """A worker that holds stage 1. `program` is Python that runs in it before its main."""
     command = [sys.executable, "-c", f"{program}\nfrom node.worker import main\nmain()"]
     process, link = await spawn_worker(command)
@@ -306,4 +308,4 @@ async def a_worker(recording: Recording, folder: Path, program: str = "") -> Asy
         async with asyncio.timeout(DEADLINE_S):
             code = await process.wait()
         await server.stop(None)
-    assert code == 0, "the worker ends when its link does"
+    assert code == exit_code

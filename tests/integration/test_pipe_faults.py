@@ -20,7 +20,7 @@ import torch
 from commonweight.errors import CommonweightError
 from commonweight.identity import NodeIdentity
 from commonweight.wire.channel import PIPE_FRAME_BYTES, PIPE_PART_BYTES
-from commonweight.wire.generated import control_pb2, pipe_pb2_grpc, tensor_pb2
+from commonweight.wire.generated import control_pb2, pipe_pb2_grpc, tensor_pb2, worker_pb2
 from commonweight.wire.generated import pipe_pb2 as pb
 from commonweight.wire.tls import make_certificate
 from node.trainer import Item, Outlet, Quit, Restore, open_trainer
@@ -481,3 +481,13 @@ async def test_a_checkpoint_that_is_gone_is_fatal_and_said_so(bench: Bench) -> N
     assert (failure.code, failure.generation, failure.fatal) == ("STATE_CHECKPOINT", bench.generation, True)
     assert "no whole checkpoint of round 7" in failure.message
     await bench.trains_on()
+
+
+async def test_a_bug_in_the_compute_thread_ends_the_worker_instead_of_leaving_half_of_it(tmp_path: Path) -> None:
+    program = "import node.trainer; node.trainer.Trainer._train = lambda *_: 1 / 0"
+    async with a_worker(record(three_stages()), tmp_path, program, exit_code=1) as bench:
+        await bench.form()
+        await bench.plan()
+        async with asyncio.timeout(DEADLINE_S):
+            assert await bench.link.receive(worker_pb2.WorkerEvent) is None
+            assert await bench.process.wait() == 1
