@@ -190,7 +190,6 @@ def main() -> None:
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     log_to_stdout()
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-    torch.set_flush_denormal(True)  # of this thread, which computes, and of those that it starts
     inbox: SimpleQueue[Item] = SimpleQueue()
     trainers: SimpleQueue[Trainer | None] = SimpleQueue()
 

@@ -1,12 +1,10 @@
 """Stages in processes of their own, over gRPC, are the same computation as the same stages chained in one process."""
 
 import asyncio
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from commonweight.bench.pipeline import PipelineBench
 from commonweight.bench.pipeline_workers import START_S, PipelineWorkers, StageRound, _neighbour
@@ -18,14 +16,6 @@ from commonweight.wire.generated import control_pb2, worker_pb2
 from tests.integration.network import pack_text, tiny_spec, train_in_process
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.slow]
-
-
-@pytest.fixture(autouse=True)
-def flush_denormals() -> Iterator[None]:
-    """As in a worker: it belongs to what makes two runs equal."""
-    torch.set_flush_denormal(True)
-    yield
-    torch.set_flush_denormal(False)
 
 
 class Pipeline(PipelineWorkers):
