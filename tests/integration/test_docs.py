@@ -204,9 +204,10 @@ def test_templates_name_what_exists(page: str, words: list[str]) -> None:
 
 def plan(target: str, arguments: str = "") -> list[str]:
     """The commands that make would run."""
-    done = subprocess.run(
-        ["make", "-n", target, f"ARGS={arguments}"], cwd=ROOT, capture_output=True, text=True, timeout=30, check=False
-    )
+    command = ["make", "--no-print-directory", "-n", target, f"ARGS={arguments}"]
+    # A make that runs these tests would hand its own flags on.
+    environment = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKELEVEL")}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=30, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
 
