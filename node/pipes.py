@@ -1,7 +1,6 @@
 """The data plane of a worker: one stream to the next stage, one from the previous, on the I/O thread's event loop.
 
-Both are of one generation, and end with it. What comes in is checked against the plan before anything is allocated
-for it: microbatches come strictly in order, in the spec's shapes, and never more than may be in flight.
+Both are of one generation, and end with it. See flow.py for what they carry.
 """
 
 import asyncio
@@ -11,7 +10,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
-import torch
 
 from commonweight.errors import (
     CommonweightError,
@@ -22,95 +20,17 @@ from commonweight.errors import (
     WireError,
 )
 from commonweight.events import emit
-from commonweight.model.data import token_id_dtype
-from commonweight.rules.spec import ModelSpec
 from commonweight.rules.stages import in_flight_limit
 from commonweight.wire.channel import PIPE_FRAME_BYTES, PIPE_PING_TIMEOUT_MS, open_channel, serve
 from commonweight.wire.generated import control_pb2, pipe_pb2_grpc
 from commonweight.wire.generated import pipe_pb2 as pb
-from commonweight.wire.pipe import Assembled, Assembler
+from commonweight.wire.pipe import Assembled
 from commonweight.wire.status import refuse, wire_error
 from commonweight.wire.tls import Certificate, peer_id_of, peer_of, server_credentials
+from node.flow import Flow, Pipe, StagePlan
 
 OPEN_S = 120.0
 """For a pipe to open, from the formation on: the neighbour may still be loading its stage."""
-
-Plan = tuple[tuple[torch.dtype, tuple[int, ...]], ...]
-
-
-@dataclass(frozen=True)
-class StagePlan:
-    """What the pipes of one stage carry."""
-
-    spec: ModelSpec
-    stage: int
-    frozen_hash: bytes
-
-    @property
-    def activation(self) -> Plan:
-        """Token ids and code."""
-        training = self.spec.training
-        ids = (token_id_dtype(self.spec), (training.microbatch_sequences, training.sequence_length + 1))
-        return (ids, *self.gradient)
-
-    @property
-    def gradient(self) -> Plan:
-        """One gradient, of the shape of the code."""
-        training = self.spec.training
-        shape = (training.microbatch_sequences, training.sequence_length, self.spec.architecture.boundary_dim)
-        return ((getattr(torch, training.boundary_dtype), shape),)
-
-
-class Flow:
-    """What comes over one direction of a pipe: which microbatch is next, and how many may come."""
-
-    def __init__(self, plan: Plan, microbatches: int, first_round: int, credit: int) -> None:
-        """`credit`: how many may come before the first `grant`."""
-        self._plan = plan
-        self._microbatches = microbatches
-        self._next = first_round * microbatches
-        self._credit = credit
-        self.assembler = Assembler(self._expect)
-
-    def arrived(self) -> None:
-        """The microbatch that was expected is here."""
-        self._next += 1
-        self._credit -= 1
-
-    def grant(self) -> None:
-        """One more may come."""
-        self._credit += 1
-
-    def _expect(self, round_: int, microbatch: int) -> Plan | None:
-        if (round_, microbatch) != divmod(self._next, self._microbatches):
-            return None
-        if self._credit <= 0:
-            raise UnplannedMessage(
-                f"microbatch {microbatch} of round {round_} came before its turn: no more may be in flight."
-            )
-        return self._plan
-
-
-@dataclass
-class Pipe:
-    """An open stream to a neighbour."""
-
-    generation: int
-    flow: Flow
-    outbox: "asyncio.Queue[pb.PipeFrame]" = field(default_factory=asyncio.Queue)
-    bytes_sent: int = 0
-    """Of frames since they were last counted."""
-
-    def put(self, frames: Sequence[pb.PipeFrame]) -> None:
-        """Send these frames, in order."""
-        for frame in frames:
-            self.bytes_sent += frame.ByteSize()
-            self.outbox.put_nowait(frame)
-
-    def count_bytes(self) -> int:
-        """Bytes sent since the last call."""
-        count, self.bytes_sent = self.bytes_sent, 0
-        return count
 
 
 @dataclass

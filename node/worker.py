@@ -25,7 +25,8 @@ from commonweight.wire.link import Link, connect_link
 from commonweight.wire.messages import report_to_proto
 from commonweight.wire.pipe import Assembled
 from commonweight.wire.tls import Certificate, peer_id_of
-from node.pipes import DataPlane, StagePlan
+from node.flow import StagePlan
+from node.pipes import DataPlane
 from node.trainer import (
     Abandon,
     Activation,

@@ -30,12 +30,12 @@ def pipeline(
     """
     from dataclasses import asdict
 
-    from commonweight.bench.measure import publish
+    from commonweight.bench.measure import machine, publish
     from commonweight.bench.pipeline import PipelineBench, run_pipeline_bench
     from commonweight.errors import ConfigError
 
     dtypes = tuple(dtype or ("float32", "bfloat16"))
     if unknown := set(dtypes) - {"float32", "bfloat16"}:
         raise ConfigError(f"--dtype {', '.join(sorted(unknown))} isn't measured: take float32 or bfloat16.")
-    bench = PipelineBench(pairs=pairs)
-    publish("pipeline", asdict(bench), run_pipeline_bench(bench, dtypes), json)
+    bench, here = PipelineBench(pairs=pairs), machine()
+    publish("pipeline", here, asdict(bench), run_pipeline_bench(bench, dtypes), json)

@@ -88,12 +88,16 @@ def machine() -> dict[str, Any]:
     return {"cpu": model, "cores": os.cpu_count(), "load_before": os.getloadavg()[0], "system": platform.platform()}
 
 
-def publish(bench: str, config: Mapping[str, Any], results: Sequence[Result], json_file: Path | None) -> None:
-    """Print the results as a table, and write them to `json_file` where one is given."""
-    here = machine()
+def publish(
+    bench: str, here: Mapping[str, Any], config: Mapping[str, Any], results: Sequence[Result], json_file: Path | None
+) -> None:
+    """Print the results as a table, and write them to `json_file` where one is given.
+
+    `here` is what `machine()` said before the first turn.
+    """
     document = {
         "bench": bench,
-        "machine": here,
+        "machine": dict(here),
         "versions": {name: version(name) for name in VERSIONS} | {"python": platform.python_version()},
         "config": dict(config),
         "results": [result.to_json() for result in results],
