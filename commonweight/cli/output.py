@@ -4,7 +4,7 @@ Plain columns instead of boxes: an address is never cut, and every line can be p
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from decimal import Decimal
 from typing import Any
 
@@ -19,13 +19,25 @@ def print_json(value: Mapping[str, Any]) -> None:
 
 
 def print_fields(fields: Mapping[str, object]) -> None:
+    """Print `field_lines`."""
+    for line in field_lines(fields):
+        typer.echo(line)
+
+
+def field_lines(fields: Mapping[str, object]) -> Iterator[str]:
     """One line for each field, the values below each other. An empty name continues the field above."""
     width = max(map(len, fields), default=0)
     for name, value in fields.items():
-        typer.echo(f"{name:<{width}}  {value}")
+        yield f"{name:<{width}}  {value}"
 
 
 def print_table(header: Sequence[str], rows: Iterable[Sequence[object]], right: str = "") -> None:
+    """Print `table_lines`."""
+    for line in table_lines(header, rows, right):
+        typer.echo(line)
+
+
+def table_lines(header: Sequence[str], rows: Iterable[Sequence[object]], right: str = "") -> Iterator[str]:
     """Columns with a header; those whose position has an "r" in `right` are aligned to the right."""
     lines = [header, *([str(cell) for cell in row] for row in rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
@@ -34,7 +46,7 @@ def print_table(header: Sequence[str], rows: Iterable[Sequence[object]], right: 
             f"{cell:>{width}}" if right[column : column + 1] == "r" else f"{cell:<{width}}"
             for column, (cell, width) in enumerate(zip(line, widths, strict=True))
         )
-        typer.echo("  ".join(cells).rstrip())
+        yield "  ".join(cells).rstrip()
 
 
 def format_amount(base_units: int, decimals: int = SHARE_DECIMALS) -> str:

@@ -8,8 +8,9 @@ from typing import Self
 import typer
 from rich.console import Console
 from rich.live import Live
+from rich.text import Text
 
-from commonweight.cli.output import format_rounded, print_fields, print_table
+from commonweight.cli.output import field_lines, format_rounded, table_lines
 from commonweight.devnet.network import Network
 from commonweight.devnet.ownership import Ownership
 from commonweight.devnet.state import DevnetState
@@ -32,6 +33,7 @@ class Screen:
     """Enter it while training goes on. With `live` the view is redrawn in place."""
 
     def __init__(self, console: Console, network: Network, versions: Mapping[str, str], *, live: bool) -> None:
+        self._console = console
         self._network = network
         self._versions = versions
         self._state = DevnetState()
@@ -66,9 +68,12 @@ class Screen:
         elif (self._live is None or event.name != "round.sealed") and (line := event_line(state, source, event)):
             self.say(line)
 
-    def say(self, line: str = "") -> None:
-        """Prints one line, however long."""
-        typer.echo(line)
+    def say(self, *lines: str) -> None:
+        """Prints lines, however long; above the live view while there is one."""
+        if self._live is not None and self._live.is_started:
+            self._console.print(Text("\n".join(lines)), soft_wrap=True)
+        else:
+            typer.echo("\n".join(lines))
 
     def sum_up(self, state: DevnetState, ownership: Ownership, reason: str) -> None:
         """The last words: what came of it, and who owns it."""
@@ -81,22 +86,17 @@ class Screen:
             )
         if ownership.holdings:
             roles = {account.address: role for role, account in self._network.accounts.items()}
-            self.say()
-            print_table(OWNERSHIP_HEADER, ownership_rows(ownership, roles), right="  rrr")
+            self.say("", *table_lines(OWNERSHIP_HEADER, ownership_rows(ownership, roles), right="  rrr"))
         self.say(f"\nLogs, data and state are kept in {state.folder}")
 
     def _introduce(self, state: DevnetState) -> None:
-        self.say()
-        print_fields(facts(state, self._versions, self._network.deployments()))
+        self.say("", *field_lines(facts(state, self._versions, self._network.deployments())))
         self.say("\nAccounts. Their keys are public: never send anything of value to them, on any network.\n")
-        print_fields({account.role: account.address for account in self._network.accounts.values()})
+        self.say(*field_lines({account.role: account.address for account in self._network.accounts.values()}))
         self.say("\nWaiting for the nodes.")
 
     def _introduce_nodes(self, state: DevnetState) -> None:
         logs = [node.log for node in state.nodes]
-        self.say()
         rows = ((*row, log) for row, log in zip(node_rows(state.nodes), logs, strict=True))
-        print_table((*NODE_HEADER, "events"), rows)
-        self.say("\nTry\n")
-        print_fields(next_commands(state))
-        self.say()
+        self.say("", *table_lines((*NODE_HEADER, "events"), rows))
+        self.say("\nTry\n", *field_lines(next_commands(state)), "")

@@ -163,4 +163,4 @@ def _condition(node: NodeState) -> str:
     again = f", restarted {node.restarts}×" if node.restarts else ""
     if node.online:
         return "online" + again
-    return ("lost" if node.joined else "starting" if node.pid else "ended") + again
+    return ("lost" if node.joined else "starting" if node.pid else "waiting") + again
