@@ -280,9 +280,10 @@ class Trainer:
             ) from None
 
     def _take(self, item: Item) -> None:
+        if isinstance(item, Activation | Gradient | Abandon) and item.generation != self.generation:
+            return  # of a generation that is over
         if isinstance(item, Activation | Gradient):
-            if item.generation == self.generation:
-                self._keep(item)
+            self._keep(item)
         else:
             self._forget()
             raise _Interrupted(item)

@@ -213,6 +213,13 @@ def check_statement(spec: ModelSpec, statement: Statement, balances_before: Mapp
                     f"Round {sealed.round} credits stage {report.stage} with {report.units} units; by the "
                     f"spec it is worth {report_units(spec, report.stage)}."
                 )
+    for before, after in zip(statement.rounds, statement.rounds[1:], strict=False):
+        for left, found in zip(before.reports, after.reports, strict=True):
+            if found.state_before != left.state_after:
+                raise StatementMismatch(
+                    f"Round {after.round} begins stage {found.stage} from state {found.state_before}; round "
+                    f"{before.round} left it at {left.state_after}."
+                )
     again = make_statement(
         spec,
         chain_id=statement.chain_id,

@@ -269,3 +269,16 @@ def test_an_account_has_one_spelling(account: str) -> None:
     assert CreditedReport(**fields, account=OWNERS[0]).account == OWNERS[0]  # type: ignore[arg-type]
     with pytest.raises(ValidationError):
         CreditedReport(**fields, account=account)  # type: ignore[arg-type]
+
+
+@FEWER
+@given(histories(max_epochs=1), st.data())
+def test_a_round_that_goes_on_from_another_state_is_named(history: list[Epoch], data: st.DataObject) -> None:
+    epoch = history[0]
+    assume(len(epoch.statement.rounds) > 1)
+    number = data.draw(st.integers(1, len(epoch.statement.rounds) - 1))
+    stage = data.draw(st.integers(0, epoch.spec.stages - 1))
+    path = ("rounds", number, "reports", stage, "state_before")
+    statement = Statement.model_validate_json(json.dumps(altered(epoch.fields, path, "0x" + "ab" * 32)))
+    with pytest.raises(StatementMismatch, match=rf"Round {number} begins stage {stage} from state 0xabab"):
+        epoch.check(statement)
