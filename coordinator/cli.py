@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(no_args_is_help=True, help="Run the coordinator of a model.")
+app = typer.Typer(no_args_is_help=True)
 
 
 @app.callback()
@@ -22,7 +22,9 @@ def run(
     registry: Annotated[str, typer.Option(help="Address of the ModelRegistry.")],
     model_id: Annotated[str, typer.Option(help="Id of the model in the registry, 0x and 64 digits.")],
     statements: Annotated[Path, typer.Option(help="Folder in which to publish the epochs' statements.")],
-    ledger: Annotated[str, typer.Option(help="SQLAlchemy URL of the ledger.")] = "sqlite:///ledger.db",
+    ledger: Annotated[
+        str, typer.Option(help="SQLAlchemy URL of the ledger; one with a password belongs in the variable.")
+    ] = "sqlite:///ledger.db",
     listen: Annotated[str, typer.Option(help="host:port where nodes enrol; port 0 takes a free one.")] = "127.0.0.1:0",
     control_port: Annotated[
         int, typer.Option(min=0, max=65535, help="Port of the nodes' control streams, on the same host; 0: a free one.")

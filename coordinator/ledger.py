@@ -127,7 +127,7 @@ class Ledger:
                     "Each model has its own ledger: give another --ledger."
                 )
             last = session.scalar(select(ReportRow.round).order_by(ReportRow.round.desc()).limit(1))
-            reports = [] if last is None else self._reports(session, last, last + 1)
+            reports = () if last is None else _sealed(session, last, last + 1)[0].reports
             return Progress(
                 generation=row.generation,
                 round=0 if last is None else last + 1,
@@ -154,14 +154,7 @@ class Ledger:
     def sealed_rounds(self, first: int, end: int) -> tuple[SealedRound, ...]:
         """The sealed rounds in range(first, end), in order."""
         with self._transaction() as session:
-            by_round: dict[int, list[CreditedReport]] = {}
-            for row in session.scalars(
-                select(ReportRow)
-                .where(ReportRow.round >= first, ReportRow.round < end)
-                .order_by(ReportRow.round, ReportRow.stage)
-            ):
-                by_round.setdefault(row.round, []).append(CreditedReport.model_validate(row.credited))
-        return tuple(SealedRound(round=number, reports=tuple(reports)) for number, reports in by_round.items())
+            return _sealed(session, first, end)
 
     def record_statement(self, epoch: int, statement: bytes, statement_hash: bytes) -> None:
         """The epoch is closed with this statement, and with no other. Raises LedgerError if it is closed already."""
@@ -207,12 +200,16 @@ class Ledger:
                 f"The ledger's database failed: {_reason(error)}. Nothing was recorded; start again when it is back."
             ) from error
 
-    @staticmethod
-    def _reports(session: Session, first: int, end: int) -> list[CreditedReport]:
-        rows = session.scalars(
-            select(ReportRow).where(ReportRow.round >= first, ReportRow.round < end).order_by(ReportRow.stage)
-        )
-        return [CreditedReport.model_validate(row.credited) for row in rows]
+
+def _sealed(session: Session, first: int, end: int) -> tuple[SealedRound, ...]:
+    by_round: dict[int, list[CreditedReport]] = {}
+    for row in session.scalars(
+        select(ReportRow)
+        .where(ReportRow.round >= first, ReportRow.round < end)
+        .order_by(ReportRow.round, ReportRow.stage)
+    ):
+        by_round.setdefault(row.round, []).append(CreditedReport.model_validate(row.credited))
+    return tuple(SealedRound(round=number, reports=tuple(reports)) for number, reports in by_round.items())
 
 
 def _reason(error: SQLAlchemyError) -> str:

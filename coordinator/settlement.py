@@ -24,12 +24,13 @@ MAX_RETRY_S = 15.0
 
 
 def publish_statement(statement: Statement, folder: Path) -> str:
-    """Write a statement as FOLDER/<hash>.json, atomically; returns its URI."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write a statement as FOLDER/<hash>.json, atomically, where it isn't there yet; returns its URI."""
     path = folder / f"{statement.hash.hex()}.json"
-    scratch = path.with_suffix(".tmp")
-    scratch.write_bytes(canonical_json(statement.model_dump()))
-    scratch.replace(path)
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        scratch = path.with_suffix(".tmp")
+        scratch.write_bytes(canonical_json(statement.model_dump()))
+        scratch.replace(path)
     return path.resolve().as_uri()
 
 

@@ -182,6 +182,7 @@ class Training:
             if late and node is not None and (member := self._members.get(node)) is not None:
                 emit("node.refused", node=node, why=why)
                 member.send(Refused(f"This node holds up the others: {why}."))
+                self.leave(member)  # a node that doesn't even read this counts no longer, either
 
     def _store(self, effects: tuple[rounds.Effect, ...], accepted: dict[int, Submission]) -> None:
         for effect in effects:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(no_args_is_help=True, help="Run a compute-provider node.")
+app = typer.Typer(no_args_is_help=True)
 
 
 @app.callback()

@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import grpc
 
@@ -199,7 +200,7 @@ class _Session:
         """Whether the coordinator took this node."""
         return self._assigned.done()
 
-    async def obey(self, call) -> None:  # type: ignore[no-untyped-def]
+    async def obey(self, call: Any) -> None:
         """Pass on what the coordinator wants, until its stream ends."""
         while True:
             try:

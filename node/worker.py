@@ -11,9 +11,11 @@ import os
 import sys
 import threading
 import traceback
+from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
 from queue import SimpleQueue
+from typing import Any
 
 import torch
 
@@ -101,7 +103,7 @@ class Worker:
 
     async def _start(self, command: worker_pb2.WorkerStart) -> None:
         assert self._plane is not None, "listen comes before start"
-        spec = parse_spec(command.spec)
+        plane, spec = self._plane, parse_spec(command.spec)
         trainer = await asyncio.to_thread(
             lambda: open_trainer(
                 spec,
@@ -111,14 +113,14 @@ class Worker:
                 device=command.device,
                 inbox=self._inbox,
                 outlet=Outlet(
-                    send_down=lambda frames: self._call(self._send_down, frames),
-                    send_up=lambda frames: self._call(self._send_up, frames),
+                    send_down=lambda frames: self._call(plane.send_down, frames),
+                    send_up=lambda frames: self._call(plane.send_up, frames),
                     report=lambda trained: self._call(self._report, trained),
                     fail=lambda generation, error, fatal: self._call(self._fail, generation, error, fatal),
                 ),
             )
         )
-        self._plane.plan = StagePlan(spec, command.stage, trainer.stage.frozen_hash)
+        plane.plan = StagePlan(spec, command.stage, trainer.stage.frozen_hash)
         self._trainers.put(trainer)
 
     async def _form(self, formation: control_pb2.Formation) -> None:
@@ -152,17 +154,9 @@ class Worker:
         self._inbox.put(Abandon(generation))
         self._fail(generation, error, fatal=False)
 
-    def _call(self, method, *arguments) -> None:  # type: ignore[no-untyped-def]
+    def _call(self, method: Callable[..., None], *arguments: Any) -> None:
         """Run a method on the event loop; for the compute thread."""
         self._loop.call_soon_threadsafe(method, *arguments)
-
-    def _send_down(self, frames) -> None:  # type: ignore[no-untyped-def]
-        if self._plane is not None:
-            self._plane.send_down(frames)
-
-    def _send_up(self, frames) -> None:  # type: ignore[no-untyped-def]
-        if self._plane is not None:
-            self._plane.send_up(frames)
 
     def _report(self, trained: TrainedRound) -> None:
         assert self._plane is not None, "a round was trained over its pipes"

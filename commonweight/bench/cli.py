@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(no_args_is_help=True, help="Measure what this machine and its links can do.")
+app = typer.Typer(no_args_is_help=True)
 
 
 @app.callback()

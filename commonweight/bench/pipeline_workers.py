@@ -74,11 +74,6 @@ class PipelineWorkers:
         for worker in self._workers:
             await worker.process.wait()
 
-    @property
-    def pids(self) -> list[int]:
-        """Of the workers, in stage order."""
-        return [worker.process.pid for worker in self._workers]
-
     async def train(self, round_: int) -> list[StageRound]:
         """Train one round; the parts are in stage order. Rounds come one after another from 0."""
         await self._broadcast(plan=control_pb2.RoundPlan(generation=1, round=round_))

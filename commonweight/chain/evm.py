@@ -177,7 +177,7 @@ class LocalEvm:
             transaction.validate()
             transaction.check_signature_validity()
             sender = transaction.sender
-        except Exception as error:
+        except Exception as error:  # rlp and the signature code raise many kinds for bytes that are no transaction
             raise RejectedError(f"failed to decode transaction: {type(error).__name__}") from error
         if transaction.chain_id not in (None, self.chain_id):
             raise RejectedError(f"invalid chain id for signer: have {transaction.chain_id} want {self.chain_id}")
