@@ -5,7 +5,9 @@
     │   ├── SpecError            SPEC_INVALID
     │   ├── DataError            DATA_INVALID
     │   ├── ConfigError          CONFIG_INVALID
-    │   └── KeyStoreError        KEY_UNUSABLE
+    │   ├── KeyStoreError        KEY_UNUSABLE
+    │   ├── ContextExceeded      CONTEXT_EXCEEDED
+    │   └── CostAboveLimit       COST_ABOVE_LIMIT
     ├── WireError                          exit 3   a peer or the way to it
     │   ├── MalformedMessage     WIRE_MALFORMED
     │   ├── MessageTooLarge      WIRE_TOO_LARGE
@@ -13,14 +15,19 @@
     │   ├── NonFiniteTensor      WIRE_NOT_FINITE
     │   ├── IdentityMismatch     WIRE_IDENTITY
     │   ├── PeerUnreachable      WIRE_UNREACHABLE
-    │   └── Refused              WIRE_REFUSED
+    │   ├── Refused              WIRE_REFUSED
+    │   ├── NotServed            WIRE_NOT_SERVED
+    │   ├── NoRoom               WIRE_NO_ROOM
+    │   └── StageLost            WIRE_STAGE_LOST
     ├── ChainError                         exit 4   the chain or the account on it
     │   ├── RpcUnreachable       CHAIN_UNREACHABLE
     │   ├── WrongChain           CHAIN_WRONG_ID
     │   ├── InsufficientFunds    CHAIN_NO_FUNDS
+    │   ├── NotAllowed           CHAIN_NOT_ALLOWED
     │   ├── TransactionFailed    CHAIN_REVERTED
     │   ├── TransactionUnconfirmed  CHAIN_UNCONFIRMED
-    │   └── StatementMismatch    CHAIN_STATEMENT
+    │   ├── StatementMismatch    CHAIN_STATEMENT
+    │   └── StatementUnavailable CHAIN_NO_STATEMENT
     └── StateError                         exit 5   what this machine keeps on its disk
         ├── CheckpointError      STATE_CHECKPOINT
         ├── LedgerError          STATE_LEDGER
@@ -73,6 +80,18 @@ class KeyStoreError(InputError):
     code = "KEY_UNUSABLE"
 
 
+class ContextExceeded(InputError):
+    """A text longer than the model's context, or than the room that was reserved for it."""
+
+    code = "CONTEXT_EXCEEDED"
+
+
+class CostAboveLimit(InputError):
+    """An answer that may cost more than the buyer allows."""
+
+    code = "COST_ABOVE_LIMIT"
+
+
 class WireError(CommonweightError):
     """A message, a peer or the connection to it."""
 
@@ -122,6 +141,24 @@ class Refused(WireError):
     code = "WIRE_REFUSED"
 
 
+class NotServed(WireError):
+    """A model, or a version of it, that isn't generated with at the moment."""
+
+    code = "WIRE_NOT_SERVED"
+
+
+class NoRoom(WireError):
+    """More sessions than the memory of a stage holds."""
+
+    code = "WIRE_NO_ROOM"
+
+
+class StageLost(WireError):
+    """A stage that went away, or fell silent, while it generated."""
+
+    code = "WIRE_STAGE_LOST"
+
+
 class ChainError(CommonweightError):
     """The chain, or an account on it."""
 
@@ -142,9 +179,15 @@ class WrongChain(ChainError):
 
 
 class InsufficientFunds(ChainError):
-    """The sender can't pay for the gas."""
+    """The account hasn't what the gas costs, or not the tokens."""
 
     code = "CHAIN_NO_FUNDS"
+
+
+class NotAllowed(ChainError):
+    """What a contract's rules don't allow as things stand on the chain; nothing was sent."""
+
+    code = "CHAIN_NOT_ALLOWED"
 
 
 class TransactionFailed(ChainError):
@@ -163,6 +206,12 @@ class StatementMismatch(ChainError):
     """An epoch's statement that isn't the one whose hash is on chain."""
 
     code = "CHAIN_STATEMENT"
+
+
+class StatementUnavailable(ChainError):
+    """An epoch's statement that nobody serves where it should be."""
+
+    code = "CHAIN_NO_STATEMENT"
 
 
 class StateError(CommonweightError):

@@ -21,7 +21,7 @@ def run(
     chain_id: Annotated[int, typer.Option(min=1, help="Id of the chain that must be there.")],
     registry: Annotated[str, typer.Option(help="Address of the ModelRegistry.")],
     model_id: Annotated[str, typer.Option(help="Id of the model in the registry, 0x and 64 digits.")],
-    statements: Annotated[Path, typer.Option(help="Folder in which to publish the epochs' statements.")],
+    statements: Annotated[Path, typer.Option(help="Folder in which to keep the epochs' statements.")],
     ledger: Annotated[
         str, typer.Option(help="SQLAlchemy URL of the ledger; one with a password belongs in the variable.")
     ] = "sqlite:///ledger.db",
@@ -30,9 +30,22 @@ def run(
         int, typer.Option(min=0, max=65535, help="Port of the nodes' control streams, on the same host; 0: a free one.")
     ] = 0,
     advertise: Annotated[str | None, typer.Option(help="Host by which nodes reach it, if another one.")] = None,
+    http: Annotated[
+        str, typer.Option(help="host:port on which statements are served to anyone; port 0 takes a free one.")
+    ] = "127.0.0.1:0",
+    statements_url: Annotated[
+        str | None,
+        typer.Option(help="Base URL that anyone reaches that service by, if --advertise and --http don't give it."),
+    ] = None,
+    confirmations: Annotated[
+        int, typer.Option(min=0, max=10_000, help="Blocks on top of an epoch's finalisation before going on from it.")
+    ] = 0,
     password_file: Annotated[Path | None, typer.Option(help="File with the key's password.")] = None,
     allow: Annotated[
         list[str] | None, typer.Option(help="Address of a node that may take part; repeat. Default: any.")
+    ] = None,
+    gateway: Annotated[
+        list[str] | None, typer.Option(help="Address of a gateway that may generate with the model; repeat.")
     ] = None,
     until_epoch: Annotated[int | None, typer.Option(min=1, help="End when this many epochs are final.")] = None,
 ) -> None:
@@ -53,7 +66,7 @@ def run(
     from commonweight.wire.channel import check_advertised
     from coordinator.run import CoordinatorConfig, run_coordinator
 
-    for address in (registry, *(allow or ())):
+    for address in (registry, *(allow or ()), *(gateway or ())):
         if not is_address(address):
             raise ConfigError(f"{address!r} is not an address: 0x and 40 hexadecimal digits.")
     try:
@@ -77,7 +90,11 @@ def run(
         registry=to_checksum_address(registry),
         model_id=model,
         statements=statements,
+        http=http,
+        statements_url=statements_url,
+        confirmations=confirmations,
         allowed=frozenset(map(to_checksum_address, allow or ())),
+        gateways=frozenset(map(to_checksum_address, gateway or ())),
         end_epoch=until_epoch,
     )
     run_until_stopped(run_coordinator(config))

@@ -5,6 +5,7 @@ transaction; what it records, it records once: the keys make a second credit for
 """
 
 import re
+from collections import Counter as Tally
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,14 +19,16 @@ from sqlalchemy import (
     UniqueConstraint,
     create_engine,
     event,
+    func,
     select,
+    update,
 )
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, IntegrityError, NoSuchModuleError, SQLAlchemyError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from commonweight.errors import ConfigError, LedgerError
-from commonweight.rules.statement import CreditedReport, SealedRound, Statement, parse_statement
+from commonweight.rules.statement import CreditedReport, SealedRound, ServedLine, Statement, parse_statement
 
 Counter = BigInteger().with_variant(Integer, "sqlite")
 
@@ -71,6 +74,26 @@ class EpochRow(Table):
     statement_hash: Mapped[bytes] = mapped_column(LargeBinary(32))
     final: Mapped[bool] = mapped_column(default=False)
     __table_args__ = (UniqueConstraint("statement_hash"),)
+
+
+class PublishedRow(Table):
+    """A version that nodes were told to keep and to generate with."""
+
+    __tablename__ = "published"
+    round: Mapped[int] = mapped_column(Counter, primary_key=True, autoincrement=False)
+
+
+class ServedRow(Table):
+    """A request that the model has answered: how many tokens went through each stage, and in which epoch they count."""
+
+    __tablename__ = "served"
+    request_id: Mapped[bytes] = mapped_column(LargeBinary(32), primary_key=True)
+    epoch: Mapped[int] = mapped_column(Counter, index=True)
+    round: Mapped[int] = mapped_column(Counter)
+    prompt_tokens: Mapped[int] = mapped_column(Counter)
+    completion_tokens: Mapped[int] = mapped_column(Counter)
+    stages: Mapped[list[list[str]]] = mapped_column(JSON)
+    """Node and account of each stage, in order."""
 
 
 @dataclass(frozen=True)
@@ -149,12 +172,67 @@ class Ledger:
         """A round is sealed, with the credit of every stage. Raises LedgerError if it is sealed already."""
         rows = [ReportRow(round=round_, stage=report.stage, credited=report.model_dump()) for report in reports]
         with self._transaction(f"Round {round_} is sealed already; it can't be credited twice.") as session:
+            _take_turn(session)
             session.add_all(rows)
 
     def sealed_rounds(self, first: int, end: int) -> tuple[SealedRound, ...]:
         """The sealed rounds in range(first, end), in order."""
         with self._transaction() as session:
             return _sealed(session, first, end)
+
+    def record_published(self, round_: int) -> None:
+        """The version that is ready to train `round_` is about to be published."""
+        with self._transaction(f"The version of round {round_} was published before.") as session:
+            session.add(PublishedRow(round=round_))
+
+    def published(self) -> int:
+        """The version that was published last; 0 where none was."""
+        with self._transaction() as session:
+            return session.scalar(select(func.max(PublishedRow.round))) or 0
+
+    def record_served(
+        self, request_id: bytes, *, round_: int, prompt_tokens: int, completion_tokens: int, rounds_per_epoch: int
+    ) -> tuple[int, bool]:
+        """A request was answered by the version that is ready to train `round_`; recorded once, whatever is said later.
+
+        It counts in the epoch that is being trained, and for those who were credited for the round before `round_`:
+        they held that version. Returns the epoch, and whether it is new. Raises LedgerError where that round isn't
+        sealed.
+        """
+        with self._transaction() as session:
+            _take_turn(session)  # so that no round is sealed between the look at the epoch and the record
+            if (known := session.get(ServedRow, request_id)) is not None:
+                return known.epoch, False
+            sealed = _sealed(session, round_ - 1, round_)
+            if not sealed:
+                raise LedgerError(
+                    f"Nobody can have served the version of round {round_}: round {round_ - 1} isn't sealed."
+                )
+            last = session.scalar(select(func.max(ReportRow.round)))
+            assert last is not None, "a round is sealed"
+            row = ServedRow(
+                request_id=request_id,
+                epoch=(last + 1) // rounds_per_epoch,
+                round=round_,
+                prompt_tokens=prompt_tokens,
+                completion_tokens=completion_tokens,
+                stages=[[report.node, report.account] for report in sealed[0].reports],
+            )
+            session.add(row)
+            return row.epoch, True
+
+    def served_in(self, epoch: int) -> tuple[ServedLine, ...]:
+        """The tokens that each stage's provider served, as the epoch's statement shows them. Final once it is over."""
+        tokens: Tally[tuple[int, str, str]] = Tally()
+        with self._transaction() as session:
+            for row in session.scalars(select(ServedRow).where(ServedRow.epoch == epoch)):
+                for stage, (node, account) in enumerate(row.stages):
+                    tokens[stage, node, account] += row.prompt_tokens + row.completion_tokens
+        return tuple(
+            ServedLine(stage=stage, node=node, account=account, tokens=count)
+            for (stage, node, account), count in sorted(tokens.items())
+            if count > 0
+        )
 
     def record_statement(self, epoch: int, statement: bytes, statement_hash: bytes) -> None:
         """The epoch is closed with this statement, and with no other. Raises LedgerError if it is closed already."""
@@ -199,6 +277,11 @@ class Ledger:
             raise LedgerError(
                 f"The ledger's database failed: {_reason(error)}. Nothing was recorded; start again when it is back."
             ) from error
+
+
+def _take_turn(session: Session) -> None:
+    """Wait until no other transaction that does the same is open; it ends with this one."""
+    session.execute(update(ModelRow).values(generation=ModelRow.generation))
 
 
 def _sealed(session: Session, first: int, end: int) -> tuple[SealedRound, ...]:

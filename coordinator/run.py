@@ -6,21 +6,27 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from commonweight.chain.contracts import EpochSettlement, ModelRegistry
 from commonweight.chain.keys import Key
 from commonweight.chain.records import ModelTerms
+from commonweight.chain.registry import ModelRegistry
+from commonweight.chain.router import RevenueRouter
 from commonweight.chain.rpc import Chain
 from commonweight.chain.sender import Sender
+from commonweight.chain.settlement import EpochSettlement
 from commonweight.errors import ConfigError, InsufficientFunds
 from commonweight.events import emit
+from commonweight.http import serving_http
 from commonweight.identity import NodeIdentity
-from commonweight.rules.report import Domain
+from commonweight.rules.receipt import Domain
 from commonweight.rules.spec import ModelSpec
+from commonweight.watch.store import StatementStore
 from commonweight.wire.channel import join_address, serve, split_address
-from commonweight.wire.generated import control_pb2_grpc
+from commonweight.wire.generated import control_pb2_grpc, serving_pb2_grpc
 from commonweight.wire.tls import Certificate, enrolment_credentials, make_certificate, server_credentials
 from coordinator.ledger import Ledger
+from coordinator.seats import Seats, recheck_seats
 from coordinator.service import Admission, ControlService, EnrolmentService
+from coordinator.serving import Serving, ServingService
 from coordinator.settlement import Settlement
 from coordinator.training import Place, Training
 
@@ -47,9 +53,17 @@ class CoordinatorConfig:
     registry: str
     model_id: bytes
     statements: Path
-    """Folder where the epochs' statements are published."""
+    """Folder where the epochs' statements are kept."""
+    http: str
+    """host:port on which they are served."""
+    statements_url: str | None
+    """Base URL that goes into the proposals, where it isn't the one that `http` and `advertise` give."""
+    confirmations: int
+    """Blocks on top of an epoch's finalisation before the next is built on it."""
     allowed: frozenset[str]
     """Addresses of the nodes that may take part; empty: anyone."""
+    gateways: frozenset[str]
+    """Addresses of the gateways that may generate through the nodes."""
     end_epoch: int | None
     """Stop when this many epochs are final; None: go on."""
 
@@ -81,20 +95,48 @@ async def run_coordinator(config: CoordinatorConfig) -> None:
     )
     per_epoch = config.spec.economics.rounds_per_epoch
     end_round = None if config.end_epoch is None else config.end_epoch * per_epoch
-    training = Training(config.spec, place, ledger, progress, end_round)
-    settlement = Settlement(
+    admission = Admission(config.allowed, config.gateways)
+    serving = Serving(
         config.spec,
         place,
         ledger,
-        chain,
-        EpochSettlement(chain, registered.settlement, Sender(chain, config.key)),
-        config.statements,
+        config.gateways,
+        admission.gateways,
+        round=progress.round,
+        published=await asyncio.to_thread(ledger.published),
     )
+    await serving.resume()
+    training = Training(config.spec, place, ledger, progress, end_round, serving)
+    seats = Seats(chain, registered)
     certificate = make_certificate(NodeIdentity(config.key.secret))
-    async with _serving(config, training, certificate):
+    store = StatementStore(config.statements)
+    async with (
+        serving_http(store.app(), config.http) as http,
+        _serving(
+            config,
+            admission,
+            ControlService(training, serving, admission, seats),
+            ServingService(serving),
+            certificate,
+        ),
+    ):
+        sender = Sender(chain, config.key)
+        settlement = Settlement(
+            config.spec,
+            place,
+            ledger,
+            chain,
+            EpochSettlement(chain, registered.settlement, sender),
+            RevenueRouter(chain, registered.router, sender),
+            store,
+            config.statements_url
+            or f"http://{join_address(config.advertise or split_address(http)[0], split_address(http)[1])}",
+            config.confirmations,
+        )
         tasks = [
             asyncio.create_task(training.run(), name="training"),
             asyncio.create_task(settlement.run(training, config.end_epoch), name="settlement"),
+            asyncio.create_task(recheck_seats(training, seats, per_epoch), name="seats"),
         ]
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -129,19 +171,32 @@ def check_terms(spec: ModelSpec, terms: ModelTerms) -> None:
 
 
 @asynccontextmanager
-async def _serving(config: CoordinatorConfig, training: Training, certificate: Certificate) -> AsyncIterator[None]:
-    """Both services, from the moment they are announced to the end of the last call."""
+async def _serving(
+    config: CoordinatorConfig,
+    admission: Admission,
+    nodes: ControlService,
+    gateways: ServingService,
+    certificate: Certificate,
+) -> AsyncIterator[None]:
+    """All services, from the moment they are announced to the end of the last call."""
     host, _ = split_address(config.listen)
-    admission = Admission(config.allowed)
     async with AsyncExitStack() as stack:
         control, control_port = await serve(
-            [(control_pb2_grpc.add_ControlServicer_to_server, ControlService(training, admission))],
+            [
+                (control_pb2_grpc.add_ControlServicer_to_server, nodes),
+                (serving_pb2_grpc.add_ServingServicer_to_server, gateways),
+            ],
             join_address(host, config.control_port),
             server_credentials(certificate, admission.admitted),
         )
         stack.push_async_callback(control.stop, SHUTDOWN_S)
         enrolment, port = await serve(
-            [(control_pb2_grpc.add_EnrolmentServicer_to_server, EnrolmentService(admission, control_port))],
+            [
+                (
+                    control_pb2_grpc.add_EnrolmentServicer_to_server,
+                    EnrolmentService(admission, gateways.serving, control_port),
+                )
+            ],
             config.listen,
             enrolment_credentials(certificate),
         )
@@ -152,6 +207,6 @@ async def _serving(config: CoordinatorConfig, training: Training, certificate: C
             peer=f"{certificate.peer_id}@{address}",
             enrolment_address=address,
             control_port=control_port,
-            round=training.round,
+            round=nodes.training.round,
         )
         yield

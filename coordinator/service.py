@@ -11,7 +11,7 @@ from eth_utils.address import is_address, to_checksum_address
 from commonweight.errors import CommonweightError, ConfigError, MalformedMessage, Refused, WireError
 from commonweight.events import emit
 from commonweight.identity import address_of, recover_address
-from commonweight.rules.report import report_digest
+from commonweight.rules.report import report_receipt
 from commonweight.wire import PROTOCOL_VERSION
 from commonweight.wire.channel import split_address
 from commonweight.wire.generated import control_pb2 as pb
@@ -19,6 +19,8 @@ from commonweight.wire.generated import control_pb2_grpc
 from commonweight.wire.messages import report_from_proto
 from commonweight.wire.status import refuse
 from commonweight.wire.tls import peer_id_of, peer_of
+from coordinator.seats import Seats
+from coordinator.serving import Serving
 from coordinator.training import Member, Send, Submission, Training
 
 SILENCE_S = 4.0
@@ -34,9 +36,12 @@ MAX_ENROLLED = 4096
 class Admission:
     """Which nodes may take part, and the certificates that they have shown."""
 
-    def __init__(self, allowed: frozenset[str]) -> None:
-        """`allowed`: addresses; empty: anyone whose certificate is its key's, up to MAX_ENROLLED nodes."""
+    def __init__(self, allowed: frozenset[str], gateways: frozenset[str]) -> None:
+        """`allowed`: addresses; empty: anyone whose certificate is its key's, up to MAX_ENROLLED nodes. `gateways` may
+        connect, too, but not hold a stage unless they are allowed.
+        """
         self._allowed = allowed
+        self._gateways = gateways
         self._certificates: OrderedDict[str, OrderedDict[bytes, None]] = OrderedDict()
 
     def enrol(self, certificate: bytes) -> str:
@@ -46,10 +51,10 @@ class Admission:
         """
         peer_id = peer_id_of(certificate)
         address = address_of(peer_id)
-        if self._allowed and address not in self._allowed:
-            raise Refused(f"{address} is not on this coordinator's list of nodes. Ask its operator to allow it.")
-        if peer_id not in self._certificates and len(self._certificates) >= MAX_ENROLLED:
-            raise Refused(f"{MAX_ENROLLED} nodes are enrolled already. Try again later.")
+        if address not in self._gateways:
+            self.check_node(address)
+            if peer_id not in self._certificates and len(self._certificates) >= MAX_ENROLLED:
+                raise Refused(f"{MAX_ENROLLED} nodes are enrolled already. Try again later.")
         shown = self._certificates.setdefault(peer_id, OrderedDict())
         shown[certificate] = None
         shown.move_to_end(certificate)
@@ -57,10 +62,21 @@ class Admission:
             shown.popitem(last=False)
         return peer_id
 
+    def check_node(self, address: str) -> None:
+        """Raises Refused where it may not hold a stage."""
+        if self._allowed and address not in self._allowed:
+            raise Refused(f"{address} is not on this coordinator's list of nodes. Ask its operator to allow it.")
+
     def admitted(self) -> Iterator[bytes]:
         """The certificates (DER) that may connect."""
         for shown in list(self._certificates.values()):
             yield from list(shown)
+
+    def gateways(self) -> Iterator[bytes]:
+        """Those of gateways."""
+        for peer_id, shown in list(self._certificates.items()):
+            if address_of(peer_id) in self._gateways:
+                yield from list(shown)
 
 
 @dataclass
@@ -68,6 +84,7 @@ class EnrolmentService(control_pb2_grpc.EnrolmentServicer):
     """Takes certificates, on a port that asks for none."""
 
     admission: Admission
+    serving: Serving
     control_port: int
 
     async def Enrol(  # noqa: N802 - gRPC's name
@@ -81,6 +98,8 @@ class EnrolmentService(control_pb2_grpc.EnrolmentServicer):
                     "install the same release on both."
                 )
             peer_id = self.admission.enrol(request.certificate)
+            if address_of(peer_id) in self.serving.gateways:
+                self.serving.gateways_changed()
         except CommonweightError as error:
             emit("enrolment.refused", code=error.code, message=error.args[0], peer=context.peer())
             await refuse(context, error)
@@ -93,7 +112,9 @@ class ControlService(control_pb2_grpc.ControlServicer):
     """Passes what nodes say to the training, and back."""
 
     training: Training
+    serving: Serving
     admission: Admission
+    seats: Seats
 
     async def Attach(  # noqa: N802 - gRPC's name
         self, requests: AsyncIterator[pb.NodeMessage], context: grpc.aio.ServicerContext
@@ -127,7 +148,9 @@ class ControlService(control_pb2_grpc.ControlServicer):
     ) -> None:
         member: Member | None = None
         try:
-            member = self._introduce(await self._next(requests), peer_of(context, self.admission.admitted), send)
+            peer_id = peer_of(context, self.admission.admitted)
+            self.admission.check_node(address_of(peer_id))
+            member = await self._introduce(await self._next(requests), peer_id, send)
             self.training.join(member)
             while True:
                 self._take(member, await self._next(requests))
@@ -145,8 +168,7 @@ class ControlService(control_pb2_grpc.ControlServicer):
     async def _next(requests: AsyncIterator[pb.NodeMessage]) -> pb.NodeMessage:
         return await asyncio.wait_for(anext(requests), SILENCE_S)
 
-    @staticmethod
-    def _introduce(message: pb.NodeMessage, peer_id: str, send: Send) -> Member:
+    async def _introduce(self, message: pb.NodeMessage, peer_id: str, send: Send) -> Member:
         if message.WhichOneof("body") != "join":
             raise MalformedMessage(f"A node begins with a join, not with {message.WhichOneof('body')}.")
         join = message.join
@@ -160,13 +182,16 @@ class ControlService(control_pb2_grpc.ControlServicer):
             raise MalformedMessage(f"The data plane's address {join.data_address} has port 0, where nobody is reached.")
         if not is_address(join.payout_account):
             raise MalformedMessage(f"The payout account {join.payout_account!r:.60} is not an address.")
+        node, wished = address_of(peer_id), to_checksum_address(join.payout_account)
+        standing = await asyncio.to_thread(self.seats.standing, node, wished)
         return Member(
-            node=address_of(peer_id),
+            node=node,
             peer_id=peer_id,
             data_address=join.data_address,
             certificate=join.certificate,
-            account=to_checksum_address(join.payout_account),
+            account=standing.account,
             has_data=join.has_data,
+            stages=standing.stages,
             send=send,
         )
 
@@ -181,13 +206,18 @@ class ControlService(control_pb2_grpc.ControlServicer):
                 self.training.break_pipes(member, failed.generation, f"{failed.code}: {failed.why}"[:500])
             case "report":
                 self._take_report(member, message.report)
+            case "version_ready":
+                self.serving.ready(member, message.version_ready)
+            case "version_failed":
+                self.serving.failed(member, message.version_failed)
             case other:
                 raise MalformedMessage(f"A node doesn't send {other} here.")
 
     def _take_report(self, member: Member, signed: pb.SignedReport) -> None:
         report = report_from_proto(signed.report)
         place = self.training.place
-        signer = recover_address(report_digest(place.domain, place.model_id, report), signed.signature)
+        receipt = report_receipt(place.model_id, signed.generation, report)
+        signer = recover_address(receipt.digest(place.domain), signed.signature)
         if signer != member.node:
             raise Refused(f"The report of round {report.round} is signed by {signer}, not by {member.node}.")
         submission = Submission(

@@ -5,33 +5,28 @@ sending a transaction and noting it down finds it there and doesn't send it agai
 """
 
 import asyncio
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
 
-from commonweight.chain.contracts import EpochSettlement
+from commonweight.chain.records import EpochRecord
+from commonweight.chain.router import RevenueRouter
 from commonweight.chain.rpc import Chain
-from commonweight.errors import ChainError, LedgerError
+from commonweight.chain.settlement import EpochSettlement
+from commonweight.chain.token import Token
+from commonweight.errors import ChainError, LedgerError, Refused
 from commonweight.events import emit
 from commonweight.failpoints import failpoint
 from commonweight.rules.canonical import canonical_json
 from commonweight.rules.spec import ModelSpec
 from commonweight.rules.statement import Statement, make_statement, to_hex
+from commonweight.watch.store import StatementStore
 from coordinator.ledger import Ledger
 from coordinator.training import Place, Training
 
 MAX_RETRY_S = 15.0
 """Between attempts while the chain doesn't answer, or refuses; training goes on meanwhile."""
-
-
-def publish_statement(statement: Statement, folder: Path) -> str:
-    """Write a statement as FOLDER/<hash>.json, atomically, where it isn't there yet; returns its URI."""
-    path = folder / f"{statement.hash.hex()}.json"
-    if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        scratch = path.with_suffix(".tmp")
-        scratch.write_bytes(canonical_json(statement.model_dump()))
-        scratch.replace(path)
-    return path.resolve().as_uri()
+POLL_S = 1.0
+"""Between looks at something that others, or the chain's next blocks, must bring about."""
 
 
 @dataclass
@@ -43,10 +38,21 @@ class Settlement:
     ledger: Ledger
     chain: Chain
     contract: EpochSettlement
-    statements: Path
+    router: RevenueRouter
+    statements: StatementStore
+    statements_url: str
+    """Base URL under which `statements` is served; goes into each proposal."""
+    confirmations: int = 0
+    """Blocks on top of a finalisation before anything is built on it."""
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+    _challenged: set[tuple[int, str]] = field(default_factory=set)
+    """Challenges that were told: epoch and challenger."""
 
     async def run(self, training: Training, end_epoch: int | None) -> None:
-        """Settle epochs as they close, until `end_epoch` of them are final (None: until cancelled)."""
+        """Settle epochs as they close, until `end_epoch` of them are final (None: until cancelled).
+
+        Raises Refused where the arbiter has rejected an epoch: a person must look.
+        """
         epoch = await asyncio.to_thread(self.ledger.final_epochs)
         while end_epoch is None or epoch < end_epoch:
             await training.wait_until_sealed((epoch + 1) * self.spec.economics.rounds_per_epoch)
@@ -65,28 +71,16 @@ class Settlement:
                 wait_s, retry_s = retry_s, min(2 * retry_s, MAX_RETRY_S)
             if wait_s is None:
                 return
-            await asyncio.sleep(wait_s)
+            await self.sleep(wait_s)
 
     def _advance(self, epoch: int) -> float | None:
         """Take the epoch one step further. Seconds to wait before the next; None once it is final."""
         statement = self._close(epoch)
-        uri = publish_statement(statement, self.statements)
+        self.statements.put(canonical_json(statement.model_dump()))
         failpoint("settlement.closed")
         on_chain = self.contract.epoch(epoch)
         if on_chain is None:
-            receipt = self.contract.propose_epoch(
-                epoch, bytes.fromhex(statement.root[2:]), int(statement.minted), statement.hash, uri
-            )
-            failpoint("settlement.proposed")
-            emit(
-                "epoch.proposed",
-                epoch=epoch,
-                root=statement.root,
-                statement_hash=to_hex(statement.hash),
-                minted=statement.minted,
-                uri=uri,
-                transaction=receipt.transaction,
-            )
+            self._propose(statement)
             return 0.0
         if on_chain.statement_hash != statement.hash:
             raise LedgerError(
@@ -94,15 +88,74 @@ class Settlement:
                 f"{to_hex(statement.hash)}. Two coordinators with different ledgers serve this model: stop one."
             )
         if not on_chain.finalized:
-            left_s = on_chain.finalizable_at - self.chain.timestamp()
-            if left_s > 0:
-                return float(left_s)
+            if (wait_s := self._wait_for_window(epoch)) > 0:
+                return wait_s
             receipt = self.contract.finalize_epoch(epoch)
             failpoint("settlement.finalised")
             emit("epoch.finalised", epoch=epoch, minted=statement.minted, transaction=receipt.transaction)
+            return 0.0
+        if not self._is_confirmed(on_chain):
+            return POLL_S
         self.ledger.record_final(epoch)
         failpoint("settlement.recorded")
         return None
+
+    def _propose(self, statement: Statement) -> None:
+        rejected = [event for event in self.contract.rejections() if to_hex(event.root) == statement.root]
+        if any(event.by_arbiter for event in rejected):
+            raise Refused(
+                f"The arbiter has rejected epoch {statement.epoch} with root {statement.root}: to propose it again "
+                "would only cost another bond. Compare the ledger with the challenge's evidence."
+            )
+        self._ensure_bond()
+        receipt = self.contract.propose_epoch(
+            statement.epoch,
+            bytes.fromhex(statement.root[2:]),
+            int(statement.minted),
+            statement.hash,
+            uri := f"{self.statements_url}/statements/{to_hex(statement.hash)}.json",
+        )
+        failpoint("settlement.proposed")
+        emit(
+            "epoch.proposed",
+            epoch=statement.epoch,
+            root=statement.root,
+            statement_hash=to_hex(statement.hash),
+            minted=statement.minted,
+            uri=uri,
+            transaction=receipt.transaction,
+        )
+
+    def _ensure_bond(self) -> None:
+        """Tops the standing bond up to what a proposal needs, from the coordinator's own tokens."""
+        terms, sender = self.contract.terms(), self.contract.sender
+        missing = terms.proposer_bond - self.contract.bond_of(sender.address)
+        if missing <= 0:
+            return
+        Token(self.chain, terms.bond_token, sender).approve(self.contract.address, missing)
+        receipt = self.contract.deposit_bond(sender.address, missing)
+        emit("bond.deposited", amount=str(missing), transaction=receipt.transaction)
+
+    def _wait_for_window(self, epoch: int) -> float:
+        """Seconds until the pending epoch can be finalised, or until the next look where it is challenged."""
+        pending = self.contract.pending()
+        if pending is None or pending.epoch != epoch:
+            return POLL_S  # it was decided between two looks
+        if pending.upheld:
+            return 0.0
+        if pending.challenger is not None:
+            if (told := (epoch, pending.challenger)) not in self._challenged:
+                self._challenged.add(told)
+                emit("challenge.seen", epoch=epoch, challenger=pending.challenger, until=pending.resolvable_until)
+            if self.chain.timestamp() > pending.resolvable_until:
+                self.contract.expire_challenge(epoch)
+            return POLL_S
+        return float(pending.finalizable_at - self.chain.timestamp())
+
+    def _is_confirmed(self, record: EpochRecord) -> bool:
+        return record.finalized_block is not None and record.finalized_block <= self.chain.confirmed_block(
+            self.confirmations
+        )
 
     def _close(self, epoch: int) -> Statement:
         """The epoch's statement: the stored one, or a new one, stored before anybody sees it."""
@@ -110,6 +163,8 @@ class Settlement:
             return stored
         before = self.ledger.statement(epoch - 1) if epoch else None
         previous = self.contract.epoch(epoch - 1) if epoch else None
+        if self.router.unswept():
+            self._sweep()
         per_epoch = self.spec.economics.rounds_per_epoch
         statement = make_statement(
             self.spec,
@@ -118,9 +173,20 @@ class Settlement:
             model_id=self.place.model_id,
             epoch=epoch,
             rounds=self.ledger.sealed_rounds(epoch * per_epoch, (epoch + 1) * per_epoch),
+            served=self.ledger.served_in(epoch),
+            operator_earned=self.router.operator_earned(),
             balances_before=before.balances() if before else {},
             accumulator_before=previous.accumulator if previous else 0,
         )
         self.ledger.record_statement(epoch, canonical_json(statement.model_dump()), statement.hash)
         emit("epoch.closed", epoch=epoch, statement_hash=to_hex(statement.hash))
         return statement
+
+    def _sweep(self) -> None:
+        """Splits what buyers have paid, so that this epoch's operators get their part; what can't be split waits."""
+        try:
+            receipt = self.router.sweep()
+        except ChainError as error:
+            emit("revenue.unswept", code=error.code, message=error.args[0])
+        else:
+            emit("revenue.swept", transaction=receipt.transaction)

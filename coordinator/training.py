@@ -8,13 +8,15 @@ import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 from commonweight.errors import CommonweightError, Refused
 from commonweight.events import emit
 from commonweight.failpoints import failpoint
 from commonweight.rules import rounds
 from commonweight.rules.canonical import canonical_json
-from commonweight.rules.report import Domain, Report
+from commonweight.rules.receipt import Domain
+from commonweight.rules.report import Report
 from commonweight.rules.rounds import RoundState, advance
 from commonweight.rules.spec import ModelSpec
 from commonweight.rules.statement import CreditedReport, credit_report
@@ -53,6 +55,8 @@ class Member:
     """Who is paid for its work."""
     has_data: bool
     """Whether it can hold the first stage."""
+    stages: frozenset[int] | None
+    """Those that its owner's seats let it hold; None: any."""
     send: Send
 
 
@@ -67,13 +71,33 @@ class Submission:
     bytes_up: int
 
 
+class Follower(Protocol):
+    """Is told how training goes, in order, before any node is told what follows from it."""
+
+    def joined(self, stage: int, member: Member) -> None:
+        """A node has taken its seat."""
+
+    def lost(self, stage: int) -> None:
+        """Its connection is gone."""
+
+    async def sealed(self, round_: int) -> None:
+        """This round is sealed."""
+
+
 class Training:
     """The one place where training advances."""
 
     def __init__(
-        self, spec: ModelSpec, place: Place, ledger: Ledger, progress: Progress, end_round: int | None
+        self,
+        spec: ModelSpec,
+        place: Place,
+        ledger: Ledger,
+        progress: Progress,
+        end_round: int | None,
+        follower: Follower | None = None,
     ) -> None:
         """Go on from `progress`. `end_round`: the first round that isn't trained any more; None: no end."""
+        self._follower = follower
         self.spec = spec
         self.place = place
         self._ledger = ledger
@@ -107,11 +131,22 @@ class Training:
 
     def join(self, member: Member) -> None:
         """A node has connected and said who it is."""
-        self._events.put_nowait((rounds.Joined(member.node, member.has_data), member, None))
+        self._events.put_nowait((rounds.Joined(member.node, member.has_data, member.stages), member, None))
 
     def leave(self, member: Member) -> None:
         """That connection is gone."""
         self._events.put_nowait((rounds.Lost(member.node), member, None))
+
+    @property
+    def members(self) -> tuple[Member, ...]:
+        """Who is connected."""
+        return tuple(self._members.values())
+
+    def hang_up(self, member: Member, error: CommonweightError) -> None:
+        """End a node's connection, and tell it why."""
+        emit("node.refused", node=member.node, why=error.args[0])
+        member.send(error)
+        self.leave(member)  # one that doesn't even read this counts no longer, either
 
     def open_pipes(self, member: Member, generation: int) -> None:
         """The node's pipes are open."""
@@ -155,9 +190,13 @@ class Training:
                     self._members[node] = member
                     stage = state.seats.index(node)
                     member.send(pb.CoordinatorMessage(assignment=self._assign(stage)))
+                    if self._follower is not None:
+                        self._follower.joined(stage, member)
                     emit("node.joined", node=node, stage=stage, data_address=member.data_address)
                 case rounds.Lost(node):
                     del self._members[node]
+                    if self._follower is not None:
+                        self._follower.lost(state.seats.index(node))
                     emit("node.lost", node=node, stage=state.seats.index(node))
             for effect in effects:
                 await self._act(effect, member, accepted)
@@ -180,9 +219,7 @@ class Training:
         for stage, node in enumerate(self._state.seats):
             late = node not in self._state.ready if forming else stage not in self._state.reports
             if late and node is not None and (member := self._members.get(node)) is not None:
-                emit("node.refused", node=node, why=why)
-                member.send(Refused(f"This node holds up the others: {why}."))
-                self.leave(member)  # a node that doesn't even read this counts no longer, either
+                self.hang_up(member, Refused(f"This node holds up the others: {why}."))
 
     def _store(self, effects: tuple[rounds.Effect, ...], accepted: dict[int, Submission]) -> None:
         for effect in effects:
@@ -203,7 +240,14 @@ class Training:
         node = self._state.seats[submission.report.stage]
         assert node is not None, "a report is only accepted from the holder of its seat"
         account = self._members[node].account
-        return credit_report(self.spec, submission.report, node, account, submission.signature)
+        return credit_report(
+            self.spec,
+            submission.report,
+            node=node,
+            account=account,
+            generation=self._state.generation,
+            signature=submission.signature,
+        )
 
     async def _act(self, effect: rounds.Effect, member: Member, accepted: dict[int, Submission]) -> None:
         match effect:
@@ -274,6 +318,8 @@ class Training:
             state_roots=[submission.report.state_after.hex() for submission in submissions],
         )
         self._broadcast(pb.CoordinatorMessage(sealed=pb.RoundSealed(round=round_)))
+        if self._follower is not None:
+            await self._follower.sealed(round_)
         async with self._sealed:
             self._sealed.notify_all()
 

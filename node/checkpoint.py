@@ -17,13 +17,18 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import safetensors.torch
+import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
+from torch import Tensor
 
 from commonweight.errors import CheckpointError, MalformedMessage
+from commonweight.model.hashing import tensors_hash
+from commonweight.model.initial import initial_tensor
 from commonweight.model.stage import Stage
 from commonweight.rules.canonical import canonical_json, parse_json
 from commonweight.rules.spec import ModelSpec
+from node.published import version_path
 
 KEPT = 2
 """How many checkpoints stay: the last, and the one before in case it is found damaged."""
@@ -52,7 +57,7 @@ class Checkpoints:
     def __init__(self, folder: str | Path, spec: ModelSpec, index: int) -> None:
         self.folder, self.index = Path(folder), index
         self._model = "0x" + spec.spec_hash.hex()
-        self._name = spec.name
+        self._spec = spec
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             for leftover in self.folder.glob(".writing-*"):
@@ -118,11 +123,20 @@ class Checkpoints:
         another model, stage or round, or it isn't what its state root says.
         """
         assert stage.index == self.index, "a stage's checkpoints have a folder of their own"
+        stage.load(self._read(round_, lambda state: stage.root_of(state, round_), str(stage.device)), round_)
+
+    def parameters(self, round_: int) -> dict[str, Tensor]:
+        """The parameters, by name, of the version that is ready to train `round_`; raises as `load` does."""
+        prefix = round_.to_bytes(8, "little") + _frozen_hash(self._spec)
+        state = self._read(round_, lambda state: tensors_hash(state, prefix=prefix), "cpu")
+        return {name.removeprefix("parameter."): x for name, x in state.items() if name.startswith("parameter.")}
+
+    def _read(self, round_: int, root_of: Callable[[dict[str, Tensor]], bytes], device: str) -> dict[str, Tensor]:
         path = self.path_of(round_)
         try:
             data = (path / _META).read_bytes()
             meta = _Meta.model_validate(parse_json(data, str(path / _META), _MAX_META_BYTES))
-            state = safetensors.torch.load_file(path / _STATE, device=str(stage.device))
+            state = safetensors.torch.load_file(path / _STATE, device=device)
         except FileNotFoundError as error:
             raise CheckpointError(
                 f"There is no whole checkpoint of round {round_} in {self.folder}; there is {self._kept()}."
@@ -137,20 +151,20 @@ class Checkpoints:
         for what, (expected, found) in facts.items():
             if expected != found:
                 raise CheckpointError(
-                    f"{path} is of {what} {found}, not {expected} ({self._name}). "
+                    f"{path} is of {what} {found}, not {expected} ({self._spec.name}). "
                     "Give the folder that belongs to this model and stage."
                 )
-        root = "0x" + stage.root_of(state, round_).hex()
+        root = "0x" + root_of(state).hex()
         if root != meta.state_root:
             raise CheckpointError(
                 f"{path} has state root {root} instead of {meta.state_root}: it was changed or damaged. "
                 + self._remedy(round_)
             )
-        stage.load(state, round_)
+        return state
 
     def path_of(self, round_: int) -> Path:
         """The folder of one checkpoint."""
-        return self.folder / f"round-{round_:08d}"
+        return version_path(self.folder, round_)
 
     def _kept(self) -> str:
         return ", ".join(f"round {r}" for r in self.rounds()) or "none"
@@ -160,6 +174,14 @@ class Checkpoints:
         if others:
             return f"Delete it and go on from round {others[-1]}."
         return "Delete it and fetch the state from another provider of this stage."
+
+
+def _frozen_hash(spec: ModelSpec) -> bytes:
+    """The `Stage.frozen_hash` of all stages, without one."""
+    a = spec.architecture
+    shapes = {} if a.is_dense else {"U": (a.d_model, a.boundary_dim), "F": (a.vocab_size, a.d_model)}
+    drawn = {name: initial_tensor(a, spec.seed, f"subspace.{name}", shape) for name, shape in shapes.items()}
+    return tensors_hash({name: torch.from_numpy(array).to(torch.float32) for name, array in drawn.items()})
 
 
 def _write(path: Path, write: Callable[[Path], object]) -> None:

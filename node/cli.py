@@ -29,8 +29,27 @@ def run(
     password_file: Annotated[Path | None, typer.Option(help="File with the key's password.")] = None,
     device: Annotated[str, typer.Option(help="As torch names it: cpu, cuda:0.")] = "cpu",
     threads: Annotated[int, typer.Option(min=1, max=1024, help="Compute threads.")] = 1,
+    serve_listen: Annotated[
+        str | None,
+        typer.Option(help="host:port for generation. Default: the host of --listen with a free port."),
+    ] = None,
+    serve_mib: Annotated[
+        int, typer.Option(min=1, max=1 << 20, help="Memory for all sequences that are generated at a time.")
+    ] = 256,
+    rpc: Annotated[
+        str | None,
+        typer.Option(help="JSON-RPC endpoint of the chain: recompute every epoch, and challenge a wrong one."),
+    ] = None,
+    registry: Annotated[str | None, typer.Option(help="Address of the ModelRegistry; goes with --rpc.")] = None,
+    mirror: Annotated[
+        list[str] | None,
+        typer.Option(help="URL of a node or coordinator that may have statements; repeat. With --rpc."),
+    ] = None,
+    http: Annotated[
+        str | None, typer.Option(help="host:port on which to serve the checked statements to anyone; with --rpc.")
+    ] = None,
 ) -> None:
-    """Join a coordinator, hold the stage that it assigns, and train it.
+    """Join a coordinator, hold the stage that it assigns, train it and generate with it.
 
     The node keeps its stage: stopped or killed, it goes on from its last checkpoint when it is started again with the
     same key. Its events are JSON lines on stdout (readable lines on a terminal). It ends when training is complete.
@@ -41,14 +60,24 @@ def run(
     from commonweight.errors import ConfigError
     from commonweight.identity import NodeIdentity
     from commonweight.runtime import run_until_stopped
-    from commonweight.wire.channel import check_advertised
+    from commonweight.wire.channel import check_advertised, join_address, split_address
     from commonweight.wire.messages import split_peer
     from node.control import Node, NodeConfig
+    from node.watching import WatchConfig
 
     split_peer(coordinator)
+    if serve_listen is not None:
+        check_advertised(serve_listen, advertise)
+    if (rpc is None) != (registry is None) or (http is not None and rpc is None):
+        raise ConfigError(
+            "To watch the chain a node needs both --rpc URL and --registry ADDRESS; --http goes with them."
+        )
+    if registry is not None and not is_address(registry):
+        raise ConfigError(f"--registry {registry!r} is not an address: 0x and 40 hexadecimal digits.")
     if payout is not None and not is_address(payout):
         raise ConfigError(f"--payout {payout!r} is not an address: 0x and 40 hexadecimal digits.")
-    identity = NodeIdentity(load_key(key, read_password(password_file)).secret)
+    unlocked = load_key(key, read_password(password_file))
+    identity = NodeIdentity(unlocked.secret)
     config = NodeConfig(
         identity=identity,
         coordinator=coordinator,
@@ -59,5 +88,10 @@ def run(
         payout=to_checksum_address(payout) if payout else identity.address,
         device=device,
         threads=threads,
+        decode_listen=serve_listen or join_address(split_address(listen)[0], 0),
+        cache_bytes=serve_mib << 20,
+        watch=None
+        if rpc is None or registry is None
+        else WatchConfig(rpc, registry, unlocked, tuple(mirror or ()), http),
     )
     run_until_stopped(Node(config).run())

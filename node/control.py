@@ -16,21 +16,22 @@ import grpc
 from commonweight.errors import ConfigError, PeerUnreachable, Refused, WorkerDied, error_with_code
 from commonweight.events import emit
 from commonweight.identity import NodeIdentity
-from commonweight.rules.report import Domain, report_digest
-from commonweight.wire import PROTOCOL_VERSION
+from commonweight.rules.receipt import Domain
+from commonweight.rules.report import report_receipt
 from commonweight.wire.channel import join_address, open_channel, split_address
+from commonweight.wire.enrolment import CALL_S, enrol
 from commonweight.wire.generated import control_pb2 as pb
 from commonweight.wire.generated import control_pb2_grpc, worker_pb2
-from commonweight.wire.messages import report_from_proto, split_peer
+from commonweight.wire.messages import report_from_proto
 from commonweight.wire.status import wire_error
-from commonweight.wire.tls import fetch_certificate, make_certificate
+from commonweight.wire.tls import make_certificate
+from node.decoding import DecodeConfig, Decoding
 from node.supervisor import WorkerProcess
+from node.watching import Watch, WatchConfig
 
 HEARTBEAT_S = 1.0
 SILENCE_S = 10.0
 """A coordinator that says nothing for this long is lost; it sends a heartbeat every second."""
-CALL_S = 10.0
-"""For one call to be answered."""
 FIRST_BACKOFF_S = 0.2
 MAX_BACKOFF_S = 5.0
 MAX_WORKER_DEATHS = 3
@@ -56,6 +57,12 @@ class NodeConfig:
     """Account that is paid."""
     device: str
     threads: int
+    decode_listen: str
+    """host:port of the decode process; port 0 takes a free one."""
+    cache_bytes: int
+    """Memory for the keys and values of all sequences that are generated at a time."""
+    watch: WatchConfig | None
+    """How it watches the chain; None: it doesn't."""
 
 
 class Finished(Exception):
@@ -70,6 +77,16 @@ class Node:
         self.config = config
         self.certificate = make_certificate(config.identity)
         self._worker: WorkerProcess | None = None
+        decode = DecodeConfig(
+            directory=config.directory,
+            listen=config.decode_listen,
+            advertise=config.advertise,
+            cache_bytes=config.cache_bytes,
+            device=config.device,
+            threads=config.threads,
+        )
+        self._decoding = Decoding(decode, self.certificate)
+        self._watch = Watch(config.identity.address, config.payout, config.directory, config.watch)
         self._started: tuple[bytes, int] | None = None
         """Spec and stage that the worker was started with."""
         self._deaths = 0
@@ -83,29 +100,39 @@ class Node:
             peer_id=self.config.identity.peer_id,
             payout=self.config.payout,
         )
+        parts = [asyncio.create_task(self._train()), asyncio.create_task(self._decoding.run())]
         try:
-            while True:
-                try:
-                    await self._ensure_worker()
-                    await self._attend()
-                except Finished:
-                    emit("node.finished")
-                    return
-                except WorkerDied as error:
-                    if self._worker is not None:
-                        await self._worker.stop()
-                        self._worker = None
-                    self._deaths += 1
-                    emit("worker.died", code=error.code, message=error.args[0])
-                    if self._deaths >= MAX_WORKER_DEATHS:
-                        raise
-                except PeerUnreachable as error:
-                    emit("coordinator.lost", code=error.code, message=error.args[0], retry_s=self._backoff_s)
-                    await asyncio.sleep(self._backoff_s)
-                    self._backoff_s = min(2 * self._backoff_s, MAX_BACKOFF_S)
+            done, _ = await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
+            for part in done:
+                part.result()
         finally:
+            for part in parts:
+                part.cancel()
+            await asyncio.gather(*parts, return_exceptions=True)
+            await self._watch.close()
             if self._worker is not None:
                 await self._worker.stop()
+
+    async def _train(self) -> None:
+        while True:
+            try:
+                await self._ensure_worker()
+                await self._attend()
+            except Finished:
+                emit("node.finished")
+                return
+            except WorkerDied as error:
+                if self._worker is not None:
+                    await self._worker.stop()
+                    self._worker = None
+                self._deaths += 1
+                emit("worker.died", code=error.code, message=error.args[0])
+                if self._deaths >= MAX_WORKER_DEATHS:
+                    raise
+            except PeerUnreachable as error:
+                emit("coordinator.lost", code=error.code, message=error.args[0], retry_s=self._backoff_s)
+                await asyncio.sleep(self._backoff_s)
+                self._backoff_s = min(2 * self._backoff_s, MAX_BACKOFF_S)
 
     async def _ensure_worker(self) -> None:
         if self._worker is None:
@@ -118,18 +145,17 @@ class Node:
         """One attachment to the coordinator, from enrolment to the end of its stream."""
         worker = self._worker
         assert worker is not None, "a node attends with its worker running"
-        peer_id, host, port = split_peer(self.config.coordinator)
-        coordinator = await fetch_certificate(host, port, peer_id, CALL_S)
         try:
-            control_port = await self._enrol(join_address(host, port), coordinator)
-            async with open_channel(join_address(host, control_port), self.certificate, coordinator) as channel:
+            enrolled = await enrol(self.config.coordinator, self.certificate)
+            async with open_channel(enrolled.address, self.certificate, enrolled.certificate) as channel:
                 async with asyncio.timeout(CALL_S):
                     await channel.channel_ready()
                 outbox: asyncio.Queue[pb.NodeMessage] = asyncio.Queue()
                 outbox.put_nowait(pb.NodeMessage(join=self._join(worker)))
                 call = control_pb2_grpc.ControlStub(channel).Attach(self._messages(outbox))
-                session = _Session(self.config, worker, outbox)
+                session = _Session(self.config, worker, outbox, self._watch, self._decoding)
                 session.started = self._started
+                self._decoding.say = outbox.put_nowait
                 try:
                     async with asyncio.TaskGroup() as tasks:
                         tasks.create_task(session.obey(call))
@@ -137,6 +163,7 @@ class Node:
                 except ExceptionGroup as group:
                     raise group.exceptions[0] from group
                 finally:
+                    self._decoding.say = None
                     self._started = session.started
                     if session.attached:
                         self._backoff_s = FIRST_BACKOFF_S
@@ -144,26 +171,11 @@ class Node:
                         self._deaths = 0
                     await session.pause()
         except grpc.aio.AioRpcError as error:
-            raise PeerUnreachable(wire_error(error, f"The coordinator at {host}:{port}").args[0]) from error
+            raise PeerUnreachable(wire_error(error, f"The coordinator {self.config.coordinator}").args[0]) from error
         except TimeoutError:
             raise PeerUnreachable(
-                f"The coordinator at {host}:{port} didn't take the connection within {CALL_S:g} s."
+                f"The coordinator {self.config.coordinator} didn't take the connection within {CALL_S:g} s."
             ) from None
-
-    async def _enrol(self, address: str, coordinator: bytes) -> int:
-        async with open_channel(address, self.certificate, coordinator) as channel:
-            try:
-                response = await control_pb2_grpc.EnrolmentStub(channel).Enrol(
-                    pb.EnrolRequest(certificate=self.certificate.der, protocol_version=PROTOCOL_VERSION),
-                    timeout=CALL_S,
-                    wait_for_ready=True,
-                )
-            except grpc.aio.AioRpcError as error:
-                failure = wire_error(error, f"The coordinator at {address}")
-                if isinstance(failure, Refused):  # asking again won't help
-                    raise failure from error
-                raise
-        return int(response.control_port)
 
     def _join(self, worker: WorkerProcess) -> pb.Join:
         host, _ = split_address(self.config.listen)
@@ -186,8 +198,17 @@ class Node:
 class _Session:
     """What one attachment knows."""
 
-    def __init__(self, config: NodeConfig, worker: WorkerProcess, outbox: "asyncio.Queue[pb.NodeMessage]") -> None:
+    def __init__(
+        self,
+        config: NodeConfig,
+        worker: WorkerProcess,
+        outbox: "asyncio.Queue[pb.NodeMessage]",
+        watch: Watch,
+        decoding: Decoding,
+    ) -> None:
         self._config = config
+        self._decoding = decoding
+        self._watch = watch
         self._worker = worker
         self._outbox = outbox
         self._assigned: asyncio.Future[pb.Assignment] = asyncio.get_running_loop().create_future()
@@ -222,6 +243,12 @@ class _Session:
                     await self._worker.send(worker_pb2.WorkerCommand(pause=message.pause))
                 case "sealed":
                     emit("round.credited", round=message.sealed.round)
+                    self._watch.credit(message.sealed.round)
+                case "publish":
+                    # Before the next message goes to the worker: two rounds later it removes this version.
+                    await self._decoding.publish(await self._assigned, message.publish)
+                case "decode_peers":
+                    await self._decoding.meet(message.decode_peers)
                 case "finished":
                     raise Finished
 
@@ -276,17 +303,21 @@ class _Session:
                 device=self._config.device,
             )
             await self._worker.send(worker_pb2.WorkerCommand(start=start))
+        self._watch.begin(assignment)
         if not self._assigned.done():
             self._assigned.set_result(assignment)
 
     async def _sign(self, message: worker_pb2.WorkerReport) -> pb.SignedReport:
         assignment = await self._assigned
         domain = Domain(assignment.chain_id, assignment.settlement)
-        digest = report_digest(domain, assignment.model_id, report_from_proto(message.report))
+        receipt = report_receipt(assignment.model_id, message.generation, report_from_proto(message.report))
         self.rounds += 1
         emit("round.trained", round=message.report.round, seconds=round(message.report.seconds, 3))
-        return pb.SignedReport(
-            generation=message.generation,
-            report=message.report,
-            signature=self._config.identity.sign_digest(digest),
+        signature = self._watch.sign(
+            self._config.identity,
+            message.generation,
+            message.report.round,
+            message.report.stage,
+            receipt.digest(domain),
         )
+        return pb.SignedReport(generation=message.generation, report=message.report, signature=signature)

@@ -1,9 +1,12 @@
-"""A node's compute worker, seen from its control process."""
+"""A node's child processes, seen from its control process: the compute worker and the decode process."""
 
 import asyncio
 import sys
+from abc import ABC, abstractmethod
 from asyncio.subprocess import Process
-from dataclasses import dataclass
+from typing import ClassVar, Generic, Self, TypeVar
+
+from google.protobuf.message import Message
 
 from commonweight.errors import WireError, WorkerDied
 from commonweight.events import emit
@@ -12,64 +15,75 @@ from commonweight.wire.link import Link, spawn_worker
 from commonweight.wire.tls import Certificate
 
 START_S = 60.0
-"""For the worker to import torch and listen; a cold disk takes its time."""
+"""For a child to import torch and listen; a cold disk takes its time."""
 STOP_S = 10.0
-"""For the worker to finish the operation it is in."""
+"""For a child to finish the operation it is in."""
+
+C = TypeVar("C", bound=Message)
+E = TypeVar("E", bound=Message)
 
 
-@dataclass
-class WorkerProcess:
-    """A running worker. `receive` and `send` raise WorkerDied once it is gone."""
+class Child(ABC, Generic[C, E]):
+    """A running child that listens on a port. `receive` and `send` raise WorkerDied once it is gone."""
 
-    process: Process
-    link: Link
-    port: int
-    """Of its data plane."""
+    module: ClassVar[str]
+    name: ClassVar[str]
+    """For people."""
+    command: type[C]
+    event: type[E]
+
+    def __init__(self, process: Process, link: Link) -> None:
+        """Use `start`."""
+        self.process = process
+        self.link = link
+        self.port = 0
+        """On which it listens."""
 
     @classmethod
-    async def start(cls, *, listen: str, certificate: Certificate, threads: int) -> "WorkerProcess":
-        """Start a worker that listens on `listen` with this certificate."""
-        process, link = await spawn_worker([sys.executable, "-m", "node.worker"], threads=threads)
-        worker = cls(process, link, 0)
+    async def start(cls, *, listen: str, certificate: Certificate, threads: int) -> Self:
+        """Start one that listens on `listen` with this certificate."""
+        process, link = await spawn_worker([sys.executable, "-m", cls.module], threads=threads)
+        child = cls(process, link)
         try:
-            await worker.send(
-                worker_pb2.WorkerCommand(
-                    listen=worker_pb2.WorkerListen(
-                        address=listen, certificate=certificate.der, private_key=certificate.private_key_pem
-                    )
-                )
+            where = worker_pb2.WorkerListen(
+                address=listen, certificate=certificate.der, private_key=certificate.private_key_pem
             )
+            await child.send(cls.command(listen=where))
             async with asyncio.timeout(START_S):
-                event = await worker.receive()
+                event = await child.receive()
         except TimeoutError:
-            await worker.stop()
-            raise WorkerDied(f"The compute worker said nothing for {START_S:g} s after its start.") from None
+            await child.stop()
+            raise WorkerDied(f"The {cls.name} said nothing for {START_S:g} s after its start.") from None
         except BaseException:
-            await worker.stop()
+            await child.stop()
             raise
         if event.WhichOneof("body") != "listening":
-            await worker.stop()
-            raise WorkerDied(f"The compute worker couldn't listen on {listen}: {event.failure.message}")
-        worker.port = event.listening.port
-        emit("worker.started", worker_pid=process.pid, port=worker.port)
-        return worker
+            await child.stop()
+            raise WorkerDied(f"The {cls.name} couldn't listen on {listen}: {event.failure.message}")
+        child.port = event.listening.port
+        child.announce()
+        return child
 
-    async def send(self, command: worker_pb2.WorkerCommand) -> None:
+    @abstractmethod
+    def announce(self) -> None:
+        """Emit that it was started."""
+
+    async def send(self, command: C) -> None:
         """Send a command."""
         try:
             await self.link.send(command)
         except WireError as error:
             raise await self._died() from error
 
-    async def receive(self) -> worker_pb2.WorkerEvent:
+    async def receive(self) -> E:
         """The next event."""
-        event = await self.link.receive(worker_pb2.WorkerEvent)
+        event = await self.link.receive(self.event)
         if event is None:
             raise await self._died()
         return event
 
     async def stop(self) -> None:
-        """End the worker: by closing its link, and with SIGKILL where it doesn't end in time."""
+        """End it: by closing its link, and with SIGKILL where it doesn't end in time."""
         await self.link.close()
         try:
             async with asyncio.timeout(STOP_S):
@@ -83,6 +97,28 @@ class WorkerProcess:
         code = self.process.returncode
         how = f"by signal {-code}" if code is not None and code < 0 else f"with exit code {code}"
         return WorkerDied(
-            f"The compute worker (pid {self.process.pid}) ended {how}. Its last words are on stderr; a kill by "
+            f"The {self.name} (pid {self.process.pid}) ended {how}. Its last words are on stderr; a kill by "
             "signal 9 often means that the machine ran out of memory."
         )
+
+
+class WorkerProcess(Child[worker_pb2.WorkerCommand, worker_pb2.WorkerEvent]):
+    """The compute worker."""
+
+    module, name = "node.worker", "compute worker"
+    command, event = worker_pb2.WorkerCommand, worker_pb2.WorkerEvent
+
+    def announce(self) -> None:
+        """As `Child.announce`."""
+        emit("worker.started", worker_pid=self.process.pid, port=self.port)
+
+
+class DecoderProcess(Child[worker_pb2.DecoderCommand, worker_pb2.DecoderEvent]):
+    """The decode process."""
+
+    module, name = "node.decoder", "decode process"
+    command, event = worker_pb2.DecoderCommand, worker_pb2.DecoderEvent
+
+    def announce(self) -> None:
+        """As `Child.announce`."""
+        emit("decode.started", decode_pid=self.process.pid, port=self.port)

@@ -2,7 +2,7 @@
 [--check]`.
 
 They follow from the rules and from constants alone, so that a change of a rule shows as a changed vector.
-Solidity reads merkle.json, emission.json and accounting.json; Python reads all of them. `--check` writes
+Solidity reads merkle.json, emission.json, accounting.json and receipt.json; Python reads all of them. `--check` writes
 nothing and fails where a file isn't what the rules say.
 """
 
@@ -11,6 +11,7 @@ import json
 import struct
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -18,15 +19,17 @@ from typing import Any
 from eth_hash.auto import keccak
 from eth_utils.address import to_checksum_address
 
+from commonweight.identity import NodeIdentity
 from commonweight.rules.accounting import divide_shares
 from commonweight.rules.canonical import canonical_json
 from commonweight.rules.emission import emission, split_emission
 from commonweight.rules.merkle import MerkleTree, settlement_leaf
-from commonweight.rules.report import HOP_HASHES, NO_TENSOR, Domain, Hop, Report, report_digest
+from commonweight.rules.receipt import RECEIPT_TYPE, Domain, Receipt
+from commonweight.rules.report import HOP_HASHES, NO_TENSOR, Hop, Report, report_receipt
 from commonweight.rules.sampling import permute, sample_indices, window_count
 from commonweight.rules.spec import ModelSpec, build_spec
 from commonweight.rules.stages import head_flops, layer_flops, stage_layers, stage_units
-from commonweight.rules.statement import SealedRound, credit_report, make_statement, to_hex
+from commonweight.rules.statement import SealedRound, ServedLine, credit_report, make_statement, to_hex
 
 VECTORS = Path(__file__).resolve().parent.parent / "tests" / "vectors"
 SETTLEMENT = "0x5615dEB798BB3E4dFa0139dFa1b3D433Cc23b72f"
@@ -126,6 +129,9 @@ def address(label: str) -> str:
     return to_checksum_address(keccak(label.encode())[12:])
 
 
+DOMAINS = (Domain(31337, SETTLEMENT), Domain(1, SETTLEMENT), Domain(31337, address("another settlement")))
+
+
 def build_merkle() -> Any:
     """Trees of settlement leaves."""
     ordinary = {
@@ -135,19 +141,21 @@ def build_merkle() -> Any:
                 draw(f"cumulative {count}/{i}", 2**96),
                 draw(f"epoch {count}/{i}", 2**90),
                 draw(f"debt {count}/{i}", 2**245),
+                draw(f"revenue {count}/{i}", 2**96),
             )
             for i in range(count)
         ]
         for count in (1, 2, 3, 7, 33)
     }
     extremes = [
-        ("0x" + "00" * 20, 0, 0, 0),
-        ("0x" + "ff" * 20, 2**96, 2**96, 0),
-        ("0x" + "00" * 19 + "01", 2**96, 0, 2**245),
-        ("0x" + "80" + "00" * 19, MAX_UINT256, MAX_UINT256, MAX_UINT256),
-        ("0x" + "00" * 20, 1, 0, 0),
-        ("0x" + "00" * 20, 0, 1, 0),
-        ("0x" + "00" * 20, 0, 0, 1),
+        ("0x" + "00" * 20, 0, 0, 0, 0),
+        ("0x" + "ff" * 20, 2**96, 2**96, 0, 2**128 - 1),
+        ("0x" + "00" * 19 + "01", 2**96, 0, 2**245, 0),
+        ("0x" + "80" + "00" * 19, MAX_UINT256, MAX_UINT256, MAX_UINT256, MAX_UINT256),
+        ("0x" + "00" * 20, 1, 0, 0, 0),
+        ("0x" + "00" * 20, 0, 1, 0, 0),
+        ("0x" + "00" * 20, 0, 0, 1, 0),
+        ("0x" + "00" * 20, 0, 0, 0, 1),
     ]
     same_twice = [ordinary[3][0], ordinary[3][1], ordinary[3][0]]
     cases = [(31337, SETTLEMENT, rows) for rows in ordinary.values()]
@@ -156,7 +164,7 @@ def build_merkle() -> Any:
     return {"cases": [_merkle_case(*case) for case in cases]}
 
 
-def _merkle_case(chain_id: int, settlement: str, rows: list[tuple[str, int, int, int]]) -> Any:
+def _merkle_case(chain_id: int, settlement: str, rows: list[tuple[str, int, int, int, int]]) -> Any:
     leaves = [settlement_leaf(chain_id, settlement, *row) for row in rows]
     tree = MerkleTree(leaves)
     return {
@@ -168,10 +176,11 @@ def _merkle_case(chain_id: int, settlement: str, rows: list[tuple[str, int, int,
                 "cumulative_shares": str(cumulative),
                 "epoch_shares": str(shares),
                 "debt_before": str(debt),
+                "operator_revenue": str(revenue),
                 "leaf": to_hex(leaves[i]),
                 "proof": [to_hex(sibling) for sibling in tree.proof(i)],
             }
-            for i, (account, cumulative, shares, debt) in enumerate(rows)
+            for i, (account, cumulative, shares, debt, revenue) in enumerate(rows)
         ],
         "root": to_hex(tree.root),
     }
@@ -338,18 +347,23 @@ def make_reports(spec: ModelSpec, number: int) -> tuple[Report, ...]:
 
 def build_report() -> Any:
     """What providers sign."""
-    domains = (Domain(31337, SETTLEMENT), Domain(1, SETTLEMENT), Domain(31337, address("another settlement")))
     model_id = keccak(b"model")
-    cases = [_report_case(domain, model_id, report) for domain in domains for report in make_reports(SPECS["tiny"], 3)]
+    cases = [
+        _report_case(domain, model_id, generation, report)
+        for domain, generation in ((DOMAINS[0], 1), (DOMAINS[0], 2), (DOMAINS[1], 2**53 - 1))
+        for report in make_reports(SPECS["tiny"], 3)
+    ]
     return {"cases": cases}
 
 
-def _report_case(domain: Domain, model_id: bytes, report: Report) -> Any:
+def _report_case(domain: Domain, model_id: bytes, generation: int, report: Report) -> Any:
+    receipt = report_receipt(model_id, generation, report)
     return {
         "chain_id": domain.chain_id,
         "settlement": domain.settlement,
         "domain_separator": to_hex(domain.separator),
         "model_id": to_hex(model_id),
+        "generation": generation,
         "round": report.round,
         "stage": report.stage,
         "hops": [
@@ -364,12 +378,52 @@ def _report_case(domain: Domain, model_id: bytes, report: Report) -> Any:
         "gradient_hash": to_hex(report.gradient_hash),
         "state_before": to_hex(report.state_before),
         "state_after": to_hex(report.state_after),
-        "digest": to_hex(report_digest(domain, model_id, report)),
+        "unit": to_hex(receipt.unit),
+        "output": to_hex(receipt.output),
+        "digest": to_hex(receipt.digest(domain)),
+    }
+
+
+def build_receipt() -> Any:
+    """Signed receipts; those of one signer, domain, model, stage and unit with different outputs prove equivocation."""
+    signers = [NodeIdentity(keccak(b"signer %d" % i)) for i in range(2)]
+    model_id = keccak(b"model")
+    first, second = (report_receipt(model_id, 1, make_reports(SPECS["tiny"], 3)[stage]) for stage in (0, 1))
+    other_output = keccak(b"another output")
+    cases = [
+        ("honest", DOMAINS[0], first, signers[0]),
+        ("another output", DOMAINS[0], replace(first, output=other_output), signers[0]),
+        ("another output by another signer", DOMAINS[0], replace(first, output=other_output), signers[1]),
+        ("another unit", DOMAINS[0], replace(first, unit=keccak(b"another unit"), output=other_output), signers[0]),
+        ("another stage", DOMAINS[0], replace(first, stage=1, output=other_output), signers[0]),
+        ("another model", DOMAINS[0], replace(first, model_id=keccak(b"another"), output=other_output), signers[0]),
+        ("another chain", DOMAINS[1], replace(first, output=other_output), signers[0]),
+        ("another settlement", DOMAINS[2], replace(first, output=other_output), signers[0]),
+        ("another report", DOMAINS[0], second, signers[1]),
+        ("zeros", DOMAINS[0], Receipt(bytes(32), 0, bytes(32), bytes(32)), signers[0]),
+        ("ones", DOMAINS[2], Receipt(b"\xff" * 32, 2**32 - 1, b"\xff" * 32, b"\xff" * 32), signers[1]),
+    ]
+    return {"type": RECEIPT_TYPE.decode(), "cases": [_receipt_case(*case) for case in cases]}
+
+
+def _receipt_case(name: str, domain: Domain, receipt: Receipt, signer: NodeIdentity) -> Any:
+    digest = receipt.digest(domain)
+    return {
+        "name": name,
+        "chain_id": domain.chain_id,
+        "settlement": domain.settlement,
+        "model_id": to_hex(receipt.model_id),
+        "stage": receipt.stage,
+        "unit": to_hex(receipt.unit),
+        "output": to_hex(receipt.output),
+        "digest": to_hex(digest),
+        "signer": signer.address,
+        "signature": to_hex(signer.sign_digest(digest)),
     }
 
 
 def build_statement() -> Any:
-    """The statements of three epochs; a provider comes, another goes."""
+    """The statements of three epochs; a provider comes, another goes; in the second nobody serves."""
     spec = SPECS["tiny"]
     balances: dict[str, Any] = {}
     epochs = []
@@ -382,16 +436,24 @@ def build_statement() -> Any:
                     credit_report(
                         spec,
                         report,
-                        address(f"node {report.stage + (epoch if report.stage == 1 else 0)}"),
-                        address(f"owner {(report.stage + epoch) % 4}"),
-                        tensor_hash("signature", number, report.stage) * 2 + b"\x1b",
+                        node=address(f"node {report.stage + (epoch if report.stage == 1 else 0)}"),
+                        account=address(f"owner {(report.stage + epoch) % 4}"),
+                        generation=number // 2 + 1,
+                        signature=tensor_hash("signature", number, report.stage) * 2 + b"\x1b",
                     )
                     for report in make_reports(spec, number)
                 ),
             )
             for number in range(first, first + spec.economics.rounds_per_epoch)
         ]
-        accumulator = (0, 3**80, 3**90)[epoch]
+        served = [
+            ServedLine(stage=stage, node=address(node), account=address(account), tokens=tokens)
+            for stage, node, account, tokens in (
+                ((0, "node 0", "owner 0", 1201), (1, "node 1", "owner 1", 1201), (2, "node 2", "owner 2", 1201)),
+                (),
+                ((0, "node 0", "owner 2", 700), (1, "node 3", "owner 3", 699), (2, "gateway", "newcomer", 1)),
+            )[epoch]
+        ]
         statement = make_statement(
             spec,
             chain_id=31337,
@@ -399,8 +461,10 @@ def build_statement() -> Any:
             model_id=keccak(b"model"),
             epoch=epoch,
             rounds=rounds,
+            served=served,
+            operator_earned=(10**7 + 1, 10**7 + 8, 3 * 10**7 + 5)[epoch],
             balances_before=balances,
-            accumulator_before=accumulator,
+            accumulator_before=(0, 3**80, 3**90)[epoch],
         )
         balances = statement.balances()
         epochs.append({"statement": statement.model_dump(mode="json"), "hash": to_hex(statement.hash)})
@@ -414,6 +478,7 @@ BUILDERS: dict[str, Callable[[], Any]] = {
     "spec": build_spec_vectors,
     "sampling": build_sampling,
     "shares": build_shares,
+    "receipt": build_receipt,
     "report": build_report,
     "statement": build_statement,
 }

@@ -1,7 +1,7 @@
 """The baselines, each in processes of its own: `python -m commonweight.bench.baseline`.
 
-Reads one JSON object with what to build from its first line of stdin, then trains a round for each further line and
-answers with the seconds that it took. Plain PyTorch: no wire, no hashes, no checkpoints.
+Reads one JSON object with what to build from its first line of stdin, then trains a round, or generates an answer, for
+each further line and answers with the seconds that it took. Plain PyTorch: no wire, no hashes, no checkpoints.
 """
 
 import json
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.distributed.pipelining import PipelineStage, Schedule1F1B
 
 from commonweight.model.data import Dataset
+from commonweight.model.inference import InferenceStage, generate
 from commonweight.model.stage import Stage, train_round
 from commonweight.rules.spec import ModelSpec, parse_spec
 
@@ -34,6 +35,16 @@ def unsplit(spec: ModelSpec, dataset: Dataset, sequences: int) -> Callable[[int]
         train_round([stage], microbatches)
 
     return train
+
+
+def answer(spec: ModelSpec, prompt: list[int], tokens: int) -> Callable[[int], None]:
+    """The whole model in this process at version 0, generating after the prompt."""
+    stage = InferenceStage.initial(spec.model_copy(update={"stages": 1}), 0)
+
+    def generate_all(_: int) -> None:
+        assert len(list(generate([stage], prompt, tokens))) == tokens
+
+    return generate_all
 
 
 class PipelineModule(nn.Module):
@@ -87,11 +98,12 @@ def main() -> None:
     order: dict[str, Any] = json.loads(sys.stdin.readline())
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     spec = parse_spec(Path(order["spec"]).read_bytes())
-    dataset = Dataset.open(Path(order["data"]), spec)
-    if order["kind"] == "unsplit":
-        train = unsplit(spec, dataset, order["sequences"])
+    if order["kind"] == "generate":
+        train = answer(spec, order["prompt"], order["tokens"])
+    elif order["kind"] == "unsplit":
+        train = unsplit(spec, Dataset.open(Path(order["data"]), spec), order["sequences"])
     else:
-        train = torch_pipeline(spec, dataset, order["rank"], Path(order["store"]))
+        train = torch_pipeline(spec, Dataset.open(Path(order["data"]), spec), order["rank"], Path(order["store"]))
     print(json.dumps({"ready": True}), flush=True)  # noqa: T201
     for line in sys.stdin:
         started_s = time.perf_counter()

@@ -39,3 +39,26 @@ def pipeline(
         raise ConfigError(f"--dtype {', '.join(sorted(unknown))} isn't measured: take float32 or bfloat16.")
     bench, here = PipelineBench(pairs=pairs), machine()
     publish("pipeline", here, asdict(bench), run_pipeline_bench(bench, dtypes), json)
+
+
+@app.command()
+def decode(
+    json: Annotated[Path | None, typer.Option(help="Write the results to this file, too.")] = None,
+    pairs: Annotated[int, typer.Option(min=1, max=1000, help="Measured turns of each contender.")] = 5,
+) -> None:
+    """Generate with a model of four stages over gRPC against the unsplit model.
+
+    Contenders take turns, one answer each, one sequence at a time: our four decode processes with one thread each, and
+    the same model with keys and values kept in one process, with one thread and with two. Takes about two minutes on
+    two idle cores. Only the ratios count.
+
+    Example:
+        commonweight bench decode --json decode.json
+    """
+    from dataclasses import asdict
+
+    from commonweight.bench.decode import DecodeBench, run_decode_bench
+    from commonweight.bench.measure import machine, publish
+
+    bench, here = DecodeBench(pairs=pairs), machine()
+    publish("decode", here, asdict(bench), run_decode_bench(bench), json)

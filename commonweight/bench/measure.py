@@ -41,10 +41,12 @@ class Result:
     ratio: Summary | None = None
     target: float | None = None
     """Of the ratio's median, or of the candidate's where there is no baseline; the least that is wanted."""
+    limit: float | None = None
+    """Likewise, the most."""
 
     def to_json(self) -> dict[str, Any]:
         """As in the file of `--json`; without what doesn't apply."""
-        fields = {"name": self.name, "unit": self.unit, "target": self.target}
+        fields = {"name": self.name, "unit": self.unit, "target": self.target, "limit": self.limit}
         for part in ("candidate", "baseline", "ratio"):
             if (summary := getattr(self, part)) is not None:
                 fields[part] = vars(summary)
@@ -111,10 +113,16 @@ def publish(
         table.add_row(
             result.name,
             result.unit,
-            f"{result.candidate.median:,.1f}",
+            f"{result.candidate.median:,.{2 if result.candidate.median < 10 else 1}f}",
             f"{result.baseline.median:,.1f}" if result.baseline else "",
             f"{result.ratio.median:.3f}" if result.ratio else "",
             f"{result.ratio.min:.2f} – {result.ratio.max:.2f}" if result.ratio else "",
-            f"≥ {result.target:g}" if result.target is not None else "",
+            _show_goal(result),
         )
     Console(width=110).print(table)
+
+
+def _show_goal(result: Result) -> str:
+    if result.limit is not None:
+        return f"≤ {result.limit:g}"
+    return f"≥ {result.target:g}" if result.target is not None else ""

@@ -6,7 +6,15 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
-CONTRACTS = ("ModelRegistry", "ModelShares", "EpochSettlement", "TestUSD")
+CONTRACTS = (
+    "ModelRegistry",
+    "ModelShares",
+    "EpochSettlement",
+    "RevenueRouter",
+    "ProviderRegistry",
+    "Arbiter",
+    "TestUSD",
+)
 
 
 @dataclass(frozen=True)

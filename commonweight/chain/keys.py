@@ -68,6 +68,10 @@ class Key:
         account: LocalAccount = Account.from_key(self.secret)
         return account
 
+    def sign_digest(self, digest: bytes) -> bytes:
+        """r ‖ s ‖ v over a 32-byte digest: 65 bytes, v 27 or 28."""
+        return bytes(self.account.unsafe_sign_hash(digest).signature)  # type: ignore[arg-type]
+
 
 def create_key(path: Path, password: str, *, scrypt_n: int = SCRYPT_N) -> Key:
     """Makes a random key and keeps it in a new file at `path`. Raises KeyStoreError."""

@@ -4,9 +4,11 @@ ours.
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from copy import copy
 from typing import Any, Self
 
 import requests
+from eth_abi.exceptions import EncodingError
 from eth_utils.address import is_address, to_checksum_address
 from web3 import HTTPProvider, Web3
 from web3._utils.rpc_abi import RPC
@@ -16,6 +18,8 @@ from web3.exceptions import (
     BadResponseFormat,
     BlockNotFound,
     ContractLogicError,
+    InvalidAddress,
+    MismatchedABI,
     TransactionNotFound,
     Web3RPCError,
 )
@@ -44,6 +48,7 @@ class Chain:
         self.endpoint = _without_secrets(rpc_url)
         self.chain_id = chain_id
         self.timeout_s = timeout_s
+        self._pinned: int | None = None
 
     @classmethod
     def connect(cls, rpc_url: str, expected_chain_id: int | None = None, timeout_s: float = 10.0) -> Self:
@@ -80,6 +85,15 @@ class Chain:
             )
         return chain
 
+    def at(self, block: int) -> Self:
+        """The same chain as it stood after `block`: `read` and `events` look no further.
+
+        For sums over many reads, which would not add up if the chain went on between them.
+        """
+        pinned = copy(self)
+        pinned._pinned = block
+        return pinned
+
     def balance_wei(self, account: str) -> int:
         with self.errors("eth_getBalance"):
             return int(self.w3.eth.get_balance(to_address(account)))
@@ -88,6 +102,14 @@ class Chain:
         """Of the latest block."""
         with self.errors("eth_blockNumber"):
             return int(self.w3.eth.block_number)
+
+    def confirmed_block(self, confirmations: int) -> int:
+        """The newest block on which at least `confirmations` others lie; negative while the chain is too short.
+
+        What happened in it or before is settled for whoever trusts that depth:
+        `record.block_number <= chain.confirmed_block(12)`.
+        """
+        return self.block_number() - confirmations
 
     def timestamp(self) -> int:
         """Unix time that a transaction sent now would see, or less.
@@ -116,29 +138,40 @@ class Chain:
 
     def read(self, contract: Contract, name: str, function: str, *arguments: Any) -> Any:
         """Calls a view of `contract` (of artifact `name`) at the latest block and returns what it returns."""
+        block: Any = "latest" if self._pinned is None else self._pinned
         with self.errors(f"{name}.{function}", str(contract.address)):
-            return contract.functions[function](*arguments).call()
+            return contract.functions[function](*arguments).call(block_identifier=block)
 
     def events(
-        self, contract: Contract, event: str, from_block: int = 0, to_block: int | None = None
+        self,
+        contract: Contract,
+        event: str,
+        from_block: int = 0,
+        to_block: int | None = None,
+        arguments: Mapping[str, Any] | None = None,
     ) -> Iterator[Mapping[str, Any]]:
         """All `event`s of `contract` from `from_block` to `to_block` (the latest if None), oldest first.
 
-        Asks for 10,000 blocks at a time, and for fewer where the endpoint wants fewer.
+        `arguments` keeps those whose indexed arguments have the given value, or one of a list of them. Such a
+        question is first asked for all blocks at once, others for 10,000 at a time, and each for fewer where the
+        endpoint wants fewer.
         """
-        last = self.block_number() if to_block is None else to_block
-        span = _MAX_LOG_BLOCKS
+        if to_block is None:
+            to_block = self.block_number() if self._pinned is None else self._pinned
+        last = to_block
+        span = max(last - from_block + 1, 1) if arguments else _MAX_LOG_BLOCKS
         while from_block <= last:
             until = min(from_block + span - 1, last)
             try:
                 with self.errors("eth_getLogs"):
-                    found = contract.events[event]().get_logs(from_block=from_block, to_block=until)
-            except RpcUnreachable:
-                raise
-            except ChainError:
-                if span <= 16:
+                    found = contract.events[event]().get_logs(
+                        dict(arguments or {}), from_block=from_block, to_block=until
+                    )
+            except ChainError as error:
+                # Some say "too many blocks" with an HTTP status, or take too long to look.
+                if span <= 16 or (isinstance(error, RpcUnreachable) and span <= _MAX_LOG_BLOCKS):
                     raise
-                span //= 4
+                span = min(span // 4, _MAX_LOG_BLOCKS)
                 continue
             yield from found
             from_block = until + 1
@@ -161,6 +194,8 @@ class Chain:
         except ContractLogicError as error:
             data = error.data if isinstance(error.data, str | bytes) else None
             raise explain_revert(what, data) from error
+        except (MismatchedABI, InvalidAddress, EncodingError) as error:
+            raise ChainError(f"{what} doesn't take these arguments: {_misfit(error)}") from error
         except BadFunctionCallOutput as error:
             raise ChainError(
                 f"{what}: chain {self.chain_id} has no such contract at {address}: check the address and the network"
@@ -227,6 +262,12 @@ def rpc_message(error: Web3RPCError) -> str:
     response = error.rpc_response
     detail = response.get("error") if response else None
     return str(detail.get("message", detail)) if isinstance(detail, dict) else str(error.message)
+
+
+def _misfit(error: Exception) -> str:
+    """The one line of web3's or eth_abi's explanation that says which value has no place where."""
+    lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return next((line for line in lines if "not compatible" in line), lines[0])[:300]
 
 
 def _cause(error: BaseException) -> str:

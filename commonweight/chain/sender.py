@@ -64,6 +64,20 @@ class Receipt:
     """web3's receipt, with the logs."""
 
 
+def quote(
+    chain: Chain, account: str, action: Action, *, gas: int | None = None, max_fee_wei: int = DEFAULT_MAX_FEE_WEI
+) -> Quote:
+    """Executes `action` as `account` without sending it and says what it would cost. Raises what `Sender.send` would.
+
+    Only the balance isn't looked at, so that it answers for an account that is yet to be funded. `gas` stands for the
+    estimate, and nothing is executed, where `action` can't succeed before another one is mined.
+    """
+    gas = gas or _estimate_gas(chain, account, action)
+    fees = _fees(chain, max_fee_wei)
+    limit = _with_margin(gas)
+    return Quote(gas, limit, gas * fees.expected_wei, limit * fees.max_fee_wei)
+
+
 class _Nonces:
     """The next nonce of one account, shared by all senders of this process that use it."""
 
@@ -112,12 +126,8 @@ class Sender:
         return self.key.address
 
     def dry_run(self, action: Action) -> Quote:
-        """Executes `action` without sending it and says what it would cost. Raises what `send` would.
-
-        Only the balance isn't looked at, so that it answers for an account that is yet to be funded.
-        """
-        gas = self._estimate_gas(action)
-        return _quote(gas, _with_margin(gas), self._fees())
+        """`quote` for this account."""
+        return quote(self.chain, self.address, action, max_fee_wei=self.max_fee_wei)
 
     def send(self, action: Action, *, gas_limit: int | None = None) -> Receipt:
         """Signs, sends and waits until it is mined.
@@ -127,8 +137,8 @@ class Sender:
         `transaction`) if it reverts when mined; RpcUnreachable or ChainError, naming the hash, if it was sent
         and no receipt came in time.
         """
-        limit = gas_limit or _with_margin(self._estimate_gas(action))
-        fees = self._fees()
+        limit = gas_limit or _with_margin(_estimate_gas(self.chain, self.address, action))
+        fees = _fees(self.chain, self.max_fee_wei)
         self._check_funds(action, limit, fees)
         transaction = self._submit(action, limit, fees)
         try:
@@ -151,21 +161,6 @@ class Sender:
         """Sends native currency."""
         return self.send(Action("transfer", to_address(to), value_wei=value_wei))
 
-    def _call_fields(self, action: Action) -> Any:
-        fields: dict[str, Any] = {"from": self.address, "data": action.data, "value": action.value_wei}
-        return fields if action.to is None else {**fields, "to": action.to}
-
-    def _estimate_gas(self, action: Action) -> int:
-        # In the pending block: the latest one's time stands still on a chain that mines on demand, and a
-        # window that has passed would look open.
-        with self.chain.errors(action.what, action.to):
-            return int(self.chain.w3.eth.estimate_gas(self._call_fields(action), "pending"))
-
-    def _fees(self) -> Fees:
-        with self.chain.errors("eth_feeHistory"):
-            history = self.chain.w3.eth.fee_history(HISTORY_BLOCKS, "latest", [TIP_PERCENTILE])
-        return choose_fees(history, self.max_fee_wei)
-
     def _check_funds(self, action: Action, gas_limit: int, fees: Fees) -> None:
         needed = gas_limit * fees.max_fee_wei + action.value_wei
         balance = self.chain.balance_wei(self.address)
@@ -181,7 +176,7 @@ class Sender:
         """
         eth, nonces = self.chain.w3.eth, self._nonces
         fields = {
-            **self._call_fields(action),
+            **_call_fields(self.address, action),
             "type": 2,
             "chainId": self.chain.chain_id,
             "gas": gas_limit,
@@ -217,11 +212,11 @@ class Sender:
         """The receipt. Outlasts an endpoint that fails now and then."""
         deadline = time.monotonic() + self.receipt_timeout_s
         pause_s = _FIRST_POLL_S
-        failure: RpcUnreachable | None = None
+        failure: ChainError | None = None
         while True:
             try:
                 raw = self.chain.receipt(transaction)
-            except RpcUnreachable as error:
+            except ChainError as error:
                 failure = error
             else:
                 failure = None
@@ -241,7 +236,7 @@ class Sender:
         """Executes the call once more, where it was mined, to learn why it reverted; a receipt doesn't tell."""
         if int(raw["gasUsed"]) >= gas_limit:
             return TransactionFailed(f"{action.what} ran out of gas ({gas_limit}) when mined ({transaction})")
-        call: Any = {**self._call_fields(action), "gas": gas_limit}
+        call: Any = {**_call_fields(self.address, action), "gas": gas_limit}
         for block in (raw["blockNumber"], "latest"):  # the first one's state may be pruned
             try:
                 with self.chain.errors(action.what):
@@ -259,12 +254,26 @@ def _is_nonce_error(error: ChainError) -> bool:
     return any(sign in message for sign in _NONCE_TAKEN)
 
 
+def _call_fields(account: str, action: Action) -> Any:
+    fields: dict[str, Any] = {"from": account, "data": action.data, "value": action.value_wei}
+    return fields if action.to is None else {**fields, "to": action.to}
+
+
+def _estimate_gas(chain: Chain, account: str, action: Action) -> int:
+    # In the pending block: the latest one's time stands still on a chain that mines on demand, and a
+    # window that has passed would look open.
+    with chain.errors(action.what, action.to):
+        return int(chain.w3.eth.estimate_gas(_call_fields(account, action), "pending"))
+
+
+def _fees(chain: Chain, max_fee_wei: int) -> Fees:
+    with chain.errors("eth_feeHistory"):
+        history = chain.w3.eth.fee_history(HISTORY_BLOCKS, "latest", [TIP_PERCENTILE])
+    return choose_fees(history, max_fee_wei)
+
+
 def _with_margin(gas: int) -> int:
     return gas * 6 // 5
-
-
-def _quote(gas: int, gas_limit: int, fees: Fees) -> Quote:
-    return Quote(gas, gas_limit, gas * fees.expected_wei, gas_limit * fees.max_fee_wei)
 
 
 def _ether(wei: int) -> str:

@@ -18,12 +18,24 @@ EXIT_INTERRUPTED = 130
 MOUNTS = (
     Mount("node", "node.cli", "Provide compute: train one stage of a model, earn shares."),
     Mount("coordinator", "coordinator.cli", "Lead a model: plan rounds, keep the ledger, settle epochs."),
+    Mount("gateway", "gateway.cli", "Sell a model's answers, in OpenAI's format, for x402."),
     Mount("devnet", "commonweight.devnet.cli", "Run everything on this machine: chain, coordinator, nodes."),
     Mount("keys", "commonweight.cli.keys", "Create, import and show the key that is a node's identity."),
-    Mount("model", "commonweight.cli.model", "Show what a model is, stage by stage, and who is owed what."),
+    Mount("model", "commonweight.cli.model", "Show what a model is, stage by stage, and register one."),
+    Mount("ask", "commonweight.cli.ask", "Ask a model, and pay for the answer.", single=True),
     Mount("data", "commonweight.cli.data", "Turn text into a data set that a model can be trained on."),
     Mount("ownership", "commonweight.cli.ownership", "Show who owns a model, from the chain alone."),
     Mount("claim", "commonweight.cli.claim", "Claim the shares that an account has earned.", single=True),
+    Mount(
+        "earnings", "commonweight.cli.earnings", "Show what an account earned, epoch by epoch, and why.", single=True
+    ),
+    Mount("revenue", "commonweight.cli.revenue", "Show, split and withdraw what buyers paid."),
+    Mount("bond", "commonweight.cli.bond", "Bond stake, which seats lock.", single=True),
+    Mount("unbond", "commonweight.cli.bond", "Take free stake back.", single=True),
+    Mount("seat", "commonweight.cli.seat", "Take and leave seats, and say which nodes fill them."),
+    Mount("epochs", "commonweight.cli.epochs", "List a model's epochs, and recompute them."),
+    Mount("arbiter", "commonweight.cli.arbiter", "Decide challenged epochs and contested slashes."),
+    Mount("watch", "commonweight.cli.watch", "Recompute every proposed epoch, and challenge a wrong one.", single=True),
     Mount("bench", "commonweight.bench.cli", "Measure what this machine and its links can do."),
 )
 

@@ -1,8 +1,8 @@
-"""`commonweight model`: what a model is, told from its spec."""
+"""`commonweight model`: what a model is, told from its spec and its registration."""
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -16,9 +16,10 @@ from commonweight.cli.output import (
     print_json,
     print_table,
 )
-from commonweight.errors import MalformedMessage, SpecError
+from commonweight.cli.register import register
 
 if TYPE_CHECKING:  # pydantic, which the rules need, takes 0.2 s to import
+    from commonweight.cli.place import Place
     from commonweight.rules.spec import ModelSpec
 
 ERAS_SHOWN = 6
@@ -28,7 +29,10 @@ app = typer.Typer(no_args_is_help=True)
 
 @app.callback()
 def model() -> None:
-    """Show what a model is."""
+    """Show what a model is, and register one."""
+
+
+app.command("register")(register)
 
 
 @app.command("show")
@@ -42,11 +46,12 @@ def show(
     dir: DirOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show what a model is: its architecture, its stages, its traffic and its shares.
+    """Show what a model is: its architecture, its stages, its traffic, its shares and its terms.
 
     Needs the model's spec: a JSON file, or a model registered on a chain, whose spec is read from where the registry
     says. With both, the file must be the spec that was registered. Prints what each stage holds and costs, what a
-    token costs over a boundary between stages, how many shares an epoch mints and who gets them.
+    token costs over a boundary between stages, how many shares an epoch mints and who gets them; of a registered model
+    also its terms, how many seats of each stage are held, and the least stake that buys one replica of every stage.
 
     \b
     Examples:
@@ -54,47 +59,66 @@ def show(
       commonweight model show --dir runs/first
     """
     from commonweight.cli.model_facts import to_json
+    from commonweight.cli.spec_file import read_spec, registered_spec
 
-    spec = _read_spec(spec_file) if spec_file is not None else None
-    on_chain = {}
+    spec, place = read_spec(spec_file) if spec_file is not None else None, None
     if spec is None or model is not None:
-        from commonweight.cli.place import find_place, local_path, read_regular
-        from commonweight.rules.spec import MAX_SPEC_BYTES
+        from commonweight.cli.place import find_place
 
         place = find_place(rpc, registry, model, dir)
-        terms = place.model.terms
-        on_chain = {
-            "model_id": place.model_id,
-            "designer": terms.designer,
-            "data_recipient": terms.data_recipient,
-            "coordinator": terms.coordinator,
-            "shares": place.model.shares,
-            "settlement": place.model.settlement,
-        }
-        spec = spec or _read_spec(local_path(terms.spec_uri), lambda path: read_regular(path, MAX_SPEC_BYTES))
-        if spec.spec_hash != terms.spec_hash:
-            raise SpecError(
-                f"The spec's hash is 0x{spec.spec_hash.hex()}; the one registered as {place.model_id} has "
-                f"0x{terms.spec_hash.hex()}. Get that one from the model's designer, {terms.designer}."
-            )
+        spec = registered_spec(place, spec)
     if as_json:
-        print_json(to_json(spec) | ({"registered": on_chain} if on_chain else {}))
-    else:
-        _print(spec, on_chain)
+        print_json(to_json(spec) | ({"registered": _registered(place)} if place is not None else {}))
+        return
+    print_spec(spec, {"model id": place.model_id} if place is not None else {})
+    if place is not None:
+        _print_registration(place)
 
 
-def _read_spec(path: Path, read: Callable[[Path], bytes] = Path.read_bytes) -> "ModelSpec":
-    from commonweight.rules.spec import parse_spec
+def _registered(place: "Place") -> dict[str, Any]:
+    """What the chain says about the model, for programs."""
+    from commonweight.cli.stakes import seats_of_model
+    from commonweight.cli.terms import term_facts
 
-    try:
-        return parse_spec(read(path))
-    except OSError as error:
-        raise SpecError(f"The spec {path} can't be read: {error.strerror}.") from error
-    except MalformedMessage as error:
-        raise SpecError(f"{path} is no model spec: {Exception.__str__(error)}") from error
+    model = place.model
+    held = [each.seat.stage for each in seats_of_model(place) if each.is_held]
+    return {
+        "model_id": place.model_id,
+        "registrant": model.registrant,
+        "coordinator": model.coordinator,
+        "retired": model.retired,
+        "shares": model.shares,
+        "settlement": model.settlement,
+        "router": model.router,
+        "seats_held": [held.count(stage) for stage in range(model.terms.stages)],
+        **term_facts(model.terms, place.revenue_token, place.stake_token),
+    }
 
 
-def _print(spec: "ModelSpec", on_chain: dict[str, str]) -> None:
+def _print_registration(place: "Place") -> None:
+    from commonweight.cli.stakes import seats_of_model
+    from commonweight.cli.terms import term_fields
+
+    model = place.model
+    held = [each.seat.stage for each in seats_of_model(place) if each.is_held]
+    seats = (f"stage {stage}: {held.count(stage)}" for stage in range(model.terms.stages))
+    typer.echo("\nRegistration")
+    print_fields(
+        {
+            "registrant": model.registrant,
+            "coordinator": model.coordinator,
+            "retired": "yes: no more seats can be taken" if model.retired else "no",
+            "shares": model.shares,
+            "settlement": model.settlement,
+            "router": f"{model.router}, to which buyers pay",
+            **term_fields(model.terms, place.revenue_token, place.stake_token),
+            "seats held": ", ".join(seats),
+        }
+    )
+
+
+def print_spec(spec: "ModelSpec", more: Mapping[str, object]) -> None:
+    """What the spec says, with `more` fields after its hash."""
     from commonweight.cli.model_facts import stages_of
     from commonweight.rules.stages import boundary_bytes_per_token
 
@@ -105,7 +129,7 @@ def _print(spec: "ModelSpec", on_chain: dict[str, str]) -> None:
         {
             "model": spec.name,
             "spec hash": f"0x{spec.spec_hash.hex()}",
-            **{name.replace("_", " "): address for name, address in on_chain.items()},
+            **more,
             "parameters": f"{format_engineering(sum(stage.parameters for stage in stages))} trained",
             "decoder": f"{a.n_layers} layers, width {a.d_model}, {a.n_heads} heads ({a.n_kv_heads} key-value), "
             f"feed-forward {a.d_ff}, vocabulary {a.vocab_size:,}",

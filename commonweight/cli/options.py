@@ -32,12 +32,19 @@ DirOption = Annotated[
     ),
 ]
 StatementsOption = Annotated[
-    Path | None,
+    str | None,
     typer.Option(
         "--statements",
-        metavar="DIR",
+        metavar="DIR|URL",
         envvar="COMMONWEIGHT_STATEMENTS",
-        help="Look for epochs' statements here, as <hash>.json, before the address recorded on the chain.",
+        help="Look for epochs' statements here before the address recorded on the chain: a directory of "
+        "<hash>.json, or a coordinator's or node's HTTP address.",
+    ),
+]
+KeyOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--key", metavar="FILE", envvar="COMMONWEIGHT_KEY", help="The key file that sends, and pays for the gas."
     ),
 ]
 PasswordFileOption = Annotated[
@@ -49,6 +56,24 @@ PasswordFileOption = Annotated[
         help="Read the key's password from this file, which only you may read.",
     ),
 ]
+OwnKeyOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--key",
+        metavar="FILE",
+        envvar="COMMONWEIGHT_KEY",
+        help="The key file of the account, if ADDRESS isn't given. Its password isn't needed.",
+    ),
+]
+DryRunOption = Annotated[
+    bool,
+    typer.Option(
+        "--dry-run",
+        help="Say what would happen and what it would cost, and stop. Needs no password.",
+        allow_from_autoenv=False,
+    ),
+]
+YesOption = Annotated[bool, typer.Option("--yes", help="Don't ask before sending.", allow_from_autoenv=False)]
 JsonOption = Annotated[
     bool,
     typer.Option("--json", help="Print JSON for programs.", allow_from_autoenv=False),

@@ -5,6 +5,7 @@ Plain columns instead of boxes: an address is never cut, and every line can be p
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
 
@@ -25,10 +26,11 @@ def print_fields(fields: Mapping[str, object]) -> None:
 
 
 def field_lines(fields: Mapping[str, object]) -> Iterator[str]:
-    """One line for each field, the values below each other. An empty name continues the field above."""
+    """One line for each field, the values below each other; for a list, one line for each of its items."""
     width = max(map(len, fields), default=0)
     for name, value in fields.items():
-        yield f"{name:<{width}}  {value}"
+        for number, item in enumerate(value if isinstance(value, list) else [value]):
+            yield f"{name if number == 0 else '':<{width}}  {item}"
 
 
 def print_table(header: Sequence[str], rows: Iterable[Sequence[object]], right: str = "") -> None:
@@ -75,3 +77,26 @@ def format_engineering(number: int) -> str:
         if number >= 10**exponent:
             return f"{number / 10**exponent:.3g} {prefix}".replace("e+03", "000")
     return f"{number}"
+
+
+def format_time(unix: int, now: int | None = None) -> str:
+    """A moment as "2026-11-21 22:01:05 UTC"; with `now`, also how far away it is: ", in 3 d 4 h"."""
+    text = datetime.fromtimestamp(unix, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    if now is None:
+        return text
+    return f"{text}, in {format_duration(unix - now)}" if unix > now else f"{text}, {format_duration(now - unix)} ago"
+
+
+def format_duration(seconds: int) -> str:
+    """The two largest units of a time: "3 d 4 h", "59 s"."""
+    parts = []
+    for size, unit in ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s")):
+        count, seconds = divmod(seconds, size)
+        if count:
+            parts.append(f"{count} {unit}")
+    return " ".join(parts[:2]) or "0 s"
+
+
+def format_ether(wei: int) -> str:
+    """An amount of the chain's own currency."""
+    return f"{wei / 10**18:.9f} ETH"

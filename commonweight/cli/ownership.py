@@ -20,11 +20,13 @@ from commonweight.cli.output import (
     print_json,
     print_table,
 )
+from commonweight.errors import StatementUnavailable
 
 if TYPE_CHECKING:  # web3 takes a second to import
+    from commonweight.chain.records import EpochRecord
     from commonweight.cli.holdings import Holding
     from commonweight.cli.place import Place
-    from commonweight.cli.statements import Missing, Published
+    from commonweight.cli.statements import Published
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -60,42 +62,43 @@ def show(
     """
     from commonweight.cli.holdings import holdings_of, known_accounts
     from commonweight.cli.place import find_place, parse_address
-    from commonweight.cli.statements import Published, find_statement, last_final_epoch
+    from commonweight.cli.statements import find_statement, last_final_epoch
 
     only = parse_address(account) if account is not None else None
     place = find_place(rpc, registry, model, dir, statements)
-    epoch = last_final_epoch(place)
-    found = find_statement(place, epoch) if epoch is not None else None
-    published = found if isinstance(found, Published) else None
+    epoch, published = last_final_epoch(place), None
+    try:
+        published = find_statement(place, epoch) if epoch is not None else None
+    except StatementUnavailable as error:
+        typer.echo(f"Note: {error}", err=True)
     accounts = [only] if only is not None else known_accounts(place, published)
-    report = _Report(place, found, holdings_of(place, accounts, published))
+    report = _Report(place, epoch, published, holdings_of(place, accounts, published))
     if as_json:
         print_json(report.to_json())
     elif only is not None:
         report.print_one()
     else:
         report.print_all()
-    if found is not None and published is None:
-        typer.echo(f"Note: {found}", err=True)
 
 
 class _Report:
     """Holdings with what it takes to read them: supply, revenue token, epoch."""
 
-    def __init__(self, place: "Place", found: "Published | Missing | None", holdings: "list[Holding]") -> None:
+    def __init__(
+        self, place: "Place", epoch: "EpochRecord | None", published: "Published | None", holdings: "list[Holding]"
+    ) -> None:
         self.place = place
-        self.found = found
+        self.epoch = epoch
+        self.published = published
         self.holdings = holdings
         self.supply = place.shares.total_supply()
         self.unclaimed = place.shares.balance_of(place.model.settlement)
         self.deposited = place.shares.deposited()
-        self.currency, self.decimals = place.revenue_token()
+        self.currency = place.revenue_token
 
     def to_json(self) -> dict[str, Any]:
         """All of it; base units as decimal strings."""
-        from commonweight.cli.statements import Published
-
-        terms, found = self.place.model.terms, self.found
+        terms, epoch = self.place.model.terms, self.epoch
         return {
             "model_id": self.place.model_id,
             "chain_id": self.place.chain.chain_id,
@@ -106,17 +109,14 @@ class _Report:
             "unclaimed": str(self.unclaimed),
             "revenue": {
                 "token": terms.revenue_token,
-                "symbol": self.currency,
-                "decimals": self.decimals,
+                "symbol": self.currency.symbol,
+                "decimals": self.currency.decimals,
                 "deposited": str(self.deposited),
             },
-            "last_final_epoch": found.epoch.epoch if found is not None else None,
+            "last_final_epoch": None if epoch is None else epoch.epoch,
             "statement": None
-            if found is None
-            else {
-                "hash": "0x" + found.epoch.statement_hash.hex(),
-                "found": isinstance(found, Published),
-            },
+            if epoch is None
+            else {"hash": "0x" + epoch.statement_hash.hex(), "found": self.published is not None},
             "accounts": [
                 {
                     "account": each.account,
@@ -151,7 +151,7 @@ class _Report:
             format_rounded(self.unclaimed),
             format_percent(self.unclaimed, self.supply),
         )
-        header = ("account", "role", "shares held", "of all", "to claim", f"{self.currency} owed")
+        header = ("account", "role", "shares held", "of all", "to claim", f"{self.currency.symbol} owed")
         print_table(header, [*rows, (*settlement, "", "")], right="  rrrr")
 
     def print_one(self) -> None:
@@ -159,39 +159,38 @@ class _Report:
         (each,) = self.holdings
         self._print_model()
         typer.echo()
-        claim = "unknown without the statement" if self.found is not None else "0"
+        claim = "unknown without the statement" if self.epoch is not None else "0"
         if each.claimable is not None and each.claimable_revenue is not None:
-            revenue = format_amount(each.claimable_revenue, self.decimals)
-            claim = f"{format_amount(each.claimable)} shares, with {revenue} {self.currency}"
+            claim = f"{format_amount(each.claimable)} shares, with {self.currency.show(each.claimable_revenue)}"
         print_fields(
             {
                 "account": each.account,
                 "role": ", ".join(each.roles) or "–",
                 "held": f"{format_amount(each.held)} shares, {format_percent(each.held, self.supply)} of all",
                 "to claim": claim,
-                "owed": f"{format_amount(each.owed, self.decimals)} {self.currency}",
+                "owed": self.currency.show(each.owed),
             }
         )
 
     def _print_model(self) -> None:
-        final = "none yet" if self.found is None else f"0 to {self.found.epoch.epoch}"
+        final = "none yet" if self.epoch is None else f"0 to {self.epoch.epoch}"
         print_fields(
             {
                 "model": self.place.model_id,
                 "chain": f"{self.place.chain.chain_id} at {self.place.chain.rpc_url}",
                 "shares": f"{format_amount(self.supply)} of at most {format_amount(self.place.model.terms.max_supply)}",
-                "revenue": f"{format_amount(self.deposited, self.decimals)} {self.currency} so far",
+                "revenue": f"{self.currency.show(self.deposited)} so far",
                 "final epochs": final,
             }
         )
 
     def _claimable(self, each: "Holding") -> str:
         if each.claimable is None:
-            return "0" if self.found is None else "?"
+            return "0" if self.epoch is None else "?"
         return format_rounded(each.claimable)
 
     def _revenue(self, units: int) -> str:
-        return format_rounded(units, self.decimals, places=min(6, self.decimals))
+        return format_rounded(units, self.currency.decimals, places=min(6, self.currency.decimals))
 
 
 def _text(number: int | None) -> str | None:

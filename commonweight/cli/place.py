@@ -3,16 +3,24 @@
 import json
 import re
 import stat
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from commonweight.chain.contracts import EpochSettlement, ModelRegistry, ModelShares
+from commonweight.chain.arbiter import Arbiter
+from commonweight.chain.events import ModelRegistered
+from commonweight.chain.providers import ProviderRegistry
 from commonweight.chain.records import RegisteredModel
+from commonweight.chain.registry import ModelRegistry
 from commonweight.chain.reverts import ContractReverted
+from commonweight.chain.router import RevenueRouter
 from commonweight.chain.rpc import Chain, to_address
-from commonweight.chain.sender import Sender
+from commonweight.chain.settlement import EpochSettlement
+from commonweight.chain.shares import ModelShares
+from commonweight.chain.token import Token
+from commonweight.cli.currency import Currency
 from commonweight.errors import ChainError, ConfigError, RpcUnreachable
 
 
@@ -21,36 +29,78 @@ class Place:
     """A registered model on a chain that answers."""
 
     chain: Chain
+    registry: ModelRegistry
     model: RegisteredModel
-    statements: Path | None
-    """Where to look for statements first."""
+    statements: str | None
+    """Where to look for statements first: a directory, or the base of an HTTP address."""
 
     @property
     def model_id(self) -> str:
         return "0x" + self.model.model_id.hex()
 
-    @property
+    def at(self, block: int) -> "Place":
+        """The same as it stood after `block`: what is read from it adds up, whatever happens meanwhile."""
+        return replace(self, chain=self.chain.at(block))
+
+    @cached_property
     def shares(self) -> ModelShares:
-        return ModelShares(self.chain, self.model.shares)
+        return ModelShares(self.chain, self.model.shares, first_block=self._first_block)
 
-    def revenue_token(self) -> tuple[str, int]:
-        """Symbol and decimals of what revenue is paid in. The symbol is a stranger's text: only what is printable."""
-        token = ModelShares(self.chain, self.model.terms.revenue_token)  # of which only the ERC-20 half is used
-        return "".join(filter(str.isprintable, token.symbol()))[:16], token.decimals()
+    @cached_property
+    def settlement(self) -> EpochSettlement:
+        return EpochSettlement(self.chain, self.model.settlement, first_block=self._first_block)
 
-    def settlement(self, sender: Sender | None = None) -> EpochSettlement:
-        """The model's settlement; with `sender` it can also be written to."""
-        return EpochSettlement(self.chain, self.model.settlement, sender)
+    @cached_property
+    def router(self) -> RevenueRouter:
+        return RevenueRouter(self.chain, self.model.router, first_block=self._first_block)
+
+    @cached_property
+    def providers(self) -> ProviderRegistry:
+        """Of all models of the registry, not of this one alone."""
+        return ProviderRegistry(self.chain, self.model.terms.providers)
+
+    @cached_property
+    def arbiter(self) -> Arbiter:
+        return Arbiter(self.chain, self.model.terms.arbiter)
+
+    @cached_property
+    def revenue_token(self) -> Currency:
+        """What buyers pay in, and what epochs' bonds are posted in."""
+        return read_currency(self.chain, self.model.terms.revenue_token)
+
+    @cached_property
+    def stake_token(self) -> Currency:
+        """What seats' stakes are in."""
+        return read_currency(self.chain, self.providers.bond_token())
+
+    @cached_property
+    def _first_block(self) -> int:
+        """That of the registration: none of the model's contracts was there before."""
+        return self.registry.registration_block(self.model.model_id)
+
+
+def read_currency(chain: Chain, token: str) -> Currency:
+    """An ERC-20's symbol and decimals. The symbol is a stranger's text: only what is printable of it."""
+    contract = Token(chain, token)
+    return Currency(contract.address, "".join(filter(str.isprintable, contract.symbol()))[:16], contract.decimals())
 
 
 def find_place(
-    rpc: str | None, registry: str | None, model: str | None, folder: Path | None, statements: Path | None = None
+    rpc: str | None, registry: str | None, model: str | None, folder: Path | None, statements: str | None = None
 ) -> Place:
     """Connects to the chain and reads the model there; `folder`'s deployments.json fills in what is None.
 
     A model needn't be named where the registry has one only. Raises ConfigError that says which option is missing,
     and what Chain raises.
     """
+    known = read_deployments(folder) if folder is not None else {}
+    found = find_registry(rpc, registry, folder)
+    model_id = model or (known.get("model_id") if registry is None else None)
+    return Place(found.chain, found, _read_model(found, model_id), statements or known.get("statements"))
+
+
+def find_registry(rpc: str | None, registry: str | None, folder: Path | None) -> ModelRegistry:
+    """Connects to the chain; `folder`'s deployments.json fills in what is None. Raises as `find_place`."""
     known = read_deployments(folder) if folder is not None else {}
     url = rpc or _need(known, "rpc_url", "--rpc URL")
     address = parse_address(registry or _need(known, "registry", "--registry ADDRESS"))
@@ -63,10 +113,7 @@ def find_place(
             f"The chain of the devnet in {folder} doesn't answer at {url}. It ends with the devnet: "
             f"`commonweight devnet status --dir {folder}` says how that stands."
         ) from error
-    model_id = model or (known.get("model_id") if registry is None else None)
-    if statements is None and known.get("statements"):
-        statements = local_path(known["statements"])
-    return Place(chain, _read_model(chain, address, model_id), statements)
+    return ModelRegistry(chain, address)
 
 
 def read_deployments(folder: Path) -> dict[str, Any]:
@@ -93,6 +140,17 @@ def parse_address(text: str) -> str:
         raise ConfigError(
             f"{text!r} is not an address: it has 0x and 40 hexadecimal digits, with their checksum if mixed."
         ) from error
+
+
+def own_address(given: str | None, key: Path | None) -> str | None:
+    """The address that was typed, else that of a key file, without its password; None where neither is given."""
+    if given is not None:
+        return parse_address(given)
+    if key is None:
+        return None
+    from commonweight.chain.keys import read_address
+
+    return read_address(key)
 
 
 def local_path(uri: str) -> Path:
@@ -126,30 +184,29 @@ def _need(known: dict[str, Any], field: str, option: str) -> str:
     return value
 
 
-def _read_model(chain: Chain, registry: str, model_id: str | None) -> RegisteredModel:
+def _read_model(registry: ModelRegistry, model_id: str | None) -> RegisteredModel:
     if model_id is None:
-        registered = _model_ids(chain, registry)
+        registered = _model_ids(registry)
         if len(registered) != 1:
             raise ConfigError(
-                f"The registry {registry} has {len(registered)} models. Give --model ID: {_listed(registered)}."
+                f"The registry {registry.address} has {len(registered)} models. Give --model ID: {_listed(registered)}."
             )
         model_id = registered[0]
     if not re.fullmatch("0x[0-9a-fA-F]{64}", model_id):
         raise ConfigError(f"{model_id!r} is not a model's id: it has 0x and 64 hexadecimal digits.")
     try:
-        return ModelRegistry(chain, registry).model(bytes.fromhex(model_id[2:]))
+        return registry.model(bytes.fromhex(model_id[2:]))
     except ContractReverted as error:
         if error.error != "ModelRegistryUnknownModel":
             raise
         raise ConfigError(
-            f"The registry {registry} on chain {chain.chain_id} has no model {model_id}. It has: "
-            f"{_listed(_model_ids(chain, registry))}."
+            f"The registry {registry.address} on chain {registry.chain.chain_id} has no model {model_id}. It has: "
+            f"{_listed(_model_ids(registry))}."
         ) from error
 
 
-def _model_ids(chain: Chain, registry: str) -> list[str]:
-    found = chain.events(chain.contract(ModelRegistry.NAME, registry), "ModelRegistered")
-    return ["0x" + bytes(event["args"]["modelId"]).hex() for event in found]
+def _model_ids(registry: ModelRegistry) -> list[str]:
+    return ["0x" + event.model_id.hex() for event in registry.events(ModelRegistered)]
 
 
 def _listed(model_ids: list[str]) -> str:

@@ -18,9 +18,9 @@ DirOption = Annotated[
 
 @app.callback()
 def devnet() -> None:
-    """Run everything on this machine: chain, coordinator, nodes.
+    """Run everything on this machine: chain, coordinator, nodes, gateway, buyers.
 
-    The processes are those that a provider or a coordinator would start, with keys that everybody knows.
+    The processes are those that their owners would start, with keys that everybody knows.
     """
 
 
@@ -41,6 +41,9 @@ def up(
         Path | None, typer.Option(metavar="FILE", help="Write what came of the run as JSON, even if interrupted.")
     ] = None,
     headless: Annotated[bool, typer.Option("--headless", help="Print lines and end by itself, as in CI.")] = False,
+    buyers: Annotated[
+        int, typer.Option(help="How many buy an answer every few seconds, from the first final epoch on.")
+    ] = 1,
     rounds_per_epoch: Annotated[int, typer.Option(hidden=True)] = 30,
 ) -> None:
     """Start a network that trains a small model, and own what it trains.
@@ -68,6 +71,7 @@ def up(
         report=report,
         live=attended,
         rounds_per_epoch=rounds_per_epoch,
+        buyers=buyers,
     )
     raise typer.Exit(run_devnet(options, console))
 

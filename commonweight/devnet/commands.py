@@ -5,11 +5,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from commonweight.devnet.accounts import key_file, password_file
-from commonweight.devnet.deployment import Deployment
+from commonweight.devnet.deployment import USD, Deployment
 from commonweight.devnet.folder import RunFolder
 from commonweight.devnet.options import DevnetOptions
 
 ANY_PORT = "127.0.0.1:0"
+PRICE_PROMPT, PRICE_COMPLETION = 20 * USD, 100 * USD
+"""Of a million tokens, in base units of play money."""
+PROMPTS = ("import ", "def __init__(self", "class ", "    return ", "for i in range(")
+"""What a model of Python's library might know how to go on from."""
 
 
 def pack_command(folder: RunFolder) -> list[str]:
@@ -18,15 +22,15 @@ def pack_command(folder: RunFolder) -> list[str]:
 
 
 def coordinator_command(
-    folder: RunFolder, options: DevnetOptions, deployment: Deployment, nodes: Sequence[str]
+    folder: RunFolder, options: DevnetOptions, deployment: Deployment, nodes: Sequence[str], gateway: str
 ) -> list[str]:
-    """Leads the model; only `nodes` (addresses) may take part."""
+    """Leads the model; only `nodes` (addresses) may take part, and `gateway` may sell."""
     command = [
         *(*_commonweight("coordinator", "run"), "--spec", str(folder.spec), "--ledger", folder.ledger),
         *(*_key(folder.keys, "coordinator"), "--listen", ANY_PORT),
         *("--rpc", deployment.rpc_url, "--chain-id", str(deployment.chain_id)),
         *("--model-id", deployment.model_id, "--registry", deployment.registry),
-        *("--statements", str(folder.statements)),
+        *("--statements", str(folder.statements), "--http", ANY_PORT, "--gateway", gateway),
     ]
     if options.until_epoch is not None:
         command += ["--until-epoch", str(options.until_epoch)]
@@ -35,11 +39,32 @@ def coordinator_command(
     return command
 
 
-def node_command(folder: RunFolder, name: str, coordinator: str) -> list[str]:
-    """Holds one stage. `coordinator`: PeerId@host:port."""
+def node_command(folder: RunFolder, deployment: Deployment, name: str, coordinator: str) -> list[str]:
+    """Holds one stage, and watches the epochs. `coordinator`: PeerId@host:port."""
     return [
         *(*_commonweight("node", "run"), "--coordinator", coordinator, *_key(folder.keys, name)),
         *("--dir", str(folder.node(name)), "--data", str(folder.data), "--listen", ANY_PORT, "--threads", "1"),
+        *("--rpc", deployment.rpc_url, "--registry", deployment.registry, "--http", ANY_PORT),
+    ]
+
+
+def gateway_command(folder: RunFolder, deployment: Deployment, coordinator: str) -> list[str]:
+    """Sells answers."""
+    return [
+        *(*_commonweight("gateway", "run"), "--coordinator", coordinator, *_key(folder.keys, "gateway")),
+        *("--rpc", deployment.rpc_url, "--chain-id", str(deployment.chain_id)),
+        *("--model-id", deployment.model_id, "--registry", deployment.registry),
+        *("--price-prompt", str(PRICE_PROMPT), "--price-completion", str(PRICE_COMPLETION)),
+        *("--ledger", folder.gateway_ledger, "--listen", ANY_PORT),
+    ]
+
+
+def ask_command(folder: RunFolder, model: str, name: str, number: int) -> list[str]:
+    """Buys one answer with the key of the buyer `name`."""
+    return [
+        *(*_commonweight("ask", model, PROMPTS[number % len(PROMPTS)], "--dir", str(folder.path)),),
+        *(*_key(folder.keys, name), "--max-tokens", "48", "--temperature", "0.8", "--seed", str(number)),
+        *("--max-cost", "0.01", "--yes", "--json"),
     ]
 
 

@@ -55,6 +55,11 @@ class RunFolder:
         """The coordinator's database, as a URL."""
         return f"sqlite:///{self.path / 'ledger.sqlite'}"
 
+    @property
+    def gateway_ledger(self) -> str:
+        """The gateway's, of payments."""
+        return f"sqlite:///{self.path / 'gateway.sqlite'}"
+
     def node(self, name: str) -> Path:
         """A provider's own folder."""
         return self.path / name

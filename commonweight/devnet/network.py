@@ -1,7 +1,8 @@
 """Starts a devnet's processes in the order in which they need each other, watches over them, and ends them.
 
-    corpus ─────────────┐
-    chain ── contracts ─┴─ model ── coordinator ── nodes ── training …
+    corpus ─────────────┐                          ┌─ nodes ── training …
+    chain ── contracts ─┴─ model ── coordinator ──┤
+                             └──── seats, money    └─ gateway ── buyers
 
 A node that dies is started again with the same key, which is what its owner would do: the network waits for it.
 Anything else that dies ends the run.
@@ -12,18 +13,43 @@ import os
 import time
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager, suppress
+from itertools import count
 from typing import Any
 
 from commonweight.chain.child import Ready
 from commonweight.chain.local import local_chain_command
-from commonweight.devnet.accounts import FIRST_NODE, Account, devnet_accounts, node_name, write_keys
+from commonweight.devnet.accounts import (
+    FIRST_NODE,
+    Account,
+    buyer_name,
+    devnet_accounts,
+    key_file,
+    node_name,
+    password_file,
+    write_keys,
+)
 from commonweight.devnet.child import Child
-from commonweight.devnet.commands import coordinator_command, node_command, pack_command
-from commonweight.devnet.deployment import Contracts, Deployment, deploy_contracts, register_model
+from commonweight.devnet.commands import (
+    ask_command,
+    coordinator_command,
+    gateway_command,
+    node_command,
+    pack_command,
+)
+from commonweight.devnet.deployment import (
+    Contracts,
+    Deployment,
+    deploy_contracts,
+    hand_out_money,
+    register_model,
+    take_seats,
+)
 from commonweight.devnet.folder import RunFolder, write_json
 from commonweight.devnet.observer import Observer
 from commonweight.devnet.options import DevnetOptions
-from commonweight.errors import StateError
+from commonweight.devnet.revenue import glance_at_revenue
+from commonweight.devnet.spec import NAME
+from commonweight.errors import ChainError, StateError
 from commonweight.events import Event, parse_event
 from commonweight.rules.canonical import canonical_json
 
@@ -33,6 +59,10 @@ RESTART_EVERY_S = 60.0
 """Between restarts of one node, at least."""
 STOP_S = 10.0
 """Until a process that was asked to end is killed."""
+BUY_EVERY_S = 10.0
+"""Between a buyer's answers."""
+REVENUE_EVERY_S = 5.0
+"""Between looks at the revenue."""
 FAREWELL_S = 5.0
 """Between the coordinator's word that training is finished and the end of all who heard it."""
 
@@ -71,10 +101,9 @@ class Network:
                 task.cancel()
 
     async def stop_training(self) -> None:
-        """Ends the nodes, then the coordinator."""
-        nodes = [name for name in self._children if name.startswith("node-")]
-        await asyncio.gather(*(self._stop(name) for name in nodes))
-        await self._stop("coordinator")
+        """Ends the buyers, the gateway, which collects what is owed, the nodes, then the coordinator."""
+        for role in ("buyer-", "gateway", "node-", "coordinator"):
+            await asyncio.gather(*(self._stop(name) for name in list(self._children) if name.startswith(role)))
 
     async def stop_chain(self) -> None:
         """Ends the chain, and whatever else is left."""
@@ -91,18 +120,30 @@ class Network:
             log = self.folder.logs / f"{name}.jsonl"
             log_name = str(log.relative_to(self.folder.path))
             self._observer.note("node.created", name=name, address=self.accounts[name].address, log=log_name)
-        command = coordinator_command(
-            self.folder, self.options, deployment, [self.accounts[name].address for name in names]
-        )
+        addresses = [self.accounts[name].address for name in names]
+        gateway = self.accounts["gateway"].address
+        command = coordinator_command(self.folder, self.options, deployment, addresses, gateway)
         coordinator = await self._start("coordinator", command)
         self._watch(group, self._need(coordinator))
         peer = (await self._observer.until(lambda state: state.coordinator is not None)).coordinator
         assert peer is not None, "it is what was waited for"
         write_json(self.folder.deployments, self.deployments())
         for name in names:
-            self._watch(group, self._keep(name, node_command(self.folder, name, peer)))
+            self._watch(group, self._keep(name, node_command(self.folder, deployment, name, peer)))
         await self._observer.until(lambda state: all(node.pid is not None for node in state.nodes))
+        if self.options.buyers:
+            await self._sell(group, deployment, peer)
+            self._watch(group, self._look_at_revenue(deployment))
         self._observer.note("devnet.ready")
+
+    async def _sell(self, group: asyncio.TaskGroup, deployment: Deployment, peer: str) -> None:
+        """The gateway, and buyers that wait for it."""
+        gateway = await self._start("gateway", gateway_command(self.folder, deployment, peer))
+        self._watch(group, self._need(gateway))
+        await self._observer.until(lambda state: state.gateway_url is not None)
+        write_json(self.folder.deployments, self.deployments())
+        for index in range(self.options.buyers):
+            self._watch(group, self._buy(buyer_name(index)))
 
     def deployments(self) -> dict[str, Any]:
         """What deployments.json holds: all that a command needs to find this devnet's model. Empty before it stands."""
@@ -113,6 +154,9 @@ class Network:
             "spec": str(self.folder.spec),
             "coordinator_peer": self._observer.state.coordinator,
             "data": str(self.folder.data),
+            "gateway_url": self._observer.state.gateway_url,
+            "buyer_key": str(key_file(self.folder.keys, buyer_name(0))) if self.options.buyers else None,
+            "password_file": str(password_file(self.folder.keys)),
         }
 
     # Starting
@@ -132,24 +176,26 @@ class Network:
         ready: asyncio.Future[Ready] = asyncio.get_running_loop().create_future()
         command = local_chain_command(
             self.options.backend,
-            accounts=FIRST_NODE + self.options.stages,
+            accounts=FIRST_NODE + self.options.stages + self.options.buyers,
             log_file=self.folder.logs / "chain.log",
             parent_pid=os.getpid(),
         )
         chain = await self._start("chain", command)
         self._watch(group, self._need(chain, ready))
-        self.accounts = await asyncio.to_thread(devnet_accounts, self.options.stages)
+        self.accounts = await asyncio.to_thread(devnet_accounts, self.options.stages, self.options.buyers)
         await asyncio.to_thread(write_keys, self.folder.keys, self.accounts)
         answer = await ready
         self._observer.note("chain.ready", backend=answer.backend, rpc_url=answer.rpc_url, chain_id=answer.chain_id)
-        deployer = self.accounts["deployer"].key
-        contracts = await asyncio.to_thread(deploy_contracts, answer.rpc_url, answer.chain_id, deployer)
+        contracts = await asyncio.to_thread(deploy_contracts, answer.rpc_url, answer.chain_id, self.accounts)
         return answer, contracts
 
     async def _register(self, ready: Ready, contracts: Contracts, packed: Event) -> Deployment:
         spec = self.options.spec(packed.fields["manifest"], packed.fields["tokens"])
         self.folder.spec.write_bytes(canonical_json(spec.model_dump()))
-        return await asyncio.to_thread(register_model, ready, contracts, spec, self.folder.spec, self.accounts)
+        deployment = await asyncio.to_thread(register_model, ready, contracts, spec, self.folder.spec, self.accounts)
+        await asyncio.to_thread(hand_out_money, deployment, self.accounts)
+        await asyncio.to_thread(take_seats, deployment, self.accounts, self.options.stages)
+        return deployment
 
     async def _start(self, name: str, command: list[str]) -> Child:
         child = self._children[name] = await Child.start(name, command, self.folder.logs)
@@ -190,6 +236,25 @@ class Network:
             await asyncio.sleep(wait_s)
             next_restart = time.monotonic() + RESTART_EVERY_S
 
+    async def _buy(self, name: str) -> None:
+        """Buys an answer every few seconds, once there is a version of the model to ask."""
+        await self._observer.until(lambda state: state.selling)
+        for number in count():
+            child = await self._start(name, ask_command(self.folder, NAME, name, number))
+            await self._ended(child)
+            await asyncio.sleep(BUY_EVERY_S)
+
+    async def _look_at_revenue(self, deployment: Deployment) -> None:
+        """Notes what holders of shares could take, for the view."""
+        seen = (0, 0)
+        while True:
+            with suppress(ChainError):
+                found = await asyncio.to_thread(glance_at_revenue, deployment.rpc_url, deployment.shares)
+                if found != seen:
+                    seen = found
+                    self._observer.note("revenue.seen", claimable=str(found[0]), withdrawn=str(found[1]))
+            await asyncio.sleep(REVENUE_EVERY_S)  # nothing tells when time has credited a little more
+
     async def _finished_soon(self) -> bool:
         try:
             async with asyncio.timeout(FAREWELL_S):
@@ -202,7 +267,7 @@ class Network:
     async def _everyone_left(self) -> None:
         """Returns once nodes and coordinator have ended, as they do by themselves when training is finished."""
         async with asyncio.timeout(FAREWELL_S):
-            await asyncio.gather(*(child.wait() for name, child in self._children.items() if name != "chain"))
+            await asyncio.gather(*(child.wait() for name, child in self._children.items() if _leaves(name)))
 
     async def _ended(self, child: Child) -> int:
         status = await child.wait()
@@ -213,6 +278,10 @@ class Network:
         if (child := self._children.pop(name, None)) and not child.ended:
             await child.stop(STOP_S)
             await self._ended(child)
+
+
+def _leaves(name: str) -> bool:
+    return name == "coordinator" or name.startswith("node-")
 
 
 def _unexpected(child: Child, status: int) -> StateError:

@@ -32,11 +32,13 @@ class DevnetOptions:
     live: bool = False
     """Redraw a view instead of printing lines."""
     rounds_per_epoch: int = 30
+    buyers: int = 1
+    """Each asks the model something every few seconds, once there is a version to ask, and pays for it."""
 
     def __post_init__(self) -> None:
         if self.backend not in get_args(Backend):
             raise ConfigError(f"--backend {self.backend!r} is none of {', '.join(get_args(Backend))}.")
-        for name, least in (("stages", 1), ("seed", 0), ("rounds_per_epoch", 1)):
+        for name, least in (("stages", 1), ("seed", 0), ("rounds_per_epoch", 1), ("buyers", 0)):
             if (value := getattr(self, name)) < least:
                 raise ConfigError(f"--{name.replace('_', '-')} {value} must be at least {least}.")
         if self.until_epoch is not None and self.until_epoch < 1:

@@ -27,7 +27,7 @@ def build_report(
 ) -> dict[str, Any]:
     """The report's fields; integers that JSON readers would round are decimal strings.
 
-    `losses` has one number per sealed round, in nats per token.
+    `losses` has one number per sealed round, in nats per token; `revenue` is in the revenue token's smallest unit.
     """
     return {
         "exit_reason": exit_reason,
@@ -56,5 +56,6 @@ def build_report(
             }
             for holding in ownership.holdings
         },
+        "revenue": ownership.revenue.fields(),
         "deployments": dict(deployments),
     }

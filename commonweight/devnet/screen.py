@@ -23,6 +23,7 @@ from commonweight.devnet.view import (
     next_commands,
     node_rows,
     ownership_rows,
+    revenue_facts,
 )
 from commonweight.events import Event
 
@@ -84,6 +85,8 @@ class Screen:
                 f"{state.tokens_per_s:,.0f} tokens/s, {state.epochs_finalised} epochs final, "
                 f"{format_rounded(ownership.supply)} shares minted"
             )
+        if (revenue := ownership.revenue).paid_in:
+            self.say("", *field_lines(revenue_facts(revenue)))
         if ownership.holdings:
             roles = {account.address: role for role, account in self._network.accounts.items()}
             self.say("", *table_lines(OWNERSHIP_HEADER, ownership_rows(ownership, roles), right="  rrr"))

@@ -2,6 +2,8 @@
 
 from commonweight.rules.spec import ModelSpec, build_spec
 
+NAME = "devnet"
+"""Of the model, as a gateway lists it."""
 SHARE = 10**18
 """Base units of one share."""
 
@@ -15,7 +17,7 @@ def devnet_spec(stages: int, seed: int, manifest_hash: str, tokens: int, *, roun
     return build_spec(
         {
             "format": "commonweight.model/1",
-            "name": "devnet",
+            "name": NAME,
             "seed": seed,
             "stages": stages,
             "architecture": {

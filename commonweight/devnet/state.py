@@ -82,6 +82,20 @@ class DevnetState(Frozen):
     chain_id: int = 0
     coordinator: str | None = None
     """PeerId@host:port that nodes are given."""
+    gateway_url: str | None = None
+    """Where answers are sold."""
+    selling: bool = False
+    """Whether there is a version of the model to ask."""
+    answers: int = 0
+    """That were paid for."""
+    paid_in: int = 0
+    """By buyers, in the revenue token's smallest unit."""
+    claimable: int = 0
+    """Of that, what holders of shares could withdraw when it was last looked."""
+    withdrawn: int = 0
+    """Of that, what they had withdrawn."""
+    checks: int = 0
+    """Proposed epochs that a node has recomputed and found right."""
     nodes: tuple[NodeState, ...] = ()
     """In the order in which they were started."""
     generation: int = 0
@@ -162,6 +176,16 @@ def fold(state: DevnetState, source: str, event: Event) -> DevnetState:
         case "coordinator", "epoch.finalised":
             done = (epoch.but(finalised=True) if epoch.number == fields["epoch"] else epoch for epoch in state.epochs)
             return state.but(epochs=tuple(done))
+        case "gateway", "gateway.listening":
+            return state.but(gateway_url=fields["url"])
+        case "gateway", "route.opened":
+            return state.but(selling=True)
+        case "gateway", "payment.collected":
+            return state.but(answers=state.answers + 1, paid_in=state.paid_in + int(fields["charged"]))
+        case "devnet", "revenue.seen":
+            return state.but(claimable=int(fields["claimable"]), withdrawn=int(fields["withdrawn"]))
+        case _, "epoch.checked" if source.startswith("node-") and not fields["final"]:
+            return state.but(checks=state.checks + 1)
         case "coordinator", "training.stopped":
             return state.but(stopped=fields["why"])
         case "coordinator", "coordinator.finished":

@@ -6,11 +6,15 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from commonweight.cli.output import format_engineering, format_percent, format_rounded
+from commonweight.cli.output import format_amount, format_engineering, format_percent, format_rounded
 from commonweight.devnet.ownership import Ownership
+from commonweight.devnet.revenue import Revenue
+from commonweight.devnet.spec import NAME
 from commonweight.devnet.state import DevnetState, NodeState
 from commonweight.events import Event
 
+DECIMALS = 6
+"""Of play money."""
 BARS = "▁▂▃▄▅▆▇█"
 
 
@@ -40,6 +44,8 @@ def event_line(state: DevnetState, source: str, event: Event) -> str | None:
             return f"epoch {fields['epoch']}: proposed, root {fields['root']}, statement {fields['statement_hash']}"
         case "coordinator", "epoch.finalised":
             return f"epoch {fields['epoch']}: final, {format_rounded(int(fields['minted']))} shares minted"
+        case "gateway", "payment.collected":
+            return f"an answer was sold for {dollars(int(fields['charged']))}; in all {dollars(state.paid_in)}"
         case "coordinator", "node.lost":
             return f"stage {fields['stage']}: its node {fields['node']} is lost, the network waits for it"
         case "coordinator", "generation.formed" if fields["generation"] > 1:
@@ -62,6 +68,7 @@ def progress(state: DevnetState, now: float) -> dict[str, str]:
         "speed": f"{last.tokens_per_s:,.0f} tokens/s" if last else "–",
         "boundaries": f"{_boundaries(last.bytes_per_token)} bytes per token, both ways" if last else "–",
         "nodes": f"{state.nodes_alive} of {len(state.nodes)} online",
+        "revenue": _revenue(state),
         "minted": f"{format_rounded(state.minted)} shares, final epochs: {state.epochs_finalised}",
         "time": f"{elapsed // 60}:{elapsed % 60:02d}",
     }
@@ -115,6 +122,18 @@ def ownership_rows(ownership: Ownership, roles: Mapping[str, str]) -> list[tuple
     ]
 
 
+def revenue_facts(revenue: Revenue) -> dict[str, str]:
+    """Where what buyers paid is, by name; the parts add up to the first line."""
+    return {
+        "paid in": dollars(revenue.paid_in),
+        "owed to owners": dollars(sum(amount for _, amount in revenue.owed)),
+        "withdrawn": dollars(revenue.withdrawn),
+        "operators": dollars(revenue.operators),
+        "treasury": dollars(revenue.treasury),
+        "remainder": dollars(revenue.remainder),
+    }
+
+
 def sparkline(values: Sequence[float], width: int = 40) -> str:
     """The course of `values` in at most `width` characters."""
     if not values:
@@ -128,7 +147,7 @@ def sparkline(values: Sequence[float], width: int = 40) -> str:
 
 def facts(state: DevnetState, versions: Mapping[str, str], deployments: Mapping[str, object]) -> dict[str, object]:
     """What a devnet says about itself once its contracts stand, by name."""
-    contracts = ("model_id", "registry", "shares", "settlement", "revenue_token")
+    contracts = ("model_id", "registry", "providers", "shares", "settlement", "router", "revenue_token")
     return {
         "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
         "seed": state.seed,
@@ -137,6 +156,7 @@ def facts(state: DevnetState, versions: Mapping[str, str], deployments: Mapping[
         "chain": f"{state.rpc_url}, chain id {state.chain_id}",
         **{name.replace("_", " "): deployments[name] for name in contracts},
         "coordinator": state.coordinator,
+        "gateway": f"{state.gateway_url}/v1" if state.gateway_url else "none",
     }
 
 
@@ -145,10 +165,28 @@ def next_commands(state: DevnetState) -> dict[str, str]:
     commands = {
         f"commonweight devnet status --dir {state.folder}": "how it stands, from another terminal",
         f"commonweight ownership show --dir {state.folder}": "who owns the model, from the chain alone",
+        f"commonweight earnings --explain --dir {state.folder} ADDRESS": "what an account earned, and why",
     }
+    if state.gateway_url:
+        ask = f"commonweight ask --dir {state.folder} {NAME} 'import '"
+        commands[ask] = "buy an answer from the model, once its first epoch is final"
     if running := [node for node in state.nodes if node.pid]:
         commands[f"kill -9 {running[0].pid}"] = f"{running[0].name} dies and comes back; the result is the same"
     return commands | {f"commonweight devnet stop --dir {state.folder}": "end it"}
+
+
+def _revenue(state: DevnetState) -> str:
+    if not state.answers:
+        return "no answer was sold yet" if state.gateway_url else "–"
+    return (
+        f"{dollars(state.paid_in)} paid for {state.answers} answers, {dollars(state.claimable)} claimable, "
+        f"{dollars(state.withdrawn)} withdrawn"
+    )
+
+
+def dollars(units: int) -> str:
+    """An amount of play money."""
+    return f"{format_amount(units, DECIMALS)} tUSD"
 
 
 def _boundaries(bytes_per_token: Sequence[float]) -> str:

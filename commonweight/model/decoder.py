@@ -15,6 +15,8 @@ Dense models (k = d) have U = I and F = 0, and skip both: a plain Llama.
 Names of axes: b sequences, t positions, d d_model, k boundary_dim, h heads, f d_ff, v vocab_size.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -35,11 +37,12 @@ class Rotary(nn.Module):
         self.cos: Tensor
         self.sin: Tensor
 
-    def forward(self, x_bthe: Tensor) -> Tensor:
-        """The heads turned by their positions 0..t-1; computed in the table's precision, returned in the
-        input's.
+    def forward(self, x_bthe: Tensor, start: int = 0) -> Tensor:
+        """The heads turned by their positions start..start+t-1; computed in the table's precision, returned in
+        the input's.
         """
-        cos, sin = self.cos[: x_bthe.shape[1]], self.sin[: x_bthe.shape[1]]
+        end = start + x_bthe.shape[1]
+        cos, sin = self.cos[start:end], self.sin[start:end]
         a, b = x_bthe.chunk(2, dim=-1)
         return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1).to(x_bthe.dtype)
 
@@ -68,18 +71,36 @@ class Attention(nn.Module):
         self.wqkv = nn.Parameter(torch.empty(rows, arch.d_model))
         self.zo = nn.Parameter(torch.empty(arch.d_model, arch.boundary_dim))
 
-    def forward(self, x_btd: Tensor, rotary: Rotary) -> Tensor:
+    def forward(
+        self,
+        x_btd: Tensor,
+        rotary: Rotary,
+        kept: tuple[Tensor, Tensor] | None = None,
+        start: int = 0,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        """What attention adds to the stream [b, t, k].
+
+        With `kept`, keys and values [b, h_kv, capacity, head_dim], x stands at positions start..start+t-1: its own
+        are written there, and it attends to all from position 0, under `mask` [t, start + t] where one is given.
+        """
         qkv = F.linear(self.norm(x_btd), self.wqkv)
         heads = qkv.view(*qkv.shape[:2], -1, self.head_dim)  # [b, t, h + 2 h_kv, head_dim]
         turned = self.n_heads + self.n_kv_heads
-        qk, v = rotary(heads[:, :, :turned]), heads[:, :, turned:]
+        qk, v = rotary(heads[:, :, :turned], start), heads[:, :, turned:]
         q, k = qk[:, :, : self.n_heads], qk[:, :, self.n_heads :]
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # [b, heads, t, head_dim]
+        if kept is not None:
+            end = start + x_btd.shape[1]
+            kept[0][:, :, start:end], kept[1][:, :, start:end] = k, v
+            k, v = kept[0][:, :, :end], kept[1][:, :, :end]
+            if x_btd.shape[1] == 1:
+                # A single query sees everything, so a group's heads can stand where positions do: no mask, and no
+                # repeating of the group's keys and values.
+                q = q.reshape(q.shape[0], self.n_kv_heads, -1, self.head_dim)
+                return F.scaled_dot_product_attention(q, k, v).reshape(q.shape[0], 1, -1) @ self.zo
         mixed = F.scaled_dot_product_attention(
-            q.transpose(1, 2),
-            k.transpose(1, 2),
-            v.transpose(1, 2),
-            is_causal=True,
-            enable_gqa=self.n_heads != self.n_kv_heads,
+            q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=self.n_heads != self.n_kv_heads
         )
         return mixed.transpose(1, 2).flatten(2) @ self.zo  # [b, t, k]
 
@@ -161,19 +182,33 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleDict({str(number): Layer(arch) for number in layers})
         self.head = Head(arch) if last else None
 
-    def forward(self, ids_bt: Tensor, code_btk: Tensor | None) -> Tensor:
+    def forward(
+        self,
+        ids_bt: Tensor,
+        code_btk: Tensor | None,
+        kept: Sequence[tuple[Tensor, Tensor]] | None = None,
+        start: int = 0,
+    ) -> Tensor:
         """The stream after these layers [b, t, k], or from the last stage the logits [b, t, v].
 
-        `code_btk` is the stream from the stage before, None for the first stage. `ids_bt` are int64.
+        `code_btk` is the stream from the stage before, None for the first stage. `ids_bt` are int64. With `kept`,
+        each layer's keys and values, they continue sequences of which `kept` holds positions 0..start-1 (see
+        `Attention`), and the logits are those of the last position only [b, 1, v].
         """
         c = code_btk if self.embedding is None else self.embedding(ids_bt)
         assert c is not None, "only the first stage starts without a code"
         # Gathered once for all layers: [b, t, d].
         frozen = None if self.subspace is None else F.embedding(ids_bt, self.subspace.F)
-        for layer in self.layers.values():
+        t, mask = ids_bt.shape[1], None
+        if start > 0 and t > 1:
+            mask = torch.ones(t, start + t, dtype=torch.bool, device=c.device).tril(start)
+        layers_kept: Sequence[tuple[Tensor, Tensor] | None] = kept or [None] * len(self.layers)
+        for layer, layer_kept in zip(self.layers.values(), layers_kept, strict=True):
             assert isinstance(layer, Layer)
-            c = c + layer.attention(self._read(c, frozen), self.rotary)
+            c = c + layer.attention(self._read(c, frozen), self.rotary, layer_kept, start, mask)
             c = c + layer.ffn(self._read(c, frozen))
+        if self.head is not None and kept is not None:
+            c, frozen = c[:, -1:], None if frozen is None else frozen[:, -1:]
         return c if self.head is None else self.head(self._read(c, frozen))
 
     def _read(self, c: Tensor, frozen: Tensor | None) -> Tensor:

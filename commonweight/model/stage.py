@@ -182,7 +182,7 @@ class Stage:
         faults = [f"{name} is missing" for name in own if name not in state]
         faults += [f"{name} is not of this stage" for name in state if name not in own]
         for name in own.keys() & state.keys():
-            found, expected = _describe(state[name]), _describe(own[name])
+            found, expected = describe(state[name]), describe(own[name])
             if found != expected:
                 faults.append(f"{name} is {found} instead of {expected}")
         if round_ < 0:
@@ -210,7 +210,7 @@ class Stage:
         length, vocab = self.spec.training.sequence_length, self.spec.architecture.vocab_size
         if tokens.ndim != 2 or not 2 <= tokens.shape[1] <= length + 1 or tokens.dtype.is_floating_point:
             raise MalformedMessage(
-                f"Tokens are {_describe(tokens)}; expected integers [b, t + 1], t from 1 to {length}."
+                f"Tokens are {describe(tokens)}; expected integers [b, t + 1], t from 1 to {length}."
             )
         lowest, highest = torch.aminmax(tokens.to(torch.int64))
         if lowest < 0 or highest >= vocab:
@@ -223,12 +223,13 @@ class Stage:
 
     def _check_boundary(self, what: str, tensor: Tensor | None, shape: tuple[int, ...]) -> None:
         if tensor is None or tensor.dtype != self.boundary_dtype or tuple(tensor.shape) != shape:
-            found = "missing" if tensor is None else _describe(tensor)
-            expected = _describe(torch.empty(shape, dtype=self.boundary_dtype, device="meta"))
+            found = "missing" if tensor is None else describe(tensor)
+            expected = describe(torch.empty(shape, dtype=self.boundary_dtype, device="meta"))
             raise MalformedMessage(f"The {what} for stage {self.index} is {found}; expected {expected}.")
 
 
-def _describe(tensor: Tensor) -> str:
+def describe(tensor: Tensor) -> str:
+    """Dtype and shape, for messages."""
     return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
 
 

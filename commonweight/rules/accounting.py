@@ -35,12 +35,20 @@ class Balance:
     """Of them, in the last epoch; 0 where the account earned nothing in it."""
     debt_before: int
     """Σ over the epochs before the last of shares · accAt, in the accumulator's scale."""
+    operator_revenue: int
+    """Earned by serving, in the revenue token's smallest unit."""
+
+
+NOTHING = Balance(0, 0, 0, 0)
 
 
 def next_balances(
-    balances: Mapping[str, Balance], shares: Mapping[str, int], accumulator_at: int
+    balances: Mapping[str, Balance],
+    shares: Mapping[str, int],
+    operator_revenue: Mapping[str, int],
+    accumulator_at: int,
 ) -> dict[str, Balance]:
-    """The balances after one more epoch, in which each account earned `shares`.
+    """The balances after one more epoch, in which each account earned `shares`, and `operator_revenue` by serving.
 
     `accumulator_at` is the accumulator per share at which the epoch before was finalised (0 for the first
     epoch): what was earned in it now belongs to the debt.
@@ -50,7 +58,8 @@ def next_balances(
             old.cumulative_shares + shares.get(account, 0),
             shares.get(account, 0),
             old.debt_before + old.epoch_shares * accumulator_at,
+            old.operator_revenue + operator_revenue.get(account, 0),
         )
-        for account in sorted({*balances, *shares})
-        for old in (balances.get(account, Balance(0, 0, 0)),)
+        for account in sorted({*balances, *shares, *operator_revenue})
+        for old in (balances.get(account, NOTHING),)
     }

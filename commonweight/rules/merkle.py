@@ -37,15 +37,21 @@ def hash_leaf(*words: int | bytes | str) -> bytes:
 
 
 def settlement_leaf(
-    chain_id: int, settlement: str, account: str, cumulative_shares: int, epoch_shares: int, debt_before: int
+    chain_id: int,
+    settlement: str,
+    account: str,
+    cumulative_shares: int,
+    epoch_shares: int,
+    debt_before: int,
+    operator_revenue: int,
 ) -> bytes:
     """The leaf of one account in an epoch's tree.
 
     `cumulative_shares`: shares earned up to and with this epoch, base units. `epoch_shares`: of them, in this
     epoch. `debt_before`: Σ over earlier epochs e of shares_e · accAt[e], so that a late claim is owed what an
-    early one is.
+    early one is. `operator_revenue`: earned by serving up to and with this epoch, in the revenue token's smallest unit.
     """
-    return hash_leaf(chain_id, settlement, account, cumulative_shares, epoch_shares, debt_before)
+    return hash_leaf(chain_id, settlement, account, cumulative_shares, epoch_shares, debt_before, operator_revenue)
 
 
 class MerkleTree:

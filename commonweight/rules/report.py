@@ -11,6 +11,7 @@ from itertools import pairwise
 from eth_hash.auto import keccak
 
 from commonweight.rules.merkle import MerkleTree, hash_leaf, word
+from commonweight.rules.receipt import Receipt
 
 NO_TENSOR = bytes(32)
 """Stands where nothing crosses: on the outer side of the first and of the last stage, both ways."""
@@ -55,40 +56,19 @@ class Report:
         return MerkleTree([hop.leaf(number) for number, hop in enumerate(self.hops)]).root
 
 
-@dataclass(frozen=True)
-class Domain:
-    """What an EIP-712 signature is good for: one settlement contract on one chain."""
+def report_receipt(model_id: bytes, generation: int, report: Report) -> Receipt:
+    """What the provider signs about its round.
 
-    chain_id: int
-    settlement: str
-
-    @property
-    def separator(self) -> bytes:
-        """hashStruct(EIP712Domain)."""
-        kind = b"EIP712Domain(string name,string version,uint256 chainId,address verifyingContract)"
-        names = (keccak(kind), keccak(b"Commonweight"), keccak(b"1"))
-        return keccak(b"".join(names) + word(self.chain_id) + word(self.settlement))
-
-
-REPORT_TYPE = (
-    b"Report(bytes32 modelId,uint64 round,uint32 stage,bytes32 hopsRoot,bytes32 gradientHash,"
-    b"bytes32 stateBefore,bytes32 stateAfter)"
-)
-
-
-def report_digest(domain: Domain, model_id: bytes, report: Report) -> bytes:
-    """The 32 bytes that the provider signs: keccak256(0x1901 ‖ domain ‖ hashStruct(report))."""
-    struct_hash = keccak(
-        keccak(REPORT_TYPE)
-        + word(model_id)
-        + word(report.round)
-        + word(report.stage)
-        + word(report.hops_root)
-        + word(report.gradient_hash)
-        + word(report.state_before)
-        + word(report.state_after)
+    The unit is one attempt at one round: after a fault the round is trained again in a new generation, by right with
+    other bits where another kind of machine has taken a seat. The output is all that the report says.
+    """
+    commitments = (report.hops_root, report.gradient_hash, report.state_before, report.state_after)
+    return Receipt(
+        model_id,
+        report.stage,
+        unit=keccak(b"".join(map(word, (generation, report.round, report.stage)))),
+        output=keccak(b"".join(map(word, commitments))),
     )
-    return keccak(b"\x19\x01" + domain.separator + struct_hash)
 
 
 def find_mismatch(reports: tuple[Report, ...]) -> str | None:

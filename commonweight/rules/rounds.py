@@ -60,6 +60,8 @@ class Joined:
     node: str
     has_data: bool = True
     """Only a node with the text can hold the first stage."""
+    stages: frozenset[int] | None = None
+    """Those that its owner's seats on chain let it hold; None where the model asks for no stake."""
 
 
 @dataclass(frozen=True)
@@ -159,8 +161,8 @@ Effect = Seated | Refused | Form | Train | Seal | Pause | Stop
 def advance(state: RoundState, event: Event) -> tuple[RoundState, tuple[Effect, ...]]:
     """The state after `event`, and what is to be done about it."""
     match event:
-        case Joined(node, has_data):
-            return _join(state, node, has_data)
+        case Joined():
+            return _join(state, event)
         case Lost(node):
             return _lose(state, node)
         case Ready(node, generation):
@@ -171,17 +173,26 @@ def advance(state: RoundState, event: Event) -> tuple[RoundState, tuple[Effect, 
             return _report(state, node, generation, report)
 
 
-def _join(state: RoundState, node: str, has_data: bool) -> tuple[RoundState, tuple[Effect, ...]]:
+def _join(state: RoundState, event: Joined) -> tuple[RoundState, tuple[Effect, ...]]:
+    node = event.node
     if node in state.online:
         return state, (Refused(node, "a node with this key is already connected"),)
     effects: tuple[Effect, ...] = ()
-    if node not in state.seats:
+    if node in state.seats:
+        stage = state.seats.index(node)
+        if event.stages is not None and stage not in event.stages:
+            return state, (Refused(node, f"it holds stage {stage}, of which its owner has no seat on chain any more"),)
+    else:
         free = [stage for stage, holder in enumerate(state.seats) if holder is None]
-        if not free:
-            return state, (Refused(node, f"all {len(state.seats)} stages are held"),)
-        stage = free[0] if has_data else free[-1]
-        if stage == 0 and not has_data:
-            return state, (Refused(node, "only the first stage is free, and it reads the text: give --data"),)
+        allowed = [stage for stage in free if event.stages is None or stage in event.stages]
+        if not allowed:
+            why = f"all {len(state.seats)} stages are held"
+            if free:
+                why = f"free are stages {free}, and its owner has seats on chain of {sorted(event.stages or ())}"
+            return state, (Refused(node, why),)
+        stage = allowed[0] if event.has_data else allowed[-1]
+        if stage == 0 and not event.has_data:
+            return state, (Refused(node, "only the first stage is free to it, and that reads the text: give --data"),)
         state = replace(state, seats=(*state.seats[:stage], node, *state.seats[stage + 1 :]))
         effects = (Seated(node, stage),)
     state = replace(state, online=state.online | {node})

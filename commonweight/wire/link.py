@@ -122,13 +122,13 @@ async def connect_link(fd: int) -> Link:
 
 
 async def spawn_worker(
-    argv: Sequence[str], env: Mapping[str, str] | None = None, *, threads: int = 1
+    argv: Sequence[str], env: Mapping[str, str] | None = None, *, threads: int = 1, stdout: int | None = None
 ) -> tuple[asyncio.subprocess.Process, Link]:
     """Start `argv` (its first item is the path of the program) as the worker, with "--link-fd N" appended.
 
     `env` is added to this process's environment, `threads` sets the thread counts. The worker is killed when
-    the *thread* that calls this ends, so call it from the main thread. Its stdout and stderr are this
-    process's. Raises ConfigError where the program can't be started.
+    the *thread* that calls this ends, so call it from the main thread. Its stdout (unless given, as subprocess
+    has it) and stderr are this process's. Raises ConfigError where the program can't be started.
     """
     if not os.access(argv[0], os.X_OK):
         raise ConfigError(f"The worker's program {argv[0]!r} can't be executed.")
@@ -140,6 +140,7 @@ async def spawn_worker(
             "--link-fd",
             str(theirs.fileno()),
             stdin=asyncio.subprocess.DEVNULL,
+            stdout=stdout,
             env={**os.environ, **(env or {}), **worker_environment(threads)},
             pass_fds=(theirs.fileno(),),
         )

@@ -10,8 +10,11 @@ from commonweight.errors import (
     MalformedMessage,
     MessageTooLarge,
     NonFiniteTensor,
+    NoRoom,
+    NotServed,
     PeerUnreachable,
     Refused,
+    StageLost,
     UnplannedMessage,
     WireError,
 )
@@ -23,7 +26,12 @@ _CODES: tuple[tuple[type[CommonweightError], grpc.StatusCode], ...] = (
     (NonFiniteTensor, grpc.StatusCode.INVALID_ARGUMENT),
     (UnplannedMessage, grpc.StatusCode.FAILED_PRECONDITION),
     (Refused, grpc.StatusCode.FAILED_PRECONDITION),
+    (NotServed, grpc.StatusCode.UNAVAILABLE),
+    (NoRoom, grpc.StatusCode.RESOURCE_EXHAUSTED),
+    (StageLost, grpc.StatusCode.UNAVAILABLE),
 )
+_NAMED = (NotServed, NoRoom, StageLost)
+"""Said by the other side's code: gRPC has the same status for what it finds out by itself."""
 
 
 async def refuse(context: Any, error: CommonweightError) -> NoReturn:
@@ -36,6 +44,9 @@ async def refuse(context: Any, error: CommonweightError) -> NoReturn:
 def wire_error(error: grpc.RpcError, peer: str) -> WireError:
     """What a failed call means. `peer` names for the message who was called: a PeerId and its address."""
     code, details = error.code(), error.details() or ""
+    for kind in _NAMED:
+        if details.startswith(f"[{kind.code}] "):
+            return kind(details.removeprefix(f"[{kind.code}] "))
     if "CERTIFICATE_VERIFY_FAILED" in details:
         return IdentityMismatch(
             f"{peer} presented another certificate than the one expected: it restarted, or somebody else answers there."

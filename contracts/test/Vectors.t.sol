@@ -45,7 +45,8 @@ contract VectorsTest is Base {
             vm.parseJsonAddress(json, string.concat(path, ".account")),
             vm.parseJsonUint(json, string.concat(path, ".cumulative_shares")),
             vm.parseJsonUint(json, string.concat(path, ".epoch_shares")),
-            vm.parseJsonUint(json, string.concat(path, ".debt_before"))
+            vm.parseJsonUint(json, string.concat(path, ".debt_before")),
+            vm.parseJsonUint(json, string.concat(path, ".operator_revenue"))
         );
         vm.assertEq(leaf, vm.parseJsonBytes32(json, string.concat(path, ".leaf")), path);
         bytes32[] memory proof = vm.parseJsonBytes32Array(json, string.concat(path, ".proof"));

@@ -4,7 +4,7 @@ import assert from 'node:assert/strict';
 import { readFileSync } from 'node:fs';
 import { StandardMerkleTree } from '@openzeppelin/merkle-tree';
 
-const TYPES = ['uint256', 'address', 'address', 'uint256', 'uint256', 'uint256'];
+const TYPES = ['uint256', 'address', 'address', 'uint256', 'uint256', 'uint256', 'uint256'];
 const path = new URL('../../tests/vectors/merkle.json', import.meta.url);
 const { cases } = JSON.parse(readFileSync(path, 'utf8'));
 assert.ok(cases.length >= 5, `${path.pathname}: only ${cases.length} cases`);
@@ -19,6 +19,7 @@ for (const [i, { chain_id, settlement, leaves: entries, root }] of cases.entries
     e.cumulative_shares,
     e.epoch_shares,
     e.debt_before,
+    e.operator_revenue,
   ]);
   const tree = StandardMerkleTree.of(values, TYPES);
   assert.equal(root, tree.root, `case ${i}: root`);

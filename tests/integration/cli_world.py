@@ -2,54 +2,131 @@
 
 import json
 import shutil
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 from typer.testing import CliRunner, Result
 
-from commonweight.chain.contracts import EpochSettlement, ModelRegistry, ModelShares, TestUSD
-from commonweight.chain.keys import SCRYPT_N_DEVNET, devnet_key, import_key
+from commonweight.chain.arbiter import Arbiter
+from commonweight.chain.authorization import sign_authorization
+from commonweight.chain.keys import SCRYPT_N_DEVNET, Key, devnet_key, import_key
 from commonweight.chain.local import LocalChain
+from commonweight.chain.providers import ProviderRegistry
 from commonweight.chain.records import ModelTerms, RegisteredModel
+from commonweight.chain.registry import ModelRegistry
+from commonweight.chain.router import RevenueRouter
 from commonweight.chain.rpc import Chain
 from commonweight.chain.sender import Sender
+from commonweight.chain.settlement import EpochSettlement
+from commonweight.chain.shares import ModelShares
+from commonweight.chain.token import TestUSD
 from commonweight.cli.main import app
 from commonweight.devnet.spec import devnet_spec
 from commonweight.errors import CommonweightError
 from commonweight.rules.canonical import canonical_json
+from commonweight.rules.receipt import Domain
 from commonweight.rules.spec import ModelSpec
-from commonweight.rules.statement import CreditedReport, SealedRound, Statement, make_statement, report_units
+from commonweight.rules.statement import (
+    CreditedReport,
+    SealedRound,
+    ServedLine,
+    Statement,
+    make_statement,
+    report_units,
+    to_hex,
+)
+from commonweight.watch.judge import credited_receipt
 
 REPO = Path(__file__).parents[2]
-COORDINATOR, DESIGNER, ALICE, BOB, STRANGER = (devnet_key(index) for index in range(5))
+COORDINATOR, DESIGNER, ALICE, BOB, STRANGER, JUDGE_0, JUDGE_1, TREASURY, NODE, CAROL = (
+    devnet_key(index) for index in range(10)
+)
+KEY_FILES = {
+    "coordinator": COORDINATOR,
+    "treasury": TREASURY,
+    "designer": DESIGNER,
+    "alice": ALICE,
+    "bob": BOB,
+    "stranger": STRANGER,
+    "judge-0": JUDGE_0,
+    "judge-1": JUDGE_1,
+    "node": NODE,
+    "carol": CAROL,
+}
 WINDOW_S = 60
+ARBITRATION_S = 3_600
+COOLDOWN_S = WINDOW_S + 2 * ARBITRATION_S
+STREAM_S = 600
+DELAY_S = 30
 USD = 10**6
 SHARE = 10**18
+SEAT_STAKE = 1_000 * USD
+PROPOSER_BOND, CHALLENGER_BOND, REPORTER_BOND = 100 * USD, 50 * USD, 40 * USD
 
 
 @dataclass
 class World:
-    """A chain with one model, of which two epochs are final and a third is proposed."""
+    """A chain with one model, of which two epochs are final.
+
+    Alice's own key is her node, and holds stages 0 and 2; Bob's node is NODE, and holds stages 1 and 3. Of Alice's two
+    seats she has left the one of stage 2. Buyers have paid 100 USD to the router after epoch 0, which were split; what
+    operators got of it is divided by epoch 1. Then 100 USD were deposited for the shares directly, and 3 USD collected.
+    """
 
     chain: Chain
+    registry: ModelRegistry
     model: RegisteredModel
     spec: ModelSpec
     dir: Path
-    statements: list[Statement]
+    statements: list[Statement] = field(default_factory=list)
+
+    def sender(self, key: Key = COORDINATOR) -> Sender:
+        return Sender(self.chain, key)
+
+    def settlement_of(self, key: Key = COORDINATOR) -> EpochSettlement:
+        return EpochSettlement(self.chain, self.model.settlement, self.sender(key))
 
     @property
     def settlement(self) -> EpochSettlement:
-        return EpochSettlement(self.chain, self.model.settlement, Sender(self.chain, COORDINATOR))
+        return self.settlement_of()
 
     @property
     def shares(self) -> ModelShares:
-        return ModelShares(self.chain, self.model.shares, Sender(self.chain, COORDINATOR))
+        return ModelShares(self.chain, self.model.shares, self.sender())
+
+    @property
+    def router(self) -> RevenueRouter:
+        return RevenueRouter(self.chain, self.model.router, self.sender())
+
+    def usd(self, key: Key = COORDINATOR) -> TestUSD:
+        return TestUSD(self.chain, self.model.terms.revenue_token, self.sender(key))
+
+    def providers(self, key: Key = COORDINATOR) -> ProviderRegistry:
+        return ProviderRegistry(self.chain, self.model.terms.providers, self.sender(key))
+
+    def later(self, seconds: int) -> None:
+        self.chain.request("evm_increaseTime", seconds)
+        self.chain.request("evm_mine")
+
+    def give(self, key: Key, amount: int, spender: str | None = None) -> None:
+        """Play money, which `spender` may take."""
+        self.usd().mint(key.address, amount)
+        if spender is not None:
+            self.usd(key).approve(spender, amount)
+
+    def bond(self, key: Key, amount: int) -> None:
+        self.give(key, amount, self.model.terms.providers)
+        self.providers(key).bond(key.address, amount)
 
     def statement_file(self, epoch: int) -> Path:
         return self.dir / "statements" / f"{self.statements[epoch].hash.hex()}.json"
+
+    def key_options(self, name: str = "stranger") -> list[str]:
+        """Those of a command that sends with the key of that name, without being asked."""
+        return ["--key", str(self.dir / f"{name}.json"), "--password-file", str(self.dir / "password"), "--yes"]
 
     def run(self, *arguments: str, input: str | None = None) -> Result:
         """The command with --dir; raises what the command raised."""
@@ -63,29 +140,47 @@ class World:
         return json.loads(self.run(*arguments, "--json").stdout)
 
 
-def sealed_round(spec: ModelSpec, number: int, accounts: list[str]) -> SealedRound:
-    """A round of which each stage is credited to one of `accounts` in turn."""
-    nothing = "0x" + bytes(32).hex()
+ALICE_AND_BOB = ((ALICE, ALICE.address), (NODE, BOB.address))
+"""Node key and account of the stages in turn."""
+
+
+def sealed_round(world: World, number: int, workers: Sequence[tuple[Key, str]] = ALICE_AND_BOB) -> SealedRound:
+    """A round of which each stage is done by the nodes of `workers` in turn, and signed by them."""
     return SealedRound(
         round=number,
         reports=tuple(
-            CreditedReport(
-                stage=stage,
-                node=COORDINATOR.address,
-                account=accounts[stage % len(accounts)],
-                hops_root=nothing,
-                gradient_hash=nothing,
-                state_before=nothing,
-                state_after=nothing,
-                signature="0x" + bytes(65).hex(),
-                units=str(report_units(spec, stage)),
-            )
-            for stage in range(spec.stages)
+            _signed(world, number, stage, *workers[stage % len(workers)]) for stage in range(world.spec.stages)
         ),
     )
 
 
-def statement_of(world: World, epoch: int, accounts: list[str]) -> Statement:
+def _signed(world: World, number: int, stage: int, node: Key, account: str) -> CreditedReport:
+    nothing = to_hex(bytes(32))
+    line = CreditedReport(
+        stage=stage,
+        node=node.address,
+        account=account,
+        generation=1,
+        hops_root=nothing,
+        gradient_hash=nothing,
+        state_before=nothing,
+        state_after=nothing,
+        signature=to_hex(bytes(65)),
+        units=str(report_units(world.spec, stage)),
+    )
+    digest = credited_receipt(world.model.model_id, number, line).digest(
+        Domain(world.chain.chain_id, world.model.settlement)
+    )
+    return line.model_copy(update={"signature": to_hex(node.sign_digest(digest))})
+
+
+def statement_of(
+    world: World,
+    epoch: int,
+    workers: Sequence[tuple[Key, str]] = ALICE_AND_BOB,
+    served: tuple[ServedLine, ...] = (),
+) -> Statement:
+    """The epoch's honest statement, with all that operators have earned so far divided if anybody served."""
     before = world.settlement.epoch(epoch - 1) if epoch else None
     return make_statement(
         world.spec,
@@ -93,89 +188,156 @@ def statement_of(world: World, epoch: int, accounts: list[str]) -> Statement:
         settlement=world.model.settlement,
         model_id=world.model.model_id,
         epoch=epoch,
-        rounds=[sealed_round(world.spec, epoch, accounts)],
-        balances_before=world.statements[-1].balances() if epoch else {},
+        rounds=[sealed_round(world, epoch, workers)],
+        served=served,
+        operator_earned=world.router.operator_earned(),
+        balances_before=world.statements[epoch - 1].balances() if epoch else {},
         accumulator_before=before.accumulator if before else 0,
     )
 
 
-def propose(world: World, statement: Statement, root: bytes | None = None) -> None:
+def propose(world: World, statement: Statement, root: bytes | None = None, uri: str | None = None) -> None:
+    """Publishes and proposes it; `root` and `uri` replace the honest ones."""
     world.statements.append(statement)
-    path = world.statement_file(statement.epoch)
+    path = world.statement_file(-1)
     path.write_bytes(canonical_json(statement.model_dump()))
     root = root or bytes.fromhex(statement.root[2:])
-    world.settlement.propose_epoch(statement.epoch, root, int(statement.minted), statement.hash, path.as_uri())
+    world.settlement.propose_epoch(
+        statement.epoch, root, int(statement.minted), statement.hash, path.as_uri() if uri is None else uri
+    )
 
 
 def finalize(world: World) -> None:
     world.chain.request("evm_increaseTime", WINDOW_S + 1)
     pending = world.settlement.pending()
     assert pending is not None
-    world.settlement.finalize_epoch(pending)
+    world.settlement.finalize_epoch(pending.epoch)
 
 
-@pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+def challenge(world: World) -> None:
+    """A stranger disputes the pending epoch."""
+    pending = world.settlement.pending()
+    assert pending is not None
+    world.give(STRANGER, CHALLENGER_BOND, world.model.settlement)
+    world.settlement_of(STRANGER).challenge_epoch(pending.epoch, pending.root, b"\1" * 32, "https://evidence.example")
+
+
+def pay_in(world: World, amount: int) -> None:
+    """What a buyer pays by a plain transfer."""
+    world.give(COORDINATOR, amount)
+    world.usd().transfer(world.model.router, amount)
+
+
+def _register(dir: Path, local: LocalChain) -> World:
+    chain = Chain.connect(local.rpc_url, local.chain_id)
+    sender = Sender(chain, COORDINATOR)
+    usd = TestUSD.deploy(sender)
+    registry = ModelRegistry.deploy(sender, [usd.address])
+    providers = ProviderRegistry.deploy(sender, registry.address, usd.address, TREASURY.address, REPORTER_BOND)
+    arbiter = Arbiter.deploy(sender, [JUDGE_0.address, JUDGE_1.address], threshold=2, delay_s=DELAY_S)
+    spec = devnet_spec(4, 1, "0x" + "ab" * 32, 10**6, rounds_per_epoch=1)
+    (dir / "spec.json").write_bytes(canonical_json(spec.model_dump()))
+    e = spec.economics
+    model = registry.register_model(
+        ModelTerms(
+            spec_hash=spec.spec_hash,
+            spec_uri=(dir / "spec.json").as_uri(),
+            name="Devnet Shares",
+            symbol="DEV",
+            designer=DESIGNER.address,
+            data_recipient=DESIGNER.address,
+            coordinator=COORDINATOR.address,
+            arbiter=arbiter.address,
+            treasury=TREASURY.address,
+            providers=providers.address,
+            revenue_token=usd.address,
+            max_supply=int(e.max_supply),
+            designer_bps=e.designer_bps,
+            data_bps=e.data_bps,
+            initial_emission=int(e.initial_emission),
+            halving_epochs=e.halving_epochs,
+            operator_bps=2_000,
+            treasury_bps=500,
+            stream_period_s=STREAM_S,
+            window_s=WINDOW_S,
+            arbitration_s=ARBITRATION_S,
+            proposer_bond=PROPOSER_BOND,
+            challenger_bond=CHALLENGER_BOND,
+            stages=spec.stages,
+            max_stages_per_owner=2,
+            seat_stake=SEAT_STAKE,
+            seat_cooldown_s=COOLDOWN_S,
+        )
+    )
+    deployments = {
+        "rpc_url": local.rpc_url,
+        "chain_id": local.chain_id,
+        "registry": registry.address,
+        "providers": providers.address,
+        "arbiter": arbiter.address,
+        "model_id": "0x" + model.model_id.hex(),
+        "shares": model.shares,
+        "settlement": model.settlement,
+        "router": model.router,
+        "revenue_token": usd.address,
+        "statements": str(dir / "statements"),
+    }
+    (dir / "deployments.json").write_text(json.dumps(deployments))
+    return World(chain, registry, model, spec, dir)
+
+
+def _take_seats(world: World) -> None:
+    world.bond(ALICE, 3 * SEAT_STAKE)
+    world.bond(BOB, 2 * SEAT_STAKE)
+    for key, stage in ((ALICE, 0), (ALICE, 2), (BOB, 1), (BOB, 3)):
+        world.providers(key).take_seat(world.model.model_id, stage)
+    signature = NODE.sign_digest(world.providers().binding_digest(BOB.address))
+    world.providers(BOB).bind_signer(NODE.address, signature)
+
+
+@pytest.fixture(scope="session")
+def built_cli_world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     dir = tmp_path_factory.mktemp("devnet")
     (dir / "statements").mkdir()
     with LocalChain.start("embedded", log_file=dir / "chain.log") as local:
-        chain = Chain.connect(local.rpc_url, local.chain_id)
-        sender = Sender(chain, COORDINATOR)
-        registry, usd = ModelRegistry.deploy(sender), TestUSD.deploy(sender)
-        spec = devnet_spec(4, 1, "0x" + "ab" * 32, 10**6, rounds_per_epoch=1)
-        (dir / "spec.json").write_bytes(canonical_json(spec.model_dump()))
-        e = spec.economics
-        model = registry.register_model(
-            ModelTerms(
-                spec_hash=spec.spec_hash,
-                spec_uri=(dir / "spec.json").as_uri(),
-                name="Devnet Shares",
-                symbol="DEV",
-                designer=DESIGNER.address,
-                data_recipient=DESIGNER.address,
-                coordinator=COORDINATOR.address,
-                revenue_token=usd.address,
-                max_supply=int(e.max_supply),
-                designer_bps=e.designer_bps,
-                data_bps=e.data_bps,
-                initial_emission=int(e.initial_emission),
-                halving_epochs=e.halving_epochs,
-                window_s=WINDOW_S,
-                stages=spec.stages,
-            )
-        )
-        world = World(chain, model, spec, dir, [])
-        (dir / "deployments.json").write_text(
-            json.dumps(
-                {
-                    "rpc_url": local.rpc_url,
-                    "chain_id": local.chain_id,
-                    "registry": registry.address,
-                    "model_id": "0x" + model.model_id.hex(),
-                    "shares": model.shares,
-                    "settlement": model.settlement,
-                    "revenue_token": usd.address,
-                    "statements": str(dir / "statements"),
-                }
-            )
-        )
-        propose(world, statement_of(world, 0, [ALICE.address]))
+        world = _register(dir, local)
+        _take_seats(world)
+        world.give(COORDINATOR, PROPOSER_BOND, world.model.settlement)
+        world.settlement.deposit_bond(COORDINATOR.address, PROPOSER_BOND)
+        propose(world, statement_of(world, 0, [(ALICE, ALICE.address)]))
         finalize(world)
-        usd.mint(COORDINATOR.address, 1000 * USD)
-        usd.approve(model.shares, 1000 * USD)
-        world.shares.deposit_revenue(100 * USD)
-        propose(world, statement_of(world, 1, [ALICE.address, BOB.address]))
+        pay_in(world, 100 * USD)
+        world.router.sweep()
+        world.later(STREAM_S + 1)
+        served = (
+            ServedLine(stage=0, node=ALICE.address, account=ALICE.address, tokens=500),
+            ServedLine(stage=1, node=NODE.address, account=BOB.address, tokens=500),
+        )
+        propose(world, statement_of(world, 1, served=served))
         finalize(world)
+        world.give(COORDINATOR, 100 * USD, world.model.shares)
         world.shares.deposit_revenue(100 * USD)
-        import_key(dir / "stranger.json", "secret-password", STRANGER.secret, scrypt_n=SCRYPT_N_DEVNET)
+        world.later(STREAM_S + 1)
+        world.give(STRANGER, 10 * USD)
+        world.router.collect(authorization(world, 10 * USD), 3 * USD)
+        world.providers(ALICE).leave_seat(world.model.model_id, 2)
+        for name, key in KEY_FILES.items():
+            import_key(dir / f"{name}.json", "secret-password", key.secret, scrypt_n=SCRYPT_N_DEVNET)
         (dir / "password").write_text("secret-password\n")
         (dir / "password").chmod(0o600)
         yield world
 
 
+def authorization(world: World, value: int, nonce: bytes = b"\5" * 32) -> Any:
+    """A stranger's payment."""
+    until = world.chain.timestamp() + 3_600
+    return sign_authorization(STRANGER, world.usd().domain(), world.model.router, value, 0, until, nonce)
+
+
 @pytest.fixture
-def world(built: World) -> Iterator[World]:
+def world(built_cli_world: World) -> Iterator[World]:
     """The same world for every test: what a test did is undone."""
+    built = built_cli_world
     snapshot = built.chain.request("evm_snapshot")
     count = len(built.statements)
     kept = built.dir.parent / "kept"
@@ -188,7 +350,7 @@ def world(built: World) -> Iterator[World]:
 
 
 def pay(world: World) -> list[str]:
-    return ["--key", str(world.dir / "stranger.json"), "--password-file", str(world.dir / "password"), "--yes"]
+    return world.key_options()
 
 
 def account(report: Any, address: str) -> Any:

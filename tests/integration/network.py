@@ -13,11 +13,12 @@ from types import TracebackType
 from typing import Any
 
 from commonweight.chain.child import Ready
-from commonweight.chain.contracts import EpochSettlement, ModelShares
 from commonweight.chain.local import LocalChain
 from commonweight.chain.rpc import Chain
+from commonweight.chain.settlement import EpochSettlement
+from commonweight.chain.shares import ModelShares
 from commonweight.devnet.accounts import devnet_accounts, key_file, password_file, write_keys
-from commonweight.devnet.deployment import deploy_contracts, register_model
+from commonweight.devnet.deployment import deploy_contracts, hand_out_money, register_model
 from commonweight.events import Event, parse_event
 from commonweight.model.corpus import build_dataset
 from commonweight.model.tokenizer import ByteTokenizer
@@ -156,8 +157,10 @@ class Process:
 class Network:
     """On entry a chain with the registered model; coordinator and nodes are started by the test."""
 
-    def __init__(self, folder: Path, *, stages: int = 2) -> None:
+    def __init__(self, folder: Path, *, stages: int = 2, **terms: Any) -> None:
+        """`terms` replaces fields of ModelTerms; without, no seat needs a stake."""
         self.folder = folder
+        self.terms = terms
         self.stages = stages
         self.processes: list[Process] = []
 
@@ -171,8 +174,11 @@ class Network:
         write_keys(self.folder / "keys", self.accounts)
         self.local = LocalChain.start("embedded", accounts=16)
         ready = Ready("embedded", self.local.rpc_url, self.local.port, self.local.chain_id, self.local.pid)
-        contracts = deploy_contracts(ready.rpc_url, ready.chain_id, self.accounts["deployer"].key)
-        self.deployment = register_model(ready, contracts, self.spec, self.spec_file, self.accounts)
+        contracts = deploy_contracts(ready.rpc_url, ready.chain_id, self.accounts)
+        self.deployment = register_model(
+            ready, contracts, self.spec, self.spec_file, self.accounts, **{"window_s": 1, "seat_stake": 0} | self.terms
+        )
+        hand_out_money(self.deployment, self.accounts)
         self.chain = Chain.connect(self.local.rpc_url, self.local.chain_id)
         self.settlement = EpochSettlement(self.chain, self.deployment.settlement)
         self.shares = ModelShares(self.chain, self.deployment.shares)

@@ -9,7 +9,8 @@ from typing import Any
 import grpc
 
 from commonweight.identity import NodeIdentity
-from commonweight.rules.report import NO_TENSOR, Domain, Hop, Report, report_digest
+from commonweight.rules.receipt import Domain
+from commonweight.rules.report import NO_TENSOR, Hop, Report, report_receipt
 from commonweight.wire import PROTOCOL_VERSION
 from commonweight.wire.channel import join_address, open_channel
 from commonweight.wire.generated import control_pb2 as pb
@@ -129,13 +130,15 @@ class ScriptedNode:
             return error.code(), error.details() or ""
         return await self._call.code(), await self._call.details()
 
-    def sign(self, report: Report) -> bytes:
+    def sign(self, generation: int, report: Report) -> bytes:
         domain = Domain(self.assignment.chain_id, self.assignment.settlement)
-        return self.identity.sign_digest(report_digest(domain, self.assignment.model_id, report))
+        receipt = report_receipt(self.assignment.model_id, generation, report)
+        return self.identity.sign_digest(receipt.digest(domain))
 
     def signed(self, generation: int, report: Report, /, **fields: Any) -> pb.SignedReport:
         """As a message; `fields` replace its own."""
-        right = {"generation": generation, "report": report_to_proto(report, 0.5), "signature": self.sign(report)}
+        signature = self.sign(generation, report)
+        right = {"generation": generation, "report": report_to_proto(report, 0.5), "signature": signature}
         return pb.SignedReport(**(right | fields))
 
     async def _messages(self, beats: bool) -> AsyncIterator[pb.NodeMessage]:

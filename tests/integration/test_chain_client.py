@@ -1,239 +1,169 @@
 """The typed client against real chains in other processes, the same for both back-ends."""
 
 import http.server
-import os
 import socket
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from typing import Any
 
 import pytest
+import requests
+from web3.exceptions import Web3RPCError
 
-from commonweight.chain.anvil import find_anvil
-from commonweight.chain.contracts import EpochSettlement, ModelRegistry, ModelShares, TestUSD
+from commonweight.chain.events import ModelRegistered
 from commonweight.chain.fees import GWEI, choose_fees
-from commonweight.chain.keys import Key, devnet_key
+from commonweight.chain.keys import Key
 from commonweight.chain.local import LocalChain
-from commonweight.chain.records import ClaimArguments, Claimed, ModelTerms, RegisteredModel
+from commonweight.chain.records import NOBODY, Checkpoint
 from commonweight.chain.reverts import ContractReverted, decode_revert
 from commonweight.chain.rpc import Chain
 from commonweight.chain.sender import Action, Sender
-from commonweight.errors import ChainError, InsufficientFunds, RpcUnreachable, TransactionFailed, WrongChain
-from commonweight.rules.merkle import MerkleTree, settlement_leaf
+from commonweight.chain.settlement import EpochSettlement
+from commonweight.chain.token import TestUSD
+from commonweight.errors import (
+    ChainError,
+    InsufficientFunds,
+    RpcUnreachable,
+    TransactionFailed,
+    TransactionUnconfirmed,
+    WrongChain,
+)
+from tests.integration.chain_world import (
+    ALICE,
+    ARBITRATION_S,
+    BOB,
+    BUYER,
+    COMPUTE,
+    COORDINATOR,
+    DESIGNER,
+    EMISSION,
+    GENESIS_DATA,
+    GENESIS_DESIGNER,
+    WINDOW_S,
+    ChainWorld,
+    Earned,
+)
 
-COORDINATOR, DESIGNER, DATA, ALICE, BOB, BUYER = (devnet_key(i) for i in range(6))
 PAUPER = Key(b"\x07" * 32)
-WINDOW_S = 3_600
-EMISSION = 1_000 * 10**18
-DOLLAR = 10**6
 
 
-@pytest.fixture(scope="module", params=["anvil", "embedded"])
-def local(request: pytest.FixtureRequest) -> Iterator[LocalChain]:
-    without = os.environ.get("COMMONWEIGHT_WITHOUT_ANVIL") == "1"
-    if request.param == "anvil" and find_anvil() is None and without:
-        pytest.skip("COMMONWEIGHT_WITHOUT_ANVIL=1")
-    with LocalChain.start(request.param) as chain:
-        yield chain
+# Registration
 
 
-@pytest.fixture(scope="module")
-def chain(local: LocalChain) -> Chain:
-    return Chain.connect(local.rpc_url, expected_chain_id=local.chain_id)
-
-
-@dataclass(frozen=True)
-class World:
-    """A chain with one registered model."""
-
-    chain: Chain
-    sender: Sender
-    usd: TestUSD
-    registry: ModelRegistry
-    terms: ModelTerms
-    model: RegisteredModel
-    settlement: EpochSettlement
-    shares: ModelShares
-
-    def later(self, seconds: int) -> None:
-        self.chain.request("evm_increaseTime", seconds)
-        self.chain.request("evm_mine")
-
-
-@pytest.fixture(scope="module")
-def deployed(chain: Chain) -> World:
-    sender = Sender(chain, COORDINATOR)
-    usd = TestUSD.deploy(sender)
-    registry = ModelRegistry.deploy(sender)
-    terms = ModelTerms(
-        spec_hash=b"\x01" * 32,
-        spec_uri="file:///spec.json",
-        name="Tiny model",
-        symbol="TINY",
-        designer=DESIGNER.address,
-        data_recipient=DATA.address,
-        coordinator=COORDINATOR.address,
-        revenue_token=usd.address,
-        max_supply=10**24,
-        designer_bps=1_000,
-        data_bps=500,
-        initial_emission=EMISSION,
-        halving_epochs=2,
-        window_s=WINDOW_S,
-        stages=2,
-    )
-    model = registry.register_model(terms)
-    settlement = EpochSettlement(chain, model.settlement, sender)
-    return World(chain, sender, usd, registry, terms, model, settlement, ModelShares(chain, model.shares, sender))
-
-
-@pytest.fixture
-def world(deployed: World) -> Iterator[World]:
-    """The model as registered: what a test does is undone after it."""
-    snapshot = deployed.chain.request("evm_snapshot")
-    yield deployed
-    assert deployed.chain.request("evm_revert", snapshot) is True
-
-
-def epoch_of(world: World, shares: dict[Key, int], epoch: int = 0) -> tuple[bytes, list[ClaimArguments]]:
-    """Root and claims of an epoch in which each account earns its first shares."""
-    leaves = [
-        settlement_leaf(world.chain.chain_id, world.settlement.address, key.address, amount, amount, 0)
-        for key, amount in shares.items()
-    ]
-    tree = MerkleTree(leaves)
-    claims = [
-        ClaimArguments(epoch, key.address, amount, amount, 0, tree.proof(i))
-        for i, (key, amount) in enumerate(shares.items())
-    ]
-    return tree.root, claims
-
-
-def finalise_epoch_0(world: World) -> list[ClaimArguments]:
-    root, claims = epoch_of(world, {ALICE: EMISSION * 85 // 100 // 4, BOB: EMISSION * 85 // 100 * 3 // 4})
-    world.settlement.propose_epoch(0, root, EMISSION, b"\x02" * 32, "file:///statement.json")
-    world.later(WINDOW_S)
-    world.settlement.finalize_epoch(0)
-    return claims
-
-
-# The story
-
-
-def test_a_model_is_registered_under_its_terms(world: World) -> None:
-    assert world.model.terms == world.terms
-    assert world.model.registrant == COORDINATOR.address
-    assert world.model.model_id == world.registry.model_id_of(COORDINATOR.address, world.terms.spec_hash)
-    assert world.registry.model(world.model.model_id) == world.model
-    assert world.model.spec_hash == world.terms.spec_hash
-    shares, settlement = world.shares, world.settlement
+def test_a_model_is_registered_under_its_terms(world: ChainWorld) -> None:
+    registry, model = world.registry(), world.model
+    assert model.terms == world.terms
+    assert (model.registrant, model.coordinator, model.retired) == (COORDINATOR.address, COORDINATOR.address, False)
+    assert model.model_id == registry.model_id_of(COORDINATOR.address, world.terms.spec_hash)
+    assert registry.model(model.model_id) == model
+    assert model.spec_hash == world.terms.spec_hash
+    assert registry.is_allowed_token(world.usd_address)
+    assert not registry.is_allowed_token(ALICE.address)
+    shares, settlement, router = world.shares(), world.settlement(), world.router()
     assert (shares.name(), shares.symbol(), shares.decimals()) == ("Tiny model", "TINY", 18)
-    assert (shares.total_supply(), shares.max_supply()) == (0, 10**24)
-    assert (shares.settlement(), shares.revenue_token()) == (settlement.address, world.usd.address)
-    assert (settlement.shares(), settlement.window_s()) == (shares.address, WINDOW_S)
-    assert settlement.coordinator() == COORDINATOR.address
-    assert [settlement.emission_of(e) for e in range(5)] == [
-        EMISSION,
-        EMISSION,
-        EMISSION // 2,
-        EMISSION // 2,
-        EMISSION // 4,
-    ]
+    assert (shares.total_supply(), shares.max_supply()) == (GENESIS_DESIGNER + GENESIS_DATA, 10**24)
+    assert shares.balance_of(DESIGNER.address) == GENESIS_DESIGNER
+    assert (shares.settlement(), shares.revenue_token()) == (settlement.address, world.usd_address)
+    assert shares.stream_period_s() == world.terms.stream_period_s
+    assert (settlement.shares(), settlement.window_s(), settlement.arbitration_s()) == (
+        shares.address,
+        WINDOW_S,
+        ARBITRATION_S,
+    )
+    assert settlement.terms().bond_token == world.usd_address
+    assert settlement.terms().proposer_bond == world.terms.proposer_bond
+    assert (router.terms().settlement, router.terms().operator_bps) == (settlement.address, world.terms.operator_bps)
+    halves = [EMISSION, EMISSION, EMISSION // 2, EMISSION // 2, EMISSION // 4]
+    assert [settlement.emission_of(e) for e in range(5)] == halves
 
 
-def test_an_epoch_from_proposal_to_claims_and_revenue(world: World) -> None:
-    settlement, shares = world.settlement, world.shares
-    root, claims = epoch_of(world, {ALICE: EMISSION * 85 // 100 // 4, BOB: EMISSION * 85 // 100 * 3 // 4})
-    assert (settlement.next_epoch(), settlement.pending(), settlement.epoch(0)) == (0, None, None)
-
-    before = world.chain.timestamp()
-    proposal = settlement.propose_epoch(0, root, EMISSION, b"\x02" * 32, "file:///statement.json")
-    pending = settlement.epoch(0)
-    assert pending is not None
-    assert (pending.root, pending.minted, pending.statement_hash) == (root, EMISSION, b"\x02" * 32)
-    assert (pending.finalized, pending.accumulator) == (False, 0)
-    assert before + WINDOW_S <= pending.finalizable_at <= world.chain.timestamp() + WINDOW_S
-    assert (settlement.next_epoch(), settlement.pending()) == (0, 0)
-
-    with pytest.raises(ContractReverted) as early:
-        settlement.finalize_epoch(0)
-    assert early.value.error == "EpochSettlementWindowOpen"
-    assert early.value.arguments == {"finalizableAt": pending.finalizable_at}
-    assert str(pending.finalizable_at) in str(early.value)
-
-    world.chain.request("evm_increaseTime", WINDOW_S)  # no block: the pending one must know
-    assert world.chain.timestamp() >= pending.finalizable_at
-    settlement.finalize_epoch(0)
-    final = settlement.epoch(0)
-    assert final == replace(pending, finalized=True, finalizable_at=0)
-    assert (settlement.next_epoch(), settlement.pending()) == (1, None)
-    assert shares.total_supply() == EMISSION
-    assert shares.balance_of(DESIGNER.address) == EMISSION // 10
-    assert shares.balance_of(DATA.address) == EMISSION // 20
-
-    for claim in claims:
-        assert settlement.leaf(claim) == settlement_leaf(
-            world.chain.chain_id, settlement.address, claim.account, claim.cumulative_shares, claim.epoch_shares, 0
-        )
-        assert settlement.claimable(claim).shares == claim.cumulative_shares
-        settlement.claim(claim)
-        assert shares.balance_of(claim.account) == claim.cumulative_shares
-        assert settlement.claimed(claim.account) == Claimed(claim.cumulative_shares, 0)
-    with pytest.raises(ContractReverted) as again:
-        settlement.claim(claims[0])
-    assert again.value.error == "EpochSettlementNothingToClaim"
-
-    buyer = Sender(world.chain, BUYER)
-    TestUSD(world.chain, world.usd.address, buyer).mint(BUYER.address, 1_000 * DOLLAR)
-    TestUSD(world.chain, world.usd.address, buyer).approve(shares.address, 1_000 * DOLLAR)
-    assert world.usd.allowance(BUYER.address, shares.address) == 1_000 * DOLLAR
-    ModelShares(world.chain, shares.address, buyer).deposit_revenue(1_000 * DOLLAR)
-    due = shares.owed(ALICE.address)
-    assert 1_000 * DOLLAR * 85 // 400 - due in (0, 1)
-    assert shares.owed_scaled(ALICE.address) >> 96 == due
-    assert shares.deposited() == 1_000 * DOLLAR
-    assert shares.accumulator() > 0
-    shares.withdraw_revenue_for(ALICE.address)
-    ModelShares(world.chain, shares.address, Sender(world.chain, BOB)).withdraw_revenue(DESIGNER.address)
-    assert world.usd.balance_of(ALICE.address) == due
-    assert world.usd.balance_of(DESIGNER.address) > 0
-    assert shares.owed(BOB.address) == 0
-
-    (proposed,), (finalized,) = settlement.proposals(), settlement.finalizations()
-    assert (proposed.epoch, proposed.root, proposed.uri) == (0, root, "file:///statement.json")
-    assert (proposed.transaction, proposed.block_number) == (proposal.transaction, proposal.block_number)
-    assert proposed.finalizable_at == pending.finalizable_at
-    assert finalized.designer_shares + finalized.data_shares + finalized.compute_shares == EMISSION
-    assert [(c.account, c.shares) for c in settlement.claims()] == [(c.account, c.cumulative_shares) for c in claims]
-    assert settlement.proposals(from_block=proposed.block_number + 1) == []
+def test_its_registration_is_found_by_its_id(world: ChainWorld) -> None:
+    registry = world.registry()
+    (event,) = registry.events(ModelRegistered, model_id=world.model.model_id)
+    assert (event.settlement, event.router, event.spec_uri) == (
+        world.model.settlement,
+        world.model.router,
+        world.terms.spec_uri,
+    )
+    assert event.block_number == registry.registration_block(world.model.model_id)
+    other = registry.register_model(replace(world.terms, spec_hash=b"\x0a" * 32))
+    assert registry.registration_block(other.model_id) > event.block_number
+    assert len(registry.events(ModelRegistered)) == 2
+    with pytest.raises(ChainError, match="no registration of model 0x09"):
+        registry.registration_block(b"\x09" * 32)
 
 
-def test_a_dry_run_costs_nothing_and_says_what_it_would(world: World) -> None:
-    claims = finalise_epoch_0(world)
+def test_the_coordinator_changes_in_two_steps_with_days_between(world: ChainWorld) -> None:
+    registry, model_id = world.registry(), world.model.model_id
+    assert registry.proposed_coordinator(model_id) is None
+    registry.propose_coordinator(model_id, ALICE.address)
+    proposed = registry.proposed_coordinator(model_id)
+    assert proposed is not None
+    assert proposed[0] == ALICE.address
+    with pytest.raises(ContractReverted, match="ModelRegistryTimelockActive"):
+        world.registry(ALICE).accept_coordinator(model_id)
+    world.later(proposed[1] - world.chain.timestamp())
+    world.registry(ALICE).accept_coordinator(model_id)
+    assert registry.coordinator_of(model_id) == registry.model(model_id).coordinator == ALICE.address
+    assert registry.coordinator_of(bytes(32)) == NOBODY
+    with pytest.raises(ContractReverted, match="EpochSettlementNotCoordinator"):
+        world.settlement(COORDINATOR).propose_epoch(0, b"\x01" * 32, 1, b"\x02" * 32, "")
+
+
+def test_a_checkpoint_is_published_and_a_model_retired(world: ChainWorld) -> None:
+    registry, model_id = world.registry(), world.model.model_id
+    assert registry.checkpoint(model_id) is None
+    checkpoint = Checkpoint(3, b"\x0b" * 32, b"\x0c" * 32)
+    registry.publish_checkpoint(model_id, checkpoint)
+    assert registry.checkpoint(model_id) == checkpoint
+    with pytest.raises(ContractReverted, match="ModelRegistryVersionNotIncreasing"):
+        registry.publish_checkpoint(model_id, checkpoint)
+    registry.retire(model_id)
+    assert registry.model(model_id).retired
+
+
+def test_a_dry_run_costs_nothing_and_says_what_it_would(world: ChainWorld) -> None:
+    claims = world.finalise({ALICE: Earned(COMPUTE // 4, COMPUTE // 4), BOB: Earned(COMPUTE // 2, COMPUTE // 2)})
     before = world.chain.balance_wei(COORDINATOR.address)
-    quote = world.sender.dry_run(world.settlement.claim_action(claims[0]))
+    action = world.settlement().claim_action(claims[ALICE])
+    quote = world.sender().dry_run(action)
     assert world.chain.balance_wei(COORDINATOR.address) == before
-    receipt = world.settlement.claim(claims[0])
+    receipt = world.settlement().claim(claims[ALICE])
     assert receipt.gas_used <= quote.gas <= receipt.gas_used * 1.1
     assert quote.gas < quote.gas_limit
     assert receipt.fee_wei <= quote.max_fee_wei
     assert before - world.chain.balance_wei(COORDINATOR.address) == receipt.fee_wei
-    assert Sender(world.chain, PAUPER).dry_run(world.settlement.claim_action(claims[1])).fee_wei > 0
-    with pytest.raises(ContractReverted):
-        world.sender.dry_run(world.settlement.claim_action(claims[0]))
+    assert Sender(world.chain, PAUPER).dry_run(world.settlement().claim_action(claims[BOB])).fee_wei > 0
+    with pytest.raises(ContractReverted, match="EpochSettlementStaleClaim"):
+        world.sender().dry_run(action)
+    with pytest.raises(ContractReverted, match="EpochSettlementNothingToClaim"):
+        world.sender().dry_run(world.settlement().claim_action(claims[ALICE]))
+
+
+def test_what_takes_money_can_be_quoted_once_it_is_approved(world: ChainWorld) -> None:
+    amount, usd = 10**6, world.usd(ALICE)
+    usd.mint(ALICE.address, amount)
+    bond = world.settlement(ALICE).action("depositBond", ALICE.address, amount)
+    with pytest.raises(ContractReverted, match="ERC20InsufficientAllowance"):
+        world.sender(ALICE).dry_run(bond)
+    approval = usd.approve_action(world.model.settlement, amount)
+    assert world.sender(ALICE).dry_run(approval).gas > 21_000
+    assert world.usd().allowance(ALICE.address, world.model.settlement) == 0
+    world.sender(ALICE).send(approval)
+    assert world.sender(ALICE).dry_run(bond).gas > 21_000
 
 
 # What goes wrong
 
 
 @pytest.mark.parametrize("how", ["estimate", "dry run", "mined"])
-def test_every_revert_is_decoded_alike(world: World, how: str) -> None:
+def test_every_revert_is_decoded_alike(world: ChainWorld, how: str) -> None:
     stranger = Sender(world.chain, ALICE)
-    action = world.settlement.action("proposeEpoch", 0, b"\x01" * 32, 1, b"\x02" * 32, "")
+    action = world.settlement().action("proposeEpoch", 0, b"\x01" * 32, 1, b"\x02" * 32, "")
     nonce_before = world.chain.request("eth_getTransactionCount", ALICE.address, "latest")
     attempts = {
         "estimate": stranger.send,
@@ -249,24 +179,24 @@ def test_every_revert_is_decoded_alike(world: World, how: str) -> None:
     assert sent == (how == "mined") == (caught.value.transaction is not None)
 
 
-def test_a_view_that_reverts_is_decoded(world: World) -> None:
+def test_a_view_that_reverts_is_decoded(world: ChainWorld) -> None:
     with pytest.raises(ContractReverted, match="ModelRegistryUnknownModel") as caught:
-        world.registry.model(b"\x09" * 32)
+        world.registry().model(b"\x09" * 32)
     assert caught.value.arguments == {"modelId": b"\x09" * 32}
-    claims = finalise_epoch_0(world)
+    claims = world.finalise({ALICE: Earned(COMPUTE, COMPUTE)})
     with pytest.raises(ContractReverted, match="EpochSettlementInvalidProof"):
-        world.settlement.claimable(replace(claims[0], cumulative_shares=7))
+        world.settlement().claimable(replace(claims[ALICE], cumulative_shares=7))
 
 
-def test_an_error_of_a_library_is_decoded_too(world: World) -> None:
+def test_an_error_of_a_library_is_decoded_too(world: ChainWorld) -> None:
     with pytest.raises(ContractReverted, match="ERC20InsufficientBalance"):
-        world.usd.transfer(ALICE.address, 1)
+        world.usd().transfer(ALICE.address, 1)
 
 
-def test_running_out_of_gas_is_said(world: World) -> None:
-    action = world.usd.action("mint", ALICE.address, 1)
+def test_running_out_of_gas_is_said(world: ChainWorld) -> None:
+    action = world.usd().action("mint", ALICE.address, 1)
     with pytest.raises(TransactionFailed, match="ran out of gas"):
-        world.sender.send(action, gas_limit=25_000)
+        world.sender().send(action, gas_limit=25_000)
 
 
 def test_solidity_s_own_errors_and_unknown_ones() -> None:
@@ -275,36 +205,128 @@ def test_solidity_s_own_errors_and_unknown_ones() -> None:
     assert decode_revert(bytes.fromhex("4e487b71")) is None, "cut short"
 
 
-def test_the_wrong_chain_is_refused(local: LocalChain) -> None:
-    with pytest.raises(WrongChain, match=rf"serves chain {local.chain_id}, expected was 1\b"):
-        Chain.connect(local.rpc_url, expected_chain_id=1)
+def test_the_wrong_chain_is_refused(chain_backend: LocalChain) -> None:
+    with pytest.raises(WrongChain, match=rf"serves chain {chain_backend.chain_id}, expected was 1\b"):
+        Chain.connect(chain_backend.rpc_url, expected_chain_id=1)
 
 
-def test_an_address_without_our_contract_is_said(world: World) -> None:
+def test_an_address_without_our_contract_is_said(world: ChainWorld) -> None:
     with pytest.raises(ChainError, match="no such contract at"):
         EpochSettlement(world.chain, ALICE.address).next_epoch()
     with pytest.raises(ChainError, match="not an address"):
         EpochSettlement(world.chain, "0x1234")
 
 
-def test_a_contract_opened_for_reading_cannot_be_written(world: World) -> None:
+def test_a_contract_opened_for_reading_cannot_be_written(world: ChainWorld) -> None:
     with pytest.raises(ChainError, match="needs a key"):
-        EpochSettlement(world.chain, world.settlement.address).finalize_epoch(0)
+        EpochSettlement(world.chain, world.model.settlement).finalize_epoch(0)
 
 
-def test_an_account_without_gas_money_learns_who_needs_how_much(world: World) -> None:
+HUGE = 2**256 - 1
+
+
+def test_arguments_that_no_contract_takes_are_refused_here(world: ChainWorld) -> None:
+    settlement, usd = world.settlement(), world.usd()
+    for attempt in (
+        lambda: settlement.propose_epoch(2**32, b"\x01" * 32, 1, b"\x02" * 32, ""),
+        lambda: settlement.propose_epoch(-1, b"\x01" * 32, 1, b"\x02" * 32, ""),
+        lambda: settlement.propose_epoch(0, b"\x01" * 33, 1, b"\x02" * 32, ""),
+        lambda: settlement.emission_of(HUGE),
+        lambda: settlement.events(ModelRegistered),
+        lambda: usd.mint(ALICE.address, HUGE + 1),
+        lambda: world.providers().take_seat(world.model.model_id, HUGE),
+        lambda: world.registry().model(b"short"),
+        lambda: world.registry().registration(replace(world.terms, window_s=2**32)),
+        lambda: world.registry().registration_block(b"\x01" * 33),
+    ):
+        with pytest.raises(ChainError) as caught:
+            attempt()
+        assert caught.type is ChainError, caught.value
+
+
+def test_the_largest_numbers_are_refused_by_name(world: ChainWorld) -> None:
+    settlement, usd = world.settlement(), world.usd()
+    world.bond_proposer()
+    with pytest.raises(ContractReverted, match="EpochSettlementEmissionExceeded"):
+        settlement.propose_epoch(0, b"\x01" * 32, HUGE, b"\x02" * 32, "")
+    with pytest.raises(ContractReverted, match="ERC20InsufficientBalance"):
+        usd.transfer(ALICE.address, HUGE)
+    usd.approve(world.providers_address, HUGE)
+    with pytest.raises(ContractReverted, match="ERC20InsufficientBalance"):
+        world.providers().bond(ALICE.address, HUGE)
+    with pytest.raises(ContractReverted, match=r"ERC20Insufficient|ModelShares"):
+        world.shares().deposit_revenue(HUGE)
+    for refused in ({"max_supply": HUGE}, {"genesis_data": HUGE}, {"initial_emission": HUGE}, {"window_s": 0}):
+        with pytest.raises(ContractReverted) as caught:
+            world.registry().register_model(replace(world.terms, spec_hash=b"\x0f" * 32, **refused))
+        assert caught.value.error is not None, refused
+
+
+def test_logs_are_asked_for_in_parts_where_the_endpoint_wants_that(
+    world: ChainWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for amount in range(1, 4):
+        world.usd().mint(ALICE.address, amount)
+        for _ in range(30):
+            world.chain.request("evm_mine")
+    contract = world.chain.contract("TestUSD", world.usd_address)
+    eth = type(world.chain.w3.eth)
+    honest, asked = eth.get_logs, []
+
+    def refuse(error: Exception) -> Any:
+        def get_logs(self: Any, parameters: Any) -> Any:
+            blocks = parameters["toBlock"] - parameters["fromBlock"] + 1
+            asked.append(blocks)
+            if blocks > 25:
+                raise error
+            return honest(self, parameters)
+
+        return get_logs
+
+    def minted(**arguments: Any) -> list[int]:
+        found = world.chain.events(contract, "Transfer", world.registered_in, arguments=arguments)
+        return [log["args"]["value"] for log in found]
+
+    response = requests.Response()
+    response.status_code = 413
+    refusals = (Web3RPCError("too many blocks"), requests.HTTPError(response=response))
+    monkeypatch.setattr("commonweight.chain.rpc._MAX_LOG_BLOCKS", 24)
+    for error in refusals:
+        asked.clear()
+        monkeypatch.setattr(eth, "get_logs", refuse(error))
+        assert minted(to=ALICE.address) == [1, 2, 3]
+        assert asked[0] > 90, "what is filtered is first asked for at once"
+        assert len(asked) >= 4
+    asked.clear()
+    assert minted() == [1, 2, 3]
+    assert max(asked) == 24
+    assert minted(to=BOB.address) == []
+    assert minted(to=[BOB.address, ALICE.address]) == [1, 2, 3]
+
+
+def test_a_block_is_as_deep_as_others_lie_on_it(world: ChainWorld) -> None:
+    receipt = world.usd().mint(ALICE.address, 1)
+    assert world.chain.confirmed_block(0) == receipt.block_number
+    assert world.chain.confirmed_block(2) < receipt.block_number
+    for _ in range(2):
+        world.chain.request("evm_mine")
+    assert world.chain.confirmed_block(2) == receipt.block_number
+    assert world.chain.confirmed_block(10**9) < 0
+
+
+def test_an_account_without_gas_money_learns_who_needs_how_much(world: ChainWorld) -> None:
     sender = Sender(world.chain, PAUPER)
     with pytest.raises(InsufficientFunds, match=rf"{PAUPER.address} has 0 ETH.*send it") as caught:
-        TestUSD(world.chain, world.usd.address, sender).mint(PAUPER.address, 1)
+        TestUSD(world.chain, world.usd_address, sender).mint(PAUPER.address, 1)
     assert "TestUSD.mint" in str(caught.value)
     with pytest.raises(InsufficientFunds):
         sender.transfer(ALICE.address, 10**18)
-    world.sender.transfer(PAUPER.address, 10**17)
-    TestUSD(world.chain, world.usd.address, sender).mint(PAUPER.address, 1)
-    assert world.usd.balance_of(PAUPER.address) == 1
+    world.sender().transfer(PAUPER.address, 10**17)
+    TestUSD(world.chain, world.usd_address, sender).mint(PAUPER.address, 1)
+    assert world.usd().balance_of(PAUPER.address) == 1
 
 
-def test_a_fee_over_the_cap_is_not_paid(world: World) -> None:
+def test_a_fee_over_the_cap_is_not_paid(world: ChainWorld) -> None:
     with pytest.raises(ChainError, match="cap"):
         Sender(world.chain, COORDINATOR, max_fee_wei=1).transfer(ALICE.address, 1)
 
@@ -327,22 +349,22 @@ def test_fees_follow_the_history() -> None:
 
 
 @pytest.mark.parametrize("senders", ["one sender", "a sender each"])
-def test_threads_with_one_key_keep_their_nonces_apart(world: World, senders: str) -> None:
+def test_threads_with_one_key_keep_their_nonces_apart(world: ChainWorld, senders: str) -> None:
     shared = Sender(world.chain, BOB)
     before = int(world.chain.request("eth_getTransactionCount", BOB.address, "latest"), 16)
 
     def mint(amount: int) -> int:
         sender = shared if senders == "one sender" else Sender(world.chain, BOB)
-        TestUSD(world.chain, world.usd.address, sender).mint(BUYER.address, amount)
+        TestUSD(world.chain, world.usd_address, sender).mint(BUYER.address, amount)
         return amount
 
     with ThreadPoolExecutor(6) as pool:
         total = sum(pool.map(mint, range(1, 25)))
-    assert world.usd.balance_of(BUYER.address) == total
+    assert world.usd().balance_of(BUYER.address) == total
     assert int(world.chain.request("eth_getTransactionCount", BOB.address, "latest"), 16) == before + 24
 
 
-def test_a_nonce_that_somebody_else_used_is_read_anew(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_nonce_that_somebody_else_used_is_read_anew(world: ChainWorld, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another process with the same key sends between our reading the nonce and our sending."""
     sender = Sender(world.chain, ALICE)
     eth = type(world.chain.w3.eth)
@@ -367,17 +389,72 @@ def test_a_nonce_that_somebody_else_used_is_read_anew(world: World, monkeypatch:
     assert int(used["nonce"], 16) == stolen[0] + 1
 
 
-def test_a_failure_leaves_no_hole_in_the_nonces(world: World) -> None:
+def test_a_failure_leaves_no_hole_in_the_nonces(world: ChainWorld) -> None:
     sender = Sender(world.chain, ALICE)
     with pytest.raises(ContractReverted):
-        sender.send(world.settlement.action("finalizeEpoch", 0))
+        sender.send(world.settlement().action("finalizeEpoch", 0))
     with pytest.raises(ContractReverted):
-        sender.send(world.settlement.action("finalizeEpoch", 0), gas_limit=200_000)
+        sender.send(world.settlement().action("finalizeEpoch", 0), gas_limit=200_000)
     sender.transfer(BOB.address, 1)
     snapshot = world.chain.request("evm_snapshot")
     sender.transfer(BOB.address, 1)
     world.chain.request("evm_revert", snapshot)
     assert sender.transfer(BOB.address, 1).gas_used == 21_000, "a chain that was rolled back is read anew"
+
+
+@pytest.fixture
+def dropping(monkeypatch: pytest.MonkeyPatch, world: ChainWorld) -> Iterator[threading.Event]:
+    """A node that says that it took the first transaction, and loses it. The event: it has."""
+    eth = type(world.chain.w3.eth)
+    honest, dropped = eth.send_raw_transaction, threading.Event()
+
+    def send(self: Any, raw: bytes) -> Any:
+        if dropped.is_set():
+            return honest(self, raw)
+        dropped.set()
+        return b""
+
+    monkeypatch.setattr(eth, "send_raw_transaction", send)
+    return dropped
+
+
+def test_a_transaction_that_was_dropped_ends_at_the_deadline(world: ChainWorld, dropping: threading.Event) -> None:
+    sender = Sender(world.chain, ALICE, receipt_timeout_s=0.2)
+    with pytest.raises(TransactionUnconfirmed, match=r"sent as 0x[0-9a-f]{64} and had no receipt"):
+        sender.transfer(BOB.address, 1)
+    assert dropping.is_set()
+    assert sender.transfer(BOB.address, 1).gas_used == 21_000, "its nonce is used by the next"
+
+
+def test_one_behind_a_dropped_one_ends_at_the_deadline_too(world: ChainWorld, dropping: threading.Event) -> None:
+    """The second one gets the following nonce. Some nodes keep it for when the gap is filled, some refuse it."""
+    before = world.chain.balance_wei(PAUPER.address)
+    with ThreadPoolExecutor(1) as pool:
+        lost = pool.submit(Sender(world.chain, ALICE, receipt_timeout_s=1.0).transfer, PAUPER.address, 1)
+        assert dropping.wait(10)
+        with suppress(TransactionUnconfirmed):
+            Sender(world.chain, ALICE, receipt_timeout_s=0.2).transfer(PAUPER.address, 2)
+        with pytest.raises(TransactionUnconfirmed):
+            lost.result(20)
+    Sender(world.chain, ALICE).transfer(PAUPER.address, 4)
+    deadline = time.monotonic() + 10
+    while (arrived := world.chain.balance_wei(PAUPER.address) - before) != 6:
+        assert time.monotonic() < deadline, arrived
+
+
+def test_an_endpoint_that_refuses_to_tell_the_receipt_is_outlasted(
+    world: ChainWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest, refused = Chain.receipt, []
+
+    def receipt(self: Chain, transaction: str) -> Any:
+        if len(refused) < 2:
+            refused.append(transaction)
+            raise ChainError("rate limit exceeded")
+        return honest(self, transaction)
+
+    monkeypatch.setattr(Chain, "receipt", receipt)
+    assert world.sender(ALICE).transfer(BOB.address, 1).transaction == refused[1]
 
 
 # Endpoints that don't answer
@@ -463,7 +540,7 @@ def test_the_key_in_an_rpc_url_is_not_shown() -> None:
         assert "s3cret" not in str(caught.value)
 
 
-def test_a_receipt_that_never_comes_names_the_transaction(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_receipt_that_never_comes_names_the_transaction(world: ChainWorld, monkeypatch: pytest.MonkeyPatch) -> None:
     sender = Sender(world.chain, ALICE, receipt_timeout_s=0.05)
     monkeypatch.setattr(Chain, "receipt", lambda *_: None)
     with pytest.raises(ChainError, match=r"sent as 0x[0-9a-f]{64} and had no receipt within 0\.05 s.*look it up"):

@@ -19,8 +19,9 @@ import pytest_asyncio
 from commonweight.chain.child import Ready
 from commonweight.chain.keys import Key, import_key
 from commonweight.chain.sender import Action, Sender
+from commonweight.chain.token import TestUSD
 from commonweight.devnet.accounts import Account
-from commonweight.devnet.deployment import Contracts, register_model
+from commonweight.devnet.deployment import EPOCH_BOND, Contracts, register_model
 from commonweight.events import Event
 from commonweight.identity import NodeIdentity
 from commonweight.rules.canonical import canonical_json
@@ -233,6 +234,7 @@ REPORT_FAULTS: dict[str, tuple[Callable[[Report], tuple[Report, dict]], str, str
         "FAILED_PRECONDITION",
         "is signed by",
     ),
+    "signed for another generation": (lambda r: (r, {"generation": 99}), "FAILED_PRECONDITION", "is signed by"),
     "foreign stage": (lambda r: (replace(r, stage=0), {}), "FAILED_PRECONDITION", "the report is of stage 0, which"),
     "stage that isn't there": (lambda r: (replace(r, stage=9), {}), "FAILED_PRECONDITION", "the report is of stage 9"),
     "later round": (lambda r: (replace(r, round=r.round + 1), {}), "FAILED_PRECONDITION", "is being trained"),
@@ -394,9 +396,12 @@ def poor(network: Network, tmp_path_factory: pytest.TempPathFactory) -> tuple[st
     key = Key(b"\x0c" * 32)
     import_key(folder / "key.json", "devnet", key.secret, scrypt_n=2**12)
     ready = Ready("embedded", network.local.rpc_url, network.local.port, network.local.chain_id, network.local.pid)
-    contracts = Contracts(network.deployment.registry, network.deployment.revenue_token)
+    shared = network.deployment
+    contracts = Contracts(shared.registry, shared.providers, shared.arbiter, shared.revenue_token)
     accounts = network.accounts | {"coordinator": Account("coordinator", key)}
-    deployment = register_model(ready, contracts, spec, spec_file, accounts)
+    deployment = register_model(ready, contracts, spec, spec_file, accounts, seat_stake=0, window_s=1)
+    deployer = Sender(network.chain, network.accounts["deployer"].key)
+    TestUSD(network.chain, shared.revenue_token, deployer).mint(key.address, EPOCH_BOND)
     command = replaced(
         network.coordinator_command(1),
         spec=str(spec_file),

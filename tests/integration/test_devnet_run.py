@@ -27,7 +27,7 @@ from commonweight.rules.statement import check_statement, parse_statement
 ROOT = Path(__file__).parents[2]
 WAIT_S = 120.0
 ROUNDS = 3
-ARGUMENTS = ("--headless", "--stages", "2", "--until-epoch", "1", "--rounds-per-epoch", str(ROUNDS))
+ARGUMENTS = ("--headless", "--stages", "2", "--until-epoch", "1", "--rounds-per-epoch", str(ROUNDS), "--buyers", "0")
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
@@ -184,6 +184,30 @@ def test_a_node_killed_in_the_middle_of_a_round_changes_nothing(undisturbed: Dev
         assert devnet.state().state.nodes[0].restarts == 1
         assert devnet.report()["losses"] == undisturbed.report()["losses"]
         assert devnet.roots() == undisturbed.roots()
+
+
+def test_the_loop_closes_work_shares_answer_payment_revenue(tmp_path: Path) -> None:
+    with Devnet(tmp_path, "--until-epoch", "1000", "--buyers", "1") as devnet:
+        devnet.wait_for_line(r"an answer was sold for 0\.\d+ tUSD")
+        sold_in = int(devnet.wait_for_line(r"round +\d+  epoch +(\d+)")[1])
+        devnet.wait_for_line(rf"epoch {sold_in}: final")
+        os.kill(devnet.pid, signal.SIGTERM)
+        assert devnet.wait() == 130
+    revenue = devnet.report()["revenue"]
+    shares, operators, treasury = revenue["paid_in"] - revenue["operators"] - revenue["treasury"], 0.2, 0.05
+    assert revenue["paid_in"] > 0
+    assert revenue["operators"] == pytest.approx(operators * revenue["paid_in"], abs=2 * devnet.state().state.answers)
+    assert revenue["treasury"] == pytest.approx(treasury * revenue["paid_in"], abs=2 * devnet.state().state.answers)
+    assert sum(revenue["owed"].values()) + revenue["withdrawn"] + revenue["remainder"] == shares
+    assert revenue["withdrawn"] > 0  # the designer's
+    owners = {address for address, part in devnet.report()["ownership"].items() if part["shares"] != "0"}
+    assert set(revenue["owed"]) < owners
+    checked = [json.loads(line) for log in (devnet.folder / "logs").glob("node-*.jsonl") for line in log.open()]
+    assert {"epoch.checked"} <= {event["event"] for event in checked}
+    assert not {"epoch.disputed", "epoch.faulty", "watch.ended"} & {event["event"] for event in checked}
+    served = [json.loads(file.read_bytes()) for file in (devnet.folder / "statements").glob("*.json")]
+    paid = [line for statement in served for line in statement["served"]]
+    assert {line["stage"] for line in paid} == {0, 1}
 
 
 def test_sigterm_leaves_a_report_and_no_process(tmp_path: Path) -> None:

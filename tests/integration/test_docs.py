@@ -26,7 +26,7 @@ from typer.testing import CliRunner
 from commonweight import errors
 from commonweight.cli.main import app
 from commonweight.devnet.observer import read_state
-from commonweight.rules.report import REPORT_TYPE
+from commonweight.rules.receipt import RECEIPT_TYPE
 
 ROOT = Path(__file__).parents[2]
 PAGES = [
@@ -39,7 +39,7 @@ LANGUAGES = {"sh", "sh template", "text", "mermaid"}
 UP = "commonweight devnet up"
 TINY = ("--headless", "--rounds-per-epoch", "2", "--until-epoch", "1000")
 """Added to the tutorial's devnet, so that its first epoch is final within seconds and it doesn't end by itself."""
-UP_S, SCRIPT_S = 120.0, 240.0
+UP_S, SCRIPT_S = 120.0, 300.0
 TUTORIAL_PORT = "7700"
 
 
@@ -161,7 +161,11 @@ def test_the_tutorial_runs(tmp_path: Path, environment: dict[str, str]) -> None:
     for said in (
         "runs as process",
         "Nothing was sent: this was a dry run.",
-        "Claimed in transaction",
+        "Sent: claim what was earned by computing in epochs 0 to ",
+        "it leads to the root",
+        "It adds up: ",
+        "share token        Mine (MINE)",
+        "now has 300 tUSD of free stake.",
         "all as stated",
         '"coordinator.finished"',
         "round-00000002",
@@ -245,7 +249,7 @@ def anchors(page: Path) -> set[str]:
 def emitted() -> dict[str, set[str]]:
     """Fields of each event that the code emits, and that a devnet notes."""
     found: dict[str, set[str]] = {}
-    for package in ("commonweight", "node", "coordinator"):
+    for package in ("commonweight", "node", "coordinator", "gateway"):
         for file in (ROOT / package).rglob("*.py"):
             for call in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
                 if not isinstance(call, ast.Call) or not call.args or not isinstance(call.args[0], ast.Constant):
@@ -278,16 +282,21 @@ def test_the_errors_page_is_the_code_s_tree() -> None:
 def test_the_protocol_page_has_the_code_s_constants() -> None:
     from commonweight.wire import PROTOCOL_VERSION
     from commonweight.wire.channel import CONTROL_PING_TIMEOUT_MS, KEEPALIVE_MS, PIPE_PING_TIMEOUT_MS
+    from commonweight.wire.decode import DECODE_PING_TIMEOUT_MS, MAX_CHUNK_TOKENS
+    from commonweight.wire.decode import OPEN_S as STREAM_OPEN_S
+    from commonweight.wire.generation import FIRST_TOKEN_S, TOKEN_S
     from coordinator.service import MAX_OUTBOX
     from coordinator.service import SILENCE_S as NODE_SILENCE_S
     from node.control import SILENCE_S as COORDINATOR_SILENCE_S
+    from node.decode_plane import MAX_UNSENT
+    from node.decoding import FIRST_BACKOFF_S, MAX_BACKOFF_S, SESSION_IDLE_S
     from node.pipes import OPEN_S
     from node.trainer import STALL_S
 
     text = (ROOT / "docs" / "protocol.md").read_text(encoding="utf-8")
     for said in (
         f"Version {PROTOCOL_VERSION} ",
-        REPORT_TYPE.decode(),
+        RECEIPT_TYPE.decode(),
         "EIP712Domain(string name,string version,uint256 chainId,address verifyingContract)",
         f"| node silent to the coordinator | {NODE_SILENCE_S:g} s: lost |",
         f"| coordinator silent to a node | {COORDINATOR_SILENCE_S:g} s: ",
@@ -296,6 +305,13 @@ def test_the_protocol_page_has_the_code_s_constants() -> None:
         f"| a pipe to open, from the formation on | {OPEN_S:g} s |",
         f"| nothing from a neighbour during a round | {STALL_S:g} s: ",
         f"| unread messages for a node | {MAX_OUTBOX}: ",
+        f"| a stream to open | {STREAM_OPEN_S:g} s |",
+        f"| HTTP/2 ping, after {KEEPALIVE_MS / 1000:g} s without a byte | {DECODE_PING_TIMEOUT_MS / 1000:g} s |",
+        f"| a session without a step | {SESSION_IDLE_S:g} s: ",
+        f"| the first token, any other one | {FIRST_TOKEN_S:g} s, {TOKEN_S:g} s: ",
+        f"| unsent messages for one stream | {MAX_UNSENT}: ",
+        f"at most {MAX_CHUNK_TOKENS} and at most 1 MiB of code at a time",
+        f"started again, after {FIRST_BACKOFF_S:g} s, doubling to {MAX_BACKOFF_S:g} s",
     ):
         assert said in text
 

@@ -14,7 +14,7 @@ from sqlalchemy.engine import make_url
 from commonweight.errors import ConfigError, LedgerError, StatementMismatch
 from commonweight.rules.canonical import canonical_json
 from commonweight.rules.report import Report
-from commonweight.rules.statement import CreditedReport, Statement, credit_report, make_statement
+from commonweight.rules.statement import CreditedReport, ServedLine, Statement, credit_report, make_statement
 from coordinator.ledger import Ledger, Progress
 from tests.integration.network import tiny_spec
 from tests.integration.scripted import honest_report
@@ -35,7 +35,12 @@ def report(round_: int, stage: int) -> Report:
 
 
 def credits(round_: int) -> list[CreditedReport]:
-    return [credit_report(SPEC, report(round_, s), NODES[s], NODES[s], bytes([s + 1]) * 65) for s in range(2)]
+    return [
+        credit_report(
+            SPEC, report(round_, s), node=NODES[s], account=NODES[s], generation=1, signature=bytes([s + 1]) * 65
+        )
+        for s in range(2)
+    ]
 
 
 @pytest.fixture(scope="session")
@@ -96,6 +101,8 @@ def statement_of(ledger: Ledger, epoch: int, before: Statement | None = None) ->
         model_id=b"\xaa" * 32,
         epoch=epoch,
         rounds=ledger.sealed_rounds(epoch * per_epoch, (epoch + 1) * per_epoch),
+        served=(),
+        operator_earned=0,
         balances_before=before.balances() if before else {},
         accumulator_before=0,
     )
@@ -286,3 +293,79 @@ def test_a_file_that_is_no_database_is_a_ledger_error(tmp_path: Path) -> None:
     (tmp_path / "ledger.sqlite").write_bytes(b"all work and no play " * 100)
     with pytest.raises(LedgerError, match="not a database"):
         Ledger(f"sqlite:///{tmp_path}/ledger.sqlite")
+
+
+def serve(ledger: Ledger, name: str, round_: int = 3, tokens: tuple[int, int] = (5, 2)) -> tuple[int, bool]:
+    prompt, completion = tokens
+    return ledger.record_served(
+        name.encode(),
+        round_=round_,
+        prompt_tokens=prompt,
+        completion_tokens=completion,
+        rounds_per_epoch=SPEC.economics.rounds_per_epoch,
+    )
+
+
+def served_line(stage: int, tokens: int) -> ServedLine:
+    return ServedLine(stage=stage, node=NODES[stage], account=NODES[stage], tokens=tokens)
+
+
+def test_what_was_served_counts_once_and_in_the_epoch_that_is_trained(
+    ledger: Ledger, connect: Callable[[], Ledger]
+) -> None:
+    for round_ in range(3):
+        ledger.record_round(round_, credits(round_))
+    assert serve(ledger, "first") == (1, True)
+    assert serve(ledger, "second", tokens=(0, 4)) == (1, True)
+    for round_ in range(3, 6):
+        ledger.record_round(round_, credits(round_))
+    assert serve(connect(), "first", tokens=(9, 9)) == (1, False)  # as it was reported the first time
+    assert serve(ledger, "third") == (2, True)
+    assert ledger.served_in(0) == ()
+    assert ledger.served_in(1) == (served_line(0, 11), served_line(1, 11))
+    assert connect().served_in(2) == (served_line(0, 7), served_line(1, 7))
+
+
+def test_nobody_serves_a_version_that_isn_t_trained_yet(ledger: Ledger) -> None:
+    ledger.record_round(0, credits(0))
+    for round_ in (0, 2):
+        with pytest.raises(LedgerError, match=f"round {round_ - 1} isn't sealed"):
+            serve(ledger, "too early", round_)
+    assert ledger.served_in(0) == ()
+
+
+def test_no_token_is_missing_where_an_epoch_ends_while_requests_are_reported(
+    ledger: Ledger, connect: Callable[[], Ledger]
+) -> None:
+    """What counts in an epoch is in the ledger before the epoch's last round is sealed, or it counts in the next."""
+    ledger.record_round(0, credits(0))
+    others = [connect() for _ in range(3)]
+    epochs: list[int] = []
+    at_seal: list[tuple[ServedLine, ...]] = []
+
+    def report(number: int) -> None:
+        epochs.extend(serve(others[number], f"{number} {n}", round_=1, tokens=(1, 0))[0] for n in range(20))
+
+    def seal() -> None:
+        for round_ in (1, 2):
+            ledger.record_round(round_, credits(round_))
+        at_seal.append(ledger.served_in(0))
+
+    threads = [threading.Thread(target=report, args=(number,)) for number in range(3)] + [threading.Thread(target=seal)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert len(epochs) == 60
+    assert at_seal == [ledger.served_in(0)]
+    counted = {epoch: sum(line.tokens for line in ledger.served_in(epoch) if line.stage == 0) for epoch in (0, 1)}
+    assert counted == {epoch: epochs.count(epoch) for epoch in (0, 1)}
+
+
+def test_the_last_published_version_is_found_again(ledger: Ledger, connect: Callable[[], Ledger]) -> None:
+    assert ledger.published() == 0
+    for round_ in (3, 30, 9):
+        ledger.record_published(round_)
+    assert connect().published() == 30
+    with pytest.raises(LedgerError, match="round 9 was published before"):
+        ledger.record_published(9)

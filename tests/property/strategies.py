@@ -5,6 +5,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
+from commonweight.rules.receipt import Domain
 from commonweight.rules.report import NO_TENSOR, Hop, Report
 from commonweight.rules.spec import ModelSpec, build_spec
 
@@ -24,6 +25,8 @@ json_values = st.recursive(
     max_leaves=20,
 )
 addresses = st.binary(min_size=20, max_size=20).map(lambda raw: "0x" + raw.hex())
+hashes = st.binary(min_size=32, max_size=32)
+domains = st.builds(Domain, st.integers(0, 2**256 - 1), addresses)
 
 
 @st.composite
@@ -88,6 +91,11 @@ def spec_fields(draw: st.DrawFn, max_layers: int = 12) -> dict[str, Any]:
 def specs(max_layers: int = 12) -> st.SearchStrategy[ModelSpec]:
     """Valid specs."""
     return spec_fields(max_layers).map(build_spec)
+
+
+def flipped(value: bytes, bit: int) -> bytes:
+    """32 bytes with one of their bits turned."""
+    return (int.from_bytes(value, "big") ^ (1 << bit)).to_bytes(32, "big")
 
 
 def sha(*parts: object) -> bytes:

@@ -92,7 +92,7 @@ class Chain:
         """Propose and finalise; what is deposited in between belongs to the shares that exist already."""
         previous = self.balances[-1] if self.balances else {}
         at = self.accumulator_at[-1] if self.accumulator_at else 0
-        self.balances.append(next_balances(previous, shares, at))
+        self.balances.append(next_balances(previous, shares, {}, at))
         self._settle(self.unclaimed)
         self.unclaimed.shares += sum(shares.values())
         self.supply += sum(shares.values())
@@ -187,15 +187,19 @@ def test_the_property_would_notice_a_forgotten_debt() -> None:
     assert wrong.owed("late") > right.owed("late")
 
 
-@given(st.lists(st.tuples(st.dictionaries(names, st.integers(0, 10**9)), st.integers(0, MAX_ACCUMULATOR)), max_size=6))
-def test_balances_are_the_sums_that_the_leaf_defines(history: list[tuple[dict[str, int], int]]) -> None:
+amounts = st.dictionaries(names, st.integers(0, 10**9))
+
+
+@given(st.lists(st.tuples(amounts, amounts, st.integers(0, MAX_ACCUMULATOR)), max_size=6))
+def test_balances_are_the_sums_that_the_leaf_defines(history: list[tuple[dict[str, int], dict[str, int], int]]) -> None:
     """`at` of an entry is accAt of the epoch before it."""
     balances: dict[str, Balance] = {}
-    for shares, at in history:
-        balances = next_balances(balances, shares, at)
-    assert list(balances) == sorted(balances)
+    for shares, revenue, at in history:
+        balances = next_balances(balances, shares, revenue, at)
+    assert list(balances) == sorted({account for shares, revenue, _ in history for account in (*shares, *revenue)})
     for account, balance in balances.items():
-        earned = [shares.get(account, 0) for shares, _ in history]
+        earned = [shares.get(account, 0) for shares, _, _ in history]
         assert balance.cumulative_shares == sum(earned)
         assert balance.epoch_shares == earned[-1]
-        assert balance.debt_before == sum(e * at for e, (_, at) in zip(earned[:-1], history[1:], strict=True))
+        assert balance.debt_before == sum(e * at for e, (_, _, at) in zip(earned[:-1], history[1:], strict=True))
+        assert balance.operator_revenue == sum(revenue.get(account, 0) for _, revenue, _ in history)

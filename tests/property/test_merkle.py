@@ -75,12 +75,12 @@ def test_another_set_has_another_root(leaves: list[bytes], data: st.DataObject) 
     assert MerkleTree([*leaves, leaves[0]]).root != MerkleTree(leaves).root
 
 
-@given(uint256, addresses, addresses, uint256, uint256, uint256)
+@given(uint256, addresses, addresses, uint256, uint256, uint256, uint256)
 def test_the_settlement_leaf_is_that_of_abi_encode(
-    chain_id: int, settlement: str, account: str, cumulative: int, shares: int, debt: int
+    chain_id: int, settlement: str, account: str, cumulative: int, shares: int, debt: int, revenue: int
 ) -> None:
-    values = (chain_id, settlement, account, cumulative, shares, debt)
-    encoded = encode(["uint256", "address", "address", "uint256", "uint256", "uint256"], values)
+    values = (chain_id, settlement, account, cumulative, shares, debt, revenue)
+    encoded = encode(["uint256", "address", "address", "uint256", "uint256", "uint256", "uint256"], values)
     assert settlement_leaf(*values) == keccak(keccak(encoded))
 
 

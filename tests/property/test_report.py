@@ -1,27 +1,17 @@
-"""What is signed is EIP-712 to the letter, and no two neighbours can tell different stories."""
+"""Nobody can tell two stories about one unit of work, nor two neighbours different ones."""
 
-import re
 from dataclasses import replace
-from typing import Any
 
 import pytest
-from eth_account.messages import _hash_eip191_message, encode_typed_data
+from eth_abi import encode
+from eth_hash.auto import keccak
 from hypothesis import given
 from hypothesis import strategies as st
 
-from commonweight.rules.report import (
-    HOP_HASHES,
-    NO_TENSOR,
-    REPORT_TYPE,
-    Domain,
-    Hop,
-    Report,
-    find_mismatch,
-    report_digest,
-)
-from tests.property.strategies import addresses, honest_reports
+from commonweight.rules.report import HOP_HASHES, NO_TENSOR, Hop, Report, find_mismatch, report_receipt
+from tests.property.strategies import flipped, hashes, honest_reports
 
-hashes = st.binary(min_size=32, max_size=32)
+generations, rounds, stages = st.integers(0, 3) | st.integers(0, 2**63), st.integers(0, 3), st.integers(0, 3)
 losses = st.floats(allow_nan=False)
 hops = st.builds(Hop, hashes, hashes, hashes, hashes, hashes, losses)
 reports = st.builds(
@@ -33,77 +23,47 @@ reports = st.builds(
     state_before=hashes,
     state_after=hashes,
 )
-domains = st.builds(Domain, st.integers(0, 2**256 - 1), addresses)
 CLOSED = (("activation_in", 0), ("gradient_out", 0), ("activation_out", -1), ("gradient_in", -1))
 
 
-def typed_data(domain: Domain, model_id: bytes, report: Report) -> dict[str, Any]:
-    """The same as a wallet is given it; the fields are read off REPORT_TYPE."""
-    name, members = re.fullmatch(r"(\w+)\((.*)\)", REPORT_TYPE.decode()).groups()  # type: ignore[union-attr]
-    snake = {"modelId": model_id, "hopsRoot": report.hops_root}
-    fields = []
-    for member in members.split(","):
-        kind, field = member.split(" ")
-        fields.append({"name": field, "type": kind})
-        snake.setdefault(field, getattr(report, re.sub("[A-Z]", lambda m: "_" + m[0].lower(), field), None))
-    return {
-        "types": {
-            "EIP712Domain": [
-                {"name": "name", "type": "string"},
-                {"name": "version", "type": "string"},
-                {"name": "chainId", "type": "uint256"},
-                {"name": "verifyingContract", "type": "address"},
-            ],
-            name: fields,
-        },
-        "primaryType": name,
-        "domain": {
-            "name": "Commonweight",
-            "version": "1",
-            "chainId": domain.chain_id,
-            "verifyingContract": domain.settlement,
-        },
-        "message": snake,
-    }
-
-
-@given(domains, hashes, reports)
-def test_the_digest_is_what_a_wallet_signs(domain: Domain, model_id: bytes, report: Report) -> None:
-    signable = encode_typed_data(full_message=typed_data(domain, model_id, report))
-    assert report_digest(domain, model_id, report) == _hash_eip191_message(signable)
-    assert domain.separator == signable.header
-
-
-@given(domains, hashes, reports, st.data())
-def test_every_changed_field_changes_the_digest(
-    domain: Domain, model_id: bytes, report: Report, data: st.DataObject
+@given(hashes, generations, reports, st.integers(0, 255), st.data())
+def test_every_change_of_what_came_of_a_unit_changes_the_output_alone(
+    model_id: bytes, generation: int, report: Report, bit: int, data: st.DataObject
 ) -> None:
-    digest = report_digest(domain, model_id, report)
-
-    def flipped(value: bytes) -> bytes:
-        bit = data.draw(st.integers(0, 255))
-        return (int.from_bytes(value, "big") ^ (1 << bit)).to_bytes(32, "big")
-
-    others = [
-        report_digest(replace(domain, chain_id=domain.chain_id ^ 1), model_id, report),
-        report_digest(replace(domain, settlement=f"0x{int(domain.settlement, 16) ^ 1:040x}"), model_id, report),
-        report_digest(domain, flipped(model_id), report),
-        report_digest(domain, model_id, replace(report, round=report.round ^ 1)),
-        report_digest(domain, model_id, replace(report, stage=report.stage ^ 1)),
-        report_digest(domain, model_id, replace(report, hops=(*report.hops, report.hops[0]))),
-    ]
-    others += [
-        report_digest(domain, model_id, replace(report, **{name: flipped(getattr(report, name))}))
+    """So two stories about one unit are two receipts for it, which convict."""
+    receipt = report_receipt(model_id, generation, report)
+    told = [
+        replace(report, **{name: flipped(getattr(report, name), bit)})
         for name in ("gradient_hash", "state_before", "state_after")
     ]
     number = data.draw(st.integers(0, len(report.hops) - 1))
     hop = report.hops[number]
-    changed = [replace(hop, **{name: flipped(getattr(hop, name))}) for name in HOP_HASHES]
+    changed = [replace(hop, **{name: flipped(getattr(hop, name), bit)}) for name in HOP_HASHES]
     changed.append(replace(hop, loss=-hop.loss))  # 0.0 and -0.0 are equal and differ in their bits
-    for other in changed:
-        hops_after = (*report.hops[:number], other, *report.hops[number + 1 :])
-        others.append(report_digest(domain, model_id, replace(report, hops=hops_after)))
-    assert digest not in others
+    told += [replace(report, hops=(*report.hops[:number], other, *report.hops[number + 1 :])) for other in changed]
+    told.append(replace(report, hops=(*report.hops, hop)))
+    outputs = {receipt.output}
+    for other_report in told:
+        other_receipt = report_receipt(model_id, generation, other_report)
+        assert other_receipt == replace(receipt, output=other_receipt.output)
+        outputs.add(other_receipt.output)
+    assert len(outputs) == 1 + len(told)
+
+
+@given(hashes, st.tuples(generations, rounds, stages), st.tuples(generations, rounds, stages), reports)
+def test_another_generation_round_or_stage_is_another_unit(
+    model_id: bytes, one: tuple[int, int, int], two: tuple[int, int, int], report: Report
+) -> None:
+    """An honest node trains a round again after a fault: that must not look like two stories about one unit."""
+    units = []
+    for generation, number, stage in (one, two, (one[1], one[0], one[2]), (one[0], one[1], two[2])):
+        receipt = report_receipt(model_id, generation, replace(report, round=number, stage=stage))
+        assert (receipt.model_id, receipt.stage) == (model_id, stage)
+        assert receipt.unit == keccak(encode(["uint256"] * 3, [generation, number, stage]))
+        units.append(receipt.unit)
+    assert (units[0] == units[1]) == (one == two)
+    assert (units[0] == units[2]) == (one[0] == one[1])
+    assert (units[0] == units[3]) == (one[2] == two[2])
 
 
 @given(reports)

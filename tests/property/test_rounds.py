@@ -72,12 +72,17 @@ class Rounds(RuleBasedStateMachine):
 
     # What happens.
 
-    @rule(node=nodes)
-    def join(self, node: str) -> None:
-        online = self.state.online
-        effects = self.send(Joined(node))
-        seated = node in self.state.seats
-        assert (Refused in map(type, effects)) == (node in online or not seated)
+    @rule(node=nodes, has_data=st.booleans(), stages=st.none() | st.frozensets(st.integers(0, 3)))
+    def join(self, node: str, has_data: bool, stages: frozenset[int] | None) -> None:
+        old = self.state
+        effects = self.send(Joined(node, has_data, stages))
+        held = [stage for stage, holder in enumerate(old.seats) if holder == node]
+        free = [stage for stage, holder in enumerate(old.seats) if holder is None and (stage or has_data)]
+        may_hold = [stage for stage in held or free if stages is None or stage in stages]
+        assert (Refused in map(type, effects)) == (node in old.online or not may_hold)
+        if Refused not in map(type, effects):
+            assert node in self.state.online
+            assert self.state.seats.index(node) == (may_hold[0] if has_data else may_hold[-1])
 
     @rule()
     def join_all(self) -> None:
@@ -297,6 +302,39 @@ def test_reports_that_always_contradict_each_other_stop_training() -> None:
     for event in (Lost(NODES[0]), Joined(NODES[0]), Ready(NODES[0], MAX_MISMATCHES), Broken(NODES[1], 3, "")):
         state, effects = advance(state, event)
         assert (state.phase, effects) == (Phase.STOPPED, ())
+
+
+def test_a_node_gets_the_first_free_stage_of_which_its_owner_has_a_seat_on_chain() -> None:
+    state = RoundState(1, (None,) * 3)
+    state, effects = advance(state, Joined(NODES[0], stages=frozenset({1, 2})))
+    assert effects == (Seated(NODES[0], 1),)
+    state, effects = advance(state, Joined(NODES[1], has_data=False))
+    assert effects == (Seated(NODES[1], 2),)  # where no stake is asked for, any that it can train
+    for stages, named in ((frozenset[int](), "[]"), (frozenset({1, 2, 9}), "[1, 2, 9]")):
+        after, effects = advance(state, Joined(NODES[2], stages=stages))
+        assert (after, effects) == (
+            state,
+            (Refused(NODES[2], f"free are stages [0], and its owner has seats on chain of {named}"),),
+        )
+    assert advance(state, Joined(NODES[2], stages=frozenset({0, 1})))[1] == (Seated(NODES[2], 0), Form(1, 0))
+
+
+def test_a_seat_on_chain_of_the_first_stage_doesnt_help_a_node_without_the_text() -> None:
+    state = RoundState(1, (None,) * 2)
+    after, effects = advance(state, Joined(NODES[0], has_data=False, stages=frozenset({0})))
+    assert after == state
+    assert "only the first stage is free to it, and that reads the text" in effects[0].why  # type: ignore[union-attr]
+    assert advance(state, Joined(NODES[0], has_data=False, stages=frozenset({0, 1})))[1] == (Seated(NODES[0], 1),)
+
+
+def test_a_holder_whose_owner_lost_the_seat_on_chain_stays_out_until_it_has_one_again() -> None:
+    state, _ = advance(formed(), Lost(NODES[0]))
+    for stages in (frozenset[int](), frozenset({1})):
+        after, effects = advance(state, Joined(NODES[0], stages=stages))
+        assert after == state
+        assert effects == (Refused(NODES[0], "it holds stage 0, of which its owner has no seat on chain any more"),)
+    assert advance(state, Joined(NODES[0], stages=frozenset({0})))[1] == (Form(2, 0),)
+    assert advance(state, Joined(NODES[0]))[1] == (Form(2, 0),)
 
 
 def test_a_sealed_round_forgives_earlier_contradictions() -> None:

@@ -4,7 +4,7 @@ import copy
 import json
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -14,28 +14,36 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from commonweight.errors import CommonweightError, StatementMismatch
-from commonweight.rules.accounting import MAX_ACCUMULATOR, Balance
+from commonweight.rules.accounting import MAX_ACCUMULATOR, NOTHING, Balance, divide_shares
 from commonweight.rules.canonical import canonical_json, content_hash
 from commonweight.rules.emission import emission, split_emission
 from commonweight.rules.merkle import verify_proof
+from commonweight.rules.report import report_receipt
 from commonweight.rules.spec import ModelSpec
+from commonweight.rules.stages import stage_units
 from commonweight.rules.statement import (
+    MAX_OPERATOR_POOL,
     CreditedReport,
     SealedRound,
+    ServedLine,
     Statement,
     check_statement,
     credit_report,
     make_statement,
     parse_statement,
 )
+from commonweight.watch.judge import credited_receipt
 from tests.property.strategies import honest_reports, json_values, sha, specs
 
 OWNERS = tuple(to_checksum_address(sha("owner", i)[:20]) for i in range(4))
 MODEL_ID = sha("model")
-NUMBERS = ("units", "shares", "cumulative_shares", "debt_before", "minted", "compute_shares", "accumulator_before")
+NUMBERS = (
+    *("units", "shares", "cumulative_shares", "debt_before", "operator_revenue"),
+    *("minted", "compute_shares", "accumulator_before", "operator_pool"),
+)
 FEWER = settings(max_examples=settings().max_examples // 2)
 """Half as many as elsewhere: drawing a history takes milliseconds."""
-COUNTERS = ("chain_id", "epoch", "round", "stage")
+COUNTERS = ("chain_id", "epoch", "round", "stage", "generation", "tokens")
 
 
 @dataclass(frozen=True)
@@ -45,6 +53,11 @@ class Epoch:
     spec: ModelSpec
     statement: Statement
     before: dict[str, Balance]
+    operator_earned: int
+
+    @property
+    def divided_before(self) -> int:
+        return sum(balance.operator_revenue for balance in self.before.values())
 
     def check(self, statement: Statement) -> None:
         check_statement(self.spec, statement, self.before)
@@ -54,30 +67,46 @@ class Epoch:
         return json.loads(canonical_json(self.statement.model_dump()))
 
 
+NODES = tuple(to_checksum_address(sha("node", i)[:20]) for i in range(4))
+owners = st.sampled_from(OWNERS)
+
+
+@st.composite
+def served_lines(draw: st.DrawFn, stages: int) -> tuple[ServedLine, ...]:
+    """What at least one has served, in order."""
+    subjects = st.tuples(st.integers(0, stages - 1), st.sampled_from(NODES), owners)
+    tokens = st.integers(1, 9) | st.integers(1, 2**53 - 1)
+    lines = draw(st.dictionaries(subjects, tokens, min_size=1, max_size=6))
+    return tuple(
+        ServedLine(stage=stage, node=node, account=account, tokens=lines[stage, node, account])
+        for stage, node, account in sorted(lines)
+    )
+
+
 @st.composite
 def histories(draw: st.DrawFn, max_epochs: int = 3) -> list[Epoch]:
-    """Successive epochs of a model whose stages change hands."""
+    """Successive epochs of a model whose stages change hands, trained and served."""
     spec = draw(specs(max_layers=4))
     balances: dict[str, Balance] = {}
-    accumulator, history = 0, []
+    accumulator, earned, generation, history = 0, 0, 1, []
     for epoch in range(draw(st.integers(1, max_epochs))):
         first = epoch * spec.economics.rounds_per_epoch
-        rounds = [
-            SealedRound(
-                round=number,
-                reports=tuple(
-                    credit_report(
-                        spec,
-                        report,
-                        to_checksum_address(sha("node", report.stage)[:20]),
-                        draw(st.sampled_from(OWNERS)),
-                        sha("signature", number) * 2 + b"\x1b",
-                    )
-                    for report in honest_reports(spec.stages, spec.training.microbatches_per_round, number)
-                ),
+        rounds = []
+        for number in range(first, first + spec.economics.rounds_per_epoch):
+            generation += draw(st.integers(0, 2))
+            reports = tuple(
+                credit_report(
+                    spec,
+                    report,
+                    node=NODES[report.stage],
+                    account=draw(owners),
+                    generation=generation,
+                    signature=sha("signature", number) * 2 + b"\x1b",
+                )
+                for report in honest_reports(spec.stages, spec.training.microbatches_per_round, number)
             )
-            for number in range(first, first + spec.economics.rounds_per_epoch)
-        ]
+            rounds.append(SealedRound(round=number, reports=reports))
+        earned += draw(st.integers(0, 100) | st.integers(0, 2**96))
         statement = make_statement(
             spec,
             chain_id=31337,
@@ -85,10 +114,12 @@ def histories(draw: st.DrawFn, max_epochs: int = 3) -> list[Epoch]:
             model_id=MODEL_ID,
             epoch=epoch,
             rounds=rounds,
+            served=draw(st.just(()) | served_lines(spec.stages)),
+            operator_earned=earned,
             balances_before=balances,
             accumulator_before=accumulator,
         )
-        history.append(Epoch(spec, statement, balances))
+        history.append(Epoch(spec, statement, balances, earned))
         balances = statement.balances()
         accumulator += draw(st.integers(0, 2**140))
     return history
@@ -113,6 +144,23 @@ def altered(fields: dict[str, Any], path: tuple[str | int, ...], value: Any) -> 
         part = part[key]
     part[path[-1]] = value
     return fields
+
+
+def remake(epoch: Epoch, **changes: Any) -> Statement:
+    """The statement made again, from something else."""
+    statement = epoch.statement
+    made_from: dict[str, Any] = {
+        "chain_id": statement.chain_id,
+        "settlement": statement.settlement,
+        "model_id": MODEL_ID,
+        "epoch": statement.epoch,
+        "rounds": statement.rounds,
+        "served": statement.served,
+        "operator_earned": epoch.operator_earned,
+        "balances_before": epoch.before,
+        "accumulator_before": int(statement.accumulator_before),
+    }
+    return make_statement(epoch.spec, **(made_from | changes))
 
 
 def build(fields: dict[str, Any]) -> Statement:
@@ -145,10 +193,91 @@ def test_sums_are_those_of_the_emission(history: list[Epoch]) -> None:
         for line in statement.accounts:
             earned[line.account] = earned.get(line.account, 0) + int(line.shares)
             assert int(line.cumulative_shares) == earned[line.account]
+        served = {line.account for line in statement.served}
+        earned |= {account: earned.get(account, 0) for account in served}
         assert [line.account for line in statement.accounts] == sorted(earned)
         tree = statement.tree()
         assert statement.root == "0x" + tree.root.hex()
         assert all(verify_proof(tree.root, tree._nodes[tree._position[i]], tree.proof(i)) for i in range(len(earned)))
+
+
+@FEWER
+@given(histories())
+def test_operators_divide_all_that_they_earned_once_somebody_serves(history: list[Epoch]) -> None:
+    for epoch in history:
+        statement, divided = epoch.statement, epoch.divided_before
+        pool = int(statement.operator_pool)
+        assert sum(int(line.operator_revenue) for line in statement.accounts) == pool
+        assert pool == (epoch.operator_earned if statement.served else divided)
+        gained = {
+            line.account: int(line.operator_revenue) - epoch.before.get(line.account, NOTHING).operator_revenue
+            for line in statement.accounts
+        }
+        weights: dict[str, int] = {}
+        for line in statement.served:
+            weights[line.account] = weights.get(line.account, 0) + line.tokens * stage_units(epoch.spec, line.stage)
+        expected = divide_shares(pool - divided, weights) if weights else {}
+        assert gained == {account: expected.get(account, 0) for account in gained}
+
+
+@FEWER
+@given(histories(1), st.integers(1, 2**40), st.integers(1, 2**53 - 1))
+def test_a_token_is_worth_the_work_of_the_stage_that_it_went_through(
+    history: list[Epoch], price: int, tokens: int
+) -> None:
+    spec = history[0].spec
+    work = [stage_units(spec, stage) for stage in range(spec.stages)]
+    served = [
+        ServedLine(stage=stage, node=NODES[stage], account=OWNERS[stage], tokens=tokens) for stage in range(spec.stages)
+    ]
+    statement = remake(history[0], served=served, operator_earned=sum(work) * price)
+    earned = {line.account: int(line.operator_revenue) for line in statement.accounts}
+    assert [earned[OWNERS[stage]] for stage in range(spec.stages)] == [units * price for units in work]
+
+
+@FEWER
+@given(histories(1), st.integers(1, 2**96), served_lines(1), served_lines(1), st.integers(0, 10**9))
+def test_what_nobody_served_waits_for_who_serves_next(
+    history: list[Epoch], earned: int, first: tuple[ServedLine, ...], last: tuple[ServedLine, ...], more: int
+) -> None:
+    spec, balances, pools = history[0].spec, {}, []
+    for served, amount in ((first, earned), ((), earned + more), ((), earned + 2 * more), (last, earned + 3 * more)):
+        statement = remake(history[0], served=served, operator_earned=amount, balances_before=balances)
+        check_statement(spec, statement, balances)
+        balances = statement.balances()
+        pools.append(int(statement.operator_pool))
+    assert pools == [earned, earned, earned, earned + 3 * more]
+
+
+@FEWER
+@given(histories(1), st.integers(0, 2**96), st.integers(1, 2**96))
+def test_a_pool_below_what_is_divided_is_refused(history: list[Epoch], pool: int, missing: int) -> None:
+    epoch, divided = history[0], pool + missing
+    before = {OWNERS[0]: replace(NOTHING, operator_revenue=divided)}
+    with pytest.raises(ValueError, match=f"have earned {pool}; {divided} is divided among them already"):
+        remake(epoch, operator_earned=pool, balances_before=before)
+    short = build(altered(epoch.fields, ("operator_pool",), str(pool)))
+    with pytest.raises(StatementMismatch, match=f"divides {pool} among operators, after {divided} before"):
+        check_statement(epoch.spec, short, before)
+
+
+@FEWER
+@given(histories(1), st.integers(MAX_OPERATOR_POOL - 1, MAX_OPERATOR_POOL + 2))
+def test_a_pool_that_no_contract_can_count_is_refused(history: list[Epoch], pool: int) -> None:
+    other = altered(history[0].fields, ("operator_pool",), str(pool))
+    with pytest.raises(StatementMismatch):
+        history[0].check(build(other))
+
+
+@FEWER
+@given(histories(1))
+def test_a_credited_line_is_what_its_provider_signed(history: list[Epoch]) -> None:
+    spec = history[0].spec
+    for sealed in history[0].statement.rounds:
+        honest = honest_reports(spec.stages, spec.training.microbatches_per_round, sealed.round)
+        for line, report in zip(sealed.reports, honest, strict=True):
+            signed = report_receipt(MODEL_ID, line.generation, report)
+            assert credited_receipt(MODEL_ID, sealed.round, line) == signed
 
 
 @given(histories(), st.data())
@@ -162,14 +291,26 @@ def test_any_one_changed_number_is_noticed(history: list[Epoch], data: st.DataOb
         (st.integers(0, 10**78 - 1) if isinstance(part, str) else st.integers(0, 2**53 - 1))
         | st.sampled_from([-2, -1, 1, 2]).map(lambda step: int(part) + step)
     )
-    assume(value >= 0 and value != int(part))
+    assume(value >= (path[-1] == "tokens") and value != int(part))
     if path == ("accumulator_before",) and epoch.before and value <= MAX_ACCUMULATOR:
         # Where nobody earned anything in the epoch before, it decides nothing.
         assume(any(balance.epoch_shares for balance in epoch.before.values()))
+    if path[-1] == "generation" and epoch.spec.stages == 1:
+        assume(not is_increasing(epoch, path, value))  # only the signature tells
     other = altered(epoch.fields, path, type(part)(value))
     assert content_hash(other) != epoch.statement.hash
+    if path[0] == "served" and (path[-1] == "tokens" or value < epoch.spec.stages):
+        # Tokens are the coordinator's word, and decide nothing but who gets how much.
+        assume(remake(epoch, served=build(other).served).accounts != epoch.statement.accounts)
     with pytest.raises(StatementMismatch):
         epoch.check(build(other))
+
+
+def is_increasing(epoch: Epoch, path: tuple[str | int, ...], value: int) -> bool:
+    """Whether the generations of an epoch of one stage still never go back with one of them changed."""
+    generations = [sealed.reports[0].generation for sealed in epoch.statement.rounds]
+    generations[int(path[1])] = value
+    return generations == sorted(generations)
 
 
 @FEWER
@@ -193,21 +334,42 @@ def test_other_changes_are_noticed(history: list[Epoch], data: st.DataObject) ->
         altered(fields, ("rounds", 0, "reports"), fields["rounds"][0]["reports"][1:]),
         altered(fields, ("rounds", 0, "reports"), fields["rounds"][0]["reports"] * 2),
         altered(fields, ("rounds", 0, "reports"), []),
+        altered(fields, ("served",), [*fields["served"], served_line(epoch.spec.stages)]),
+        altered(fields, ("served",), [*fields["served"], served_line(0), served_line(0)]),
     ]
+    if epoch.spec.stages > 1:  # a round is sealed in one generation
+        report = ("rounds", len(fields["rounds"]) - 1, "reports", epoch.spec.stages - 1)
+        generation = epoch.statement.rounds[-1].reports[-1].generation
+        others.append(altered(fields, (*report, "generation"), generation + 1))
+    if fields["served"]:
+        others.append(altered(fields, ("served",), [*fields["served"], fields["served"][0]]))
+        others.append(altered(fields, ("served", 0, "account"), stranger))
+    if len(fields["served"]) > 1:
+        others.append(altered(fields, ("served",), fields["served"][::-1]))
+    if int(fields["operator_pool"]) > epoch.divided_before:
+        others.append(altered(fields, ("served",), []))
     for other in others:
         with pytest.raises(StatementMismatch):
             epoch.check(build(other))
+
+
+def served_line(stage: int) -> dict[str, Any]:
+    """Of a node after all others in the order."""
+    return {"stage": stage, "node": to_checksum_address(b"\xff" * 20), "account": OWNERS[0], "tokens": 1}
 
 
 @FEWER
 @given(histories(), st.data())
 def test_other_balances_before_are_noticed(history: list[Epoch], data: st.DataObject) -> None:
     epoch = history[-1]
-    account = data.draw(st.sampled_from(OWNERS))
-    old = epoch.before.get(account, Balance(0, 0, 0))
-    more = {**epoch.before, account: Balance(old.cumulative_shares + 1, old.epoch_shares, old.debt_before)}
-    with pytest.raises(StatementMismatch):
-        check_statement(epoch.spec, epoch.statement, more)
+    account = data.draw(owners)
+    old = epoch.before.get(account, NOTHING)
+    others = [replace(old, cumulative_shares=old.cumulative_shares + 1), replace(old, debt_before=old.debt_before + 1)]
+    if account not in {line.account for line in epoch.statement.served}:
+        others.append(replace(old, operator_revenue=old.operator_revenue + 1))
+    for other in others:
+        with pytest.raises(StatementMismatch):
+            check_statement(epoch.spec, epoch.statement, {**epoch.before, account: other})
 
 
 @FEWER
@@ -265,7 +427,7 @@ def test_a_damaged_statement_brings_out_only_our_errors(history: list[Epoch], va
 )
 def test_an_account_has_one_spelling(account: str) -> None:
     fields = dict.fromkeys(("hops_root", "gradient_hash", "state_before", "state_after"), "0x" + "00" * 32)
-    fields |= {"stage": 0, "node": OWNERS[0], "signature": "0x" + "00" * 65, "units": "1"}  # type: ignore[dict-item]
+    fields |= {"stage": 0, "node": OWNERS[0], "generation": 1, "signature": "0x" + "00" * 65, "units": "1"}  # type: ignore[dict-item]
     assert CreditedReport(**fields, account=OWNERS[0]).account == OWNERS[0]  # type: ignore[arg-type]
     with pytest.raises(ValidationError):
         CreditedReport(**fields, account=account)  # type: ignore[arg-type]

@@ -15,6 +15,8 @@ from commonweight.rules.canonical import canonical_json
 from tools.build_cli_docs import BEGIN, PAGE, command_paths, help_of, reference
 
 TEXT = PAGE.read_text(encoding="utf-8")
+OURS = {mount.name for mount in MOUNTS if mount.module.startswith("commonweight.cli.")}
+SINGLE = {mount.name for mount in MOUNTS if mount.single}
 SHELL = f"""
 commonweight() {{ PYTHONPATH={PAGE.parents[1]} {sys.executable} -m commonweight "$@"; }}
 """
@@ -73,15 +75,13 @@ def test_the_page_s_configuration_is_accepted(tmp_path: Path) -> None:
             defaults_for(config, mount.name, options_of(mount.load()), names)
 
 
-@pytest.mark.parametrize(
-    "path", [path for path in command_paths() if path[0] in ("keys", "model", "data", "ownership", "claim")]
-)
+@pytest.mark.parametrize("path", [path for path in command_paths() if path[0] in OURS])
 def test_each_command_tells_a_newcomer_what_it_does(path: tuple[str, ...]) -> None:
     text = help_of(path)
-    if len(path) == 2 or path == ("claim",):
+    if len(path) == 2 or path[0] in SINGLE:
         assert "Example" in text
         assert f"commonweight {' '.join(path)}" in text.partition("Example")[2]
-        assert re.search(r"print|list", text, re.IGNORECASE)
+        assert re.search(r"print|list|show", text, re.IGNORECASE)
 
 
 def test_every_exit_code_is_documented() -> None:
@@ -95,7 +95,7 @@ def test_every_exit_code_is_documented() -> None:
 
 def test_every_short_variable_is_documented() -> None:
     listed = set(re.findall(r"^\| `(COMMONWEIGHT_\w+)`", TEXT, re.MULTILINE)) | {"COMMONWEIGHT_CONFIG"}
-    own = [path for path in command_paths() if path[0] in ("keys", "model", "data", "ownership", "claim")]
+    own = [path for path in command_paths() if path[0] in OURS]
     # Help breaks lines, so words are joined before looking.
     shown = {name for path in own for name in re.findall(r"env var: (\w+)", " ".join(help_of(path).split()))}
     assert shown <= listed

@@ -9,8 +9,10 @@ import pytest
 from commonweight.devnet.observer import StateFile
 from commonweight.devnet.ownership import Holding, Ownership
 from commonweight.devnet.report import build_report
+from commonweight.devnet.revenue import Revenue
 from commonweight.devnet.state import MAX_ERRORS, DevnetState, fold
 from commonweight.devnet.view import event_line, next_commands, node_rows, ownership_rows, progress, sparkline
+from commonweight.errors import StateError
 from commonweight.events import Event
 
 ALICE = "0x" + "Aa" * 20
@@ -139,7 +141,30 @@ def test_a_line_per_round_and_per_event_that_matters() -> None:
 @pytest.mark.parametrize("events", [[], START, [*START, *SETTLED]])
 def test_progress_is_shown_at_every_point(events: list[tuple[str, Event]]) -> None:
     shown = progress(after(*events), now=161.0)
-    assert set(shown) == {"epoch", "round", "loss", "speed", "boundaries", "nodes", "minted", "time"}
+    assert set(shown) == {"epoch", "round", "loss", "speed", "boundaries", "nodes", "revenue", "minted", "time"}
+
+
+def test_revenue_is_what_the_gateway_collected_and_the_chain_showed() -> None:
+    sold = after(
+        *START,
+        ("gateway", event("gateway.listening", url="http://127.0.0.1:8", model="devnet", cashier=ALICE)),
+        ("gateway", event("route.opened", round=2, stages=2)),
+        ("gateway", event("payment.collected", request="00", payer=BOB, charged="1500000", refunded="5")),
+        ("node-0", event("payment.collected", request="01", payer=BOB, charged="7", refunded="0")),  # not its to say
+        ("devnet", event("revenue.seen", claimable="1000000", withdrawn="250000")),
+    )
+    assert (sold.selling, sold.answers, sold.paid_in) == (True, 1, 1_500_000)
+    assert progress(sold, now=161.0)["revenue"] == "1.5 tUSD paid for 1 answers, 1 tUSD claimable, 0.25 tUSD withdrawn"
+    assert "http://127.0.0.1:8" in sold.gateway_url if sold.gateway_url else False
+
+
+def test_a_unit_that_is_missing_is_noticed() -> None:
+    parts: dict[str, Any] = {"owed": ((ALICE, 50), (BOB, 20)), "withdrawn": 5, "operators": 20, "treasury": 4}
+    Revenue(paid_in=100, remainder=1, **parts).check()
+    assert Revenue(paid_in=100, remainder=1, **parts).fields()["owed"] == {ALICE: 50, BOB: 20}
+    for wrong in ({"paid_in": 101, "remainder": 1}, {"paid_in": 100, "remainder": 0}):
+        with pytest.raises(StateError, match="doesn't add up"):
+            Revenue(**wrong, **parts).check()
 
 
 def test_progress_names_loss_speed_bytes_and_time() -> None:

@@ -20,7 +20,7 @@ from commonweight.identity import (
     recover_address,
     verify_libp2p,
 )
-from commonweight.rules.report import Domain, Hop, Report, report_digest
+from commonweight.rules.receipt import Domain, Receipt
 
 ORDER = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141
 SECRETS = st.integers(1, ORDER - 1).map(lambda n: n.to_bytes(32, "big"))
@@ -65,11 +65,9 @@ def test_a_digest_signature_recovers_and_equals_eth_accounts(secret, digest):
     assert int.from_bytes(signature[32:64], "big") <= ORDER // 2
 
 
-def test_a_signed_report_is_what_a_wallet_would_sign(identity):
-    hop = Hop(*(bytes([n]) * 32 for n in range(1, 6)), loss=2.5)
-    report = Report(7, 3, (hop, hop, hop), b"\x0a" * 32, b"\x0b" * 32, b"\x0c" * 32)
+def test_a_signed_receipt_is_what_a_wallet_would_sign(identity):
+    receipt = Receipt(b"\x0d" * 32, 3, b"\x0e" * 32, b"\x0f" * 32)
     domain = Domain(31337, "0x5FbDB2315678afecb367f032d93F642f64180aa3")
-    model_id = b"\x0d" * 32
     signable = encode_typed_data(
         domain_data={
             "name": "Commonweight",
@@ -78,30 +76,24 @@ def test_a_signed_report_is_what_a_wallet_would_sign(identity):
             "verifyingContract": domain.settlement,
         },
         message_types={
-            "Report": [
+            "Receipt": [
                 {"name": "modelId", "type": "bytes32"},
-                {"name": "round", "type": "uint64"},
                 {"name": "stage", "type": "uint32"},
-                {"name": "hopsRoot", "type": "bytes32"},
-                {"name": "gradientHash", "type": "bytes32"},
-                {"name": "stateBefore", "type": "bytes32"},
-                {"name": "stateAfter", "type": "bytes32"},
+                {"name": "unit", "type": "bytes32"},
+                {"name": "output", "type": "bytes32"},
             ]
         },
         message_data={
-            "modelId": model_id,
-            "round": report.round,
-            "stage": report.stage,
-            "hopsRoot": report.hops_root,
-            "gradientHash": report.gradient_hash,
-            "stateBefore": report.state_before,
-            "stateAfter": report.state_after,
+            "modelId": receipt.model_id,
+            "stage": receipt.stage,
+            "unit": receipt.unit,
+            "output": receipt.output,
         },
     )
-    signature = identity.sign_digest(report_digest(domain, model_id, report))
+    signature = identity.sign_digest(receipt.digest(domain))
     assert Account.recover_message(signable, signature=signature) == identity.address
     signed = Account.from_key(bytes(range(1, 33))).sign_message(signable)
-    assert bytes(signed.message_hash) == report_digest(domain, model_id, report)
+    assert bytes(signed.message_hash) == receipt.digest(domain)
     assert bytes(signed.signature) == signature
 
 

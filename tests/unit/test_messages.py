@@ -8,7 +8,8 @@ import pytest
 
 from commonweight.errors import ConfigError, MalformedMessage
 from commonweight.identity import NodeIdentity
-from commonweight.rules.report import HOP_HASHES, Domain, Hop, Report, report_digest
+from commonweight.rules.receipt import Domain
+from commonweight.rules.report import HOP_HASHES, Hop, Report, report_receipt
 from commonweight.wire.channel import CONTROL_MESSAGE_BYTES, join_address, split_address
 from commonweight.wire.generated import control_pb2
 from commonweight.wire.messages import MAX_HOPS, report_from_proto, report_to_proto, split_peer
@@ -25,7 +26,8 @@ def test_a_report_survives_the_way_there_and_back_with_its_digest():
     back = report_from_proto(message)
     assert back == REPORT
     domain = Domain(1, "0x5FbDB2315678afecb367f032d93F642f64180aa3")
-    assert report_digest(domain, bytes(32), back) == report_digest(domain, bytes(32), REPORT)
+    digests = [report_receipt(bytes(32), 1, each).digest(domain) for each in (back, REPORT)]
+    assert digests[0] == digests[1]
 
 
 def test_the_largest_report_fits_into_a_control_message():

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from commonweight.errors import CommonweightError, LedgerError, Refused
-from commonweight.rules.report import Domain, Report
+from commonweight.rules.receipt import Domain
+from commonweight.rules.report import Report
 from commonweight.rules.statement import CreditedReport, to_hex
 from commonweight.wire.generated import control_pb2 as pb
 from coordinator import training
@@ -63,7 +64,9 @@ class World:
 
     # The members' side.
 
-    def member(self, node: str, account: str | None = None, *, has_data: bool = True) -> Member:
+    def member(
+        self, node: str, account: str | None = None, *, has_data: bool = True, stages: frozenset[int] | None = None
+    ) -> Member:
         """A connection of this node; each call makes another one."""
 
         def send(message: pb.CoordinatorMessage | CommonweightError) -> None:
@@ -75,7 +78,8 @@ class World:
             numbers = [getattr(body, name) for name in ("generation", "round", "stage") if hasattr(body, name)]
             self.write(NAMES[node], kind, *numbers)
 
-        return Member(node, f"peer of {NAMES[node]}", "127.0.0.1:9", b"certificate", account or node, has_data, send)
+        peer_id, account = f"peer of {NAMES[node]}", account or node
+        return Member(node, peer_id, "127.0.0.1:9", b"certificate", account, has_data, stages, send)
 
     def write(self, *entry: Any) -> None:
         if entry[:2] == ("ledger", self.faulty):
@@ -211,6 +215,7 @@ async def test_the_work_is_credited_to_the_account_and_with_the_signature_that_c
         head, last = world.credits[0]
         assert (head.node, head.account, head.signature) == (A, C, to_hex(b"\x01" * 65))
         assert (last.node, last.account, last.signature) == (B, B, to_hex(b"\x07" * 65))
+        assert (head.generation, last.generation) == (1, 1)
 
 
 async def test_generations_that_fail_are_formed_again_ever_more_slowly_until_one_seals() -> None:
@@ -332,12 +337,34 @@ async def test_a_node_too_many_is_refused_and_may_hang_up() -> None:
         assert {entry[1] for entry in world.log if entry[0] == "C"} == {"refused"}
 
 
+async def test_a_node_gets_a_stage_of_which_its_owner_has_a_seat_on_chain_or_none() -> None:
+    async with a_world() as world:
+        world.training.join(world.member(B, stages=frozenset({1, 7})))
+        await world.until("B", "assignment", 1)
+        for stages, seats in (((), r"[]"), ((1, 7), "[1, 7]")):
+            world.training.join(world.member(C, stages=frozenset(stages)))
+            await world.until("C", "refused", f"free are stages [0], and its owner has seats on chain of {seats}")
+        world.training.join(world.member(A, stages=frozenset({0, 1})))
+        await world.until("A", "assignment", 0)
+        await world.until("B", "formation", 1)
+
+
+async def test_a_node_whose_owner_lost_the_seat_doesnt_come_back() -> None:
+    async with a_world() as world:
+        (head,) = await world.seat(A)
+        world.training.leave(head)
+        world.training.join(world.member(A, stages=frozenset({1})))
+        await world.until("A", "refused", "it holds stage 0, of which its owner has no seat on chain any more")
+        world.training.join(world.member(A, stages=frozenset({0})))
+        await world.until("A", "assignment", 0, times=2)
+
+
 async def test_the_first_stage_waits_for_a_node_with_the_text() -> None:
     async with a_world() as world:
         for node in (A, B):
             world.training.join(world.member(node, has_data=False))
         await world.until("A", "assignment", 1)
-        await world.until("B", "refused", "only the first stage is free, and it reads the text: give --data")
+        await world.until("B", "refused", "only the first stage is free to it, and that reads the text: give --data")
         await world.seat(B)
         assert [entry for entry in world.log if entry[1] == "assignment"] == [
             ("A", "assignment", 1),

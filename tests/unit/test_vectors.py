@@ -10,11 +10,13 @@ from typing import Any
 
 import pytest
 
+from commonweight.identity import recover_address
 from commonweight.rules.accounting import divide_shares
 from commonweight.rules.canonical import canonical_json, parse_json
 from commonweight.rules.emission import emission, split_emission
 from commonweight.rules.merkle import MerkleTree, settlement_leaf, verify_proof
-from commonweight.rules.report import HOP_HASHES, Domain, Hop, Report, report_digest
+from commonweight.rules.receipt import RECEIPT_TYPE, Domain, Receipt
+from commonweight.rules.report import HOP_HASHES, Hop, Report, report_receipt
 from commonweight.rules.sampling import permute, sample_indices, window_count
 from commonweight.rules.spec import Economics, ModelSpec, build_spec, parse_spec
 from commonweight.rules.stages import head_flops, layer_flops, stage_layers, stage_units
@@ -54,7 +56,9 @@ def test_merkle() -> None:
         tree = MerkleTree([raw(row["leaf"]) for row in case["leaves"]])
         assert tree.root == raw(case["root"])
         for index, row in enumerate(case["leaves"]):
-            values = (int(row[name]) for name in ("cumulative_shares", "epoch_shares", "debt_before"))
+            values = [
+                int(row[name]) for name in ("cumulative_shares", "epoch_shares", "debt_before", "operator_revenue")
+            ]
             assert settlement_leaf(case["chain_id"], case["settlement"], row["account"], *values) == raw(row["leaf"])
             assert tree.proof(index) == [raw(sibling) for sibling in row["proof"]]
             assert verify_proof(raw(case["root"]), raw(row["leaf"]), map(raw, row["proof"]))
@@ -124,7 +128,23 @@ def test_report() -> None:
         domain = Domain(case["chain_id"], case["settlement"])
         assert report.hops_root == raw(case["hops_root"])
         assert domain.separator == raw(case["domain_separator"])
-        assert report_digest(domain, raw(case["model_id"]), report) == raw(case["digest"])
+        receipt = report_receipt(raw(case["model_id"]), case["generation"], report)
+        assert receipt == Receipt(raw(case["model_id"]), case["stage"], raw(case["unit"]), raw(case["output"]))
+        assert receipt.digest(domain) == raw(case["digest"])
+
+
+def test_receipt() -> None:
+    vectors = load("receipt")
+    assert vectors["type"].encode() == RECEIPT_TYPE
+    cases = {case["name"]: case for case in vectors["cases"]}
+    for case in cases.values():
+        receipt = Receipt(raw(case["model_id"]), case["stage"], raw(case["unit"]), raw(case["output"]))
+        assert receipt.digest(Domain(case["chain_id"], case["settlement"])) == raw(case["digest"])
+        assert recover_address(raw(case["digest"]), raw(case["signature"])) == case["signer"]
+    subject = ("signer", "chain_id", "settlement", "model_id", "stage", "unit")
+    honest = cases.pop("honest")
+    proofs = [name for name, case in cases.items() if all(case[field] == honest[field] for field in subject)]
+    assert proofs == ["another output"]  # each of the others lacks one thing to convict
 
 
 def test_statement(specs: dict[str, ModelSpec]) -> None:
@@ -134,7 +154,8 @@ def test_statement(specs: dict[str, ModelSpec]) -> None:
         statement = parse_statement(canonical_json(epoch["statement"]), raw(epoch["hash"]))
         check_statement(spec, statement, balances)
         balances = statement.balances()
-    assert len(vectors["epochs"]) == 3
+    pools = [int(epoch["statement"]["operator_pool"]) for epoch in vectors["epochs"]]
+    assert pools[0] == pools[1] < pools[2]  # nobody serves in the second
 
 
 def test_the_files_are_what_the_tool_writes(builder: ModuleType) -> None:

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x63ommonweight/v1/control.proto\x12\x0f\x63ommonweight.v1\"=\n\x0c\x45nrolRequest\x12\x13\n\x0b\x63\x65rtificate\x18\x01 \x01(\x0c\x12\x18\n\x10protocol_version\x18\x02 \x01(\r\"%\n\rEnrolResponse\x12\x14\n\x0c\x63ontrol_port\x18\x01 \x01(\r\"\x86\x02\n\x0bNodeMessage\x12%\n\x04join\x18\x01 \x01(\x0b\x32\x15.commonweight.v1.JoinH\x00\x12/\n\theartbeat\x18\x02 \x01(\x0b\x32\x1a.commonweight.v1.HeartbeatH\x00\x12\x30\n\npipes_open\x18\x03 \x01(\x0b\x32\x1a.commonweight.v1.PipesOpenH\x00\x12/\n\x06report\x18\x04 \x01(\x0b\x32\x1d.commonweight.v1.SignedReportH\x00\x12\x34\n\x0cpipes_failed\x18\x05 \x01(\x0b\x32\x1c.commonweight.v1.PipesFailedH\x00\x42\x06\n\x04\x62ody\"[\n\x04Join\x12\x14\n\x0c\x64\x61ta_address\x18\x01 \x01(\t\x12\x13\n\x0b\x63\x65rtificate\x18\x02 \x01(\x0c\x12\x16\n\x0epayout_account\x18\x03 \x01(\t\x12\x10\n\x08has_data\x18\x04 \x01(\x08\"\x0b\n\tHeartbeat\"\x1f\n\tPipesOpen\x12\x12\n\ngeneration\x18\x01 \x01(\x04\"<\n\x0bPipesFailed\x12\x12\n\ngeneration\x18\x01 \x01(\x04\x12\x0c\n\x04\x63ode\x18\x02 \x01(\t\x12\x0b\n\x03why\x18\x03 \x01(\t\"c\n\x0cSignedReport\x12\x12\n\ngeneration\x18\x01 \x01(\x04\x12,\n\x06report\x18\x02 \x01(\x0b\x32\x1c.commonweight.v1.StageReport\x12\x11\n\tsignature\x18\x03 \x01(\x0c\"\xc8\x01\n\x0bStageReport\x12\r\n\x05round\x18\x01 \x01(\x04\x12\r\n\x05stage\x18\x02 \x01(\r\x12\"\n\x04hops\x18\x03 \x03(\x0b\x32\x14.commonweight.v1.Hop\x12\x15\n\rgradient_hash\x18\x04 \x01(\x0c\x12\x14\n\x0cstate_before\x18\x05 \x01(\x0c\x12\x13\n\x0bstate_after\x18\x06 \x01(\x0c\x12\x0f\n\x07seconds\x18\x07 \x01(\x01\x12\x12\n\nbytes_down\x18\x08 \x01(\x04\x12\x10\n\x08\x62ytes_up\x18\t \x01(\x04\"}\n\x03Hop\x12\x0e\n\x06tokens\x18\x01 \x01(\x0c\x12\x15\n\ractivation_in\x18\x02 \x01(\x0c\x12\x16\n\x0e\x61\x63tivation_out\x18\x03 \x01(\x0c\x12\x13\n\x0bgradient_in\x18\x04 \x01(\x0c\x12\x14\n\x0cgradient_out\x18\x05 \x01(\x0c\x12\x0c\n\x04loss\x18\x06 \x01(\x01\"\xe5\x02\n\x12\x43oordinatorMessage\x12\x31\n\nassignment\x18\x01 \x01(\x0b\x32\x1b.commonweight.v1.AssignmentH\x00\x12/\n\tformation\x18\x02 \x01(\x0b\x32\x1a.commonweight.v1.FormationH\x00\x12*\n\x04plan\x18\x03 \x01(\x0b\x32\x1a.commonweight.v1.RoundPlanH\x00\x12\'\n\x05pause\x18\x04 \x01(\x0b\x32\x16.commonweight.v1.PauseH\x00\x12/\n\theartbeat\x18\x05 \x01(\x0b\x32\x1a.commonweight.v1.HeartbeatH\x00\x12.\n\x06sealed\x18\x06 \x01(\x0b\x32\x1c.commonweight.v1.RoundSealedH\x00\x12-\n\x08\x66inished\x18\x07 \x01(\x0b\x32\x19.commonweight.v1.FinishedH\x00\x42\x06\n\x04\x62ody\"a\n\nAssignment\x12\x0c\n\x04spec\x18\x01 \x01(\x0c\x12\r\n\x05stage\x18\x02 \x01(\r\x12\x10\n\x08model_id\x18\x03 \x01(\x0c\x12\x10\n\x08\x63hain_id\x18\x04 \x01(\x04\x12\x12\n\nsettlement\x18\x05 \x01(\t\"\x86\x01\n\tFormation\x12\x12\n\ngeneration\x18\x01 \x01(\x04\x12\r\n\x05round\x18\x02 \x01(\x04\x12,\n\x08previous\x18\x03 \x01(\x0b\x32\x1a.commonweight.v1.Neighbour\x12(\n\x04next\x18\x04 \x01(\x0b\x32\x1a.commonweight.v1.Neighbour\"G\n\tNeighbour\x12\x0f\n\x07peer_id\x18\x01 \x01(\t\x12\x14\n\x0c\x64\x61ta_address\x18\x02 \x01(\t\x12\x13\n\x0b\x63\x65rtificate\x18\x03 \x01(\x0c\".\n\tRoundPlan\x12\x12\n\ngeneration\x18\x01 \x01(\x04\x12\r\n\x05round\x18\x02 \x01(\x04\"\x1c\n\x0bRoundSealed\x12\r\n\x05round\x18\x01 \x01(\x04\"(\n\x05Pause\x12\x12\n\ngeneration\x18\x01 \x01(\x04\x12\x0b\n\x03why\x18\x02 \x01(\t\"\n\n\x08\x46inished2Z\n\x07\x43ontrol\x12O\n\x06\x41ttach\x12\x1c.commonweight.v1.NodeMessage\x1a#.commonweight.v1.CoordinatorMessage(\x01\x30\x01\x32S\n\tEnrolment\x12\x46\n\x05\x45nrol\x12\x1d.commonweight.v1.EnrolRequest\x1a\x1e.commonweight.v1.EnrolResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x63ommonweight/v1/control.proto\x12\x0f\x63ommonweight.v1\"=\n\x0c\x45nrolRequest\x12\x13\n\x0b\x63\x65rtificate\x18\x01 \x01(\x0c\x12\x18\n\x10protocol_version\x18\x02 \x01(\r\"%\n\rEnrolResponse\x12\x14\n\x0c\x63ontrol_port\x18\x01 \x01(\r\"\xf8\x02\n\x0bNodeMessage\x12%\n\x04join\x18\x01 \x01(\x0b\x32\x15.commonweight.v1.JoinH\x00\x12/\n\theartbeat\x18\x02 \x01(\x0b\x32\x1a.commonweight.v1.HeartbeatH\x00\x12\x30\n\npipes_open\x18\x03 \x01(\x0b\x32\x1a.commonweight.v1.PipesOpenH\x00\x12/\n\x06report\x18\x04 \x01(\x0b\x32\x1d.commonweight.v1.SignedReportH\x00\x12\x34\n\x0cpipes_failed\x18\x05 \x01(\x0b\x32\x1c.commonweight.v1.PipesFailedH\x00\x12\x36\n\rversion_ready\x18\x06 \x01(\x0b\x32\x1d.commonweight.v1.VersionReadyH\x00\x12\x38\n\x0eversion_failed\x18\x07 \x01(\x0b\x32\x1e.commonweight.v1.VersionFailedH\x00\x42\x06\n\x04\x62ody\"[\n\x04Join\x12\x14\n\x0c\x64\x61ta_address\x18\x01 \x01(\t\x12\x13\n\x0b\x63\x65rtificate\x18\x02 \x01(\x0c\x12\x16\n\x0epayout_account\x18\x03 \x01(\t\x12\x10\n\x08has_data\x18\x04 \x01(\x08\"\x0b\n\tHeartbeat\"\x1f\n\tPipesOpen\x12\x12\n\ngeneration\x18\x01 \x01(\x04\"<\n\x0bPipesFailed\x12\x12\n\ngeneration\x18\x01 \x01(\x04\x12\x0c\n\x04\x63ode\x18\x02 \x01(\t\x12\x0b\n\x03why\x18\x03 \x01(\t\"c\n\x0cSignedReport\x12\x12\n\ngeneration\x18\x01 \x01(\x04\x12,\n\x06report\x18\x02 \x01(\x0b\x32\x1c.commonweight.v1.StageReport\x12\x11\n\tsignature\x18\x03 \x01(\x0c\"\xc8\x01\n\x0bStageReport\x12\r\n\x05round\x18\x01 \x01(\x04\x12\r\n\x05stage\x18\x02 \x01(\r\x12\"\n\x04hops\x18\x03 \x03(\x0b\x32\x14.commonweight.v1.Hop\x12\x15\n\rgradient_hash\x18\x04 \x01(\x0c\x12\x14\n\x0cstate_before\x18\x05 \x01(\x0c\x12\x13\n\x0bstate_after\x18\x06 \x01(\x0c\x12\x0f\n\x07seconds\x18\x07 \x01(\x01\x12\x12\n\nbytes_down\x18\x08 \x01(\x04\x12\x10\n\x08\x62ytes_up\x18\t \x01(\x04\"}\n\x03Hop\x12\x0e\n\x06tokens\x18\x01 \x01(\x0c\x12\x15\n\ractivation_in\x18\x02 \x01(\x0c\x12\x16\n\x0e\x61\x63tivation_out\x18\x03 \x01(\x0c\x12\x13\n\x0bgradient_in\x18\x04 \x01(\x0c\x12\x14\n\x0cgradient_out\x18\x05 \x01(\x0c\x12\x0c\n\x04loss\x18\x06 \x01(\x01\"\xc8\x03\n\x12\x43oordinatorMessage\x12\x31\n\nassignment\x18\x01 \x01(\x0b\x32\x1b.commonweight.v1.AssignmentH\x00\x12/\n\tformation\x18\x02 \x01(\x0b\x32\x1a.commonweight.v1.FormationH\x00\x12*\n\x04plan\x18\x03 \x01(\x0b\x32\x1a.commonweight.v1.RoundPlanH\x00\x12\'\n\x05pause\x18\x04 \x01(\x0b\x32\x16.commonweight.v1.PauseH\x00\x12/\n\theartbeat\x18\x05 \x01(\x0b\x32\x1a.commonweight.v1.HeartbeatH\x00\x12.\n\x06sealed\x18\x06 \x01(\x0b\x32\x1c.commonweight.v1.RoundSealedH\x00\x12-\n\x08\x66inished\x18\x07 \x01(\x0b\x32\x19.commonweight.v1.FinishedH\x00\x12+\n\x07publish\x18\x08 \x01(\x0b\x32\x18.commonweight.v1.PublishH\x00\x12\x34\n\x0c\x64\x65\x63ode_peers\x18\t \x01(\x0b\x32\x1c.commonweight.v1.DecodePeersH\x00\x42\x06\n\x04\x62ody\"a\n\nAssignment\x12\x0c\n\x04spec\x18\x01 \x01(\x0c\x12\r\n\x05stage\x18\x02 \x01(\r\x12\x10\n\x08model_id\x18\x03 \x01(\x0c\x12\x10\n\x08\x63hain_id\x18\x04 \x01(\x04\x12\x12\n\nsettlement\x18\x05 \x01(\t\"\x86\x01\n\tFormation\x12\x12\n\ngeneration\x18\x01 \x01(\x04\x12\r\n\x05round\x18\x02 \x01(\x04\x12,\n\x08previous\x18\x03 \x01(\x0b\x32\x1a.commonweight.v1.Neighbour\x12(\n\x04next\x18\x04 \x01(\x0b\x32\x1a.commonweight.v1.Neighbour\"G\n\tNeighbour\x12\x0f\n\x07peer_id\x18\x01 \x01(\t\x12\x14\n\x0c\x64\x61ta_address\x18\x02 \x01(\t\x12\x13\n\x0b\x63\x65rtificate\x18\x03 \x01(\x0c\".\n\tRoundPlan\x12\x12\n\ngeneration\x18\x01 \x01(\x04\x12\r\n\x05round\x18\x02 \x01(\x04\"\x1c\n\x0bRoundSealed\x12\r\n\x05round\x18\x01 \x01(\x04\"(\n\x05Pause\x12\x12\n\ngeneration\x18\x01 \x01(\x04\x12\x0b\n\x03why\x18\x02 \x01(\t\"\n\n\x08\x46inished\"&\n\x07Publish\x12\r\n\x05round\x18\x01 \x01(\x04\x12\x0c\n\x04load\x18\x02 \x01(\x08\"5\n\x0cVersionReady\x12\r\n\x05round\x18\x01 \x01(\x04\x12\x16\n\x0e\x64\x65\x63ode_address\x18\x02 \x01(\t\"K\n\rVersionFailed\x12\r\n\x05round\x18\x01 \x01(\x04\x12\x0c\n\x04\x63ode\x18\x02 \x01(\t\x12\x0b\n\x03why\x18\x03 \x01(\t\x12\x10\n\x08retrying\x18\x04 \x01(\x08\"\x86\x01\n\x0b\x44\x65\x63odePeers\x12\r\n\x05round\x18\x01 \x01(\x04\x12,\n\x08previous\x18\x02 \x01(\x0b\x32\x1a.commonweight.v1.Neighbour\x12(\n\x04next\x18\x03 \x01(\x0b\x32\x1a.commonweight.v1.Neighbour\x12\x10\n\x08gateways\x18\x04 \x03(\x0c\x32Z\n\x07\x43ontrol\x12O\n\x06\x41ttach\x12\x1c.commonweight.v1.NodeMessage\x1a#.commonweight.v1.CoordinatorMessage(\x01\x30\x01\x32S\n\tEnrolment\x12\x46\n\x05\x45nrol\x12\x1d.commonweight.v1.EnrolRequest\x1a\x1e.commonweight.v1.EnrolResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,39 +36,47 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ENROLRESPONSE']._serialized_start=113
   _globals['_ENROLRESPONSE']._serialized_end=150
   _globals['_NODEMESSAGE']._serialized_start=153
-  _globals['_NODEMESSAGE']._serialized_end=415
-  _globals['_JOIN']._serialized_start=417
-  _globals['_JOIN']._serialized_end=508
-  _globals['_HEARTBEAT']._serialized_start=510
-  _globals['_HEARTBEAT']._serialized_end=521
-  _globals['_PIPESOPEN']._serialized_start=523
-  _globals['_PIPESOPEN']._serialized_end=554
-  _globals['_PIPESFAILED']._serialized_start=556
-  _globals['_PIPESFAILED']._serialized_end=616
-  _globals['_SIGNEDREPORT']._serialized_start=618
-  _globals['_SIGNEDREPORT']._serialized_end=717
-  _globals['_STAGEREPORT']._serialized_start=720
-  _globals['_STAGEREPORT']._serialized_end=920
-  _globals['_HOP']._serialized_start=922
-  _globals['_HOP']._serialized_end=1047
-  _globals['_COORDINATORMESSAGE']._serialized_start=1050
-  _globals['_COORDINATORMESSAGE']._serialized_end=1407
-  _globals['_ASSIGNMENT']._serialized_start=1409
-  _globals['_ASSIGNMENT']._serialized_end=1506
-  _globals['_FORMATION']._serialized_start=1509
-  _globals['_FORMATION']._serialized_end=1643
-  _globals['_NEIGHBOUR']._serialized_start=1645
-  _globals['_NEIGHBOUR']._serialized_end=1716
-  _globals['_ROUNDPLAN']._serialized_start=1718
-  _globals['_ROUNDPLAN']._serialized_end=1764
-  _globals['_ROUNDSEALED']._serialized_start=1766
-  _globals['_ROUNDSEALED']._serialized_end=1794
-  _globals['_PAUSE']._serialized_start=1796
-  _globals['_PAUSE']._serialized_end=1836
-  _globals['_FINISHED']._serialized_start=1838
-  _globals['_FINISHED']._serialized_end=1848
-  _globals['_CONTROL']._serialized_start=1850
-  _globals['_CONTROL']._serialized_end=1940
-  _globals['_ENROLMENT']._serialized_start=1942
-  _globals['_ENROLMENT']._serialized_end=2025
+  _globals['_NODEMESSAGE']._serialized_end=529
+  _globals['_JOIN']._serialized_start=531
+  _globals['_JOIN']._serialized_end=622
+  _globals['_HEARTBEAT']._serialized_start=624
+  _globals['_HEARTBEAT']._serialized_end=635
+  _globals['_PIPESOPEN']._serialized_start=637
+  _globals['_PIPESOPEN']._serialized_end=668
+  _globals['_PIPESFAILED']._serialized_start=670
+  _globals['_PIPESFAILED']._serialized_end=730
+  _globals['_SIGNEDREPORT']._serialized_start=732
+  _globals['_SIGNEDREPORT']._serialized_end=831
+  _globals['_STAGEREPORT']._serialized_start=834
+  _globals['_STAGEREPORT']._serialized_end=1034
+  _globals['_HOP']._serialized_start=1036
+  _globals['_HOP']._serialized_end=1161
+  _globals['_COORDINATORMESSAGE']._serialized_start=1164
+  _globals['_COORDINATORMESSAGE']._serialized_end=1620
+  _globals['_ASSIGNMENT']._serialized_start=1622
+  _globals['_ASSIGNMENT']._serialized_end=1719
+  _globals['_FORMATION']._serialized_start=1722
+  _globals['_FORMATION']._serialized_end=1856
+  _globals['_NEIGHBOUR']._serialized_start=1858
+  _globals['_NEIGHBOUR']._serialized_end=1929
+  _globals['_ROUNDPLAN']._serialized_start=1931
+  _globals['_ROUNDPLAN']._serialized_end=1977
+  _globals['_ROUNDSEALED']._serialized_start=1979
+  _globals['_ROUNDSEALED']._serialized_end=2007
+  _globals['_PAUSE']._serialized_start=2009
+  _globals['_PAUSE']._serialized_end=2049
+  _globals['_FINISHED']._serialized_start=2051
+  _globals['_FINISHED']._serialized_end=2061
+  _globals['_PUBLISH']._serialized_start=2063
+  _globals['_PUBLISH']._serialized_end=2101
+  _globals['_VERSIONREADY']._serialized_start=2103
+  _globals['_VERSIONREADY']._serialized_end=2156
+  _globals['_VERSIONFAILED']._serialized_start=2158
+  _globals['_VERSIONFAILED']._serialized_end=2233
+  _globals['_DECODEPEERS']._serialized_start=2236
+  _globals['_DECODEPEERS']._serialized_end=2370
+  _globals['_CONTROL']._serialized_start=2372
+  _globals['_CONTROL']._serialized_end=2462
+  _globals['_ENROLMENT']._serialized_start=2464
+  _globals['_ENROLMENT']._serialized_end=2547
 # @@protoc_insertion_point(module_scope)

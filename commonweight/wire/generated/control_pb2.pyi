@@ -21,18 +21,22 @@ class EnrolResponse(_message.Message):
     def __init__(self, control_port: _Optional[int] = ...) -> None: ...
 
 class NodeMessage(_message.Message):
-    __slots__ = ("join", "heartbeat", "pipes_open", "report", "pipes_failed")
+    __slots__ = ("join", "heartbeat", "pipes_open", "report", "pipes_failed", "version_ready", "version_failed")
     JOIN_FIELD_NUMBER: _ClassVar[int]
     HEARTBEAT_FIELD_NUMBER: _ClassVar[int]
     PIPES_OPEN_FIELD_NUMBER: _ClassVar[int]
     REPORT_FIELD_NUMBER: _ClassVar[int]
     PIPES_FAILED_FIELD_NUMBER: _ClassVar[int]
+    VERSION_READY_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FAILED_FIELD_NUMBER: _ClassVar[int]
     join: Join
     heartbeat: Heartbeat
     pipes_open: PipesOpen
     report: SignedReport
     pipes_failed: PipesFailed
-    def __init__(self, join: _Optional[_Union[Join, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., pipes_open: _Optional[_Union[PipesOpen, _Mapping]] = ..., report: _Optional[_Union[SignedReport, _Mapping]] = ..., pipes_failed: _Optional[_Union[PipesFailed, _Mapping]] = ...) -> None: ...
+    version_ready: VersionReady
+    version_failed: VersionFailed
+    def __init__(self, join: _Optional[_Union[Join, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., pipes_open: _Optional[_Union[PipesOpen, _Mapping]] = ..., report: _Optional[_Union[SignedReport, _Mapping]] = ..., pipes_failed: _Optional[_Union[PipesFailed, _Mapping]] = ..., version_ready: _Optional[_Union[VersionReady, _Mapping]] = ..., version_failed: _Optional[_Union[VersionFailed, _Mapping]] = ...) -> None: ...
 
 class Join(_message.Message):
     __slots__ = ("data_address", "certificate", "payout_account", "has_data")
@@ -115,7 +119,7 @@ class Hop(_message.Message):
     def __init__(self, tokens: _Optional[bytes] = ..., activation_in: _Optional[bytes] = ..., activation_out: _Optional[bytes] = ..., gradient_in: _Optional[bytes] = ..., gradient_out: _Optional[bytes] = ..., loss: _Optional[float] = ...) -> None: ...
 
 class CoordinatorMessage(_message.Message):
-    __slots__ = ("assignment", "formation", "plan", "pause", "heartbeat", "sealed", "finished")
+    __slots__ = ("assignment", "formation", "plan", "pause", "heartbeat", "sealed", "finished", "publish", "decode_peers")
     ASSIGNMENT_FIELD_NUMBER: _ClassVar[int]
     FORMATION_FIELD_NUMBER: _ClassVar[int]
     PLAN_FIELD_NUMBER: _ClassVar[int]
@@ -123,6 +127,8 @@ class CoordinatorMessage(_message.Message):
     HEARTBEAT_FIELD_NUMBER: _ClassVar[int]
     SEALED_FIELD_NUMBER: _ClassVar[int]
     FINISHED_FIELD_NUMBER: _ClassVar[int]
+    PUBLISH_FIELD_NUMBER: _ClassVar[int]
+    DECODE_PEERS_FIELD_NUMBER: _ClassVar[int]
     assignment: Assignment
     formation: Formation
     plan: RoundPlan
@@ -130,7 +136,9 @@ class CoordinatorMessage(_message.Message):
     heartbeat: Heartbeat
     sealed: RoundSealed
     finished: Finished
-    def __init__(self, assignment: _Optional[_Union[Assignment, _Mapping]] = ..., formation: _Optional[_Union[Formation, _Mapping]] = ..., plan: _Optional[_Union[RoundPlan, _Mapping]] = ..., pause: _Optional[_Union[Pause, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., sealed: _Optional[_Union[RoundSealed, _Mapping]] = ..., finished: _Optional[_Union[Finished, _Mapping]] = ...) -> None: ...
+    publish: Publish
+    decode_peers: DecodePeers
+    def __init__(self, assignment: _Optional[_Union[Assignment, _Mapping]] = ..., formation: _Optional[_Union[Formation, _Mapping]] = ..., plan: _Optional[_Union[RoundPlan, _Mapping]] = ..., pause: _Optional[_Union[Pause, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., sealed: _Optional[_Union[RoundSealed, _Mapping]] = ..., finished: _Optional[_Union[Finished, _Mapping]] = ..., publish: _Optional[_Union[Publish, _Mapping]] = ..., decode_peers: _Optional[_Union[DecodePeers, _Mapping]] = ...) -> None: ...
 
 class Assignment(_message.Message):
     __slots__ = ("spec", "stage", "model_id", "chain_id", "settlement")
@@ -193,3 +201,43 @@ class Pause(_message.Message):
 class Finished(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
+
+class Publish(_message.Message):
+    __slots__ = ("round", "load")
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    LOAD_FIELD_NUMBER: _ClassVar[int]
+    round: int
+    load: bool
+    def __init__(self, round: _Optional[int] = ..., load: _Optional[bool] = ...) -> None: ...
+
+class VersionReady(_message.Message):
+    __slots__ = ("round", "decode_address")
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    DECODE_ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    round: int
+    decode_address: str
+    def __init__(self, round: _Optional[int] = ..., decode_address: _Optional[str] = ...) -> None: ...
+
+class VersionFailed(_message.Message):
+    __slots__ = ("round", "code", "why", "retrying")
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    CODE_FIELD_NUMBER: _ClassVar[int]
+    WHY_FIELD_NUMBER: _ClassVar[int]
+    RETRYING_FIELD_NUMBER: _ClassVar[int]
+    round: int
+    code: str
+    why: str
+    retrying: bool
+    def __init__(self, round: _Optional[int] = ..., code: _Optional[str] = ..., why: _Optional[str] = ..., retrying: _Optional[bool] = ...) -> None: ...
+
+class DecodePeers(_message.Message):
+    __slots__ = ("round", "previous", "next", "gateways")
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    PREVIOUS_FIELD_NUMBER: _ClassVar[int]
+    NEXT_FIELD_NUMBER: _ClassVar[int]
+    GATEWAYS_FIELD_NUMBER: _ClassVar[int]
+    round: int
+    previous: Neighbour
+    next: Neighbour
+    gateways: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, round: _Optional[int] = ..., previous: _Optional[_Union[Neighbour, _Mapping]] = ..., next: _Optional[_Union[Neighbour, _Mapping]] = ..., gateways: _Optional[_Iterable[bytes]] = ...) -> None: ...

@@ -81,3 +81,57 @@ class WorkerFailure(_message.Message):
     fatal: bool
     generation: int
     def __init__(self, code: _Optional[str] = ..., message: _Optional[str] = ..., fatal: _Optional[bool] = ..., generation: _Optional[int] = ...) -> None: ...
+
+class DecoderCommand(_message.Message):
+    __slots__ = ("listen", "load", "peers")
+    LISTEN_FIELD_NUMBER: _ClassVar[int]
+    LOAD_FIELD_NUMBER: _ClassVar[int]
+    PEERS_FIELD_NUMBER: _ClassVar[int]
+    listen: WorkerListen
+    load: DecoderLoad
+    peers: _control_pb2.DecodePeers
+    def __init__(self, listen: _Optional[_Union[WorkerListen, _Mapping]] = ..., load: _Optional[_Union[DecoderLoad, _Mapping]] = ..., peers: _Optional[_Union[_control_pb2.DecodePeers, _Mapping]] = ...) -> None: ...
+
+class DecoderLoad(_message.Message):
+    __slots__ = ("spec", "stage", "round", "state_dir", "device", "cache_bytes", "idle_s")
+    SPEC_FIELD_NUMBER: _ClassVar[int]
+    STAGE_FIELD_NUMBER: _ClassVar[int]
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    STATE_DIR_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_FIELD_NUMBER: _ClassVar[int]
+    CACHE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    IDLE_S_FIELD_NUMBER: _ClassVar[int]
+    spec: bytes
+    stage: int
+    round: int
+    state_dir: str
+    device: str
+    cache_bytes: int
+    idle_s: float
+    def __init__(self, spec: _Optional[bytes] = ..., stage: _Optional[int] = ..., round: _Optional[int] = ..., state_dir: _Optional[str] = ..., device: _Optional[str] = ..., cache_bytes: _Optional[int] = ..., idle_s: _Optional[float] = ...) -> None: ...
+
+class DecoderEvent(_message.Message):
+    __slots__ = ("listening", "loaded", "failure")
+    LISTENING_FIELD_NUMBER: _ClassVar[int]
+    LOADED_FIELD_NUMBER: _ClassVar[int]
+    FAILURE_FIELD_NUMBER: _ClassVar[int]
+    listening: WorkerListening
+    loaded: DecoderLoaded
+    failure: DecoderFailure
+    def __init__(self, listening: _Optional[_Union[WorkerListening, _Mapping]] = ..., loaded: _Optional[_Union[DecoderLoaded, _Mapping]] = ..., failure: _Optional[_Union[DecoderFailure, _Mapping]] = ...) -> None: ...
+
+class DecoderLoaded(_message.Message):
+    __slots__ = ("round",)
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    round: int
+    def __init__(self, round: _Optional[int] = ...) -> None: ...
+
+class DecoderFailure(_message.Message):
+    __slots__ = ("code", "message", "round")
+    CODE_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    code: str
+    message: str
+    round: int
+    def __init__(self, code: _Optional[str] = ..., message: _Optional[str] = ..., round: _Optional[int] = ...) -> None: ...

@@ -1,0 +1,118 @@
+"""The sources of what an account earned in an epoch, each checked: receipts, statement, proof, transactions."""
+
+from dataclasses import dataclass
+
+from commonweight.chain.events import OperatorPaid, SharesClaimed
+from commonweight.cli.earned import Earned
+from commonweight.cli.place import Place
+from commonweight.errors import MalformedMessage
+from commonweight.identity import recover_address
+from commonweight.rules.merkle import settlement_leaf, verify_proof
+from commonweight.rules.receipt import Domain
+from commonweight.watch.judge import credited_receipt
+
+
+@dataclass(frozen=True)
+class SignedReceipt:
+    """What a node signed about one round that the account is paid for."""
+
+    round: int
+    stage: int
+    generation: int
+    node: str
+    unit: bytes
+    output: bytes
+    signature: str
+    signer: str | None
+    """Recovered from the signature; None where that is none."""
+
+    @property
+    def holds(self) -> bool:
+        """Whether the node that is credited has signed it."""
+        return self.signer == self.node
+
+
+@dataclass(frozen=True)
+class Proof:
+    """The account's leaf and its way to the root on the chain."""
+
+    line: int
+    """Of the statement's accounts, counted from 0."""
+    leaf: bytes
+    root: bytes
+    siblings: tuple[bytes, ...]
+
+    @property
+    def holds(self) -> bool:
+        return verify_proof(self.root, self.leaf, self.siblings)
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Where the numbers of an epoch come from."""
+
+    receipts: tuple[SignedReceipt, ...]
+    proof: Proof | None
+    """None where the account has no line in the epoch's tree."""
+    claim: SharesClaimed | None
+    """The claim that paid the epoch's shares; None if none did yet."""
+    payments: tuple[OperatorPaid, ...]
+    """For serving, so far."""
+
+
+def explain(place: Place, earned: Earned) -> Explanation:
+    """The sources of an epoch's earnings, as the chain and the epoch's statement have them."""
+    claims = place.settlement.events(SharesClaimed, account=earned.account)
+    paid = (each for each in claims if earned.claimed and each.epoch >= earned.epoch)
+    return Explanation(
+        receipts=_receipts(place, earned),
+        proof=_proof(place, earned),
+        claim=next(paid, None),
+        payments=tuple(place.router.events(OperatorPaid, account=earned.account)),
+    )
+
+
+def _receipts(place: Place, earned: Earned) -> tuple[SignedReceipt, ...]:
+    if earned.published is None:
+        return ()
+    domain, found = Domain(place.chain.chain_id, place.model.settlement), []
+    for sealed in earned.published.statement.rounds:
+        for line in sealed.reports:
+            if line.account != earned.account:
+                continue
+            receipt = credited_receipt(place.model.model_id, sealed.round, line)
+            try:
+                signer = recover_address(receipt.digest(domain), bytes.fromhex(line.signature[2:]))
+            except MalformedMessage:
+                signer = None
+            found.append(
+                SignedReceipt(
+                    sealed.round,
+                    line.stage,
+                    line.generation,
+                    line.node,
+                    receipt.unit,
+                    receipt.output,
+                    line.signature,
+                    signer,
+                )
+            )
+    return tuple(found)
+
+
+def _proof(place: Place, earned: Earned) -> Proof | None:
+    published = earned.published
+    claim = published.claim_of(earned.account) if published is not None else None
+    if published is None or claim is None:
+        return None
+    leaf = settlement_leaf(
+        place.chain.chain_id,
+        place.model.settlement,
+        claim.account,
+        claim.cumulative_shares,
+        claim.epoch_shares,
+        claim.debt_before,
+        claim.operator_revenue,
+    )
+    line, _ = published.accounts[earned.account.lower()]
+    return Proof(line, leaf, published.epoch.root, tuple(claim.proof))

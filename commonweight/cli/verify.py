@@ -1,0 +1,81 @@
+"""Recomputing epochs: everything that follows from a statement, from the spec and from the chain."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from commonweight.chain.events import Swept
+from commonweight.chain.records import EpochRecord
+from commonweight.cli.place import Place
+from commonweight.cli.statements import Published, find_statement
+from commonweight.errors import StatementMismatch
+from commonweight.rules.accounting import Balance
+from commonweight.rules.spec import ModelSpec
+from commonweight.watch.judge import Proposal, check_epoch
+
+
+@dataclass(frozen=True)
+class Verified:
+    """An epoch in which nothing is wrong."""
+
+    epoch: int
+    final: bool
+    rounds: int
+    reports: int
+    """Each with a signature that is its node's."""
+    accounts: int
+    statement_hash: bytes
+
+
+def verify_epochs(place: Place, spec: ModelSpec, only: int | None = None) -> Iterator[Verified]:
+    """Recomputes every epoch from the first to the pending one; `only` one of them, if given, from the balances that
+    the root of the one before it commits to.
+
+    Raises StatementMismatch that names the first fault, StatementUnavailable where a statement can't be had.
+    """
+    first = 0 if only is None else only
+    previous = _record(place, first - 1) if first else None
+    balances: Mapping[str, Balance] = {} if previous is None else find_statement(place, previous).statement.balances()
+    pending = place.settlement.pending()
+    end = place.settlement.next_epoch() + (pending is not None) if only is None else only + 1
+    for epoch in range(first, end):
+        record = _record(place, epoch)
+        published = find_statement(place, record)
+        accumulator = 0 if previous is None else previous.accumulator
+        check_epoch(spec, published.statement, balances, _proposal(place, record, accumulator))
+        yield _verified(published)
+        balances, previous = published.statement.balances(), record
+
+
+def _record(place: Place, epoch: int) -> EpochRecord:
+    record = place.settlement.epoch(epoch)
+    if record is None:
+        raise StatementMismatch(
+            f"Epoch {epoch} is neither pending nor final: `commonweight epochs list` shows those that are."
+        )
+    return record
+
+
+def _proposal(place: Place, record: EpochRecord, accumulator_before: int) -> Proposal:
+    sweeps = place.router.events(Swept)
+    return Proposal(
+        chain_id=place.chain.chain_id,
+        settlement=place.model.settlement,
+        model_id=place.model.model_id,
+        epoch=record.epoch,
+        root=record.root,
+        minted=record.minted,
+        accumulator_before=accumulator_before,
+        operator_earned=sum(sweep.to_operators for sweep in sweeps if sweep.block_number <= record.block_number),
+    )
+
+
+def _verified(published: Published) -> Verified:
+    statement = published.statement
+    return Verified(
+        epoch=statement.epoch,
+        final=published.epoch.finalized,
+        rounds=len(statement.rounds),
+        reports=sum(len(sealed.reports) for sealed in statement.rounds),
+        accounts=len(statement.accounts),
+        statement_hash=published.epoch.statement_hash,
+    )

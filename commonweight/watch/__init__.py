@@ -1,0 +1,1 @@
+"""Checking what coordinators propose: public statements, the faults in them, and the challenge on chain."""

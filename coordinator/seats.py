@@ -1,0 +1,72 @@
+"""Which stages a node may hold and who is paid for its work, as its owner's seats on chain say."""
+
+import asyncio
+from dataclasses import dataclass
+
+from commonweight.chain.providers import ProviderRegistry
+from commonweight.chain.records import RegisteredModel
+from commonweight.chain.rpc import Chain
+from commonweight.errors import ChainError, PeerUnreachable, Refused
+from coordinator.training import Training
+
+
+@dataclass(frozen=True)
+class Standing:
+    """A node's standing in a model."""
+
+    stages: frozenset[int] | None
+    """That its owner's seats let it hold; None: any, the model asks for no stake."""
+    account: str
+    """Who is paid."""
+
+
+async def recheck_seats(training: Training, seats: "Seats", rounds_per_epoch: int) -> None:
+    """After each epoch, hang up on nodes whose standing on chain has changed; those that still may come back.
+
+    Runs until cancelled.
+    """
+    while True:
+        await training.wait_until_sealed((training.round // rounds_per_epoch + 1) * rounds_per_epoch)
+        for member in training.members:
+            try:
+                found = await asyncio.to_thread(seats.standing, member.node, member.account)
+            except PeerUnreachable:
+                continue  # nobody is judged while the chain doesn't answer
+            except Refused as error:
+                training.hang_up(member, error)
+                continue
+            if found != Standing(member.stages, member.account):
+                changed = "Its owner's seats or payout changed on chain: connect again."
+                training.hang_up(member, PeerUnreachable(changed))
+
+
+@dataclass(frozen=True)
+class Seats:
+    """Looks standings up. Blocks: call it off the event loop."""
+
+    chain: Chain
+    model: RegisteredModel
+
+    def standing(self, node: str, wished_account: str) -> Standing:
+        """A node's standing. `wished_account` is who is to be paid where the model asks for no stake.
+
+        Raises Refused where the node's owner holds no seat with its stake intact, PeerUnreachable where the chain can't
+        be asked: the node comes back.
+        """
+        if self.model.terms.seat_stake == 0:
+            return Standing(None, wished_account)
+        providers = ProviderRegistry(self.chain, self.model.terms.providers)
+        try:
+            owner = providers.owner_of(node)
+            seats = providers.seats_of(self.model.model_id, owner)
+            account = providers.payout_of(owner)
+        except ChainError as error:
+            raise PeerUnreachable(f"The coordinator can't ask the chain for this node's seat now: {error}") from error
+        held = frozenset(seat.stage for seat in seats if seat.releasable_at == 0)
+        if not held:
+            raise Refused(
+                f"{owner}, who answers for node {node}, holds no seat in model 0x{self.model.model_id.hex()}. Bond "
+                f"{self.model.terms.seat_stake} base units of stake (`commonweight bond`) and take one "
+                "(`commonweight seat take`)."
+            )
+        return Standing(held, account)

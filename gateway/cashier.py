@@ -1,0 +1,137 @@
+"""What happens after an answer: its charge is collected, and the coordinator is told who served it.
+
+Both outlast a chain or a coordinator that is away, and a restart: what is to be done stands in the ledger.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+from commonweight.errors import CommonweightError
+from commonweight.events import emit
+from gateway.backend import Backend
+from gateway.ledger import Ledger, Order
+from gateway.till import Collected, Lost, Till
+
+FIRST_RETRY_S, LAST_RETRY_S = 1.0, 60.0
+AT_ONCE = 8
+"""So many transactions wait for their receipts at a time, and so many reports are under way."""
+
+T = TypeVar("T")
+
+
+class Cashier:
+    """Works on closed orders until they are done."""
+
+    def __init__(self, ledger: Ledger, till: Till | None, backend: Backend) -> None:
+        """`till` is None where nothing is sold."""
+        self._ledger, self._till, self._backend = ledger, till, backend
+        self._working = asyncio.Semaphore(AT_ONCE)
+        self._tasks: set[asyncio.Task[object]] = set()
+
+    async def resume(self) -> None:
+        """Take up what an earlier process left: it may have been killed at any point."""
+        await asyncio.to_thread(self._ledger.forget_answers, int(time.time()))
+        interrupted = await asyncio.to_thread(self._ledger.close_all)
+        served = await asyncio.to_thread(self._ledger.served)
+        for order in served:
+            self.collect(order)
+        unreported = await asyncio.to_thread(self._ledger.unreported)
+        for order in unreported:
+            self.report(order)
+        emit("gateway.resumed", interrupted=len(interrupted), to_collect=len(served), to_report=len(unreported))
+
+    def collect(self, order: Order) -> asyncio.Task[Collected | Lost]:
+        """Begin to collect a served order's charge."""
+        return self._start(self._collect(order))
+
+    def report(self, order: Order) -> None:
+        """Begin to tell the coordinator about a closed order with delivered tokens."""
+        self._start(self._report(order))
+
+    async def drain(self, deadline_s: float) -> None:
+        """Wait until all that was begun is done; what isn't by then is left to the next start."""
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=deadline_s)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _start(self, work: Awaitable[T]) -> asyncio.Task[T]:
+        task = asyncio.ensure_future(work)
+        assert isinstance(task, asyncio.Task)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def _collect(self, order: Order) -> Collected | Lost:
+        till, payment = self._till, order.authorization
+        assert till is not None, "who sells has a till"
+
+        async def attempt() -> Collected | Lost:
+            return await asyncio.to_thread(till.collect, order)
+
+        def failed(error: CommonweightError, retry_s: float) -> None:
+            emit(
+                "payment.failed",
+                request=order.request_id.hex(),
+                code=error.code,
+                message=str(error),
+                retry_s=retry_s,
+            )
+
+        outcome = await self._until_done(attempt, failed)
+        request = order.request_id.hex()
+        if isinstance(outcome, Collected):
+            await asyncio.to_thread(self._ledger.record_collected, order.request_id, outcome.transaction)
+            emit(
+                "payment.collected",
+                request=request,
+                payer=payment.from_,
+                charged=str(outcome.charged),
+                refunded=str(payment.value - outcome.charged),
+                transaction=outcome.transaction,
+            )
+        else:
+            await asyncio.to_thread(self._ledger.record_written_off, order.request_id)
+            emit(
+                "payment.written_off",
+                request=request,
+                payer=payment.from_,
+                charge=str(order.charge),
+                why=outcome.why,
+            )
+        return outcome
+
+    async def _report(self, order: Order) -> None:
+        assert order.round is not None, "an answer comes from a version"
+        round_ = order.round
+
+        async def attempt() -> None:
+            await self._backend.report(order.request_id, round_, order.prompt_tokens, order.completion_tokens)
+
+        def failed(error: CommonweightError, retry_s: float) -> None:
+            emit(
+                "report.failed",
+                request=order.request_id.hex(),
+                code=error.code,
+                message=str(error),
+                retry_s=retry_s,
+            )
+
+        await self._until_done(attempt, failed)
+        await asyncio.to_thread(self._ledger.record_reported, order.request_id)
+
+    async def _until_done(
+        self, attempt: Callable[[], Awaitable[T]], failed: Callable[[CommonweightError, float], None]
+    ) -> T:
+        retry_s = FIRST_RETRY_S
+        while True:
+            async with self._working:
+                try:
+                    return await attempt()
+                except CommonweightError as error:
+                    failed(error, retry_s)
+            await asyncio.sleep(retry_s)
+            retry_s = min(2 * retry_s, LAST_RETRY_S)

@@ -1,0 +1,53 @@
+"""The published versions of a stage, kept on this machine's disk for as long as they are generated with.
+
+    FOLDER/round-00000030/…       files of the checkpoint of that round, as the trainer wrote them
+
+A version appears whole or not at all. No torch here: the control process keeps them.
+"""
+
+import os
+import shutil
+from contextlib import suppress
+from pathlib import Path
+
+from commonweight.errors import CheckpointError
+
+KEPT_PUBLISHED = 2
+"""The one that is generated with, and the next one while it is being loaded."""
+
+
+def version_path(folder: Path, round_: int) -> Path:
+    """Where the version that is ready to train `round_` lies."""
+    return folder / f"round-{round_:08d}"
+
+
+def keep_published(checkpoints: Path, folder: Path, round_: int) -> None:
+    """Keep this version of `checkpoints` in `folder`, too, and remove all but the last two that are kept there.
+
+    Nothing is copied where the file system has hard links: a checkpoint's files are never changed. Raises
+    CheckpointError where the version is in neither folder, or can't be kept.
+    """
+    target, source = version_path(folder, round_), version_path(checkpoints, round_)
+    scratch = folder / f".keeping-{target.name}"
+    try:
+        if not target.exists():
+            shutil.rmtree(scratch, ignore_errors=True)
+            scratch.mkdir(parents=True)
+            for file in source.iterdir():
+                try:
+                    os.link(file, scratch / file.name)
+                except OSError:
+                    shutil.copyfile(file, scratch / file.name)
+            scratch.rename(target)
+    except FileNotFoundError as error:
+        raise CheckpointError(
+            f"There is no checkpoint of round {round_} in {checkpoints}: it can't be generated with. The next version "
+            "that is published can."
+        ) from error
+    except OSError as error:
+        raise CheckpointError(
+            f"The version of round {round_} can't be kept in {folder}: {error.strerror}. Free disk space."
+        ) from error
+    with suppress(OSError):  # what stays too long is removed next time
+        for older in sorted(folder.glob("round-*"))[:-KEPT_PUBLISHED]:
+            shutil.rmtree(older)

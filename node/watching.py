@@ -1,0 +1,113 @@
+"""A node's own watch over its model's epochs: it holds every statement against the chain and against its receipts."""
+
+import asyncio
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from commonweight.chain.keys import Key
+from commonweight.errors import CommonweightError
+from commonweight.events import emit
+from commonweight.identity import NodeIdentity
+from commonweight.rules.spec import ModelSpec, parse_spec
+from commonweight.rules.statement import to_hex
+from commonweight.watch.judge import OwnReceipt
+from commonweight.wire.generated import control_pb2 as pb
+from node.receipts import Receipts
+
+if TYPE_CHECKING:  # web3 takes a second to import
+    from commonweight.watch.judge import Own
+    from commonweight.watch.watcher import Watcher
+
+
+@dataclass(frozen=True)
+class WatchConfig:
+    """Where the chain is that the node watches."""
+
+    rpc_url: str
+    registry: str
+    key: Key
+    """Posts the bond of a challenge; the node's own."""
+    mirrors: tuple[str, ...]
+    """Base URLs of HTTP services that may have statements that the coordinator doesn't serve."""
+    http: str | None
+    """host:port on which it serves the statements that it keeps; None: it keeps them for itself."""
+
+
+@dataclass
+class Watch:
+    """The receipts of a node, and its watcher once it knows its model. Without a config it only keeps receipts."""
+
+    node: str
+    """Its address."""
+    payout: str
+    folder: Path
+    config: WatchConfig | None
+    receipts: Receipts | None = None
+    _task: "asyncio.Task[None] | None" = None
+
+    def begin(self, assignment: pb.Assignment) -> None:
+        """The node knows its model now. Later calls change nothing."""
+        if self.receipts is not None:
+            return
+        spec = parse_spec(assignment.spec)
+        folder = self.folder / "receipts" / assignment.model_id.hex()
+        self.receipts = Receipts(folder, spec.economics.rounds_per_epoch)
+        if self.config is not None:
+            self._task = asyncio.create_task(self._run(spec, assignment, self.config), name="watch")
+
+    def sign(self, identity: NodeIdentity, generation: int, round_: int, stage: int, digest: bytes) -> bytes:
+        """The node's signature of its report. Raises StateError where it has signed for this unit, or a later one."""
+        assert self.receipts is not None, "a report comes after the assignment"
+        self.receipts.promise(generation, round_, digest)
+        signature = identity.sign_digest(digest)
+        self.receipts.signed(OwnReceipt(round=round_, stage=stage, generation=generation, signature=to_hex(signature)))
+        return signature
+
+    def credit(self, round_: int) -> None:
+        """The coordinator has sealed this round."""
+        if self.receipts is not None:
+            self.receipts.seal(round_)
+
+    async def close(self) -> None:
+        """End the watcher."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _run(self, spec: ModelSpec, assignment: pb.Assignment, config: WatchConfig) -> None:
+        from commonweight.http import serving_http
+
+        try:
+            watcher = await asyncio.to_thread(self._watcher, spec, assignment, config)
+            async with AsyncExitStack() as stack:
+                if config.http is not None:
+                    address = await stack.enter_async_context(serving_http(watcher.store.app(), config.http))
+                    emit("statements.served", address=address)
+                await watcher.run()
+        except CommonweightError as error:  # training goes on without it, and the operator is told
+            emit("watch.ended", code=error.code, message=error.args[0])
+
+    def _watcher(self, spec: ModelSpec, assignment: pb.Assignment, config: WatchConfig) -> "Watcher":
+        from commonweight.chain.registry import ModelRegistry
+        from commonweight.chain.rpc import Chain
+        from commonweight.chain.sender import Sender
+        from commonweight.watch.store import StatementStore
+        from commonweight.watch.watcher import Watcher
+
+        chain = Chain.connect(config.rpc_url, assignment.chain_id)
+        model = ModelRegistry(chain, config.registry).model(assignment.model_id)
+        store = StatementStore(self.folder / "statements")
+        watcher = Watcher(spec, chain, model, store, config.mirrors, Sender(chain, config.key))
+        watcher.own = lambda epoch: self._own(watcher, epoch)
+        return watcher
+
+    def _own(self, watcher: "Watcher", epoch: int) -> "Own":
+        from commonweight.watch.judge import Own
+
+        assert self.receipts is not None, "begin made them"
+        accounts = frozenset({self.payout})
+        if watcher.model.terms.seat_stake:
+            accounts = watcher.accounts_of(self.node)
+        return Own(self.node, accounts, self.receipts.of_epoch(epoch))

@@ -1,0 +1,207 @@
+"""A registered model on a local chain whose epochs are made up here, honest or forged, and signed by real keys."""
+
+import asyncio
+import threading
+from collections.abc import Mapping
+from concurrent.futures import Future
+from hashlib import sha256
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from commonweight.chain.arbiter import Arbiter
+from commonweight.chain.child import Ready
+from commonweight.chain.local import LocalChain
+from commonweight.chain.registry import ModelRegistry
+from commonweight.chain.router import RevenueRouter
+from commonweight.chain.rpc import Chain
+from commonweight.chain.sender import Sender
+from commonweight.chain.settlement import EpochSettlement
+from commonweight.chain.token import TestUSD
+from commonweight.devnet.accounts import Account, devnet_accounts
+from commonweight.devnet.deployment import deploy_contracts, hand_out_money, register_model
+from commonweight.http import serving_http
+from commonweight.rules.accounting import Balance
+from commonweight.rules.canonical import canonical_json
+from commonweight.rules.receipt import Domain
+from commonweight.rules.report import NO_TENSOR, Hop, Report, report_receipt
+from commonweight.rules.statement import SealedRound, ServedLine, Statement, credit_report, make_statement, to_hex
+from commonweight.watch.store import StatementStore
+from tests.integration.network import tiny_spec
+
+WINDOW_S = 60
+
+
+def text_hash(*parts: Any) -> bytes:
+    """Stands for the hash of something large."""
+    return sha256("/".join(map(str, parts)).encode()).digest()
+
+
+class Server:
+    """An ASGI application over HTTP from a thread of its own."""
+
+    def __init__(self, app: Any) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._ended = asyncio.Event()
+        self._address: Future[str] = Future()
+        self._thread = threading.Thread(target=self._loop.run_until_complete, args=(self._serve(app),))
+        self._thread.start()
+        self.address = self._address.result(30)
+
+    def stop(self) -> None:
+        self._loop.call_soon_threadsafe(self._ended.set)
+        self._thread.join(30)
+        self._loop.close()
+
+    async def _serve(self, app: Any) -> None:
+        async with serving_http(app, "127.0.0.1:0") as address:
+            self._address.set_result(address)
+            await self._ended.wait()
+
+
+class Epochs:
+    """On entry the chain stands and the model is registered: two stages, held by node-0 and node-1."""
+
+    def __init__(self, folder: Path, **terms: Any) -> None:
+        self.folder = folder
+        self.terms = {"window_s": WINDOW_S, "seat_stake": 0, "seat_cooldown_s": 10**5} | terms
+        self.published = StatementStore(folder / "published")
+        """Where `propose` publishes; it is served over HTTP."""
+
+    def __enter__(self) -> "Epochs":
+        self._server = Server(self.published.app())
+        self.spec = tiny_spec("0x" + "11" * 32, 10**4)
+        self.spec_file = self.folder / "spec.json"
+        self.spec_file.write_bytes(canonical_json(self.spec.model_dump()))
+        self.accounts: dict[str, Account] = devnet_accounts(2, 1)
+        self.local = LocalChain.start("embedded", accounts=16)
+        ready = Ready("embedded", self.local.rpc_url, self.local.port, self.local.chain_id, self.local.pid)
+        contracts = deploy_contracts(ready.rpc_url, ready.chain_id, self.accounts)
+        self.deployment = register_model(ready, contracts, self.spec, self.spec_file, self.accounts, **self.terms)
+        hand_out_money(self.deployment, self.accounts)
+        self.chain = Chain.connect(self.local.rpc_url, self.local.chain_id)
+        self.model = ModelRegistry(self.chain, contracts.registry).model(bytes.fromhex(self.deployment.model_id[2:]))
+        self.settlement = EpochSettlement(self.chain, self.model.settlement, self.sender("coordinator"))
+        self.router = RevenueRouter(self.chain, self.model.router, self.sender("gateway"))
+        self.usd = TestUSD(self.chain, self.deployment.revenue_token, self.sender("deployer"))
+        TestUSD(self.chain, self.deployment.revenue_token, self.sender("coordinator")).approve(
+            self.model.settlement, 10**12
+        )
+        self.settlement.deposit_bond(self.accounts["coordinator"].address, 10 * self.model.terms.proposer_bond)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.local.stop()
+        self._server.stop()
+
+    def sender(self, role: str) -> Sender:
+        return Sender(self.chain, self.accounts[role].key)
+
+    def address(self, role: str) -> str:
+        return self.accounts[role].address
+
+    def statement(
+        self,
+        epoch: int = 0,
+        before: Statement | None = None,
+        *,
+        paid: Mapping[int, str] | None = None,
+        served: tuple[ServedLine, ...] = (),
+        signer: str | None = None,
+    ) -> Statement:
+        """An honest epoch; `paid` replaces the role that is paid for a stage, `signer` the key that signs stage 0."""
+        domain = Domain(self.chain.chain_id, self.model.settlement)
+        per_epoch = self.spec.economics.rounds_per_epoch
+        rounds = []
+        for number in range(epoch * per_epoch, (epoch + 1) * per_epoch):
+            lines = []
+            for stage in range(self.spec.stages):
+                report = self.report(number, stage)
+                key = self.accounts[signer if signer and stage == 0 else f"node-{stage}"].key
+                signature = key.sign_digest(report_receipt(self.model.model_id, 1, report).digest(domain))
+                account = self.address((paid or {}).get(stage, f"node-{stage}"))
+                node = self.address(f"node-{stage}")
+                lines.append(
+                    credit_report(self.spec, report, node=node, account=account, generation=1, signature=signature)
+                )
+            rounds.append(SealedRound(round=number, reports=tuple(lines)))
+        balances: Mapping[str, Balance] = before.balances() if before else {}
+        previous = self.settlement.epoch(epoch - 1) if epoch else None
+        return make_statement(
+            self.spec,
+            chain_id=self.chain.chain_id,
+            settlement=self.model.settlement,
+            model_id=self.model.model_id,
+            epoch=epoch,
+            rounds=rounds,
+            served=served,
+            operator_earned=self.router.operator_earned(),
+            balances_before=balances,
+            accumulator_before=previous.accumulator if previous else 0,
+        )
+
+    def report(self, number: int, stage: int) -> Report:
+        """A round's report that no neighbour contradicts."""
+        hops = tuple(
+            Hop(
+                tokens=text_hash("tokens", number, j),
+                activation_in=NO_TENSOR if stage == 0 else text_hash("activation", number, j),
+                activation_out=NO_TENSOR if stage == 1 else text_hash("activation", number, j),
+                gradient_in=NO_TENSOR if stage == 1 else text_hash("gradient", number, j),
+                gradient_out=NO_TENSOR if stage == 0 else text_hash("gradient", number, j),
+                loss=0.0 if stage == 0 else 2.0,
+            )
+            for j in range(self.spec.training.microbatches_per_round)
+        )
+        return Report(
+            number,
+            stage,
+            hops,
+            text_hash("sum", number, stage),
+            text_hash("state", number, stage),
+            text_hash("state", number + 1, stage),
+        )
+
+    def propose(self, statement: Statement, *, publish: bool = True, uri: str | None = None) -> None:
+        """By the coordinator's key, with the text in the published folder."""
+        text = canonical_json(statement.model_dump())
+        if publish:
+            self.published.put(text)
+        where = uri or self.uri_of(statement.hash)
+        root = bytes.fromhex(statement.root[2:])
+        self.settlement.propose_epoch(statement.epoch, root, int(statement.minted), statement.hash, where)
+
+    def uri_of(self, statement_hash: bytes) -> str:
+        return f"http://{self._server.address}/statements/{to_hex(statement_hash)}.json"
+
+    def finalize(self, epoch: int) -> None:
+        """After its window."""
+        self.chain.request("evm_increaseTime", WINDOW_S + 1)
+        self.settlement.finalize_epoch(epoch)
+
+    def decide(self, epoch: int, root: bytes, uphold: bool) -> None:
+        """By two of the three arbiters."""
+        action = self.settlement.action("resolveEpoch", epoch, root, uphold)
+        data = bytes.fromhex(str(action.data).removeprefix("0x"))
+        salt = text_hash("salt", epoch, root)
+        arbiters = [Arbiter(self.chain, self.deployment.arbiter, self.sender(f"arbiter-{i}")) for i in range(2)]
+        arbiters[0].propose(self.model.settlement, data, salt)
+        call = arbiters[0].call_id_of(self.model.settlement, data, salt)
+        arbiters[1].confirm(call)
+        arbiters[1].execute(call)
+
+
+def with_one_unit_more(statement: Statement, account: str) -> Statement:
+    """The same, with one share more for an account: a root that pays a friend."""
+    lines = tuple(
+        line.model_copy(
+            update={"shares": str(int(line.shares) + 1), "cumulative_shares": str(int(line.cumulative_shares) + 1)}
+        )
+        if line.account == account
+        else line
+        for line in statement.accounts
+    )
+    draft = statement.model_copy(update={"accounts": lines})
+    return draft.model_copy(update={"root": to_hex(draft.tree().root)})

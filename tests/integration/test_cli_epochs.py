@@ -1,0 +1,234 @@
+"""`epochs` and `arbiter` on a real local chain: honest and wrong proposals, challenges and what becomes of them."""
+
+from collections.abc import Callable
+
+import pytest
+
+from commonweight.errors import ConfigError, NotAllowed, SpecError, StatementMismatch, StatementUnavailable
+from commonweight.rules.statement import Statement, to_hex
+from tests.integration import cli_world
+from tests.integration.cli_world import (
+    ALICE,
+    ARBITRATION_S,
+    BOB,
+    CHALLENGER_BOND,
+    COORDINATOR,
+    DELAY_S,
+    JUDGE_0,
+    PROPOSER_BOND,
+    STRANGER,
+    USD,
+    World,
+    challenge,
+    finalize,
+    propose,
+    statement_of,
+)
+
+world = cli_world.world  # pytest finds fixtures by their names here
+
+
+class TestList:
+    def test_each_proposal_with_what_became_of_it(self, world: World) -> None:
+        propose(world, statement_of(world, 2))
+        assert [each["status"] for each in world.json("epochs", "list")["proposals"]] == ["final", "final", "pending"]
+        challenge(world)
+        assert world.json("epochs", "list")["proposals"][2]["status"] == "challenged"
+        world.later(ARBITRATION_S)
+        world.settlement.expire_challenge(2)
+        propose(world, world.statements[2])  # the same root again
+        found = world.json("epochs", "list")["proposals"]
+        assert [(each["epoch"], each["status"]) for each in found[2:]] == [(2, "rejected"), (2, "pending")]
+        assert found[2]["rejection"]["by_arbiter"] is False
+        assert found[2]["challenge"]["challenger"] == STRANGER.address
+        finalize(world)
+        lines = world.run("epochs", "list").stdout.splitlines()
+        assert [line.split()[1] for line in lines[1:]] == ["final", "final", "rejected", "final"]
+        assert f"0x{world.statements[1].hash.hex()}" in lines[2]
+
+    def test_show(self, world: World) -> None:
+        text = world.run("epochs", "show", "1").stdout
+        assert f"statement  0x{world.statements[1].hash.hex()}" in text
+        assert "final: its shares are minted" in text
+        assert "1,000,000 shares, 800,000 of them for computing" in text
+        assert "389,979.123173277661795407" in text
+        assert world.json("epochs", "show", "1")["statement"] == world.statements[1].model_dump(mode="json")
+        with pytest.raises(ConfigError, match="has not been proposed: 2 epochs are final"):
+            world.run("epochs", "show", "2")
+
+
+def with_more_for_a_friend(statement: Statement) -> Statement:
+    """One unit too many."""
+    first, *rest = statement.accounts
+    changed = first.model_copy(
+        update={"shares": str(int(first.shares) + 1), "cumulative_shares": str(int(first.cumulative_shares) + 1)}
+    )
+    forged = statement.model_copy(update={"accounts": (changed, *rest)})
+    return forged.model_copy(update={"root": to_hex(forged.tree().root)})
+
+
+def signed_by_nobody(statement: Statement) -> Statement:
+    (sealed,) = statement.rounds
+    report = sealed.reports[2].model_copy(update={"signature": sealed.reports[1].signature})
+    reports = (*sealed.reports[:2], report, *sealed.reports[3:])
+    return statement.model_copy(update={"rounds": (sealed.model_copy(update={"reports": reports}),)})
+
+
+def with_another_accumulator(statement: Statement) -> Statement:
+    return statement.model_copy(update={"accumulator_before": "1"})
+
+
+def with_too_much_for_operators(statement: Statement) -> Statement:
+    return statement.model_copy(update={"operator_pool": str(21 * USD)})
+
+
+class TestVerify:
+    def test_all_epochs_and_one(self, world: World) -> None:
+        propose(world, statement_of(world, 2))
+        text = world.run("epochs", "verify").stdout.splitlines()
+        assert text[1] == "epoch 1: 1 rounds, 4 signed reports, 2 accounts, all as stated"
+        assert text[2].endswith("all as stated (pending)")
+        only = world.json("epochs", "verify", "1", "--spec", str(world.dir / "spec.json"))["verified"]
+        assert [(each["epoch"], each["final"], each["reports"]) for each in only] == [(1, True, 4)]
+
+    @pytest.mark.parametrize(
+        ("forge", "named"),
+        [
+            (with_more_for_a_friend, "a line reads"),
+            (signed_by_nobody, "Round 2 credits stage 2 to node"),
+            (with_another_accumulator, "accumulator of the epoch before is 1"),
+            (with_too_much_for_operators, "divides 21000000 among operators"),
+        ],
+    )
+    def test_the_first_fault_is_named(self, world: World, forge: Callable[[Statement], Statement], named: str) -> None:
+        propose(world, forge(statement_of(world, 2)))
+        with pytest.raises(StatementMismatch, match=named):
+            world.run("epochs", "verify")
+        with pytest.raises(StatementMismatch, match=named):
+            world.run("epochs", "verify", "2")
+        assert len(world.json("epochs", "verify", "1")["verified"]) == 1
+
+    def test_a_root_that_isn_t_the_statement_s(self, world: World) -> None:
+        propose(world, statement_of(world, 2), root=bytes(31) + b"\1")
+        with pytest.raises(StatementMismatch, match="don't give the root"):
+            world.run("epochs", "verify")
+
+    def test_a_statement_that_nobody_serves(self, world: World) -> None:
+        world.statement_file(0).unlink()
+        with pytest.raises(StatementUnavailable):
+            world.run("epochs", "verify")
+
+    def test_an_epoch_that_isn_t(self, world: World) -> None:
+        with pytest.raises(StatementMismatch, match="Epoch 2 is neither pending nor final"):
+            world.run("epochs", "verify", "2")
+
+    def test_the_spec_must_be_the_registered_one(self, world: World) -> None:
+        text = (world.dir / "spec.json").read_text()
+        (world.dir / "other.json").write_text(text.replace('"seed":1', '"seed":2'))
+        with pytest.raises(SpecError, match="the one registered as"):
+            world.run("epochs", "verify", "--spec", str(world.dir / "other.json"))
+
+
+class TestArbiter:
+    def test_a_wrong_epoch_is_rejected_and_the_challenger_paid(self, world: World) -> None:
+        """All by hand: propose, confirm, wait, execute."""
+        propose(world, with_more_for_a_friend(statement_of(world, 2)))
+        challenge(world)
+        decide = ["arbiter", "resolve-epoch", "2", "--reject"]
+        planned = world.run(*decide, "--key", str(world.dir / "judge-0.json"), "--dry-run").stdout
+        assert f"decision   reject epoch 2 with root {world.statements[2].root}" in planned
+        assert "this step  propose it; 2 members must confirm" in planned
+        proposed = world.json(*decide, *world.key_options("judge-0"))
+        assert proposed["step"] == "propose"
+        with pytest.raises(NotAllowed, match="has confirmed it already; another member must"):
+            world.run(*decide, *world.key_options("judge-0"))
+        assert "confirmed by 1 of the 2 members" in world.run("arbiter", "list").stdout
+        confirmed = world.json("arbiter", "confirm", proposed["call_id"], *world.key_options("judge-1"))
+        assert confirmed["executable_at"] is not None
+        assert "can be executed from" in world.run(*decide, *world.key_options("judge-1")).stdout
+        with pytest.raises(NotAllowed, match="can't be executed now"):
+            world.run("arbiter", "execute", proposed["call_id"], *world.key_options())
+        world.later(DELAY_S)
+        before = world.settlement.bond_of(STRANGER.address)
+        text = world.run("arbiter", "execute", proposed["call_id"], *world.key_options()).stdout
+        assert "The decision is executed." in text
+        assert world.json("epochs", "list")["proposals"][2]["rejection"]["by_arbiter"] is True
+        assert world.settlement.bond_of(STRANGER.address) == before + PROPOSER_BOND + CHALLENGER_BOND
+        assert world.json("arbiter", "list")["calls"][0]["executed"] is True
+
+    def test_one_command_takes_each_step(self, world: World) -> None:
+        propose(world, statement_of(world, 2))
+        challenge(world)
+        decide = ["arbiter", "resolve-epoch", "2", "--accept"]
+        steps = [world.json(*decide, *world.key_options(judge))["step"] for judge in ("judge-0", "judge-1")]
+        world.later(DELAY_S)
+        steps.append(world.json(*decide, *world.key_options())["step"])
+        assert steps == ["propose", "confirm", "execute"]
+        assert world.json("epochs", "list")["proposals"][2]["status"] == "upheld"
+        world.settlement.finalize_epoch(2)
+        assert world.settlement.bond_of(COORDINATOR.address) == PROPOSER_BOND + CHALLENGER_BOND
+
+    def test_the_same_decision_about_a_later_challenge_is_another_call(self, world: World) -> None:
+        statement = statement_of(world, 2)
+        for _ in range(2):
+            propose(world, statement)
+            challenge(world)
+            for judge in ("judge-0", "judge-1"):
+                world.run("arbiter", "resolve-epoch", "2", "--reject", *world.key_options(judge))
+            world.later(DELAY_S)
+            world.run("arbiter", "resolve-epoch", "2", "--reject", *world.key_options())
+            world.give(COORDINATOR, PROPOSER_BOND, world.model.settlement)
+            world.settlement.deposit_bond(COORDINATOR.address, PROPOSER_BOND)
+        assert [each["status"] for each in world.json("epochs", "list")["proposals"][2:]] == ["rejected", "rejected"]
+
+    def test_who_can_decide_what_and_when(self, world: World) -> None:
+        decide = ["arbiter", "resolve-epoch", "2", "--reject"]
+        with pytest.raises(NotAllowed, match="Epoch 2 has not been proposed"):
+            world.run(*decide, *world.key_options("judge-0"))
+        propose(world, statement_of(world, 2))
+        with pytest.raises(NotAllowed, match="Epoch 2 is pending"):
+            world.run(*decide, *world.key_options("judge-0"))
+        challenge(world)
+        with pytest.raises(NotAllowed, match=f"is no member of the arbiter .*{JUDGE_0.address}"):
+            world.run(*decide, *world.key_options("alice"))
+        world.later(ARBITRATION_S - DELAY_S)
+        result = world.run(*decide, *world.key_options("judge-0"))
+        assert "it would be too late" in result.stderr
+        world.later(DELAY_S)
+        with pytest.raises(NotAllowed, match="had until"):
+            world.run(*decide, *world.key_options("judge-1"))
+        with pytest.raises(NotAllowed, match="knows no call"):
+            world.run("arbiter", "confirm", "0x" + 64 * "0", *world.key_options("judge-0"))
+        with pytest.raises(ConfigError, match="is not a call's id"):
+            world.run("arbiter", "execute", "7", *world.key_options("judge-0"))
+        result = world.run("arbiter", "resolve-epoch", "2", *world.key_options("judge-0"))
+        assert (result.exit_code, "--accept" in result.stderr) == (2, True)
+
+    def test_a_contested_slash(self, world: World) -> None:
+        providers, bond = world.model.terms.providers, world.providers().reporter_bond()
+        for key in (STRANGER, ALICE):
+            world.give(key, bond, providers)
+        world.providers(STRANGER).propose_slash(world.model.model_id, ALICE.address, 0, b"\7" * 32, "https://e.example")
+        with pytest.raises(NotAllowed, match="Slash 1 is proposed"):
+            world.run("arbiter", "resolve-slash", "1", "--reject", *world.key_options("judge-0"))
+        world.providers(ALICE).contest_slash(1, "https://no.example")
+        decide = ["arbiter", "resolve-slash", "1", "--reject"]
+        assert "reject slash 1" in world.run(*decide, *world.key_options("judge-0")).stdout
+        world.run(*decide, *world.key_options("judge-1"))
+        world.later(DELAY_S)
+        world.run(*decide, *world.key_options())
+        assert world.providers().is_seated(world.model.model_id, ALICE.address, 0)
+        with pytest.raises(NotAllowed, match="Slash 1 is dropped"):
+            world.run(*decide, *world.key_options("judge-0"))
+        with pytest.raises(NotAllowed, match="Slash 2 doesn't exist"):
+            world.run("arbiter", "resolve-slash", "2", "--reject", *world.key_options("judge-0"))
+
+    def test_another_call_is_shown_as_what_it_is(self, world: World) -> None:
+        from commonweight.chain.arbiter import Arbiter
+
+        arbiter = Arbiter(world.chain, world.model.terms.arbiter, world.sender(JUDGE_0))
+        arbiter.propose(world.model.settlement, b"\x01\x02\x03\x04\x05")
+        arbiter.propose(BOB.address, arbiter.action("setDelay", 1).data)
+        texts = [each["what"] for each in world.json("arbiter", "list")["calls"]]
+        assert texts[0] == f"call 0x01020304 of {world.model.settlement}, which is no decision about this model"
+        assert f"of {BOB.address}, which is no decision" in texts[1]

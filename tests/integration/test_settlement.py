@@ -1,0 +1,179 @@
+"""The coordinator's settlement against a real chain that challenges, is silent, reorganises, or isn't there."""
+
+import asyncio
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from commonweight.chain.rpc import Chain
+from commonweight.chain.settlement import EpochSettlement
+from commonweight.errors import Refused
+from commonweight.rules.receipt import Domain
+from commonweight.watch.store import StatementStore
+from coordinator import settlement as module
+from coordinator.ledger import Ledger
+from coordinator.settlement import Settlement
+from coordinator.training import Place
+from tests.integration.epochs import WINDOW_S, Epochs
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Epochs]:
+    with Epochs(tmp_path_factory.mktemp("settled")) as epochs:
+        yield epochs
+
+
+@pytest.fixture
+def epochs(base: Epochs) -> Iterator[Epochs]:
+    snapshot = base.chain.request("evm_snapshot")
+    yield base
+    base.chain.request("evm_revert", snapshot)
+
+
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    said: list[str] = []
+    monkeypatch.setattr("coordinator.settlement.emit", lambda name, /, **fields: said.append(name))
+    return said
+
+
+def settlement_of(epochs: Epochs, folder: Path, **options: Any) -> Settlement:
+    """With a ledger in which every round of epoch 0 is sealed."""
+    ledger = Ledger(f"sqlite:///{folder}/ledger.sqlite")
+    ids = {"model_id": epochs.model.model_id, "spec_hash": epochs.spec.spec_hash}
+    ledger.open_model(**ids, settlement=epochs.model.settlement, chain_id=epochs.chain.chain_id)
+    for sealed in epochs.statement(0).rounds:
+        ledger.record_round(sealed.round, sealed.reports)
+    contract = EpochSettlement(epochs.chain, epochs.model.settlement, epochs.sender("coordinator"))
+    return Settlement(
+        epochs.spec,
+        Place(epochs.model.model_id, Domain(epochs.chain.chain_id, epochs.model.settlement)),
+        ledger,
+        epochs.chain,
+        contract,
+        type(epochs.router)(epochs.chain, epochs.model.router, epochs.sender("coordinator")),
+        StatementStore(folder / "statements"),
+        "http://127.0.0.1:1",
+        **options,
+    )
+
+
+def pass_time(epochs: Epochs, seconds: int = WINDOW_S + 1) -> None:
+    epochs.chain.request("evm_increaseTime", seconds)
+    epochs.chain.request("evm_mine")
+
+
+def test_an_epoch_is_proposed_with_a_bond_and_made_final_after_its_window(
+    epochs: Epochs, tmp_path: Path, told: list[str]
+) -> None:
+    settlement = settlement_of(epochs, tmp_path)
+    bond = epochs.settlement.bond_of(epochs.address("coordinator"))
+    epochs.settlement.withdraw_bond(epochs.address("coordinator"), bond)  # it must post one anew
+    assert settlement._advance(0) == 0.0
+    assert epochs.settlement.bond_of(epochs.address("coordinator")) == epochs.model.terms.proposer_bond
+    record = epochs.settlement.epoch(0)
+    assert record is not None
+    assert settlement.statements.get(record.statement_hash) is not None
+    wait_s = settlement._advance(0)
+    assert wait_s is not None
+    assert 0 < wait_s <= WINDOW_S
+    pass_time(epochs)
+    assert settlement._advance(0) == 0.0
+    assert settlement._advance(0) is None
+    assert settlement.ledger.final_epochs() == 1
+    assert told == ["epoch.closed", "bond.deposited", "epoch.proposed", "epoch.finalised"]
+
+
+def test_a_reorganisation_that_takes_the_epoch_back_is_made_good(
+    epochs: Epochs, tmp_path: Path, told: list[str]
+) -> None:
+    settlement = settlement_of(epochs, tmp_path, confirmations=2)
+    before = epochs.chain.request("evm_snapshot")
+    settlement._advance(0)
+    pass_time(epochs)
+    settlement._advance(0)
+    assert settlement._advance(0) == module.POLL_S  # final, and not deep enough to build on
+    assert settlement.ledger.final_epochs() == 0
+
+    epochs.chain.request("evm_revert", before)
+    assert epochs.settlement.epoch(0) is None
+    settlement._advance(0)
+    pass_time(epochs)
+    settlement._advance(0)
+    for _ in range(2):
+        epochs.chain.request("evm_mine")
+    assert settlement._advance(0) is None
+    assert told.count("epoch.proposed") == told.count("epoch.finalised") == 2
+    assert told.count("epoch.closed") == 1  # the same statement, whatever the chain does
+
+
+def challenge(epochs: Epochs) -> bytes:
+    pending = epochs.settlement.pending()
+    assert pending is not None
+    usd = type(epochs.usd)(epochs.chain, epochs.usd.address, epochs.sender("node-1"))
+    usd.approve(epochs.model.settlement, epochs.model.terms.challenger_bond)
+    contract = EpochSettlement(epochs.chain, epochs.model.settlement, epochs.sender("node-1"))
+    contract.challenge_epoch(0, pending.root, bytes(32), "")
+    return pending.root
+
+
+def test_silence_of_the_arbiter_costs_time_only(epochs: Epochs, tmp_path: Path, told: list[str]) -> None:
+    settlement = settlement_of(epochs, tmp_path)
+    settlement._advance(0)
+    challenge(epochs)
+    assert settlement._advance(0) == module.POLL_S
+    pass_time(epochs, epochs.model.terms.arbitration_s + 1)
+    settlement._advance(0)  # ends the challenge
+    settlement._advance(0)  # and proposes again
+    assert told == ["epoch.closed", "epoch.proposed", "challenge.seen", "epoch.proposed"]
+    pass_time(epochs)
+    settlement._advance(0)
+    assert settlement._advance(0) is None
+
+
+def test_what_the_arbiter_rejects_is_not_proposed_again(epochs: Epochs, tmp_path: Path) -> None:
+    settlement = settlement_of(epochs, tmp_path)
+    settlement._advance(0)
+    root = challenge(epochs)
+    epochs.decide(0, root, uphold=False)
+    with pytest.raises(Refused, match="arbiter has rejected epoch 0"):
+        settlement._advance(0)
+
+
+def test_an_upheld_epoch_needs_no_window(epochs: Epochs, tmp_path: Path) -> None:
+    settlement = settlement_of(epochs, tmp_path)
+    settlement._advance(0)
+    root = challenge(epochs)
+    epochs.decide(0, root, uphold=True)
+    assert settlement._advance(0) == 0.0
+    assert settlement._advance(0) is None
+
+
+@pytest.mark.asyncio
+async def test_a_chain_that_is_away_is_waited_for_and_caught_up_with(
+    epochs: Epochs, tmp_path: Path, told: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    impatient = Chain.connect(epochs.deployment.rpc_url, epochs.chain.chain_id, timeout_s=2.0)
+    monkeypatch.setattr(epochs, "chain", impatient)
+    pauses = []
+
+    async def pause(seconds: float) -> None:
+        pauses.append(seconds)
+        if len(pauses) == 3:
+            os.kill(epochs.local.pid, signal.SIGCONT)
+
+    settlement = await asyncio.to_thread(lambda: settlement_of(epochs, tmp_path, sleep=pause))
+    await asyncio.to_thread(settlement._advance, 0)
+    await asyncio.to_thread(pass_time, epochs)
+    os.kill(epochs.local.pid, signal.SIGSTOP)
+    try:
+        await settlement._settle(0)
+    finally:
+        os.kill(epochs.local.pid, signal.SIGCONT)
+    assert pauses[:3] == [1.0, 2.0, 4.0]
+    assert told.count("chain.failed") == 3
+    assert settlement.ledger.final_epochs() == 1
