@@ -7,7 +7,9 @@ pre-image).
 
 from collections.abc import Iterable, Sequence
 
-from eth_hash.auto import keccak
+from eth_hash.backends.pysha3 import backend
+
+keccak = backend.keccak256  # eth_hash.auto would take pycryptodome's, which takes four times as long
 
 WORD = 32
 
