@@ -4,9 +4,10 @@ The only module on the buyer's side that knows the x402 package; the signing is 
 a transfer that the caller has seen.
 """
 
+import asyncio
 import json
 import secrets
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -30,6 +31,8 @@ from commonweight.errors import (
 CONNECT_S = 10.0
 READ_S = 120.0
 """Between two pieces of an answer; the first may wait behind others, the last for a transaction."""
+ANSWER_S = 600.0
+"""For all of an answer, however it trickles in; gateways give theirs half of that."""
 MAX_TIMEOUT_S = 3600
 """A payment is never signed for longer."""
 MAX_ANSWER_BYTES = 64 << 20
@@ -99,14 +102,29 @@ def ask(url: str, request: Mapping[str, Any], pay: Pay, show: Callable[[str], No
     `pay` is asked once, where the gateway wants money. Raises PeerUnreachable where nobody answers, Refused where the
     gateway refuses, and the error that it names where an answer breaks off; what was delivered until then is charged.
     """
+    answered = asyncio.run(_post(url, request, None, show))
+    if isinstance(answered, Offer):
+        answered = asyncio.run(_post(url, request, pay(answered), show))
+    assert isinstance(answered, Answered), "there is no offer for who has paid"
+    return answered
+
+
+async def _post(
+    url: str, request: Mapping[str, Any], payment: str | None, show: Callable[[str], None]
+) -> Answered | Offer:
+    """The answer, or what it costs where there is no `payment`."""
     body = {**request, "stream": True, "stream_options": {"include_usage": True}}
-    with httpx.Client(timeout=httpx.Timeout(READ_S, connect=CONNECT_S), trust_env=False) as http, _reaching(url):
-        with http.stream("POST", f"{url}/v1/completions", json=body) as response:
-            if response.status_code != httpx.codes.PAYMENT_REQUIRED:
-                return _read(response, show)
-            headers = {PAYMENT_SIGNATURE_HEADER: pay(_offer(response))}
-        with http.stream("POST", f"{url}/v1/completions", json=body, headers=headers) as response:
-            return _read(response, show)
+    headers = {} if payment is None else {PAYMENT_SIGNATURE_HEADER: payment}
+    timeout = httpx.Timeout(READ_S, connect=CONNECT_S)
+    with _reaching(url):
+        async with (
+            asyncio.timeout(ANSWER_S),
+            httpx.AsyncClient(timeout=timeout, trust_env=False) as http,
+            http.stream("POST", f"{url}/v1/completions", json=body, headers=headers) as response,
+        ):
+            if payment is None and response.status_code == httpx.codes.PAYMENT_REQUIRED:
+                return _offer(response)
+            return await _read(response, show)
 
 
 def _offer(response: httpx.Response) -> Offer:
@@ -132,15 +150,15 @@ def _offer(response: httpx.Response) -> Offer:
     raise Refused("The gateway takes no payment of a kind that is known here: x402's `exact` with EIP-3009.")
 
 
-def _read(response: httpx.Response, show: Callable[[str], None]) -> Answered:
+async def _read(response: httpx.Response, show: Callable[[str], None]) -> Answered:
     if response.status_code != httpx.codes.OK:
-        raise _refusal(response)
+        raise await _refusal(response)
     text, finish_reason = "", ""
     usage: Mapping[str, Any] = {}
     payment: Mapping[str, Any] = {}
     failure: CommonweightError | None = None
     try:
-        for event, data in _events(response):
+        async for event, data in _events(response):
             fields = {} if data == "[DONE]" else _object(data)
             if event == "payment":
                 payment = fields
@@ -163,7 +181,7 @@ def _read(response: httpx.Response, show: Callable[[str], None]) -> Answered:
         )
     except CommonweightError:
         raise
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise MalformedMessage(f"The gateway sent what is no answer in OpenAI's format: {error!r:.200}.") from error
     if failure is not None:
         raise failure
@@ -172,10 +190,10 @@ def _read(response: httpx.Response, show: Callable[[str], None]) -> Answered:
     return answered
 
 
-def _events(response: httpx.Response) -> Iterator[tuple[str, str]]:
+async def _events(response: httpx.Response) -> AsyncIterator[tuple[str, str]]:
     """(event, data) of each server-sent event; a gateway's have one line of data each."""
     event, total, line_start = "", 0, b""
-    for part in response.iter_bytes():
+    async for part in response.aiter_bytes():
         total += len(part)
         if total > MAX_ANSWER_BYTES:
             raise MessageTooLarge(f"The gateway's answer has over {MAX_ANSWER_BYTES} bytes; it was not read further.")
@@ -196,9 +214,9 @@ def _object(text: str) -> dict[str, Any]:
     return fields
 
 
-def _refusal(response: httpx.Response) -> Refused:
+async def _refusal(response: httpx.Response) -> Refused:
     body = b""
-    for part in response.iter_bytes():
+    async for part in response.aiter_bytes():
         body += part
         if len(body) > MAX_REFUSAL_BYTES:
             break
@@ -219,6 +237,10 @@ def _printable(text: str) -> str:
 def _reaching(url: str) -> Iterator[None]:
     try:
         yield
+    except TimeoutError as error:
+        raise PeerUnreachable(
+            f"The gateway {url} didn't end its answer within {ANSWER_S:g} s. What came of it is charged."
+        ) from error
     except (httpx.TransportError, httpx.InvalidURL) as error:
         what = str(error) or type(error).__name__
         raise PeerUnreachable(f"The gateway {url} can't be reached, or hung up: {what}.") from error

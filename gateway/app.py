@@ -12,16 +12,19 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from commonweight.errors import ChainError, CommonweightError
 from gateway.formats import ApiError, Ask, Format, parse_chat, parse_completion, sse
+from gateway.ledger import Order, State
 from gateway.payments import PAYMENT, PaymentReceipt, payment_response, response_headers, response_json
 from gateway.shop import Sale, Shop, Stored, api_error
 from gateway.till import Collected, Lost
 
 HEALTH_S = 5.0
 """For the chain and the coordinator to show that they are there."""
+SEND_S = 10.0
+"""For a buyer to take a piece of a stream; one that doesn't is taken for gone."""
 ENDS = {
     "disconnected": (499, "The buyer hung up."),
     "shutting_down": (503, "This gateway is shutting down, and the answer ends here."),
@@ -38,7 +41,7 @@ def ended(why: str) -> ApiError:
 
 def make_app(shop: Shop) -> Starlette:
     """The ASGI application that sells `shop`'s model."""
-    started = int(time.time())
+    started, health = int(time.time()), Health(shop)
 
     async def models(_request: Request) -> Response:
         known = [] if shop.backend.spec is None else [model_json(shop, started)]
@@ -49,17 +52,13 @@ def make_app(shop: Shop) -> Starlette:
             raise ApiError(404, "model_not_found", f"Only {shop.spec.name!r} is served here.", param="model")
         return JSONResponse(model_json(shop, started))
 
-    async def health(_request: Request) -> Response:
-        state = await health_of(shop)
-        return JSONResponse(state, 200 if state["status"] == "ok" else 503)
-
     return Starlette(
         routes=[
             Route("/v1/completions", Answers(shop, parse_completion), methods=["POST"]),
             Route("/v1/chat/completions", Answers(shop, parse_chat), methods=["POST"]),
             Route("/v1/models", models, methods=["GET"]),
             Route("/v1/models/{model}", model, methods=["GET"]),
-            Route("/healthz", health, methods=["GET"]),
+            Route("/healthz", health.answer, methods=["GET"]),
         ],
         exception_handlers={ApiError: _answer_api_error, HTTPException: _answer_http_error, 500: _answer_bug},
     )
@@ -84,26 +83,48 @@ def model_json(shop: Shop, created: int) -> dict[str, Any]:
     }
 
 
-async def health_of(shop: Shop) -> dict[str, Any]:
+class Health:
     """Which version is served, and whether payments can be taken."""
-    round_, chain_time = None, None
-    try:
-        async with asyncio.timeout(HEALTH_S):
-            round_ = await shop.backend.served_round()
-    except (CommonweightError, TimeoutError):
-        pass  # null says it
-    try:
-        async with asyncio.timeout(HEALTH_S):
-            chain_time = None if shop.till is None else await asyncio.to_thread(shop.till.time)
-    except (ChainError, TimeoutError):
-        pass
-    ready = round_ is not None and (shop.till is None or chain_time is not None) and not shop.closing.is_set()
-    return {
-        "status": "ok" if ready else "unavailable",
-        "round": round_,
-        "chain_reachable": None if shop.till is None else chain_time is not None,
-        "closing": shop.closing.is_set(),
-    }
+
+    def __init__(self, shop: Shop) -> None:
+        self._shop = shop
+        self._asking: asyncio.Task[bool] | None = None
+
+    async def answer(self, _request: Request) -> Response:
+        """For GET."""
+        is_closing, sells = self._shop.closing.is_set(), self._shop.till is not None
+        round_ = await self._served_round()
+        reachable = await self._chain_reachable() if sells else None
+        ready = round_ is not None and reachable is not False and not is_closing
+        state = {
+            "status": "ok" if ready else "unavailable",
+            "round": round_,
+            "chain_reachable": reachable,
+            "closing": is_closing,
+        }
+        return JSONResponse(state, 200 if ready else 503)
+
+    async def _served_round(self) -> int | None:
+        try:
+            async with asyncio.timeout(HEALTH_S):
+                return await self._shop.backend.served_round()
+        except (CommonweightError, TimeoutError):
+            return None
+
+    async def _chain_reachable(self) -> bool:
+        # One question at a time, however many want to know: a slow chain would take all threads.
+        if self._asking is None or self._asking.done():
+            self._asking = asyncio.create_task(self._ask_chain())
+        done, _ = await asyncio.wait({asking := self._asking}, timeout=HEALTH_S)
+        return bool(done) and asking.result()
+
+    async def _ask_chain(self) -> bool:
+        assert self._shop.till is not None, "the caller looked"
+        try:
+            await asyncio.to_thread(self._shop.till.time)
+        except ChainError:
+            return False
+        return True
 
 
 class Answers:
@@ -120,38 +141,33 @@ class Answers:
         except ClientDisconnect:
             return
         with self._shop.counter():
-            job = self._shop.job(self._parse(body))
+            job = await asyncio.to_thread(self._shop.job, self._parse(body))
             request_hash = keccak(scope["path"].encode() + b"\0" + body)
             sold = await self._shop.take(request.headers.get(PAYMENT), job, request_hash, str(request.url))
+            outgoing = _Outgoing(send)
             if isinstance(sold, Stored):
-                order = sold.order
-                assert self._shop.till is not None, "it was paid for"
-                paid = payment_response(
-                    self._shop.till.terms, order.authorization.from_, order.charge, order.transaction
-                )
-                await JSONResponse(sold.answer, headers=response_headers(paid))(scope, receive, send)
+                headers = self._headers_of(sold.order)
+                await JSONResponse(sold.answer, headers=headers)(scope, receive, outgoing)
                 return
             try:
                 if job.ask.stream:
-                    await self._stream(sold, receive, send)
+                    await self._stream(sold, receive, outgoing)
                 else:
-                    await self._whole(sold, scope, receive, send)
+                    await self._whole(sold, scope, receive, outgoing)
             finally:
                 await sold.close("error")  # nothing is left to do unless something unforeseen was raised
 
-    async def _stream(self, sale: Sale, receive: Receive, send: Send) -> None:
+    async def _stream(self, sale: Sale, receive: Receive, send: "_Outgoing") -> None:
         form, events, buyer = _format(sale), _EventStream(send), _Buyer(receive)
 
         async def content() -> None:
-            is_first = True
             async with aclosing(sale.text()) as pieces:
                 async for piece in pieces:
-                    await events.send(form.chunk(piece, is_first=is_first))
-                    is_first = False
+                    await events.send(form.chunk(piece, is_first=not events.started))
                     # A server drops what it is given once the connection is lost. It has told the buyer's task then,
                     # which runs first.
                     await asyncio.sleep(0)
-                    if buyer.is_gone:
+                    if buyer.is_gone or send.stalled:
                         raise ended("disconnected")
                     await sale.record_sent()
 
@@ -164,7 +180,7 @@ class Answers:
         if failure is not None:
             await events.send(failure.body())
         else:
-            await events.send(form.chunk("", finish_reason=sale.finish_reason))
+            await events.send(form.chunk("", is_first=not events.started, finish_reason=sale.finish_reason))
             if sale.job.ask.include_usage:
                 await events.send(form.usage(sale.usage))
             await events.send("[DONE]")
@@ -215,6 +231,14 @@ class Answers:
             return api_error(error)
         return None
 
+    def _headers_of(self, order: Order) -> dict[str, str]:
+        """What became of the payment for an answer that is sent again."""
+        if not order.charge:
+            return {}
+        assert self._shop.till is not None, "it was paid for"
+        terms, payer, is_lost = self._shop.till.terms, order.authorization.from_, order.state is State.WRITTEN_OFF
+        return response_headers(payment_response(terms, payer, order.charge, order.transaction, is_lost=is_lost))
+
     async def _receipt(self, sale: Sale) -> PaymentReceipt:
         """Of the sale's collection, which is given some time."""
         assert self._shop.till is not None, "nothing is collected without one"
@@ -239,6 +263,23 @@ class _Buyer:
         while (await self._receive())["type"] != "http.disconnect":
             pass
         self.is_gone = True
+
+
+class _Outgoing:
+    """ASGI's `send`, for a buyer that may stop reading: then the rest is dropped, as after a lost connection."""
+
+    def __init__(self, send: Send) -> None:
+        self.stalled = False
+        self._send = send
+
+    async def __call__(self, message: Message) -> None:
+        if self.stalled:
+            return
+        try:
+            async with asyncio.timeout(SEND_S):
+                await self._send(message)
+        except TimeoutError:
+            self.stalled = True
 
 
 class _EventStream:

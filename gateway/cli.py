@@ -35,6 +35,10 @@ def run(
         str, typer.Option(metavar="bytes|FILE", help="The model's tokenizer: bytes, or its tokenizer.json.")
     ] = "bytes",
     max_requests: Annotated[int, typer.Option(min=1, help="So many requests are answered at a time.")] = 16,
+    confirmations: Annotated[
+        int,
+        typer.Option(min=0, max=10_000, help="Until so many blocks lie on a collected payment, it is looked after."),
+    ] = 0,
     password_file: PasswordFileOption = None,
 ) -> None:
     """Sell a model's answers over HTTP, in OpenAI's format, for x402 payments.
@@ -42,8 +46,9 @@ def run(
     Payments go straight to the model's router: the gateway's key pays for gas, and must be a cashier there. It is
     charged what was delivered, the rest goes back to the buyer at once. With both prices 0 no payment is asked for.
     What must not be forgotten is in the ledger: killed at any moment, the gateway collects what it has delivered when
-    it is started again with the same ledger. Run one gateway for each ledger. It speaks plain HTTP: put a proxy with
-    TLS before it where others can reach it. Its events are JSON lines on stdout; `gateway.listening` has the URL.
+    it is started again with the same ledger. With --confirmations it collects again what a reorganisation of the
+    chain undoes. Run one gateway for each ledger. It speaks plain HTTP: put a proxy with TLS before it where others can
+    reach it. Its events are JSON lines on stdout; `gateway.listening` has the URL.
     """
     from commonweight.chain.keys import load_key, read_password
     from commonweight.cli.place import parse_address
@@ -72,5 +77,6 @@ def run(
         ledger_url=ledger,
         listen=listen,
         limits=Limits(concurrent=max_requests),
+        confirmations=confirmations,
     )
     run_until_stopped(run_gateway(config))

@@ -23,7 +23,7 @@ _HARMLESS: Mapping[str, tuple[Any, ...]] = {
     "n": (1,),
     "best_of": (1,),
     "logprobs": (False,),
-    "top_logprobs": (),
+    "top_logprobs": (0,),
     "echo": (False,),
     "suffix": ("",),
     "top_p": (1, 1.0),

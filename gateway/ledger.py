@@ -6,12 +6,13 @@ method is one transaction.
 """
 
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import JSON, LargeBinary, String, UniqueConstraint, select, update
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy import JSON, Index, LargeBinary, String, UniqueConstraint, select, update
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from commonweight.chain.records import Authorization
 from commonweight.database import Counter, open_database, transaction
@@ -24,7 +25,10 @@ class State(StrEnum):
     """It is being answered, or was when the gateway died."""
     SERVED = "served"
     """The answer has ended; its charge is to be collected."""
+    MINED = "mined"
+    """It is collected, under fewer blocks than are asked for: the chain may lose it yet."""
     COLLECTED = "collected"
+    """It is collected for good."""
     VOID = "void"
     """Nothing was delivered: nothing will be collected."""
     WRITTEN_OFF = "written off"
@@ -61,7 +65,10 @@ class OrderRow(Table):
     answer: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
     transaction: Mapped[str | None] = mapped_column(String(66))
     reported: Mapped[bool] = mapped_column(default=False)
-    __table_args__ = (UniqueConstraint("payer", "nonce"),)
+    __table_args__ = (
+        UniqueConstraint("payer", "nonce"),
+        Index("kept_answers", "expires", sqlite_where=answer.is_not(None), postgresql_where=answer.is_not(None)),
+    )
 
 
 @dataclass(frozen=True)
@@ -86,7 +93,7 @@ class Order:
     answer: dict[str, Any] | None = None
     """Of a request that wasn't streamed: paid for before it is sent, so it can be asked for again."""
     transaction: str | None = None
-    """That collected the charge."""
+    """That collected the charge; the buyer is told it before it is deep enough."""
     reported: bool = False
     """Whether the coordinator knows what was served."""
 
@@ -99,11 +106,17 @@ class Ledger:
         self._engine = open_database(url, Table)
         self._accepting = threading.Lock()
 
-    def accept(self, order: Order, balance: int) -> None:
+    def uncollected(self, payer: str) -> Mapping[bytes, int]:
+        """What it has signed for and may still have to pay, by request."""
+        with transaction(self._engine) as session:
+            return _uncollected(session, payer)
+
+    def accept(self, order: Order, balance: int, uncollected: Mapping[bytes, int]) -> None:
         """A payment is taken for a request. Raises Taken, and Overdrawn where `balance` doesn't cover it.
 
         All that a payer has signed for has to be there when one of its payments is collected, so those that are
-        still to be collected count in full.
+        still to be collected count in full. `uncollected`: from before `balance` was read, which may or may not know
+        of those that have been collected since.
         """
         payment = order.authorization
         row = OrderRow(
@@ -117,18 +130,17 @@ class Ledger:
             state=State.OPEN,
         )
         with self._accepting, transaction(self._engine) as session:
-            of_payer = select(OrderRow).where(OrderRow.payer == payment.from_)
-            if session.scalar(of_payer.where(OrderRow.nonce == payment.nonce)) is not None:
+            if _find(session, payment.from_, payment.nonce) is not None:
                 raise Taken
-            uncollected = session.scalars(of_payer.where(OrderRow.state.in_((State.OPEN, State.SERVED))))
-            if sum(int(each.authorization["value"]) for each in uncollected) + payment.value > balance:
+            owed = {**uncollected, **_uncollected(session, payment.from_)}
+            if sum(owed.values()) + payment.value > balance:
                 raise Overdrawn
             session.add(row)
 
     def find(self, payer: str, nonce: bytes) -> Order | None:
         """The order that this payment was taken for."""
         with transaction(self._engine) as session:
-            row = session.scalar(select(OrderRow).where(OrderRow.payer == payer, OrderRow.nonce == nonce))
+            row = _find(session, payer, nonce)
             return None if row is None else to_order(row)
 
     def record_delivered(self, request_id: bytes, round_: int, completion_tokens: int, charge: int) -> None:
@@ -159,8 +171,21 @@ class Ledger:
         with transaction(self._engine) as session:
             return [to_order(row) for row in session.scalars(select(OrderRow).where(OrderRow.state == State.SERVED))]
 
+    def mined(self) -> list[Order]:
+        """Those whose charge is collected, but perhaps not for good."""
+        with transaction(self._engine) as session:
+            return [to_order(row) for row in session.scalars(select(OrderRow).where(OrderRow.state == State.MINED))]
+
+    def record_mined(self, request_id: bytes, transaction_hash: str) -> None:
+        """The charge is on the router; the chain may lose it yet."""
+        self._update(request_id, state=State.MINED, transaction=transaction_hash)
+
+    def record_unmined(self, request_id: bytes) -> None:
+        """The chain has lost the collection: the charge is to be collected again."""
+        self._update(request_id, state=State.SERVED, transaction=None)
+
     def record_collected(self, request_id: bytes, transaction_hash: str) -> None:
-        """The charge is on the router."""
+        """The charge is on the router for good."""
         self._update(request_id, state=State.COLLECTED, transaction=transaction_hash)
 
     def record_written_off(self, request_id: bytes) -> None:
@@ -197,6 +222,17 @@ class Ledger:
         with transaction(self._engine) as session:
             row = update(OrderRow).where(OrderRow.request_id == request_id, OrderRow.state == State.OPEN)
             session.execute(row.values(**values))
+
+
+def _find(session: Session, payer: str, nonce: bytes) -> OrderRow | None:
+    return session.scalar(select(OrderRow).where(OrderRow.payer == payer, OrderRow.nonce == nonce))
+
+
+def _uncollected(session: Session, payer: str) -> dict[bytes, int]:
+    rows = session.scalars(
+        select(OrderRow).where(OrderRow.payer == payer, OrderRow.state.in_((State.OPEN, State.SERVED)))
+    )
+    return {row.request_id: int(row.authorization["value"]) for row in rows}
 
 
 def _closed(charge: int) -> State:

@@ -15,6 +15,7 @@ from gateway.backend import Generation
 REFRESH_S = 2.0
 """Between two looks at the route: versions change with every epoch."""
 
+BEGIN_S = 15.0
 ATTEMPTS, FIRST_PAUSE_S = 6, 0.05
 """To begin an answer, with pauses between them: 1.6 s in all."""
 
@@ -65,18 +66,21 @@ class Pipeline:
 
     async def served_round(self) -> int | None:
         """The version that would answer now; None where there is none."""
-        return None if self._version is None else self._version.generator.route.round
+        version = self._version
+        return None if version is None or version.generator.failure is not None else version.generator.route.round
 
     async def generate(self, ids: Sequence[int], max_tokens: int, temperature: float, seed: int) -> Generation:
         """Begin to answer; returns with the first token. Where the version or a stage has just gone, begins again.
 
         Stages may know of another version a moment before the coordinator has a route for it.
         """
-        pause_s = FIRST_PAUSE_S
+        pause_s, give_up_s = FIRST_PAUSE_S, asyncio.get_running_loop().time() + BEGIN_S
         for _ in range(ATTEMPTS - 1):
             try:
                 return await self._begin(ids, max_tokens, temperature, seed)
             except (NotServed, StageLost):
+                if asyncio.get_running_loop().time() > give_up_s:
+                    raise  # it was silent, not gone: to ask once more would only make its queue longer
                 try:
                     await self.refresh()
                 except WireError:

@@ -70,7 +70,8 @@ class Shop:
         assert till is not None or price.is_free, "who sells needs a till"
         self.backend, self.tokenizer, self.price, self.limits = backend, tokenizer, price, limits
         self.ledger, self.till = ledger, till
-        self.cashier = Cashier(ledger, till, backend)
+        # An answer keeps its place while its charge is collected, so that more is hardly ever to be collected.
+        self.cashier = Cashier(ledger, till, backend, limits.concurrent)
         self.closing = asyncio.Event()
         """Set: no new requests."""
         self.cut = asyncio.Event()
@@ -159,6 +160,7 @@ class Shop:
             if known is not None:
                 return _stored(known, request_hash)
             check_amount(payment, job.quote)
+            uncollected = await asyncio.to_thread(self.ledger.uncollected, payment.from_)
             verified = await asyncio.to_thread(self.till.verify, payment)
             order = Order(
                 request_id=request_id,
@@ -167,7 +169,7 @@ class Shop:
                 expires=min(payment.valid_before, verified.time + terms.timeout_s),
                 prompt_tokens=len(job.ids),
             )
-            await asyncio.to_thread(self.ledger.accept, order, verified.balance)
+            await asyncio.to_thread(self.ledger.accept, order, verified.balance, uncollected)
             failpoint("gateway.accepted")
         except PaymentRefused as error:
             emit("payment.refused", code=error.code, message=error.message)

@@ -7,6 +7,8 @@ from commonweight.model.tokenizer import Tokenizer
 UNKNOWN = "\ufffd"
 MAX_TAIL = 3
 """Bytes of a character that lacks its last one: so many U+FFFD at the end may still become a character."""
+MAX_WINDOW, KEPT = 32, 16
+"""Of a window that has grown so long, so many tokens are kept: each is decoded again with every one that comes."""
 
 
 class TextStream:
@@ -35,7 +37,7 @@ class TextStream:
         """The text that can be sent now that `token` has come; often none."""
         assert not self.stopped, "nothing comes after a stop sequence"
         self._window.append(token)
-        text = self._window_text()
+        text = self._text_of(self._window)
         end = self._decoded + len(text)
         self._ends = deque(min(each, end) for each in self._ends)
         self._ends.append(end)
@@ -45,20 +47,27 @@ class TextStream:
         if tail == 0:
             self._context, self._window = self._window, []
             self._decoded, self._taken = end, 0
+        elif len(self._window) >= MAX_WINDOW:
+            head, rest = self._window[:-KEPT], self._window[-KEPT:]
+            before = self._text_of(head)
+            if len(before) <= self._taken and text.startswith(before):
+                self._context, self._window = head, rest
+                self._decoded, self._taken = self._decoded + len(before), self._taken - len(before)
         return self._return(new)
 
     def flush(self) -> str:
         """The rest, when no more tokens come."""
-        rest = self._return(self._window_text()[self._taken :])
+        rest = self._return(self._text_of(self._window)[self._taken :])
         if not self.stopped:
             rest, self._held = rest + self._held, ""
             self.tokens += len(self._ends)
             self._ends.clear()
         return rest
 
-    def _window_text(self) -> str:
+    def _text_of(self, tokens: list[int]) -> str:
+        """That stand right after the context."""
         before = self._tokenizer.decode(self._context)
-        return self._tokenizer.decode([*self._context, *self._window])[len(before) :]
+        return self._tokenizer.decode([*self._context, *tokens])[len(before) :]
 
     def _return(self, new: str) -> str:
         self._held += new

@@ -9,7 +9,6 @@ Whatever goes wrong while writing, the ones before stay.
 """
 
 import contextlib
-import os
 import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 from torch import Tensor
 
+from commonweight.disk import sync
 from commonweight.errors import CheckpointError, MalformedMessage
 from commonweight.model.hashing import tensors_hash
 from commonweight.model.initial import initial_tensor
@@ -97,13 +97,13 @@ class Checkpoints:
                 state_root="0x" + root.hex(),
             )
             _write(temporary / _META, lambda path: path.write_bytes(canonical_json(meta.model_dump())))
-            _sync(temporary)
+            sync(temporary)
             if final.exists():
                 # A folder can't be renamed over a full one. If we die between the two, the round before
                 # remains.
                 shutil.rmtree(final)
             temporary.rename(final)
-            _sync(self.folder)
+            sync(self.folder)
         except (OSError, SafetensorError) as error:
             with contextlib.suppress(OSError):
                 shutil.rmtree(temporary)
@@ -186,12 +186,4 @@ def _frozen_hash(spec: ModelSpec) -> bytes:
 
 def _write(path: Path, write: Callable[[Path], object]) -> None:
     write(path)
-    _sync(path)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    sync(path)

@@ -243,7 +243,7 @@ class _Session:
                     await self._worker.send(worker_pb2.WorkerCommand(pause=message.pause))
                 case "sealed":
                     emit("round.credited", round=message.sealed.round)
-                    self._watch.credit(message.sealed.round)
+                    await asyncio.to_thread(self._watch.credit, message.sealed.round)
                 case "publish":
                     # Before the next message goes to the worker: two rounds later it removes this version.
                     await self._decoding.publish(await self._assigned, message.publish)
@@ -313,7 +313,8 @@ class _Session:
         receipt = report_receipt(assignment.model_id, message.generation, report_from_proto(message.report))
         self.rounds += 1
         emit("round.trained", round=message.report.round, seconds=round(message.report.seconds, 3))
-        signature = self._watch.sign(
+        signature = await asyncio.to_thread(
+            self._watch.sign,
             self._config.identity,
             message.generation,
             message.report.round,

@@ -16,6 +16,7 @@ import grpc
 
 from commonweight.errors import (
     CommonweightError,
+    ConfigError,
     IdentityMismatch,
     MalformedMessage,
     NotServed,
@@ -41,8 +42,8 @@ from commonweight.wire.status import refuse, wire_error
 from commonweight.wire.tls import Certificate, peer_id_of, peer_of, server_credentials
 from node.sessions import Feeder, Room, Sessions
 
-MAX_UNSENT = 4096
-"""Messages that wait for a peer that doesn't read; past that it is hung up on."""
+MAX_UNSENT, MAX_UNSENT_BYTES = 4096, 64 << 20
+"""Messages, and bytes of them, that wait for a peer that doesn't read; past either it is hung up on."""
 RECONNECT_S = 0.2
 """Between attempts to open the stream to the next stage."""
 
@@ -51,22 +52,27 @@ class Outbox:
     """What is to be sent on one stream, in order."""
 
     def __init__(self) -> None:
-        self._queue: asyncio.Queue[Any] = asyncio.Queue(MAX_UNSENT)
+        self._queue: asyncio.Queue[tuple[Any, int]] = asyncio.Queue(MAX_UNSENT)
+        """Messages, and their sizes in bytes."""
+        self._bytes = 0
         self._pump: asyncio.Task[None] | None = None
 
     def put(self, message: Any) -> None:
-        """Send it without waiting. A peer that leaves too many unread is hung up on."""
-        try:
-            self._queue.put_nowait(message)
-        except asyncio.QueueFull:
+        """Send it without waiting. A peer that leaves too much unread is hung up on."""
+        size = message.ByteSize()
+        if self._queue.full() or self._bytes + size > MAX_UNSENT_BYTES:
             self.clear()
             if self._pump is not None:
                 self._pump.cancel()
+        else:
+            self._queue.put_nowait((message, size))
+            self._bytes += size
 
     def clear(self) -> None:
         """Forget what hasn't been sent."""
         while not self._queue.empty():
             self._queue.get_nowait()
+        self._bytes = 0
 
     def start(self, write: Callable[[Any], Coroutine[Any, Any, None]]) -> "asyncio.Task[None]":
         """Send from now on. The task ends when the stream does, or when the peer is hung up on."""
@@ -74,7 +80,9 @@ class Outbox:
         async def pump() -> None:
             with suppress(asyncio.InvalidStateError):  # the call has ended; who reads from it knows why
                 while True:
-                    await write(await self._queue.get())
+                    message, size = await self._queue.get()
+                    self._bytes -= size
+                    await write(message)
 
         self._pump = asyncio.create_task(pump())
         return self._pump
@@ -87,6 +95,8 @@ class Version:
     sessions: Sessions
     certificate: Certificate
     dropped: asyncio.Event = field(default_factory=asyncio.Event)
+    is_met: bool = False
+    """It was told its neighbours: all stages had it, so it is served, or was."""
     previous: bytes = b""
     """The certificate of the stage before."""
     _next: control_pb2.Neighbour | None = None
@@ -113,7 +123,7 @@ class Version:
 
     async def meet(self, peers: control_pb2.DecodePeers) -> None:
         """Accept this stage before, and speak with this stage after."""
-        self.previous = peers.previous.certificate
+        self.is_met, self.previous = True, peers.previous.certificate
         after = peers.next if peers.HasField("next") else None
         if after != self._next:
             await self._unlink()
@@ -152,21 +162,26 @@ class Version:
         """One stream, from its hello to its end. Raises WireError, always."""
         if (owner := peer_id_of(after.certificate)) != after.peer_id:
             raise IdentityMismatch(f"The next stage's certificate is of {owner}, not of {after.peer_id}.")
-        channel = open_channel(
-            after.data_address,
-            self.certificate,
-            after.certificate,
-            max_message_bytes=DECODE_FRAME_BYTES,
-            ping_timeout_ms=DECODE_PING_TIMEOUT_MS,
-        )
+        try:
+            channel = open_channel(
+                after.data_address,
+                self.certificate,
+                after.certificate,
+                max_message_bytes=DECODE_FRAME_BYTES,
+                ping_timeout_ms=DECODE_PING_TIMEOUT_MS,
+            )
+        except ConfigError as error:
+            raise MalformedMessage(f"The address of stage {self.stage + 1}: {error.args[0]}") from error
         try:
             async with asyncio.timeout(OPEN_S):
                 await channel.channel_ready()
                 call = decode_pb2_grpc.StageDecodeStub(channel).Feed()
                 await call.write(pb.DecodeFrame(hello=self.hello(self.stage)))
                 answer = await call.read()
-            if answer is grpc.aio.EOF or answer.WhichOneof("body") != "hello":
-                raise PeerUnreachable(f"{where} didn't answer with a hello: {await call.details()}")
+                if answer is grpc.aio.EOF:
+                    raise PeerUnreachable(f"{where} ended the stream before a hello: {await call.details()}")
+            if (kind := answer.WhichOneof("body")) != "hello":
+                raise MalformedMessage(f"{where} began with {kind}, not with a hello.")
             check_hello(answer.hello, self.spec, self.sessions.round, self.stage + 1)
             await until_first(self._outbox.start(call.write), self._take_failures(call))
             raise PeerUnreachable(f"{where} ended the stream: {await call.details()}")

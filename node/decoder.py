@@ -84,7 +84,9 @@ class Decoder:
             version = Version.of(stage, round_, self._room, plane.certificate, time.monotonic)
             plane.versions[round_] = version
             emit("decode.ready", stage=stage.index, round=round_, seconds=round(time.monotonic() - started_s, 3))
-            for old in sorted(plane.versions)[:-MAX_VERSIONS]:
+            # Beside it the one that is served stays: one that some stage couldn't load makes way first.
+            others = sorted(plane.versions.keys() - {round_}, key=lambda old: (plane.versions[old].is_met, old))
+            for old in others[: 1 - MAX_VERSIONS]:
                 await self._drop(old)
         await self._link.send(worker_pb2.DecoderEvent(loaded=worker_pb2.DecoderLoaded(round=round_)))
 

@@ -63,8 +63,10 @@ class Decoding:
         """Keep a version and, where asked, load it. Returns once it is kept."""
         stage, round_ = assignment.stage, publish.round
         folder = self._config.directory / "published" / f"stage-{stage}"
+        # The one that is served. Until its neighbours are known it is the one that was to be loaded before.
+        beside = max(self._peers, default=max(self._loads, default=None))
         try:
-            await asyncio.to_thread(keep_published, self._config.directory / f"stage-{stage}", folder, round_)
+            await asyncio.to_thread(keep_published, self._config.directory / f"stage-{stage}", folder, round_, beside)
         except CheckpointError as error:
             emit("decode.failed", round=round_, code=error.code, message=error.args[0])
             self._say_failed(round_, error.code, error.args[0])
@@ -83,7 +85,8 @@ class Decoding:
             cache_bytes=self._config.cache_bytes,
             idle_s=SESSION_IDLE_S,
         )
-        for old in sorted(self._loads)[:-KEPT_PUBLISHED]:
+        others = sorted(self._loads.keys() - {round_}, key=lambda old: (old == beside, old))
+        for old in others[: 1 - KEPT_PUBLISHED]:
             del self._loads[old]
             self._peers.pop(old, None)
             self._ready.discard(old)

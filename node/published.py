@@ -21,8 +21,8 @@ def version_path(folder: Path, round_: int) -> Path:
     return folder / f"round-{round_:08d}"
 
 
-def keep_published(checkpoints: Path, folder: Path, round_: int) -> None:
-    """Keep this version of `checkpoints` in `folder`, too, and remove all but the last two that are kept there.
+def keep_published(checkpoints: Path, folder: Path, round_: int, beside: int | None = None) -> None:
+    """Keep this version of `checkpoints` in `folder`, too, and of the others only `beside`, or the last one.
 
     Nothing is copied where the file system has hard links: a checkpoint's files are never changed. Raises
     CheckpointError where the version is in neither folder, or can't be kept.
@@ -49,5 +49,7 @@ def keep_published(checkpoints: Path, folder: Path, round_: int) -> None:
             f"The version of round {round_} can't be kept in {folder}: {error.strerror}. Free disk space."
         ) from error
     with suppress(OSError):  # what stays too long is removed next time
-        for older in sorted(folder.glob("round-*"))[:-KEPT_PUBLISHED]:
+        others = [path for path in folder.glob("round-*") if path != target]
+        others.sort(key=lambda path: (beside is not None and path == version_path(folder, beside), path))
+        for older in others[: 1 - KEPT_PUBLISHED]:
             shutil.rmtree(older)

@@ -7,13 +7,13 @@ Two signatures for one unit cost the seat's stake (ProviderRegistry.slashEquivoc
 second one, be it hostile or be its ledger lost, is refused.
 """
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from pydantic import ValidationError
 
+from commonweight.disk import replace_file
 from commonweight.errors import StateError
 from commonweight.rules.spec import Hash, Record
 from commonweight.rules.statement import Number, to_hex
@@ -60,14 +60,8 @@ class Receipts:
                 f"{round_} of generation {generation} again: two signatures for one unit cost its stake. "
                 "The coordinator has lost its ledger, or is up to something."
             )
-        scratch = self.folder / ".last.tmp"
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with scratch.open("w") as file:
-                file.write(wanted.model_dump_json())
-                file.flush()
-                os.fsync(file.fileno())
-            scratch.replace(self.folder / "last.json")
+            replace_file(self.folder / "last.json", wanted.model_dump_json().encode())
         except OSError as error:
             raise self._failure("what is signed", error) from error
         self._last = wanted

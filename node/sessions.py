@@ -16,6 +16,7 @@ from torch import Tensor
 
 from commonweight.errors import CommonweightError, MalformedMessage, NoRoom, NotServed, StageLost, UnplannedMessage
 from commonweight.events import emit
+from commonweight.failpoints import failpoint
 from commonweight.model.inference import InferenceStage, KVCache, cache_bytes, choose_token
 from commonweight.wire.decode import check_id, chunk_tokens
 from commonweight.wire.generated import decode_pb2 as pb
@@ -23,6 +24,8 @@ from commonweight.wire.tensors import check_finite, to_bytes
 
 MAX_SESSIONS = 4096
 """On one stage at a time, however little memory they take."""
+MAX_CODE, MAX_MESSAGE = 80, 500
+"""Letters of what the next stage says went wrong that are passed on."""
 
 
 @dataclass
@@ -191,6 +194,7 @@ class Sessions:
             raise MalformedMessage(f"A step has 1 to {self._chunk} tokens; this one has {len(ids)}.")
         if step.position != session.cache.length:
             raise UnplannedMessage(f"The step begins at token {step.position}; due is {session.cache.length}.")
+        failpoint("decode.step")
         started_s = self.clock()
         output = self.stage.forward(torch.tensor([ids]), self._code(step, len(ids)), session.cache).cpu()
         session.stepped_s = self.clock()
@@ -201,10 +205,9 @@ class Sessions:
                 position=step.position,
                 ids=ids,
                 code=bytes(to_bytes(output)),
-                choose=step.choose,
             )
             self.send_down(pb.DecodeFrame(step=down))
-        elif step.choose:
+        else:
             position = session.cache.length
             id_ = choose_token(output, session.temperature, session.seed, position)
             assert session.tokens is not None, "a session of the last stage has a listener"
@@ -236,8 +239,10 @@ class Sessions:
     def take_failure(self, failed: pb.SessionFailed) -> None:
         """The next stage has ended a session."""
         if (session := self._open.get(failed.session)) is not None:
-            self._forget(failed.session, failed.code)
-            session.feeder.outlet.put(pb.DecodeAnswer(failed=failed))
+            code, message = failed.code[:MAX_CODE], failed.message[:MAX_MESSAGE]
+            self._forget(failed.session, code)
+            told = pb.SessionFailed(session=failed.session, code=code, message=message)
+            session.feeder.outlet.put(pb.DecodeAnswer(failed=told))
 
     def _end(self, id_: bytes, code: str = "") -> None:
         self._forget(id_, code)

@@ -1,13 +1,15 @@
 """A node's own watch over its model's epochs: it holds every statement against the chain and against its receipts."""
 
 import asyncio
+import traceback
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING
 
 from commonweight.chain.keys import Key
-from commonweight.errors import CommonweightError
+from commonweight.errors import CommonweightError, RpcUnreachable, SpecError
 from commonweight.events import emit
 from commonweight.identity import NodeIdentity
 from commonweight.rules.spec import ModelSpec, parse_spec
@@ -19,6 +21,9 @@ from node.receipts import Receipts
 if TYPE_CHECKING:  # web3 takes a second to import
     from commonweight.watch.judge import Own
     from commonweight.watch.watcher import Watcher
+
+CONNECT_RETRY_S = 5.0
+"""Between attempts to reach a chain that is away when the node starts."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,8 @@ class Watch:
     config: WatchConfig | None
     receipts: Receipts | None = None
     _task: "asyncio.Task[None] | None" = None
+    _signing: Lock = field(default_factory=Lock)
+    """A signature is promised, made and noted before the next one: a call that nobody awaits any more may still run."""
 
     def begin(self, assignment: pb.Assignment) -> None:
         """The node knows its model now. Later calls change nothing."""
@@ -58,17 +65,23 @@ class Watch:
             self._task = asyncio.create_task(self._run(spec, assignment, self.config), name="watch")
 
     def sign(self, identity: NodeIdentity, generation: int, round_: int, stage: int, digest: bytes) -> bytes:
-        """The node's signature of its report. Raises StateError where it has signed for this unit, or a later one."""
+        """The node's signature of its report, which waits for the disk: call it off the event loop.
+
+        Raises StateError where it has signed for this unit, or a later one.
+        """
         assert self.receipts is not None, "a report comes after the assignment"
-        self.receipts.promise(generation, round_, digest)
-        signature = identity.sign_digest(digest)
-        self.receipts.signed(OwnReceipt(round=round_, stage=stage, generation=generation, signature=to_hex(signature)))
+        with self._signing:
+            self.receipts.promise(generation, round_, digest)
+            signature = identity.sign_digest(digest)
+            receipt = OwnReceipt(round=round_, stage=stage, generation=generation, signature=to_hex(signature))
+            self.receipts.signed(receipt)
         return signature
 
     def credit(self, round_: int) -> None:
-        """The coordinator has sealed this round."""
+        """The coordinator has sealed this round. Waits for the disk, as `sign`."""
         if self.receipts is not None:
-            self.receipts.seal(round_)
+            with self._signing:
+                self.receipts.seal(round_)
 
     async def close(self) -> None:
         """End the watcher."""
@@ -80,7 +93,7 @@ class Watch:
         from commonweight.http import serving_http
 
         try:
-            watcher = await asyncio.to_thread(self._watcher, spec, assignment, config)
+            watcher = await self._connected(spec, assignment, config)
             async with AsyncExitStack() as stack:
                 if config.http is not None:
                     address = await stack.enter_async_context(serving_http(watcher.store.app(), config.http))
@@ -88,6 +101,17 @@ class Watch:
                 await watcher.run()
         except CommonweightError as error:  # training goes on without it, and the operator is told
             emit("watch.ended", code=error.code, message=error.args[0])
+        except Exception as error:  # noqa: BLE001 - our bug, at the outermost edge: nobody would know that nobody watches
+            traceback.print_exc()
+            emit("watch.ended", code="INTERNAL", message=f"{type(error).__name__}: {error}")
+
+    async def _connected(self, spec: ModelSpec, assignment: pb.Assignment, config: WatchConfig) -> "Watcher":
+        while True:
+            try:
+                return await asyncio.to_thread(self._watcher, spec, assignment, config)
+            except RpcUnreachable as error:
+                emit("watch.failed", code=error.code, message=error.args[0], retry_s=CONNECT_RETRY_S)
+                await asyncio.sleep(CONNECT_RETRY_S)  # JSON-RPC over HTTP has nothing to wait on
 
     def _watcher(self, spec: ModelSpec, assignment: pb.Assignment, config: WatchConfig) -> "Watcher":
         from commonweight.chain.registry import ModelRegistry
@@ -98,6 +122,12 @@ class Watch:
 
         chain = Chain.connect(config.rpc_url, assignment.chain_id)
         model = ModelRegistry(chain, config.registry).model(assignment.model_id)
+        if spec.spec_hash != model.spec_hash:
+            raise SpecError(
+                f"The coordinator's spec hashes to {to_hex(spec.spec_hash)}; the model was registered with "
+                f"{to_hex(model.spec_hash)}. No epoch can be judged by it. Ask the coordinator's operator, or stop "
+                "this node: what it trains isn't the registered model."
+            )
         store = StatementStore(self.folder / "statements")
         watcher = Watcher(spec, chain, model, store, config.mirrors, Sender(chain, config.key))
         watcher.own = lambda epoch: self._own(watcher, epoch)

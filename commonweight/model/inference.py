@@ -49,20 +49,9 @@ class KVCache:
                 "Shorten the prompt, or ask for fewer tokens."
             )
         self.stage_index, self.capacity, self.length = stage_index, capacity, 0
-        self._kept = torch.empty(cache_shape(spec, stage_index, capacity), dtype=_compute_dtype(spec), device=device)
-        self.layers = [(keys, values) for keys, values in self._kept.unbind()]
+        kept = torch.empty(cache_shape(spec, stage_index, capacity), dtype=_compute_dtype(spec), device=device)
+        self.layers = [(keys, values) for keys, values in kept.unbind()]
         """Views by layer, as `Decoder` takes them."""
-
-    @property
-    def nbytes(self) -> int:
-        """Of the allocation, however much of it is in use."""
-        return self._kept.nbytes
-
-    def truncate(self, length: int) -> None:
-        """Forget all tokens but the first `length`. Raises ValueError where fewer are held."""
-        if not 0 <= length <= self.length:
-            raise ValueError(f"can't keep {length} tokens of {self.length}")
-        self.length = length
 
 
 class InferenceStage:

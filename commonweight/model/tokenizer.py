@@ -27,7 +27,7 @@ class Tokenizer(Protocol):
         ...
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of `ids`; end-of-document tokens and what isn't valid UTF-8 don't raise."""
+        """The text of `ids`; end-of-document tokens, others without text and what isn't valid UTF-8 don't raise."""
         ...
 
 
@@ -49,8 +49,8 @@ class ByteTokenizer:
         return data
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text; invalid UTF-8, as a model writes it, becomes U+FFFD."""
-        return bytes(i for i in ids if i != self.end_of_document).decode(errors="replace")
+        """The text; invalid UTF-8, as a model writes it, becomes U+FFFD, and an id that is no byte nothing."""
+        return bytes(i for i in ids if 0 < i < 256).decode(errors="replace")
 
 
 class FileTokenizer:
@@ -77,7 +77,7 @@ class FileTokenizer:
 
     def encode(self, text: str) -> Sequence[int]:
         """The ids of `text`, with no special token added."""
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        ids: list[int] = self._tokenizer.encode_batch([text], add_special_tokens=False)[0].ids
         return ids
 
     def decode(self, ids: Iterable[int]) -> str:

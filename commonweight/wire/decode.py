@@ -7,7 +7,7 @@ from commonweight.wire.generated import decode_pb2 as pb
 ID_BYTES = 16
 """Of a session's and of a client's id."""
 MAX_CHUNK_TOKENS = 128
-"""Of one step. A longer prompt goes in several, so that other sessions get their turn in between."""
+"""Of one step. A longer prompt goes in several, which take turns with what other sessions ask for."""
 MAX_CHUNK_BYTES = 1 << 20
 """Of one step's code."""
 DECODE_FRAME_BYTES = MAX_CHUNK_BYTES + (64 << 10)

@@ -5,7 +5,8 @@
             …
 
 Steps go to the first stage, tokens come straight from the last one; both streams are shared by all sessions. A token is
-asked for when the one before has been taken, so whoever stops reading stops the computing.
+asked for when the one before has been taken, so whoever stops reading stops the computing. Steps of prompts take turns:
+of all prompts together only as many are under way as keep the stages busy, and a running answer waits behind no more.
 """
 
 import asyncio
@@ -46,8 +47,11 @@ FIRST_TOKEN_S = 60.0
 """From the prompt to the first token; behind others' prompts it takes its time."""
 TOKEN_S = 20.0
 """From one token to the next."""
+PROMPT_STEPS = 2
+"""Of all prompts together, under way at a time for each stage: one is computed while the next one travels."""
 
-_Item = pb.SessionToken | pb.SessionFailed | CommonweightError
+_Item = tuple[int, int] | CommonweightError
+"""A token's position and id, or why there is none."""
 
 
 class Generator:
@@ -61,6 +65,8 @@ class Generator:
         self.route = route
         self.failure: WireError | None = None
         self._chunk = chunk_tokens(route.spec)
+        self._window = PROMPT_STEPS * len(route.stages)
+        self._turns = asyncio.Semaphore(self._window)
         self._steps: asyncio.Queue[pb.DecodeFrame] = asyncio.Queue()
         self._inboxes: dict[bytes, asyncio.Queue[_Item]] = {}
 
@@ -81,15 +87,12 @@ class Generator:
         opened = pb.SessionOpen(session=session, capacity=capacity, temperature=temperature, seed=seed)
         try:
             self._steps.put_nowait(pb.DecodeFrame(open=opened))
-            for start in range(0, len(prompt_ids), self._chunk):
-                ids = prompt_ids[start : start + self._chunk]
-                self._step(session, start, ids, choose=start + len(ids) == len(prompt_ids))
-            for position in range(len(prompt_ids), len(prompt_ids) + max_tokens):
-                wait_s = FIRST_TOKEN_S if position == len(prompt_ids) else TOKEN_S
-                token = await self._next(inbox, position, wait_s)
+            token = await _in_time(FIRST_TOKEN_S, self._first(session, inbox, prompt_ids))
+            yield token
+            for position in range(len(prompt_ids), capacity):
+                self._step(session, position, (token,))
+                token = await _in_time(TOKEN_S, self._next(inbox, position + 1))
                 yield token
-                if position < capacity:
-                    self._step(session, position, (token,), choose=True)
         finally:
             del self._inboxes[session]
             self._steps.put_nowait(pb.DecodeFrame(close=pb.SessionClose(session=session)))
@@ -108,25 +111,44 @@ class Generator:
                 f"{self.route.spec.name}, {limit:,} tokens. Shorten the prompt, or ask for fewer tokens."
             )
 
-    def _step(self, session: bytes, position: int, ids: Sequence[int], *, choose: bool) -> None:
-        step = pb.SessionStep(session=session, position=position, ids=ids, choose=choose)
+    async def _first(self, session: bytes, inbox: "asyncio.Queue[_Item]", prompt_ids: Sequence[int]) -> int:
+        """The first token after a prompt, whose steps take turns with those of others."""
+        starts, under_way = range(0, len(prompt_ids), self._chunk), 0
+
+        async def feed() -> None:
+            nonlocal under_way
+            for start in starts:
+                await self._turns.acquire()
+                under_way += 1
+                self._step(session, start, prompt_ids[start : start + self._chunk])
+
+        feeding = asyncio.create_task(feed())
+        try:
+            token = 0
+            for start in starts:  # the token that would follow each step says that it is done
+                token = await self._next(inbox, min(start + self._chunk, len(prompt_ids)))
+                self._turns.release()
+                under_way -= 1
+            return token
+        finally:
+            feeding.cancel()
+            for _ in range(under_way):
+                self._turns.release()
+
+    def _step(self, session: bytes, position: int, ids: Sequence[int]) -> None:
+        step = pb.SessionStep(session=session, position=position, ids=ids)
         self._steps.put_nowait(pb.DecodeFrame(step=step))
 
-    async def _next(self, inbox: "asyncio.Queue[_Item]", position: int, wait_s: float) -> int:
-        try:
-            async with asyncio.timeout(wait_s):
-                item = await inbox.get()
-        except TimeoutError:
-            raise StageLost(f"Token {position} didn't come within {wait_s:g} s. Ask again.") from None
+    async def _next(self, inbox: "asyncio.Queue[_Item]", due: int) -> int:
+        item = await inbox.get()
         if isinstance(item, CommonweightError):
             raise _again(item)
-        if isinstance(item, pb.SessionFailed):
-            raise error_with_code(item.code, item.message[:500])
-        if item.position != position:
-            raise UnplannedMessage(f"The last stage sent token {item.position}; due is {position}.")
-        if item.id >= self.route.spec.architecture.vocab_size:
-            raise MalformedMessage(f"The last stage sent {item.id}, which isn't a token.")
-        return item.id
+        position, id_ = item
+        if position != due:
+            raise UnplannedMessage(f"The last stage sent token {position}; due is {due}.")
+        if id_ >= self.route.spec.architecture.vocab_size:
+            raise MalformedMessage(f"The last stage sent {id_}, which isn't a token.")
+        return id_
 
     async def write_steps(self, call: Any) -> None:
         """Send what sessions ask for, until the call ends."""
@@ -137,12 +159,21 @@ class Generator:
     async def read_answers(self, call: Any) -> None:
         """Hand tokens and failures to their sessions, until the call ends."""
         while (answer := await call.read()) is not grpc.aio.EOF:
-            kind = answer.WhichOneof("body")
-            if kind not in ("token", "failed"):
-                raise MalformedMessage(f"A stage doesn't send {kind} here.")
-            item: pb.SessionToken | pb.SessionFailed = getattr(answer, kind)
-            if (inbox := self._inboxes.get(item.session)) is not None:
-                inbox.put_nowait(item)
+            match answer.WhichOneof("body"):
+                case "token":
+                    self._hand(answer.token.session, (answer.token.position, answer.token.id))
+                case "failed":
+                    failed = answer.failed
+                    self._hand(failed.session, error_with_code(failed.code, failed.message[:500]))
+                case other:
+                    raise MalformedMessage(f"A stage doesn't send {other} here.")
+
+    def _hand(self, session: bytes, item: _Item) -> None:
+        if (inbox := self._inboxes.get(session)) is None:
+            return  # it has ended
+        if inbox.qsize() > self._window:  # each step has one answer, and a session one failure
+            raise MalformedMessage(f"The stages sent over {inbox.qsize()} answers that nobody asked for.")
+        inbox.put_nowait(item)
 
     def fail(self, error: WireError) -> None:
         """Nothing more comes."""
@@ -220,8 +251,10 @@ async def _opened(attempt: Coroutine[Any, Any, tuple[Any, Any]], stage: StageAdd
     try:
         async with asyncio.timeout(OPEN_S):
             call, answer = await attempt
-        if answer is grpc.aio.EOF or answer.WhichOneof("body") != "hello":
-            raise PeerUnreachable(f"{where} didn't answer with a hello: {await call.details()}")
+            if answer is grpc.aio.EOF:
+                raise PeerUnreachable(f"{where} ended the stream before a hello: {await call.details()}")
+        if (kind := answer.WhichOneof("body")) != "hello":
+            raise MalformedMessage(f"{where} began with {kind}, not with a hello.")
     except TimeoutError:
         raise PeerUnreachable(
             f"{where} didn't open a stream within {OPEN_S:g} s. Check that it can be reached from here; a stage closes "
@@ -246,6 +279,14 @@ async def _watch(generator: Generator, part: Coroutine[Any, Any, None], call: An
     finally:
         if generator.failure is None:  # a bug of ours: the task's exception tells which
             generator.fail(StageLost(f"{where} isn't listened to any more."))
+
+
+async def _in_time(wait_s: float, token: Coroutine[Any, Any, int]) -> int:
+    try:
+        async with asyncio.timeout(wait_s):
+            return await token
+    except TimeoutError:
+        raise StageLost(f"The next token didn't come within {wait_s:g} s. Ask again.") from None
 
 
 def _again(error: CommonweightError) -> CommonweightError:

@@ -8,7 +8,7 @@ from typing import Any
 import grpc
 from eth_utils.address import is_address
 
-from commonweight.errors import ConfigError, MalformedMessage, PeerUnreachable
+from commonweight.errors import ConfigError, MalformedMessage, PeerUnreachable, SpecError
 from commonweight.rules.spec import ModelSpec, parse_spec
 from commonweight.wire.channel import open_channel, split_address
 from commonweight.wire.enrolment import CALL_S, enrol
@@ -57,10 +57,13 @@ def route_id(message: pb.ServingRoute) -> bytes:
 def route_from_proto(message: pb.ServingRoute) -> Route:
     """The route in a message.
 
-    Raises MalformedMessage where it has another number of stages than its spec, or an address or account that is none,
-    IdentityMismatch where a certificate isn't its node's, SpecError for a spec that is none.
+    Raises MalformedMessage where it has another number of stages than its spec, or a spec, address or account that is
+    none, IdentityMismatch where a certificate isn't its node's.
     """
-    spec = parse_spec(message.spec)
+    try:
+        spec = parse_spec(message.spec)
+    except SpecError as error:
+        raise MalformedMessage(f"The route's spec: {error.args[0]}") from error
     if len(message.stages) != spec.stages:
         raise MalformedMessage(f"The route has {len(message.stages)} stages; the model has {spec.stages}.")
     stages = []

@@ -9,7 +9,7 @@ import json
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,11 +45,16 @@ QUOTE = PRICE.cost(len(PROMPT), 40)
 
 
 def config_of(
-    world: ChainWorld, folder: Path, rpc_url: str | None = None, limits: Limits | None = None
+    world: ChainWorld,
+    folder: Path,
+    rpc_url: str | None = None,
+    limits: Limits | None = None,
+    confirmations: int = 0,
+    key: Key = CASHIER,
 ) -> GatewayConfig:
     return GatewayConfig(
         coordinator="",
-        key=CASHIER,
+        key=key,
         rpc_url=rpc_url or world.chain.rpc_url,
         chain_id=world.chain.chain_id,
         registry=world.registry_address,
@@ -59,13 +64,14 @@ def config_of(
         ledger_url=f"sqlite:///{folder / 'gateway.db'}",
         listen="127.0.0.1:0",
         limits=limits or Limits(),
+        confirmations=confirmations,
     )
 
 
-def open_market(world: ChainWorld) -> None:
+def open_market(world: ChainWorld, key: Key = CASHIER) -> None:
     """The gateway's key becomes a cashier, and the buyer gets money."""
-    world.router(COORDINATOR).set_cashier(CASHIER.address, True)
-    world.usd().mint(BUYER.address, FUNDS)
+    world.router(COORDINATOR).set_cashier(key.address, True)
+    world.usd().mint(BUYER.address, FUNDS - world.usd().balance_of(BUYER.address))
 
 
 @dataclass
@@ -146,10 +152,12 @@ async def market(
     *,
     rpc_url: str | None = None,
     limits: Limits | None = None,
+    confirmations: int = 0,
+    key: Key = CASHIER,
 ) -> AsyncIterator[Market]:
     """A gateway in this process."""
-    await asyncio.to_thread(open_market, world)
-    till = await asyncio.to_thread(open_till, config_of(world, folder, rpc_url, limits))
+    await asyncio.to_thread(open_market, world, key)
+    till = await asyncio.to_thread(open_till, config_of(world, folder, rpc_url, limits, confirmations, key))
     async with open_shop(backend, folder, price=PRICE, till=till, limits=limits) as (url, shop):
         yield Market(world, url, shop, till, folder)
 
@@ -163,8 +171,8 @@ class ProcessConfig:
     registry: str
     model_id: str
     folder: str
+    confirmations: int = 0
     text: str = "Hello, world. " * 4
-    extra: dict[str, Any] = field(default_factory=dict)
 
 
 def main() -> None:
@@ -182,6 +190,7 @@ def main() -> None:
         tokenizer=ByteTokenizer(),
         ledger_url=f"sqlite:///{Path(fields.folder) / 'gateway.db'}",
         listen="127.0.0.1:0",
+        confirmations=fields.confirmations,
     )
 
     async def run() -> None:

@@ -43,17 +43,16 @@ class Gateways:
 
     def __init__(self, world: ChainWorld, folder: Path) -> None:
         self.world, self.folder = world, folder
-        config = ProcessConfig(
-            world.chain.rpc_url, world.chain.chain_id, world.registry_address, world.model.model_id.hex(), str(folder)
-        )
-        self._config = folder / "config.json"
-        self._config.write_text(json.dumps(asdict(config)))
         self._till = open_till(config_of(world, folder))
         self.processes: list[Process] = []
 
-    def start(self, failpoint: str = "") -> tuple[Process, str]:
+    def start(self, failpoint: str = "", confirmations: int = 0) -> tuple[Process, str]:
         """A gateway that has taken up what the last one left, and its URL."""
-        command = [sys.executable, "-m", "tests.integration.gateway_market", str(self._config)]
+        chain, file = self.world.chain, self.folder / "config.json"
+        model = (self.world.registry_address, self.world.model.model_id.hex())
+        config = ProcessConfig(chain.rpc_url, chain.chain_id, *model, str(self.folder), confirmations)
+        file.write_text(json.dumps(asdict(config)))
+        command = [sys.executable, "-m", "tests.integration.gateway_market", str(file)]
         process = Process(command, {"COMMONWEIGHT_FAILPOINT": failpoint})
         self.processes.append(process)
         return process, process.wait_for("gateway.listening").fields["url"]
@@ -150,3 +149,29 @@ def test_killed_before_a_whole_answer_left_it_is_sent_when_asked_for_again(gatew
     process.kill(signal.SIGTERM)
     assert process.wait() == 0
     assert process.events[-1].name == "stopped"
+
+
+def test_killed_before_its_collection_was_deep_enough_it_collects_again_what_the_chain_has_lost(
+    gateways: Gateways,
+) -> None:
+    chain, depth, cost = gateways.world.chain, 2, PRICE.cost(len(PROMPT), MAX_TOKENS)
+    before = chain.request("evm_snapshot")
+    process, url = gateways.start(confirmations=depth)
+    assert buy(url, gateways.payment(), stream=True)[0] == 200
+    mined = process.wait_for("payment.collected").fields["transaction"]
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    assert gateways.collected() == [cost]
+    assert chain.request("evm_revert", before) is True
+    assert (chain.receipt(mined), gateways.collected()) == (None, [])
+
+    process, _ = gateways.start(confirmations=depth)
+    resumed = process.wait_for("gateway.resumed").fields
+    assert (resumed["to_collect"], resumed["to_confirm"]) == (0, 1)
+    assert process.wait_for("payment.reorganised").fields["transaction"] == mined
+    again = process.wait_for("payment.collected").fields["transaction"]
+    process.kill(signal.SIGTERM)
+    assert process.wait() == 0
+    assert gateways.collected() == [cost]
+    (order,) = all_orders(gateways.folder / "gateway.db")
+    assert (order.state, order.transaction) == ("mined", again)

@@ -5,7 +5,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +14,8 @@ import httpx
 import pytest
 from typer.testing import CliRunner, Result
 
+from commonweight.buyer import ask as buy
+from commonweight.buyer import sign
 from commonweight.chain.events import PaymentCollected
 from commonweight.chain.keys import SCRYPT_N_DEVNET, import_key
 from commonweight.chain.registry import ModelRegistry
@@ -28,7 +31,9 @@ from commonweight.errors import (
     InsufficientFunds,
     PeerUnreachable,
     Refused,
+    StageLost,
 )
+from commonweight.failpoints import VARIABLE
 from gateway.ledger import Order, State
 from tests.integration.gateway_market import all_orders
 from tests.integration.network import Network, Process
@@ -45,6 +50,8 @@ class Shop:
 
     def __init__(self, network: Network) -> None:
         self.network = network
+        self.holders: list[tuple[int, Process]] = []
+        """The nodes and their numbers, by stage."""
         self.coordinator = self._start(
             [*network.coordinator_command(1000), "--gateway", network.accounts["gateway"].address]
         )
@@ -89,6 +96,19 @@ class Shop:
     def ask(self, *arguments: str) -> Any:
         return json.loads(self.run("--yes", "--json", *arguments).stdout)
 
+    def stream(self, show: Callable[[str], None]) -> None:
+        """The same request, with the text in the pieces in which it comes."""
+        request = {"model": "tiny", "prompt": PROMPT, "max_tokens": TOKENS, "temperature": 0}
+        chain, key = self.network.chain, self.buyer.key
+        buy(self.url, request, lambda offer: sign(offer, key, chain.timestamp()), show)
+
+    @contextmanager
+    def reopened(self) -> Iterator[None]:
+        """At the end there are answers to sell again."""
+        opened = [event for event in self.gateway.events if event.name == "route.opened"]
+        yield
+        self.gateway.wait_for("route.opened", lambda event: event not in opened)
+
     @property
     def orders(self) -> list[Order]:
         return all_orders(self.network.folder / "gateway.sqlite")
@@ -116,10 +136,11 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
         answer = httpx.post(f"{shop.url}/v1/completions", json={"model": "tiny", "prompt": "a"})
         assert (answer.status_code, answer.json()["error"]["code"]) == (503, "WIRE_NOT_SERVED"), "no node is there"
         assert httpx.get(f"{shop.url}/v1/models").json()["data"] == []
-        nodes = [network.start_node(index) for index in range(network.stages)]
+        nodes = {index: network.start_node(index) for index in range(network.stages)}
         shop.gateway.wait_for("route.opened")
+        shop.holders = sorted(nodes.items(), key=lambda node: int(node[1].wait_for("node.assigned").fields["stage"]))
         # An epoch of this tiny model takes less time than an answer. With this worker frozen no other version comes.
-        worker = nodes[0].wait_for("worker.started").fields["worker_pid"]
+        worker = shop.holders[0][1].wait_for("worker.started").fields["worker_pid"]
         os.kill(worker, signal.SIGSTOP)
         yield shop
         os.kill(worker, signal.SIGCONT)
@@ -192,9 +213,11 @@ def test_the_command_itself(shop: Shop) -> None:
         shop.run("--gateway", "http://127.0.0.1:9")
 
 
-def test_a_stage_that_is_gone_costs_nothing_and_the_gateway_ends_in_good_order(shop: Shop) -> None:
+def test_a_stage_that_is_gone_costs_nothing_and_one_killed_in_mid_answer_what_was_delivered(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
     before = shop.spent()
-    node = shop.network.processes[3]
+    index, node = shop.holders[-1]
     node.kill()
     assert node.wait() == -signal.SIGKILL
     with pytest.raises(Refused, match="503: "):
@@ -202,14 +225,33 @@ def test_a_stage_that_is_gone_costs_nothing_and_the_gateway_ends_in_good_order(s
     shop.gateway.wait_for("route.failed", lambda event: event.fields["code"] == "WIRE_NOT_SERVED")
     assert httpx.get(f"{shop.url}/healthz").status_code == 503
     assert shop.spent() == before
-    opened = [event for event in shop.gateway.events if event.name == "route.opened"]
-    shop.network.start_node(1)
-    shop.gateway.wait_for("route.opened", lambda event: event not in opened)
-    assert shop.ask()["cost"] == str(COST)
+    # The new node's decode process computes one answer, a step for each token, and dies in the middle of the next one.
+    monkeypatch.setenv(VARIABLE, f"decode.step:{TOKENS + 5}")
+    with shop.reopened():
+        node = shop.network.start_node(index)
+    whole = shop.ask()
+    assert (whole["completion_tokens"], whole["cost"]) == (TOKENS, str(COST))
+    before, pieces = before + COST, list[str]()
+    with shop.reopened():
+        with pytest.raises(StageLost, match=r"last stage|Stage 1 ") as caught:
+            shop.stream(pieces.append)
+        assert "signal 9" in node.wait_for("decode.died").fields["message"]
+    assert caught.value.code == "WIRE_STAGE_LOST"
+    text = "".join(pieces)
+    assert 0 < len(text) < TOKENS
+    assert whole["text"].startswith(text)
+    charge = 2 * len(PROMPT) + 3 * len(text)  # its tokens are bytes
+    assert shop.spent() == before + charge
+    assert shop.ask()["text"] == whole["text"], "its node has started it again"
+    assert shop.spent() == before + charge + COST
+
+
+def test_the_gateway_ends_in_good_order(shop: Shop) -> None:
+    before = shop.spent()
     shop.gateway.kill(signal.SIGTERM)
     assert shop.gateway.wait() == 0
     assert shop.gateway.events[-1].name == "stopped"
-    assert shop.spent() == before + COST
+    assert shop.spent() == before
     answered = [order for order in shop.orders if order.completion_tokens]
     assert all(order.state is State.COLLECTED and order.reported for order in answered)
     assert [order.charge for order in shop.orders if order not in answered] == [0], "what nobody could answer"

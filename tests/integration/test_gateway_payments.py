@@ -15,12 +15,15 @@ from x402.http.utils import decode_payment_response_header
 from commonweight.buyer import Answered, Offer, ask
 from commonweight.chain.events import PaymentCollected
 from commonweight.chain.local import LocalChain
-from commonweight.errors import ConfigError, CostAboveLimit, StageLost
-from gateway import cashier
-from gateway.ledger import State
+from commonweight.chain.sender import Action
+from commonweight.errors import ConfigError, CostAboveLimit, LedgerError, StageLost
+from gateway import app, cashier
+from gateway.ledger import Ledger, Order, State
+from gateway.pricing import Price
 from gateway.run import open_till
 from gateway.shop import Limits
-from tests.integration.chain_world import BUYER, COORDINATOR, STRANGER, ChainWorld, build_world
+from gateway.till import Verified
+from tests.integration.chain_world import ALICE, BUYER, COORDINATOR, STRANGER, ChainWorld, build_world
 from tests.integration.gateway_market import (
     CASHIER,
     FUNDS,
@@ -33,7 +36,7 @@ from tests.integration.gateway_market import (
     market,
     open_market,
 )
-from tests.unit.gateway_world import SPEC, Scripted
+from tests.unit.gateway_world import SPEC, LongPieces, Scripted, stalled_buyer
 
 pytestmark = pytest.mark.asyncio
 HELLO = "Hello, world."
@@ -263,9 +266,56 @@ async def test_a_lost_answer_can_be_asked_for_again(world: ChainWorld, tmp_path:
         other = await place.post(payment, prompt="Say other: ")
         assert other.status_code == 402
         assert await place.settled() == COST
-        place.shop.ledger.forget_answers(world.chain.timestamp() + 10_000)
-        assert (await place.post(payment)).status_code == 402
     assert len(backend.asked) == 1
+
+
+async def test_until_its_payment_expires(world: ChainWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    forgotten = asyncio.Event()
+    loop, forget = asyncio.get_running_loop(), Ledger.forget_answers
+
+    def forget_later(ledger: Ledger, now: int) -> None:
+        forget(ledger, now + 10_000)
+        loop.call_soon_threadsafe(forgotten.set)
+
+    monkeypatch.setattr(Ledger, "forget_answers", forget_later)
+    async with market(world, tmp_path, Scripted()) as place:
+        payment = place.payment()
+        assert (await place.post(payment)).status_code == (await place.post(payment)).status_code == 200
+        looking = asyncio.create_task(place.shop.cashier.keep_looking())
+        async with asyncio.timeout(10):
+            await forgotten.wait()
+        looking.cancel()
+        assert [(order.state, order.answer) for order in place.orders()] == [(State.COLLECTED, None)]
+        assert (await place.post(payment)).status_code == 402
+
+
+async def test_with_what_became_of_its_payment(world: ChainWorld, tmp_path: Path) -> None:
+    gate = asyncio.Semaphore(0)
+    backend = Scripted(gate=gate)
+    async with market(world, tmp_path, backend) as place:
+        payment = place.payment()
+        buying = asyncio.create_task(place.post(payment))
+        await backend.begun.wait()
+        send_directly(place, payment)
+        for _ in HELLO:
+            gate.release()
+        first, again = await buying, await place.post(payment)
+        assert again.json() == first.json()
+        for answer in (first, again):
+            receipt = decode_payment_response_header(answer.headers["PAYMENT-RESPONSE"])
+            assert (receipt.success, receipt.error_reason) == (False, "transaction_failed")
+
+
+async def test_an_answer_that_cost_nothing_has_no_receipt(world: ChainWorld, tmp_path: Path) -> None:
+    async with market(world, tmp_path, Scripted(b"")) as place:
+        place.shop.price = Price(0, 3_000_000)
+        payment = place.payment()
+        first, again = await place.post(payment), await place.post(payment)
+        assert (first.status_code, again.json()) == (200, first.json())
+        assert "PAYMENT-RESPONSE" not in first.headers
+        assert "PAYMENT-RESPONSE" not in again.headers
+        assert await place.settled() == 0
+        assert [order.state for order in place.orders()] == [State.VOID]
 
 
 async def test_more_is_not_signed_for_at_a_time_than_there_is(world: ChainWorld, tmp_path: Path) -> None:
@@ -280,6 +330,53 @@ async def test_more_is_not_signed_for_at_a_time_than_there_is(world: ChainWorld,
             gate.release()
         assert (await open_).status_code == 200
         assert await place.settled() == COST, "all was signed for, and what wasn't charged is back"
+
+
+async def test_nor_where_one_is_collected_while_another_is_checked(
+    world: ChainWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The balance may be from before, and the ledger from after it."""
+    gate = asyncio.Semaphore(0)
+    backend = Scripted(gate=gate)
+    async with market(world, tmp_path, backend) as place:
+        first = asyncio.create_task(place.post(place.payment(FUNDS - COST)))
+        await backend.begun.wait()
+        verify, loop = place.till.verify, asyncio.get_running_loop()
+
+        async def collect_first() -> None:
+            for _ in HELLO:
+                gate.release()
+            assert (await first).headers["PAYMENT-RESPONSE"]
+
+        def verify_meanwhile(payment: Any) -> Verified:
+            verified = verify(payment)
+            asyncio.run_coroutine_threadsafe(collect_first(), loop).result(20)
+            return verified
+
+        monkeypatch.setattr(place.till, "verify", verify_meanwhile)
+        answer = await place.post(place.payment(FUNDS - COST + 1))
+        assert (answer.status_code, answer.json()["error"]["code"]) == (402, "invalid_exact_evm_insufficient_balance")
+        assert await place.settled() == COST
+    assert len(backend.asked) == 1
+
+
+async def test_a_buyer_that_reads_no_further_pays_for_what_was_handed_over(
+    world: ChainWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(app, "SEND_S", 0.2)
+    tokens = 60
+    backend = Scripted([1] * tokens)
+    async with market(world, tmp_path, backend) as place:
+        place.shop.tokenizer = LongPieces()
+        payment = place.payment(PRICE.cost(len(PROMPT), tokens))
+        request = REQUEST | STREAMED | {"max_tokens": tokens}
+        async with stalled_buyer(place.url, request, f"PAYMENT-SIGNATURE: {payment}\r\n"), asyncio.timeout(20):
+            await backend.begun.wait()
+            await place.shop.close(finish_s=20, collect_s=20)
+        (order,) = place.orders()
+        assert (order.state, order.charge) == (State.COLLECTED, PRICE.cost(len(PROMPT), order.completion_tokens))
+        assert 0 < order.completion_tokens < tokens
+        assert place.spent() == order.charge
 
 
 async def test_a_buyer_that_hangs_up_pays_for_what_came(world: ChainWorld, tmp_path: Path) -> None:
@@ -356,21 +453,115 @@ async def test_a_cashier_that_was_dismissed_takes_no_money(world: ChainWorld, tm
     assert backend.asked == []
 
 
-async def test_a_payment_that_somebody_else_sent_is_written_off(world: ChainWorld, tmp_path: Path) -> None:
+async def test_without_gas_nothing_is_sold(world: ChainWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[tuple[str, str]] = []
+    monkeypatch.setattr("gateway.shop.emit", lambda name, /, **fields: told.append((name, fields.get("message", ""))))
+    backend, sender = Scripted(), world.sender(CASHIER)
+    async with market(world, tmp_path, backend) as place:
+        transfer = Action("transfer", STRANGER.address)
+        spare_wei = world.chain.balance_wei(CASHIER.address) - sender.dry_run(transfer).max_fee_wei
+        sender.transfer(STRANGER.address, spare_wei)
+        payment = place.payment()
+        answer = await place.post(payment)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "CHAIN_NO_FUNDS")
+        ((name, message),) = told
+        assert (name, CASHIER.address in message) == ("payment.unchecked", True)
+        assert (place.orders(), backend.asked, place.spent()) == ([], [], 0)
+        world.sender(STRANGER).transfer(CASHIER.address, spare_wei // 2)
+        assert (await place.post(payment)).status_code == 200
+        assert await place.settled() == COST
+
+
+async def test_one_payment_at_two_gateways_is_in_the_books_of_one(world: ChainWorld, tmp_path: Path) -> None:
+    """Both have checked it before either collects: the token moves it once, and the other answer was free."""
+    gate = asyncio.Semaphore(0)
+    backends = Scripted(gate=gate), Scripted(gate=gate)
+    folders = tmp_path / "one", tmp_path / "two"
+    for folder in folders:
+        folder.mkdir()
+    async with (
+        market(world, folders[0], backends[0]) as one,
+        market(world, folders[1], backends[1], key=ALICE) as two,
+    ):
+        payment = one.payment()
+        posts = [asyncio.create_task(place.post(payment, prompt="Ask: ")) for place in (one, two)]
+        await asyncio.gather(*(backend.begun.wait() for backend in backends))
+        for _ in 2 * HELLO:
+            gate.release()
+        answers = await asyncio.gather(*posts)
+        receipts = [decode_payment_response_header(answer.headers["PAYMENT-RESPONSE"]) for answer in answers]
+        assert sorted(receipt.success for receipt in receipts) == [False, True]
+        assert await one.settled() == await two.settled() == COST
+        orders: list[Order] = [*one.orders(), *two.orders()]
+        assert sorted(order.state for order in orders) == [State.COLLECTED, State.WRITTEN_OFF]
+        assert sum(order.charge for order in orders if order.state is State.COLLECTED) == world.router().unswept()
+
+
+async def test_charges_are_collected_while_the_coordinator_is_away(
+    world: ChainWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cashier, "REPORTS_AT_ONCE", 1)
+    backend = Scripted(coordinator=asyncio.Event())
+    async with market(world, tmp_path, backend, limits=Limits(concurrent=1, collect_s=5)) as place:
+        for _ in range(3):
+            answer = await place.post(place.payment())
+            assert decode_payment_response_header(answer.headers["PAYMENT-RESPONSE"]).success
+        assert (await asyncio.to_thread(place.spent), backend.reports) == (3 * COST, [])
+        assert backend.coordinator is not None
+        backend.coordinator.set()
+        assert await place.settled() == 3 * COST
+    assert len(backend.reports) == 3
+
+
+@pytest.mark.parametrize("confirmations", [0, 1])
+async def test_what_the_ledger_could_not_record_is_recorded_later_and_charged_once(
+    world: ChainWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, confirmations: int
+) -> None:
+    monkeypatch.setattr(cashier, "FIRST_RETRY_S", 0.01)
+    told: list[str] = []
+    monkeypatch.setattr(cashier, "emit", lambda name, /, **fields: told.append(name))
+    name = "record_mined" if confirmations else "record_collected"
+    record, failures = getattr(Ledger, name), [LedgerError("The disk is full."), LedgerError("It still is.")]
+
+    def fail_first(ledger: Ledger, request: bytes, transaction: str) -> None:
+        if failures:
+            raise failures.pop()
+        record(ledger, request, transaction)
+
+    monkeypatch.setattr(Ledger, name, fail_first)
+    async with market(world, tmp_path, Scripted(), confirmations=confirmations) as place:
+        answer = await place.post(place.payment())
+        assert (answer.status_code, answer.json()["choices"][0]["text"]) == (200, HELLO)
+        receipt = decode_payment_response_header(answer.headers["PAYMENT-RESPONSE"])
+        assert (receipt.success, receipt.amount) == (True, str(COST))
+        assert await place.settled() == COST
+        (order,) = place.orders()
+        assert (order.state, order.transaction) == (
+            State.MINED if confirmations else State.COLLECTED,
+            receipt.transaction,
+        )
+    assert told == ["payment.failed", "payment.failed", "payment.collected"]
+
+
+def send_directly(place: Market, payment: str) -> None:
     """Anybody who sees an authorisation can hand it to the token; then all of it is on the router."""
+    signed = place.authorization(payment)
+    move = place.world.usd(STRANGER).action(
+        "transferWithAuthorization",
+        *(signed.from_, place.till.terms.router, signed.value, signed.valid_after, signed.valid_before),
+        *(signed.nonce, signed.signature),
+    )
+    place.world.sender(STRANGER).send(move)
+
+
+async def test_a_payment_that_somebody_else_sent_is_written_off(world: ChainWorld, tmp_path: Path) -> None:
     gate = asyncio.Semaphore(1)
     backend = Scripted(gate=gate)
     async with market(world, tmp_path, backend) as place:
         payment = place.payment()
         buying = asyncio.create_task(place.post(payment, **STREAMED))
         await backend.begun.wait()
-        signed, usd = place.authorization(payment), world.usd(STRANGER)
-        move = usd.action(
-            "transferWithAuthorization",
-            *(signed.from_, place.till.terms.router, signed.value, signed.valid_after, signed.valid_before),
-            *(signed.nonce, signed.signature),
-        )
-        world.sender(STRANGER).send(move)
+        send_directly(place, payment)
         for _ in HELLO:
             gate.release()
         receipt = events_of((await buying).text)[-1][1]
@@ -405,6 +596,32 @@ async def test_the_chain_is_away_for_a_while(
         assert world.usd().balance_of(BUYER.address) == FUNDS
         await proxy.up()
         assert await place.settled() == COST
+
+
+async def test_the_chain_is_away_while_a_collection_is_looked_after(
+    world: ChainWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cashier, "LOOK_S", 0.05)
+    told: asyncio.Queue[str] = asyncio.Queue()
+    monkeypatch.setattr(cashier, "emit", lambda name, /, **fields: told.put_nowait(name))
+    async with (
+        Proxy(world.chain.rpc_url) as proxy,
+        market(world, tmp_path, Scripted(), rpc_url=proxy.url, confirmations=1) as place,
+    ):
+        assert (await place.post(place.payment())).status_code == 200
+        assert await told.get() == "payment.collected"
+        await proxy.down()
+        looking = asyncio.create_task(place.shop.cashier.keep_looking())
+        assert await told.get() == "payment.unconfirmed"
+        assert [order.state for order in place.orders()] == [State.MINED]
+        world.chain.request("evm_mine")
+        await proxy.up()
+        async with asyncio.timeout(30):
+            while await told.get() != "payment.confirmed":
+                pass
+        looking.cancel()
+        assert [order.state for order in place.orders()] == [State.COLLECTED]
+        assert place.spent() == COST
 
 
 async def test_a_payment_that_expired_meanwhile_is_written_off(

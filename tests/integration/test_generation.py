@@ -101,6 +101,12 @@ async def test_a_prompt_in_several_steps_and_an_answer_up_to_the_context_s_end(g
     assert await answer(generator, prompt, count) == expected(prompt, count)
 
 
+async def test_prompts_in_many_steps_take_turns_and_are_answered_as_if_alone(generator: Generator) -> None:
+    prompts = [[(factor * n) % 251 for n in range(2 * MAX_CHUNK_TOKENS + 3)] for factor in (3, 5, 7, 11)]
+    answers = await asyncio.gather(*(answer(generator, prompt) for prompt in [*prompts, PROMPT]))
+    assert answers == [expected(prompt, 8) for prompt in [*prompts, PROMPT]]
+
+
 async def test_drawn_tokens_follow_from_the_seed(generator: Generator) -> None:
     drawn = [await answer(generator, count=30, temperature=1.5, seed=seed) for seed in (1, 1, 2)]
     assert drawn[0] == drawn[1] == expected(PROMPT, 30, 1.5, 1)
@@ -275,6 +281,14 @@ class Rogue:
         right = {"spec_hash": SPEC.spec_hash, "round": self.round, "stage": 0, "client": b"c" * 16}
         return pb.DecodeHello(**(right | fields))
 
+    async def listen(self) -> bytes:
+        """For tokens of the last stage, until this is left; as a client with this id."""
+        client = secrets.token_bytes(16)
+        async with asyncio.timeout(DEADLINE_S):
+            self._tokens = self.stub.Tokens(self.hello(stage=STAGES - 1, client=client))
+            assert (await self._tokens.read()).WhichOneof("body") == "hello"
+        return client
+
     async def feed(self, *frames: pb.DecodeFrame) -> list[pb.DecodeAnswer]:
         """Send these and say that no more come; all that is answered."""
         async with asyncio.timeout(DEADLINE_S):
@@ -297,13 +311,22 @@ class Rogue:
 
 
 def opening(session: bytes = b"s" * 16, **fields: Any) -> pb.DecodeFrame:
-    right = {"session": session, "capacity": 20, "gateway": "nobody"}
+    right = {"session": session, "capacity": 20, "gateway": GATEWAY.peer_id}
     return pb.DecodeFrame(open=pb.SessionOpen(**(right | fields)))
 
 
 def step(session: bytes = b"s" * 16, **fields: Any) -> pb.DecodeFrame:
-    right = {"session": session, "position": 0, "ids": [1, 2], "choose": True}
+    right = {"session": session, "position": 0, "ids": [1, 2]}
     return pb.DecodeFrame(step=pb.SessionStep(**(right | fields)))
+
+
+def for_client(frame: pb.DecodeFrame, client: bytes) -> pb.DecodeFrame:
+    """The same, and tokens of a session that it opens are this client's."""
+    found = pb.DecodeFrame()
+    found.CopyFrom(frame)
+    if found.HasField("open"):
+        found.open.client = client
+    return found
 
 
 CODE = bytes(2 * SPEC.architecture.boundary_dim * 4)
@@ -329,7 +352,7 @@ SESSION_FAULTS: dict[str, tuple[int, list[pb.DecodeFrame], str, str]] = {
     "no code": (1, [opening(), step()], "WIRE_MALFORMED", f"due are {len(CODE)}"),
     "short code": (1, [opening(), step(code=CODE[1:])], "WIRE_MALFORMED", f"due are {len(CODE)}"),
     "not finite": (1, [opening(), step(code=NAN)], "WIRE_NOT_FINITE", "NaN"),
-    "nobody listens": (2, [opening()], "WIRE_UNPLANNED", "doesn't listen"),
+    "nobody listens": (2, [opening(gateway="nobody")], "WIRE_UNPLANNED", "doesn't listen"),
 }
 
 
@@ -340,9 +363,10 @@ async def test_a_wrong_frame_ends_its_session_only(
     async with aclosing(generator.generate(PROMPT, 8)) as running:
         tokens = [await anext(running)]
         mine = GATEWAY if stage == 0 else workers.workers[stage - 1].certificate
-        async with Rogue(workers, stage, mine) as rogue:
-            hello = pb.DecodeFrame(hello=rogue.hello(stage=max(0, stage - 1)))
-            answers = await rogue.feed(hello, *frames)
+        async with Rogue(workers, stage, mine) as rogue, Rogue(workers, STAGES - 1, GATEWAY) as listener:
+            client = await listener.listen()  # or the last stage's refusal may come between two frames
+            hello = pb.DecodeFrame(hello=rogue.hello(stage=max(0, stage - 1), client=client))
+            answers = await rogue.feed(hello, *(for_client(frame, client) for frame in frames))
         assert answers[0].WhichOneof("body") == "hello"
         failures = [each.failed for each in answers if each.WhichOneof("body") == "failed"]
         assert any(each.code == code and match in each.message for each in failures), failures

@@ -1,10 +1,13 @@
 """A shop whose model says what the test wants, served over real HTTP."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+import json
+import socket
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from commonweight.devnet.spec import devnet_spec
 from commonweight.errors import CommonweightError
@@ -27,7 +30,8 @@ FREE = Price(0, 0)
 class Scripted:
     """A Backend that says `text`, then fails with `failure` if there is one."""
 
-    text: bytes = b"Hello, world."
+    text: Sequence[int] = b"Hello, world."
+    """Its tokens, which are bytes."""
     failure: CommonweightError | None = None
     refusal: CommonweightError | None = None
     """Instead of the first token."""
@@ -36,8 +40,10 @@ class Scripted:
     spec: ModelSpec = SPEC
     asked: list[tuple[bytes, int, float, int]] = field(default_factory=list)
     reports: list[tuple[bytes, int, int, int]] = field(default_factory=list)
+    coordinator: asyncio.Event | None = None
+    """Set when it is there again; until then it answers no report."""
     begun: asyncio.Event = field(default_factory=asyncio.Event)
-    """Set when the first answer was asked for: its payment is taken."""
+    """Set when an answer was asked for: its payment is taken."""
     ended: int = 0
     """Answers whose generator was closed, as it must be to free the stages."""
 
@@ -65,7 +71,27 @@ class Scripted:
             self.ended += 1
 
     async def report(self, request_id: bytes, round_: int, prompt_tokens: int, completion_tokens: int) -> None:
+        if self.coordinator is not None:
+            await self.coordinator.wait()
         self.reports.append((request_id, round_, prompt_tokens, completion_tokens))
+
+
+class LongPieces(ByteTokenizer):
+    """Each token is so much text that 60 of them fit into no buffer on the way to a buyer."""
+
+    def decode(self, ids: Iterable[int]) -> str:
+        return "a" * (len(list(ids)) << 18)
+
+
+@asynccontextmanager
+async def stalled_buyer(url: str, request: dict[str, Any], headers: str = "", times: int = 1) -> AsyncIterator[None]:
+    """Somebody who asks, and reads nothing of the answers. `headers`: lines that end with CR LF."""
+    host, port = url.removeprefix("http://").split(":")
+    body = json.dumps(request).encode()
+    head = f"POST /v1/completions HTTP/1.1\r\nHost: a\r\n{headers}Content-Length: {len(body)}\r\n\r\n"
+    with socket.create_connection((host, int(port))) as buyer:
+        buyer.sendall(times * (head.encode() + body))
+        yield
 
 
 @asynccontextmanager

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,13 @@ import httpx
 import openai
 import pytest
 
-from commonweight.errors import NoRoom, StageLost
+from commonweight.errors import NoRoom, RpcUnreachable, StageLost
+from commonweight.model.tokenizer import ByteTokenizer
+from gateway import app as app_module
 from gateway import shop as shop_module
 from gateway.app import make_app
 from gateway.shop import Limits
-from tests.unit.gateway_world import SPEC, Scripted, open_shop
+from tests.unit.gateway_world import SPEC, LongPieces, Scripted, open_shop, stalled_buyer
 
 pytestmark = pytest.mark.asyncio
 NAME = SPEC.name
@@ -86,6 +89,22 @@ async def test_a_streamed_chat(tmp_path: Path) -> None:
     assert len({chunk.id for chunk in chunks}) == 1
 
 
+async def test_an_empty_streamed_chat_says_who_is_silent(tmp_path: Path) -> None:
+    async with open_shop(Scripted(b""), tmp_path) as (url, _), client(url) as buyer:
+        stream = await buyer.chat.completions.create(model=NAME, messages=MESSAGES, stream=True)
+        (chunk,) = [chunk.choices[0] async for chunk in stream]
+    assert (chunk.delta.role, chunk.delta.content, chunk.finish_reason) == ("assistant", None, "stop")
+
+
+async def test_tokens_without_text_end_no_answer(tmp_path: Path) -> None:
+    """A model may have more tokens than its tokenizer."""
+    async with open_shop(Scripted([72, 256, 2**32 - 1, 105]), tmp_path) as (url, _), client(url) as buyer:
+        answer = await buyer.completions.create(model=NAME, prompt="a", max_tokens=9)
+    assert (answer.choices[0].text, answer.choices[0].finish_reason) == ("Hi", "stop")
+    assert answer.usage is not None
+    assert answer.usage.completion_tokens == 4
+
+
 async def test_a_chat_takes_what_fits_unless_told(tmp_path: Path) -> None:
     backend = Scripted()
     async with open_shop(backend, tmp_path) as (url, _), client(url) as buyer:
@@ -114,6 +133,43 @@ async def test_health(tmp_path: Path) -> None:
         assert (answer.status_code, answer.json()["round"], answer.json()["chain_reachable"]) == (200, 30, None)
         shop.closing.set()
         assert (await http.get(f"{url}/healthz")).status_code == 503
+
+
+class Clock:
+    """A till whose chain tells the time when it is let."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+        self.answers = threading.Event()
+        self.is_away = False
+
+    def time(self) -> int:
+        self.asked += 1
+        assert self.answers.wait(20)
+        if self.is_away:
+            raise RpcUnreachable("Nobody is there.")
+        return 0
+
+
+async def test_health_asks_a_slow_chain_once_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    till: Any = Clock()
+    async with open_shop(Scripted(), tmp_path, till=till) as (url, _), httpx.AsyncClient(timeout=20) as http:
+
+        async def reachable() -> bool:
+            answer = await http.get(f"{url}/healthz")
+            assert answer.status_code == (200 if answer.json()["chain_reachable"] else 503)
+            return bool(answer.json()["chain_reachable"])
+
+        with monkeypatch.context() as patch:
+            patch.setattr(app_module, "HEALTH_S", 0.01)
+            assert await asyncio.gather(*(reachable() for _ in range(20))) == [False] * 20
+        assert till.asked == 1
+        till.answers.set()
+        assert await reachable()
+        till.is_away = True
+        assert not await reachable()
+        till.is_away = False
+        assert await reachable()
 
 
 REFUSED: list[tuple[dict[str, Any], int, str, str]] = [
@@ -169,20 +225,44 @@ async def test_malformed_requests(tmp_path: Path) -> None:
 
 async def test_what_changes_nothing_is_ignored(tmp_path: Path) -> None:
     body = {"model": NAME, "prompt": ["a"], "user": "me", "top_p": 1, "n": 1, "logit_bias": {}, "tools": None, "x": [1]}
+    body |= {"logprobs": False, "top_logprobs": 0}
     async with open_shop(Scripted(), tmp_path) as (url, _), httpx.AsyncClient() as http:
         assert (await http.post(f"{url}/v1/completions", json=body)).status_code == 200
 
 
 async def test_over_the_limit_is_asked_to_wait(tmp_path: Path) -> None:
     gate = asyncio.Semaphore(0)
-    async with open_shop(Scripted(gate=gate), tmp_path, limits=Limits(concurrent=1)) as (url, _), client(url) as buyer:
+    backend = Scripted(gate=gate)
+    async with open_shop(backend, tmp_path, limits=Limits(concurrent=1)) as (url, _), client(url) as buyer:
         first = asyncio.create_task(buyer.completions.create(model=NAME, prompt="a", max_tokens=1))
         async with asyncio.timeout(10), httpx.AsyncClient() as http:
-            while (answer := await http.post(f"{url}/v1/completions", json={"model": ""})).status_code == 404:
-                pass
+            await backend.begun.wait()
+            answer = await http.post(f"{url}/v1/completions", json={"model": ""})
         assert (answer.status_code, answer.json()["error"]["code"]) == (429, "too_many_requests")
         assert int(answer.headers["retry-after"]) > 0
         gate.release()
+        assert (await first).choices[0].text == "H"
+
+
+class SlowTokenizer(ByteTokenizer):
+    """Encodes when it is let."""
+
+    def __init__(self) -> None:
+        self.encodes, self.encoded = threading.Event(), threading.Event()
+
+    def encode(self, text: str) -> bytes:
+        self.encodes.set()
+        assert self.encoded.wait(5), "nobody else came to anything"
+        return super().encode(text)
+
+
+async def test_a_prompt_that_takes_long_to_encode_keeps_nobody_waiting(tmp_path: Path) -> None:
+    async with open_shop(Scripted(), tmp_path) as (url, shop), client(url) as buyer:
+        shop.tokenizer = slow = SlowTokenizer()
+        first = asyncio.create_task(buyer.completions.create(model=NAME, prompt="a", max_tokens=1))
+        assert await asyncio.to_thread(slow.encodes.wait, 10)
+        assert len((await buyer.models.list()).data) == 1
+        slow.encoded.set()
         assert (await first).choices[0].text == "H"
 
 
@@ -249,6 +329,23 @@ async def test_what_is_sent_into_a_lost_connection_isn_t_delivered(
         await make_app(shop)({**scope, "server": ("a", 1), "scheme": "http"}, receive, send)
     (end,) = ends
     assert (end["completion_tokens"], end["ended"]) == (lost_at - 1, "disconnected")
+
+
+@pytest.mark.parametrize(("stream", "times"), [(True, 1), (False, 2)])
+async def test_a_buyer_that_reads_no_further_gives_its_place_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stream: bool, times: int
+) -> None:
+    """A whole answer is handed over at once, but not another one after it."""
+    monkeypatch.setattr(app_module, "SEND_S", 0.05)
+    backend, request = Scripted([1] * 60), {"model": NAME, "prompt": "a", "max_tokens": 60, "stream": stream}
+    async with open_shop(backend, tmp_path) as (url, shop), asyncio.timeout(20):
+        shop.tokenizer = LongPieces()
+        async with stalled_buyer(url, request, times=times):
+            for _ in range(times):
+                await backend.begun.wait()
+                backend.begun.clear()
+            await shop.close(finish_s=20, collect_s=0)
+    assert backend.ended == times
 
 
 async def test_closing_cuts_an_answer(tmp_path: Path) -> None:

@@ -105,6 +105,30 @@ async def test_before_the_first_token_a_lost_stage_is_tried_again(world: World) 
     await pipeline.close()
 
 
+async def test_a_silent_stage_is_not_asked_again(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each attempt takes a minute then, and the stage has another prompt to work on."""
+    monkeypatch.setattr(module, "BEGIN_S", -1)  # as if the first attempt had taken so long
+    world.lost = [0, 3]
+    pipeline = world.pipeline()
+    await pipeline.refresh()
+    with pytest.raises(StageLost):
+        await answer(pipeline)
+    assert world.lost == [3]
+    await pipeline.close()
+
+
+async def test_a_version_that_has_lost_a_stage_is_not_served(world: World) -> None:
+    world.lost = [2]
+    pipeline = world.pipeline()
+    await pipeline.refresh()
+    with pytest.raises(StageLost):
+        await answer(pipeline)
+    assert await pipeline.served_round() is None
+    await pipeline.refresh()
+    assert await pipeline.served_round() == 30
+    await pipeline.close()
+
+
 async def test_after_it_the_answer_is_over(world: World) -> None:
     world.lost = [2]
     pipeline = world.pipeline()

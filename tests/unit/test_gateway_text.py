@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from commonweight.model.tokenizer import ByteTokenizer
-from gateway.text import UNKNOWN, TextStream
+from commonweight.model.tokenizer import ByteTokenizer, Tokenizer
+from gateway.text import MAX_WINDOW, UNKNOWN, TextStream
 
 BYTES = ByteTokenizer()
 
@@ -24,7 +24,31 @@ class Words:
         return " ".join("abcd"[i] for i in ids)
 
 
-def run(ids: Iterable[int], *stops: str, tokenizer: ByteTokenizer | Words = BYTES) -> tuple[list[str], TextStream]:
+class Pairs:
+    """A tokenizer whose tokens end and begin in the middle of characters."""
+
+    hash, vocab_size, end_of_document = "pairs", 5, 0
+    pieces = (b"", b"\xff", b"\xe2\x82", b"\xac\xff", b"a\xf0\x9f")
+
+    def encode(self, text: str) -> Sequence[int]:
+        raise NotImplementedError
+
+    def decode(self, ids: Iterable[int]) -> str:
+        return b"".join(self.pieces[i] for i in ids).decode(errors="replace")
+
+
+class Counting(ByteTokenizer):
+    """Counts the tokens that it decodes."""
+
+    decoded = 0
+
+    def decode(self, ids: Iterable[int]) -> str:
+        tokens = list(ids)
+        self.decoded += len(tokens)
+        return super().decode(tokens)
+
+
+def run(ids: Iterable[int], *stops: str, tokenizer: Tokenizer = BYTES) -> tuple[list[str], TextStream]:
     stream = TextStream(tokenizer, stops)
     pieces = []
     for token in ids:
@@ -60,6 +84,29 @@ def test_the_pieces_are_the_decoded_whole(data: bytes) -> None:
     pieces, stream = run(data)
     assert "".join(pieces) == BYTES.decode(data)
     assert stream.tokens == len(data)
+
+
+@given(st.lists(st.sampled_from(b"a\xff\xf0\x9f\x8c\xe2\x82\xac"), max_size=3 * MAX_WINDOW))
+def test_also_where_most_of_it_is_no_text(ids: list[int]) -> None:
+    pieces, stream = run(ids)
+    assert "".join(pieces) == BYTES.decode(ids)
+    assert stream.tokens == len(ids)
+
+
+@given(st.lists(st.integers(0, 4), min_size=MAX_WINDOW, max_size=3 * MAX_WINDOW))
+def test_and_tokens_hold_parts_of_characters(ids: list[int]) -> None:
+    pieces, stream = run(ids, tokenizer=Pairs())
+    assert "".join(pieces) == Pairs().decode(ids)
+    assert stream.tokens == len(ids)
+
+
+@pytest.mark.parametrize("invalid", [b"\xff", b"\xe2\x82", b"\xf0\x9f\x8c\xff"])
+def test_no_token_costs_more_than_the_one_before(invalid: bytes) -> None:
+    tokenizer, stray = Counting(), invalid * (4_000 // len(invalid))
+    pieces, stream = run(stray, tokenizer=tokenizer)
+    assert "".join(pieces) == BYTES.decode(stray)
+    assert stream.tokens == 4_000
+    assert tokenizer.decoded < 4_000 * 4 * MAX_WINDOW
 
 
 @given(st.text("ab€", max_size=30), st.lists(st.text("ab€", min_size=1, max_size=4), max_size=3))

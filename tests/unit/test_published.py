@@ -31,8 +31,8 @@ def train(tmp_path: Path) -> Callable[[], Stage]:
     return train
 
 
-def keep(folder: Path, round_: int) -> None:
-    keep_published(folder / "stage", folder / "published", round_)
+def keep(folder: Path, round_: int, beside: int | None = None) -> None:
+    keep_published(folder / "stage", folder / "published", round_, beside)
 
 
 def kept(folder: Path) -> Checkpoints:
@@ -74,6 +74,13 @@ def test_the_last_two_are_kept_and_cost_no_space(tmp_path: Path, train: Callable
     assert kept(tmp_path).rounds() == (2, 3)
     for file in (tmp_path / "stage" / "round-00000003").iterdir():
         assert file.samefile(tmp_path / "published" / "round-00000003" / file.name)
+
+
+def test_the_one_that_is_served_stays_however_old_it_is(tmp_path: Path, train: Callable[[], Stage]) -> None:
+    for round_ in (1, 2, 3):
+        train()
+        keep(tmp_path, round_, beside=1)
+    assert kept(tmp_path).rounds() == (1, 3)
 
 
 def test_without_hard_links_it_is_copied(

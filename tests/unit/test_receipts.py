@@ -1,12 +1,30 @@
 """What a node signs, and that it never signs twice for one unit."""
 
+import asyncio
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import grpc
 import pytest
 
-from commonweight.errors import StateError
+from commonweight.disk import replace_file
+from commonweight.errors import PeerUnreachable, StateError
+from commonweight.identity import NodeIdentity
+from commonweight.rules.canonical import canonical_json
+from commonweight.rules.report import Hop, Report
+from commonweight.rules.statement import to_hex
 from commonweight.watch.judge import OwnReceipt
+from commonweight.wire.generated import control_pb2 as pb
+from commonweight.wire.generated import worker_pb2
+from commonweight.wire.messages import report_to_proto
+from node import receipts as receipts_module
+from node.control import _Session
 from node.receipts import Receipts
+from node.watching import Watch
+from tests.unit.tiny import tiny_spec
 
 
 def receipts(folder: Path) -> Receipts:
@@ -55,3 +73,112 @@ def test_only_sealed_rounds_are_kept_and_a_torn_line_is_left_out(tmp_path: Path)
         file.write('{"round": 1, "sta')
     assert receipts(tmp_path).of_epoch(0) == [own(0), own(1, generation=2)]
     assert mine.of_epoch(1) == ()
+
+
+IDENTITY = NodeIdentity(b"\1" * 32)
+ASSIGNMENT = pb.Assignment(spec=canonical_json(tiny_spec().model_dump()), model_id=bytes(32), chain_id=1)
+ASSIGNMENT.settlement = "0x5FbDB2315678afecb367f032d93F642f64180aa3"
+HASH = b"\2" * 32
+REPORT = Report(5, 0, (Hop(HASH, HASH, HASH, HASH, HASH, loss=0.0),), HASH, HASH, HASH)
+
+
+def watch_of(folder: Path) -> Watch:
+    watch = Watch(IDENTITY.address, IDENTITY.address, folder, None)
+    watch.begin(ASSIGNMENT)
+    return watch
+
+
+class Worker:
+    """Has trained one round."""
+
+    def __init__(self) -> None:
+        report = worker_pb2.WorkerReport(generation=1, report=report_to_proto(REPORT))
+        self._events = [worker_pb2.WorkerEvent(report=report)]
+
+    async def receive(self) -> worker_pb2.WorkerEvent:
+        if not self._events:
+            await asyncio.Event().wait()
+        return self._events.pop()
+
+
+class Call:
+    """The coordinator's stream: the round is sealed."""
+
+    def __init__(self) -> None:
+        self._messages = [grpc.aio.EOF, pb.CoordinatorMessage(sealed=pb.RoundSealed(round=5))]
+
+    async def read(self) -> Any:
+        return self._messages.pop()
+
+    async def details(self) -> str:
+        return ""
+
+
+@pytest.mark.asyncio
+async def test_the_event_loop_doesn_t_wait_for_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is written ends only once the loop has run meanwhile."""
+    loop, written = asyncio.get_running_loop(), []
+
+    def slow(method: Any) -> Any:
+        def call(*arguments: Any) -> None:
+            has_run = threading.Event()
+            loop.call_soon_threadsafe(has_run.set)
+            assert has_run.wait(timeout=10), "the event loop stands still"
+            method(*arguments)
+            written.append(method.__name__)
+
+        return call
+
+    for method in (Receipts.promise, Receipts.seal):
+        monkeypatch.setattr(Receipts, method.__name__, slow(method))
+    watch, outbox, config = watch_of(tmp_path), asyncio.Queue[pb.NodeMessage](), SimpleNamespace(identity=IDENTITY)
+    parts: Any = (config, Worker(), outbox, watch, None)
+    session = _Session(*parts)
+    session._assigned.set_result(ASSIGNMENT)
+    async with asyncio.timeout(30):
+        relaying = asyncio.create_task(session.relay())
+        signed = (await outbox.get()).report
+        with pytest.raises(PeerUnreachable, match="ended the stream"):
+            await session.obey(Call())
+        relaying.cancel()
+    assert written == ["promise", "seal"]
+    assert watch.receipts is not None
+    (receipt,) = watch.receipts.of_epoch(0)
+    assert receipt.signature == to_hex(signed.signature)
+
+
+def test_a_signature_that_nobody_awaits_any_more_is_none_over_a_later_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A node that has lost its coordinator within a signature, and is asked for one of a later generation."""
+    watch, writing, asked = watch_of(tmp_path), threading.Event(), threading.Semaphore(0)
+
+    class Asked:
+        lock = threading.Lock()
+
+        def __enter__(self) -> None:
+            asked.release()
+            self.lock.acquire()
+
+        def __exit__(self, *_: object) -> None:
+            self.lock.release()
+
+    def write(path: Path, content: bytes) -> None:
+        monkeypatch.setattr(receipts_module, "replace_file", replace_file)
+        writing.set()
+        assert all(asked.acquire(timeout=10) for _ in range(2)), "nobody else was to sign"
+        replace_file(path, content)
+
+    signing: Any = Asked()
+    watch._signing = signing
+    monkeypatch.setattr(receipts_module, "replace_file", write)
+    with ThreadPoolExecutor(2) as threads:
+        forgotten = threads.submit(watch.sign, IDENTITY, 3, 5, 0, b"\3" * 32)
+        assert writing.wait(timeout=10)
+        threads.submit(watch.sign, IDENTITY, 4, 5, 0, b"\4" * 32).result(timeout=30)
+        forgotten.result(timeout=30)
+    watch.credit(5)
+    assert watch.receipts is not None
+    assert [receipt.generation for receipt in watch.receipts.of_epoch(0)] == [4]
+    with pytest.raises(StateError, match="generation 4"):
+        watch_of(tmp_path).sign(IDENTITY, 4, 5, 0, bytes(32))

@@ -6,8 +6,11 @@ from typing import Any
 import pytest
 
 from commonweight.errors import CommonweightError, MalformedMessage, NotServed
+from commonweight.rules.canonical import canonical_json
 from commonweight.rules.receipt import Domain
 from commonweight.wire.generated import control_pb2 as pb
+from commonweight.wire.generated import serving_pb2
+from commonweight.wire.serving import route_from_proto
 from coordinator.serving import Serving
 from coordinator.training import Member, Place
 from tests.unit.tiny import tiny_spec
@@ -219,3 +222,9 @@ async def test_an_address_that_is_none_is_refused(address: str) -> None:
     await world.train(10)
     with pytest.raises(MalformedMessage):
         world.serving.ready(world.members[0], pb.VersionReady(round=10, decode_address=address))
+
+
+@pytest.mark.parametrize("spec", [b"", b"{}", b"[]", b"\xff", canonical_json(SPEC.model_dump() | {"stages": 0})])
+async def test_a_route_whose_spec_is_none_is_a_malformed_message(spec: bytes) -> None:
+    with pytest.raises(MalformedMessage):
+        route_from_proto(serving_pb2.ServingRoute(spec=spec))

@@ -10,7 +10,7 @@ import torch
 from commonweight.model.inference import InferenceStage, cache_bytes
 from commonweight.rules.spec import ModelSpec
 from commonweight.wire.generated import decode_pb2 as pb
-from node.decode_plane import MAX_UNSENT, Outbox
+from node.decode_plane import MAX_UNSENT, MAX_UNSENT_BYTES, Outbox
 from node.sessions import MAX_SESSIONS, Feeder, Room, Sessions
 from tests.unit.tiny import tiny_spec
 
@@ -54,7 +54,7 @@ class Stage:
 
     def step(self, session: bytes, **fields: Any) -> None:
         code = b"" if self.index == 0 else bytes(4 * SPEC.architecture.boundary_dim)
-        right = {"session": session, "ids": [1], "code": code, "choose": True}
+        right = {"session": session, "ids": [1], "code": code}
         self.sessions.take(self.feeder, pb.DecodeFrame(step=pb.SessionStep(**(right | fields))))
 
     def closes(self) -> list[bytes]:
@@ -78,16 +78,14 @@ def test_a_step_goes_down_with_its_ids_and_another_code_and_ends_as_a_token() ->
     stage.open(A)
     stage.step(A, ids=[3])
     sent = stage.down[-1].step
-    assert (sent.session, sent.position, list(sent.ids), sent.choose) == (A, 0, [3], True)
+    assert (sent.session, sent.position, list(sent.ids)) == (A, 0, [3])
     assert len(sent.code) == 4 * SPEC.architecture.boundary_dim
     assert any(sent.code)
     last = Stage(2)
     last.open(A)
-    last.step(A, ids=[3], choose=False)
-    assert last.tokens.answers == []
+    last.step(A, ids=[3])
     last.step(A, ids=[4], position=1)
-    (answer,) = last.tokens.answers
-    assert (answer.token.session, answer.token.position) == (A, 2)
+    assert [(answer.token.session, answer.token.position) for answer in last.tokens.answers] == [(A, 1), (A, 2)]
     assert last.box.answers == []
 
 
@@ -120,6 +118,17 @@ def test_what_the_next_stage_gives_up_is_passed_on_once() -> None:
     assert stage.box.failures == [(A, "WIRE_NO_ROOM")]
     assert stage.closes() == []
     assert (stage.room.used, stage.room.sessions) == (0, 0)
+
+
+def test_what_the_next_stage_says_is_cut_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    codes: list[str] = []
+    monkeypatch.setattr("node.sessions.emit", lambda _name, /, **fields: codes.append(fields["code"]))
+    stage = Stage(1)
+    stage.open(A)
+    stage.sessions.take_failure(pb.SessionFailed(session=A, code="X" * 100_000, message="y" * 100_000))
+    (answer,) = stage.box.answers
+    assert (answer.failed.code, answer.failed.message) == ("X" * 80, "y" * 500)
+    assert codes == ["X" * 80]
 
 
 def test_time_ends_only_what_nobody_steps() -> None:
@@ -207,19 +216,30 @@ def test_a_device_without_memory_ends_the_session_and_nothing_else(monkeypatch: 
 
 
 @pytest.mark.asyncio
-async def test_a_peer_that_reads_nothing_is_hung_up_on() -> None:
-    outbox, stuck = Outbox(), asyncio.Event()
+@pytest.mark.parametrize("size", [0, 1 << 20], ids=["messages", "bytes"])
+async def test_a_peer_that_reads_nothing_is_hung_up_on(size: int) -> None:
+    outbox, written, reading = Outbox(), asyncio.Queue[Any](), asyncio.Event()
+    message = pb.DecodeFrame(step=pb.SessionStep(code=bytes(size)))
+    count = min(MAX_UNSENT, MAX_UNSENT_BYTES // message.ByteSize())
 
-    async def write(_: object) -> None:
-        await stuck.wait()
+    async def write(each: object) -> None:
+        written.put_nowait(each)
+        await reading.wait()
 
     pump = outbox.start(write)
-    for number in range(MAX_UNSENT):
-        outbox.put(number)
+    reading.set()
+    for _ in range(count):
+        outbox.put(message)
+    for _ in range(count):
+        await written.get()
+    reading.clear()
+    outbox.put(message)
+    await written.get()  # and there it is stuck; what was sent before doesn't count
+    for _ in range(count):
+        outbox.put(message)
     await asyncio.sleep(0)
     assert not pump.done()
-    for number in range(2):
-        outbox.put(number)
+    outbox.put(message)
     async with asyncio.timeout(10):
         await asyncio.wait([pump])
     assert pump.cancelled()

@@ -47,18 +47,16 @@ class SessionOpen(_message.Message):
     def __init__(self, session: _Optional[bytes] = ..., capacity: _Optional[int] = ..., temperature: _Optional[float] = ..., seed: _Optional[int] = ..., gateway: _Optional[str] = ..., client: _Optional[bytes] = ...) -> None: ...
 
 class SessionStep(_message.Message):
-    __slots__ = ("session", "position", "ids", "code", "choose")
+    __slots__ = ("session", "position", "ids", "code")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     POSITION_FIELD_NUMBER: _ClassVar[int]
     IDS_FIELD_NUMBER: _ClassVar[int]
     CODE_FIELD_NUMBER: _ClassVar[int]
-    CHOOSE_FIELD_NUMBER: _ClassVar[int]
     session: bytes
     position: int
     ids: _containers.RepeatedScalarFieldContainer[int]
     code: bytes
-    choose: bool
-    def __init__(self, session: _Optional[bytes] = ..., position: _Optional[int] = ..., ids: _Optional[_Iterable[int]] = ..., code: _Optional[bytes] = ..., choose: _Optional[bool] = ...) -> None: ...
+    def __init__(self, session: _Optional[bytes] = ..., position: _Optional[int] = ..., ids: _Optional[_Iterable[int]] = ..., code: _Optional[bytes] = ...) -> None: ...
 
 class SessionClose(_message.Message):
     __slots__ = ("session",)
