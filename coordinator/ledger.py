@@ -4,33 +4,16 @@ Everything else that it knows can be asked again (from the nodes that reconnect)
 transaction; what it records, it records once: the keys make a second credit for a unit impossible.
 """
 
-import re
 from collections import Counter as Tally
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import (
-    JSON,
-    BigInteger,
-    Integer,
-    LargeBinary,
-    String,
-    UniqueConstraint,
-    create_engine,
-    event,
-    func,
-    select,
-    update,
-)
-from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, IntegrityError, NoSuchModuleError, SQLAlchemyError
+from sqlalchemy import JSON, LargeBinary, String, UniqueConstraint, func, select, update
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
-from commonweight.errors import ConfigError, LedgerError
+from commonweight.database import Counter, open_database, transaction
+from commonweight.errors import LedgerError
 from commonweight.rules.statement import CreditedReport, SealedRound, ServedLine, Statement, parse_statement
-
-Counter = BigInteger().with_variant(Integer, "sqlite")
 
 
 class Table(DeclarativeBase):
@@ -112,26 +95,12 @@ class Ledger:
     """One model's ledger. Methods block on the database; call them off the event loop."""
 
     def __init__(self, url: str) -> None:
-        """Open the database at an SQLAlchemy URL, such as sqlite:///ledger.db, and create its tables."""
-        try:
-            self._engine = create_engine(make_url(url), pool_pre_ping=True)
-            if self._engine.dialect.name == "sqlite":
-                event.listen(self._engine, "connect", _make_durable)
-            Table.metadata.create_all(self._engine)
-        except (ArgumentError, NoSuchModuleError, ModuleNotFoundError, ValueError) as error:
-            shown = re.sub(r"//[^@/]*@", "//…@", url)  # without the password
-            raise ConfigError(
-                f"The ledger's URL {shown!r} can't be used: {error}. Use sqlite:///FILE, or "
-                "postgresql+psycopg://… with the `postgres` extra installed."
-            ) from error
-        except SQLAlchemyError as error:
-            raise LedgerError(
-                f"The ledger can't be opened: {_reason(error)}. Check that the database is there."
-            ) from error
+        """Open the database at an SQLAlchemy URL, such as sqlite:///ledger.db; raises as `open_database`."""
+        self._engine = open_database(url, Table)
 
     def open_model(self, *, model_id: bytes, spec_hash: bytes, settlement: str, chain_id: int) -> Progress:
         """Where this model stands. Raises LedgerError if the ledger is of another one."""
-        with self._transaction("Another coordinator has just begun this ledger.") as session:
+        with transaction(self._engine, "Another coordinator has just begun this ledger.") as session:
             row = session.scalar(select(ModelRow))
             wanted = (model_id, spec_hash, settlement, chain_id)
             if row is None:
@@ -160,34 +129,34 @@ class Ledger:
 
     def record_seat(self, stage: int, node: str) -> None:
         """This node holds this stage from now on. Raises LedgerError if either has another partner."""
-        with self._transaction(f"Stage {stage} is held already, or {node} holds another one.") as session:
+        with transaction(self._engine, f"Stage {stage} is held already, or {node} holds another one.") as session:
             session.add(SeatRow(stage=stage, node=node))
 
     def record_generation(self, generation: int) -> None:
         """This generation was formed; its number is never used again."""
-        with self._transaction() as session:
+        with transaction(self._engine) as session:
             session.scalars(select(ModelRow)).one().generation = generation
 
     def record_round(self, round_: int, reports: Sequence[CreditedReport]) -> None:
         """A round is sealed, with the credit of every stage. Raises LedgerError if it is sealed already."""
         rows = [ReportRow(round=round_, stage=report.stage, credited=report.model_dump()) for report in reports]
-        with self._transaction(f"Round {round_} is sealed already; it can't be credited twice.") as session:
+        with transaction(self._engine, f"Round {round_} is sealed already; it can't be credited twice.") as session:
             _take_turn(session)
             session.add_all(rows)
 
     def sealed_rounds(self, first: int, end: int) -> tuple[SealedRound, ...]:
         """The sealed rounds in range(first, end), in order."""
-        with self._transaction() as session:
+        with transaction(self._engine) as session:
             return _sealed(session, first, end)
 
     def record_published(self, round_: int) -> None:
         """The version that is ready to train `round_` is about to be published."""
-        with self._transaction(f"The version of round {round_} was published before.") as session:
+        with transaction(self._engine, f"The version of round {round_} was published before.") as session:
             session.add(PublishedRow(round=round_))
 
     def published(self) -> int:
         """The version that was published last; 0 where none was."""
-        with self._transaction() as session:
+        with transaction(self._engine) as session:
             return session.scalar(select(func.max(PublishedRow.round))) or 0
 
     def record_served(
@@ -199,7 +168,7 @@ class Ledger:
         they held that version. Returns the epoch, and whether it is new. Raises LedgerError where that round isn't
         sealed.
         """
-        with self._transaction() as session:
+        with transaction(self._engine) as session:
             _take_turn(session)  # so that no round is sealed between the look at the epoch and the record
             if (known := session.get(ServedRow, request_id)) is not None:
                 return known.epoch, False
@@ -224,7 +193,7 @@ class Ledger:
     def served_in(self, epoch: int) -> tuple[ServedLine, ...]:
         """The tokens that each stage's provider served, as the epoch's statement shows them. Final once it is over."""
         tokens: Tally[tuple[int, str, str]] = Tally()
-        with self._transaction() as session:
+        with transaction(self._engine) as session:
             for row in session.scalars(select(ServedRow).where(ServedRow.epoch == epoch)):
                 for stage, (node, account) in enumerate(row.stages):
                     tokens[stage, node, account] += row.prompt_tokens + row.completion_tokens
@@ -236,12 +205,12 @@ class Ledger:
 
     def record_statement(self, epoch: int, statement: bytes, statement_hash: bytes) -> None:
         """The epoch is closed with this statement, and with no other. Raises LedgerError if it is closed already."""
-        with self._transaction(f"Epoch {epoch} is closed already; it can't have another statement.") as session:
+        with transaction(self._engine, f"Epoch {epoch} is closed already; it can't have another statement.") as session:
             session.add(EpochRow(epoch=epoch, statement=statement, statement_hash=statement_hash))
 
     def record_final(self, epoch: int) -> None:
         """The chain has finalised the epoch."""
-        with self._transaction() as session:
+        with transaction(self._engine) as session:
             row = session.get(EpochRow, epoch)
             if row is None:
                 raise LedgerError(f"Epoch {epoch} is final on chain, but the ledger has no statement of it.")
@@ -249,34 +218,18 @@ class Ledger:
 
     def statement(self, epoch: int) -> Statement | None:
         """The statement of a closed epoch, or None where it isn't closed."""
-        with self._transaction() as session:
+        with transaction(self._engine) as session:
             row = session.get(EpochRow, epoch)
             return None if row is None else parse_statement(row.statement, row.statement_hash)
 
     def final_epochs(self) -> int:
         """How many epochs the chain has made final: also the number of the next one."""
-        with self._transaction() as session:
+        with transaction(self._engine) as session:
             return len(session.scalars(select(EpochRow.epoch).where(EpochRow.final)).all())
 
     def close(self) -> None:
         """Close the database's connections."""
         self._engine.dispose()
-
-    @contextmanager
-    def _transaction(self, conflict: str = "The ledger contradicts itself.") -> Iterator[Session]:
-        """A transaction that is committed at the end of the block.
-
-        Raises LedgerError: with `conflict` where a key exists already, and where the database fails.
-        """
-        try:
-            with Session(self._engine) as session, session.begin():
-                yield session
-        except IntegrityError as error:
-            raise LedgerError(conflict) from error
-        except SQLAlchemyError as error:
-            raise LedgerError(
-                f"The ledger's database failed: {_reason(error)}. Nothing was recorded; start again when it is back."
-            ) from error
 
 
 def _take_turn(session: Session) -> None:
@@ -293,16 +246,3 @@ def _sealed(session: Session, first: int, end: int) -> tuple[SealedRound, ...]:
     ):
         by_round.setdefault(row.round, []).append(CreditedReport.model_validate(row.credited))
     return tuple(SealedRound(round=number, reports=tuple(reports)) for number, reports in by_round.items())
-
-
-def _reason(error: SQLAlchemyError) -> str:
-    """What the database said, on one line, without the statement that it was about."""
-    return " ".join(str(getattr(error, "orig", None) or error).split())
-
-
-def _make_durable(connection: object, _record: object) -> None:
-    """A commit on SQLite survives a power cut, and readers don't block the writer."""
-    cursor = connection.cursor()  # type: ignore[attr-defined]
-    cursor.execute("PRAGMA journal_mode=WAL")
-    cursor.execute("PRAGMA synchronous=FULL")
-    cursor.close()

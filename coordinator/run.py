@@ -76,7 +76,9 @@ async def run_coordinator(config: CoordinatorConfig) -> None:
             f"The coordinator's account {config.key.address} holds nothing on chain {config.chain_id}, so it can't pay "
             "for proposing epochs. Send it some of the chain's currency."
         )
-    registered = await asyncio.to_thread(ModelRegistry(chain, config.registry).model, config.model_id)
+    registry = ModelRegistry(chain, config.registry)
+    registered = await asyncio.to_thread(registry.model, config.model_id)
+    first_block = await asyncio.to_thread(registry.registration_block, config.model_id)
     if registered.spec_hash != config.spec.spec_hash:
         raise ConfigError(
             f"Model 0x{config.model_id.hex()} was registered with spec 0x{registered.spec_hash.hex()}; the given "
@@ -126,7 +128,7 @@ async def run_coordinator(config: CoordinatorConfig) -> None:
             place,
             ledger,
             chain,
-            EpochSettlement(chain, registered.settlement, sender),
+            EpochSettlement(chain, registered.settlement, sender, first_block=first_block),
             RevenueRouter(chain, registered.router, sender),
             store,
             config.statements_url

@@ -8,19 +8,18 @@ from dataclasses import dataclass
 import grpc
 from eth_utils.address import is_address, to_checksum_address
 
-from commonweight.errors import CommonweightError, ConfigError, MalformedMessage, Refused, WireError
+from commonweight.errors import CommonweightError, MalformedMessage, Refused, WireError
 from commonweight.events import emit
 from commonweight.identity import address_of, recover_address
 from commonweight.rules.report import report_receipt
 from commonweight.wire import PROTOCOL_VERSION
-from commonweight.wire.channel import split_address
 from commonweight.wire.generated import control_pb2 as pb
 from commonweight.wire.generated import control_pb2_grpc
 from commonweight.wire.messages import report_from_proto
 from commonweight.wire.status import refuse
 from commonweight.wire.tls import peer_id_of, peer_of
 from coordinator.seats import Seats
-from coordinator.serving import Serving
+from coordinator.serving import Serving, check_reachable
 from coordinator.training import Member, Send, Submission, Training
 
 SILENCE_S = 4.0
@@ -174,12 +173,7 @@ class ControlService(control_pb2_grpc.ControlServicer):
         join = message.join
         if (owner := peer_id_of(join.certificate)) != peer_id:
             raise Refused(f"The data plane's certificate is of {owner}, the connection of {peer_id}.")
-        try:
-            _, port = split_address(join.data_address)
-        except ConfigError as error:
-            raise MalformedMessage(f"The data plane's address: {error.args[0]}") from error
-        if port == 0:
-            raise MalformedMessage(f"The data plane's address {join.data_address} has port 0, where nobody is reached.")
+        check_reachable("data plane", join.data_address)
         if not is_address(join.payout_account):
             raise MalformedMessage(f"The payout account {join.payout_account!r:.60} is not an address.")
         node, wished = address_of(peer_id), to_checksum_address(join.payout_account)

@@ -28,6 +28,16 @@ from coordinator.ledger import Ledger
 from coordinator.training import Member, Place
 
 
+def check_reachable(whose: str, address: str) -> None:
+    """Raises MalformedMessage where a node gives an address of its own that nobody can call."""
+    try:
+        _, port = split_address(address)
+    except ConfigError as error:
+        raise MalformedMessage(f"The {whose}'s address: {error.args[0]}") from error
+    if port == 0:
+        raise MalformedMessage(f"The {whose}'s address {address} has port 0, where nobody is reached.")
+
+
 @dataclass
 class Serving:
     """Which version is served through whom. All methods run on the event loop; only `sealed` waits."""
@@ -79,12 +89,7 @@ class Serving:
 
     def ready(self, member: Member, ready: pb.VersionReady) -> None:
         """A node can generate with a version. Raises MalformedMessage for an address that is none."""
-        try:
-            _, port = split_address(ready.decode_address)
-        except ConfigError as error:
-            raise MalformedMessage(f"The decode process's address: {error.args[0]}") from error
-        if port == 0:
-            raise MalformedMessage(f"The decode process's address {ready.decode_address} has port 0.")
+        check_reachable("decode process", ready.decode_address)
         stage = self._stage_of(member)
         if stage is None or ready.round == 0 or ready.round not in (self._served, self.published):
             return  # a connection that no longer counts, or a version that has been overtaken

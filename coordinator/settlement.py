@@ -6,9 +6,10 @@ sending a transaction and noting it down finds it there and doesn't send it agai
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from commonweight.chain.records import EpochRecord
+from commonweight.chain.events import EpochRejected
+from commonweight.chain.records import EpochRecord, PendingEpoch
 from commonweight.chain.router import RevenueRouter
 from commonweight.chain.rpc import Chain
 from commonweight.chain.settlement import EpochSettlement
@@ -27,6 +28,8 @@ MAX_RETRY_S = 15.0
 """Between attempts while the chain doesn't answer, or refuses; training goes on meanwhile."""
 POLL_S = 1.0
 """Between looks at something that others, or the chain's next blocks, must bring about."""
+MAX_WAIT_S = 15.0
+"""Between looks at a pending epoch, so that a challenge is told while the arbiter can still be asked."""
 
 
 @dataclass
@@ -45,8 +48,8 @@ class Settlement:
     confirmations: int = 0
     """Blocks on top of a finalisation before anything is built on it."""
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
-    _challenged: set[tuple[int, str]] = field(default_factory=set)
-    """Challenges that were told: epoch and challenger."""
+    _told: PendingEpoch | None = None
+    """The last whose challenge was told."""
 
     async def run(self, training: Training, end_epoch: int | None) -> None:
         """Settle epochs as they close, until `end_epoch` of them are final (None: until cancelled).
@@ -101,8 +104,8 @@ class Settlement:
         return None
 
     def _propose(self, statement: Statement) -> None:
-        rejected = [event for event in self.contract.rejections() if to_hex(event.root) == statement.root]
-        if any(event.by_arbiter for event in rejected):
+        rejections = self.contract.events(EpochRejected, epoch=statement.epoch)
+        if any(event.by_arbiter and to_hex(event.root) == statement.root for event in rejections):
             raise Refused(
                 f"The arbiter has rejected epoch {statement.epoch} with root {statement.root}: to propose it again "
                 "would only cost another bond. Compare the ledger with the challenge's evidence."
@@ -144,13 +147,13 @@ class Settlement:
         if pending.upheld:
             return 0.0
         if pending.challenger is not None:
-            if (told := (epoch, pending.challenger)) not in self._challenged:
-                self._challenged.add(told)
+            if pending != self._told:
+                self._told = pending
                 emit("challenge.seen", epoch=epoch, challenger=pending.challenger, until=pending.resolvable_until)
             if self.chain.timestamp() > pending.resolvable_until:
                 self.contract.expire_challenge(epoch)
             return POLL_S
-        return float(pending.finalizable_at - self.chain.timestamp())
+        return min(MAX_WAIT_S, pending.finalizable_at - self.chain.timestamp())
 
     def _is_confirmed(self, record: EpochRecord) -> bool:
         return record.finalized_block is not None and record.finalized_block <= self.chain.confirmed_block(
@@ -163,8 +166,19 @@ class Settlement:
             return stored
         before = self.ledger.statement(epoch - 1) if epoch else None
         previous = self.contract.epoch(epoch - 1) if epoch else None
+        if epoch and (previous is None or not previous.finalized):
+            raise ChainError(
+                f"Epoch {epoch - 1} was final and isn't any more: the endpoint lags behind itself, or the chain is "
+                f"being reorganised. Epoch {epoch} is closed when it is final again."
+            )
         if self.router.unswept():
             self._sweep()
+        balances, earned = before.balances() if before else {}, self.router.operator_earned()
+        if earned < (divided := sum(balance.operator_revenue for balance in balances.values())):
+            raise ChainError(
+                f"The router has set {earned} aside for operators; epoch {epoch - 1} has divided {divided}: the "
+                f"endpoint lags behind itself, or the chain is being reorganised. Epoch {epoch} is closed later."
+            )
         per_epoch = self.spec.economics.rounds_per_epoch
         statement = make_statement(
             self.spec,
@@ -174,8 +188,8 @@ class Settlement:
             epoch=epoch,
             rounds=self.ledger.sealed_rounds(epoch * per_epoch, (epoch + 1) * per_epoch),
             served=self.ledger.served_in(epoch),
-            operator_earned=self.router.operator_earned(),
-            balances_before=before.balances() if before else {},
+            operator_earned=earned,
+            balances_before=balances,
             accumulator_before=previous.accumulator if previous else 0,
         )
         self.ledger.record_statement(epoch, canonical_json(statement.model_dump()), statement.hash)

@@ -310,17 +310,16 @@ def build_shares() -> Any:
     return {"cases": cases}
 
 
-def tensor_hash(*parts: Any) -> bytes:
-    """Stands for the hash of a tensor's bytes."""
+def mark(*parts: object) -> bytes:
+    """32 bytes that stand for what the parts name."""
     return sha256("/".join(map(str, parts)).encode()).digest()
 
 
-def make_reports(spec: ModelSpec, number: int) -> tuple[Report, ...]:
-    """The reports of all stages about one round that nobody disagrees about."""
-    last = spec.stages - 1
+def honest_reports(stages: int, microbatches: int, number: int) -> tuple[Report, ...]:
+    """The reports of all stages about one round that nobody disagrees about. Tests use it, too."""
 
     def crossing(kind: str, boundary: int, j: int) -> bytes:
-        return NO_TENSOR if boundary in (0, spec.stages) else tensor_hash(kind, number, boundary, j)
+        return NO_TENSOR if boundary in (0, stages) else mark(kind, number, boundary, j)
 
     return tuple(
         Report(
@@ -328,21 +327,27 @@ def make_reports(spec: ModelSpec, number: int) -> tuple[Report, ...]:
             stage=stage,
             hops=tuple(
                 Hop(
-                    tokens=tensor_hash("tokens", number, j),
+                    tokens=mark("tokens", number, j),
                     activation_in=crossing("activation", stage, j),
                     activation_out=crossing("activation", stage + 1, j),
                     gradient_in=crossing("gradient", stage + 1, j),
                     gradient_out=crossing("gradient", stage, j),
-                    loss=5.5 - number / 8 + j / 64 if stage == last else 0.0,
+                    loss=5.5 - number / 8 + j / 64 if stage == stages - 1 else 0.0,
                 )
-                for j in range(spec.training.microbatches_per_round)
+                for j in range(microbatches)
             ),
-            gradient_hash=tensor_hash("gradient", number, stage),
-            state_before=tensor_hash("state", number, stage),
-            state_after=tensor_hash("state", number + 1, stage),
+            gradient_hash=mark("gradient", number, stage),
+            state_before=mark("state", number, stage),
+            state_after=mark("state", number + 1, stage),
         )
-        for stage in range(spec.stages)
+        for stage in range(stages)
     )
+
+
+def tiny_reports(number: int) -> tuple[Report, ...]:
+    """Of the tiny model."""
+    spec = SPECS["tiny"]
+    return honest_reports(spec.stages, spec.training.microbatches_per_round, number)
 
 
 def build_report() -> Any:
@@ -351,7 +356,7 @@ def build_report() -> Any:
     cases = [
         _report_case(domain, model_id, generation, report)
         for domain, generation in ((DOMAINS[0], 1), (DOMAINS[0], 2), (DOMAINS[1], 2**53 - 1))
-        for report in make_reports(SPECS["tiny"], 3)
+        for report in tiny_reports(3)
     ]
     return {"cases": cases}
 
@@ -388,7 +393,7 @@ def build_receipt() -> Any:
     """Signed receipts; those of one signer, domain, model, stage and unit with different outputs prove equivocation."""
     signers = [NodeIdentity(keccak(b"signer %d" % i)) for i in range(2)]
     model_id = keccak(b"model")
-    first, second = (report_receipt(model_id, 1, make_reports(SPECS["tiny"], 3)[stage]) for stage in (0, 1))
+    first, second = (report_receipt(model_id, 1, tiny_reports(3)[stage]) for stage in (0, 1))
     other_output = keccak(b"another output")
     cases = [
         ("honest", DOMAINS[0], first, signers[0]),
@@ -439,9 +444,9 @@ def build_statement() -> Any:
                         node=address(f"node {report.stage + (epoch if report.stage == 1 else 0)}"),
                         account=address(f"owner {(report.stage + epoch) % 4}"),
                         generation=number // 2 + 1,
-                        signature=tensor_hash("signature", number, report.stage) * 2 + b"\x1b",
+                        signature=mark("signature", number, report.stage) * 2 + b"\x1b",
                     )
-                    for report in make_reports(spec, number)
+                    for report in tiny_reports(number)
                 ),
             )
             for number in range(first, first + spec.economics.rounds_per_epoch)

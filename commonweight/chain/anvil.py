@@ -5,7 +5,6 @@ anvil along. anvil itself is killed by the kernel when this process is (SIGKILL 
 more than 6 GiB of address space: its automine is known to stall and grow without bound (foundry issue 10122).
 """
 
-import argparse
 import os
 import re
 import resource
@@ -19,11 +18,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
-from commonweight.chain.child import Ready, announce, die_with_parent_thread, signal_pipe, watch_parent
+from commonweight.chain.child import Ready, announce, die_with_parent_thread, parse_options, signal_pipe, watch_parent
 from commonweight.errors import ChainError
 
 ANVIL_VARIABLE = "COMMONWEIGHT_ANVIL"
 MEMORY_LIMIT_BYTES = 6 << 30
+STATES = 128
+"""Of the last blocks, that can be read: as many as a full node keeps."""
 READY_TIMEOUT_S = 15.0
 _STOP_TIMEOUT_S = 3.0
 _LISTENING = re.compile(rb"Listening on 127\.0\.0\.1:(\d+)")
@@ -47,13 +48,11 @@ def find_anvil(environment: Mapping[str, str] = os.environ) -> Path | None:
 
 
 def anvil_command(anvil: Path, *, port: int, chain_id: int, accounts: int = 10) -> list[str]:
-    """The argument list of anvil itself: local, without history of states, on the fork that the embedded
-    chain has.
-    """
+    """The argument list of anvil itself: local, on the fork that the embedded chain has."""
     return [
         str(anvil),
         *("--host", "127.0.0.1", "--port", str(port), "--chain-id", str(chain_id)),
-        *("--accounts", str(accounts), "--hardfork", "prague", "--prune-history", "--no-cors"),
+        *("--accounts", str(accounts), "--hardfork", "prague", "--prune-history", str(STATES), "--no-cors"),
         *("--color", "never"),
     ]
 
@@ -70,13 +69,7 @@ def contained() -> Callable[[], None]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m commonweight.chain.anvil", description=__doc__)
-    parser.add_argument("--port", type=int, default=0, help="port to listen on; 0 takes a free one")
-    parser.add_argument("--chain-id", type=int, default=31337)
-    parser.add_argument("--accounts", type=int, default=10, help="number of funded accounts")
-    parser.add_argument("--parent-pid", type=int, help="end when this process, our parent, is gone")
-    parser.add_argument("--log-file", type=Path, help="append anvil's output here; thrown away by default")
-    options = parser.parse_args(arguments)
+    options = parse_options("anvil", __doc__, "append anvil's output here; thrown away by default", arguments)
 
     anvil = find_anvil()
     if anvil is None:

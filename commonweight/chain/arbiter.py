@@ -13,7 +13,7 @@ from commonweight.chain.sender import Receipt, Sender
 class Arbiter(DeployedContract):
     """See contracts/src/interfaces/IArbiter.sol. To let it decide a challenge, propose that Action's `to` and `data`:
 
-    action = settlement.action("resolveEpoch", 3, root, False)
+    action = settlement.action("resolveEpoch", 3, root, challenged.resolvable_until, False)
     arbiter.propose(action.to, action.data)
     """
 
@@ -37,6 +37,10 @@ class Arbiter(DeployedContract):
         """Seconds between the last confirmation that a call needs and the first moment it can be made."""
         return int(self._read("delay"))
 
+    def grace_s(self) -> int:
+        """Seconds in which a call can be made; then it is closed for good."""
+        return int(self._read("GRACE"))
+
     def call_id_of(self, target: str, data: bytes | str, salt: bytes = bytes(32)) -> bytes:
         """The id of a call, be it proposed or not."""
         return bytes(self._read("callIdOf", to_address(target), data, salt))
@@ -49,7 +53,9 @@ class Arbiter(DeployedContract):
     # Changing
 
     def propose(self, target: str, data: bytes | str, salt: bytes = bytes(32)) -> Receipt:
-        """Proposes a call and confirms it; a member's key only. Another `salt` makes the same call anew."""
+        """Proposes a call and confirms it; a member's key only. Another `salt` makes the same call anew, also one that
+        has lapsed.
+        """
         return self._invoke("propose", to_address(target), data, salt)
 
     def confirm(self, call_id: bytes) -> Receipt:

@@ -6,13 +6,15 @@ watched through a pidfd, which fires when that process is gone, however it went.
 do: it fires when the *thread* that started the child ends.)
 """
 
+import argparse
 import ctypes
 import json
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Self
 
 _PR_SET_PDEATHSIG = 1
@@ -41,6 +43,19 @@ class Ready:
         if not isinstance(fields, dict) or set(fields) != set(cls.__dataclass_fields__):
             raise ValueError(f"{line!r:.200} doesn't say that a chain is ready")
         return cls(**fields)
+
+
+def parse_options(
+    backend: str, about: str | None, log_help: str, arguments: Sequence[str] | None
+) -> argparse.Namespace:
+    """What a local chain is started with: port, chain_id, accounts, parent_pid, log_file."""
+    parser = argparse.ArgumentParser(prog=f"python -m commonweight.chain.{backend}", description=about)
+    parser.add_argument("--port", type=int, default=0, help="port to listen on; 0 takes a free one")
+    parser.add_argument("--chain-id", type=int, default=31337)
+    parser.add_argument("--accounts", type=int, default=10, help="number of funded accounts")
+    parser.add_argument("--parent-pid", type=int, help="end when this process, our parent, is gone")
+    parser.add_argument("--log-file", type=Path, help=log_help)
+    return parser.parse_args(arguments)
 
 
 def announce(ready: Ready) -> None:

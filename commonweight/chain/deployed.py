@@ -9,6 +9,7 @@ before they send have a twin that returns the Action.
 All raise as Chain and Sender do; ContractReverted carries the name of the custom error.
 """
 
+from copy import copy
 from typing import Any, ClassVar, Self, TypeVar
 
 from commonweight.chain.abi_names import to_member
@@ -46,6 +47,12 @@ class DeployedContract:
         if self._sender is None:
             raise ChainError(f"this needs a key to send with: the {self.NAME} at {self.address} was opened for reading")
         return self._sender
+
+    def at(self, block: int) -> Self:
+        """The same contract, to be read as it stood after `block`; see `Chain.at`."""
+        pinned = copy(self)
+        pinned.chain = self.chain.at(block)
+        return pinned
 
     def action(self, function: str, *arguments: Any) -> Action:
         """A call of the Solidity `function`, encoded but not sent. Raises ChainError for arguments that don't fit."""

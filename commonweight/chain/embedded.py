@@ -4,17 +4,15 @@ Needs nothing but pip packages. Prints one `Ready` line when it listens, and end
 parent.
 """
 
-import argparse
 import logging
 import os
 import select
 import threading
 from collections.abc import Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from typing import Any, cast
 
-from commonweight.chain.child import Ready, announce, signal_pipe, watch_parent
+from commonweight.chain.child import Ready, announce, parse_options, signal_pipe, watch_parent
 from commonweight.chain.evm import LocalEvm
 from commonweight.chain.evm_rpc import EvmRpc, refusal
 from commonweight.chain.keys import devnet_key
@@ -91,13 +89,7 @@ def create_server(port: int, chain_id: int, accounts: int) -> RpcServer:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m commonweight.chain.embedded", description=__doc__)
-    parser.add_argument("--port", type=int, default=0, help="port to listen on; 0 takes a free one")
-    parser.add_argument("--chain-id", type=int, default=31337)
-    parser.add_argument("--accounts", type=int, default=10, help="number of funded accounts")
-    parser.add_argument("--parent-pid", type=int, help="end when this process, our parent, is gone")
-    parser.add_argument("--log-file", type=Path, help="append the log here; standard error by default")
-    options = parser.parse_args(arguments)
+    options = parse_options("embedded", __doc__, "append the log here; standard error by default", arguments)
     logging.basicConfig(filename=options.log_file, format="%(asctime)s %(levelname)s %(message)s")
 
     parent = watch_parent(options.parent_pid)

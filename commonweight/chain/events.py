@@ -47,6 +47,15 @@ class ModelRegistered(ContractEvent):
 
 
 @dataclass(frozen=True)
+class BondDeposited(ContractEvent):
+    """An account's bond was added to."""
+
+    account: str
+    from_: str
+    amount: int
+
+
+@dataclass(frozen=True)
 class EpochProposed(ContractEvent):
     """An epoch was proposed."""
 
@@ -271,11 +280,13 @@ class SlashContested(ContractEvent):
 
 @dataclass(frozen=True)
 class SlashDropped(ContractEvent):
-    """A contested proposal came to nothing."""
+    """A proposal came to nothing: it was rejected, or contested and not decided in time, or, contested or not, another
+    had slashed the seat already.
+    """
 
     slash_id: int
     by_arbiter: bool
-    """False where the arbiter was silent."""
+    """Whether the arbiter rejected it."""
 
 
 # Arbiter

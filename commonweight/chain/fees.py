@@ -11,6 +11,8 @@ DEFAULT_MAX_FEE_WEI = 500 * GWEI
 """Per gas. Ethereum's base fee was above it for hours in all; above it, waiting is better than paying."""
 _MAX_TIP_WEI = 5 * GWEI
 _DEFAULT_TIP_WEI = GWEI
+_REPLACEMENT_PERCENT = 113
+"""Of both fees, that nodes want of a transaction that takes another one's place: geth 110, Erigon and others 112.5."""
 HISTORY_BLOCKS = 10
 TIP_PERCENTILE = 50
 
@@ -49,3 +51,19 @@ def choose_fees(history: Any, cap_wei: int = DEFAULT_MAX_FEE_WEI) -> Fees:
     max_fee = min(2 * base_fee + tip, cap_wei)
     tip = min(tip, max_fee)
     return Fees(max_fee, tip, min(base_fee + tip, max_fee))
+
+
+def choose_replacement(sent: Fees, now: Fees, cap_wei: int = DEFAULT_MAX_FEE_WEI) -> Fees | None:
+    """Fees that take the place of `sent`; None where it still pays for the next block, and where they are over the cap.
+
+    `now` is what `choose_fees` chooses now.
+    """
+    if now.expected_wei <= sent.max_fee_wei:
+        return None
+    max_fee = max(now.max_fee_wei, _raised(sent.max_fee_wei))
+    tip = min(max(now.tip_wei, _raised(sent.tip_wei)), max_fee)
+    return Fees(max_fee, tip, now.expected_wei) if max_fee <= cap_wei else None
+
+
+def _raised(fee_wei: int) -> int:
+    return fee_wei * _REPLACEMENT_PERCENT // 100 + 1

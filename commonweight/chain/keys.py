@@ -20,6 +20,7 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from commonweight.disk import sync
 from commonweight.errors import KeyStoreError
 
 if TYPE_CHECKING:  # eth_account takes half a second to import
@@ -107,7 +108,7 @@ def import_key(path: Path, password: str, secret: bytes, *, scrypt_n: int = SCRY
         if load_key(temporary, password).secret != secret:
             raise KeyStoreError(f"{path} read back as another key than was written: check the disk")
         _link_new(temporary, path)
-        _sync_directory(path.parent)
+        sync(path.parent)
     except OSError as error:
         raise KeyStoreError(f"can't write {path}: {error.strerror or error}") from error
     finally:
@@ -263,15 +264,6 @@ def _link_new(temporary: Path, path: Path) -> None:
         os.link(temporary, path)
     except FileExistsError as error:
         raise KeyStoreError(f"{path} exists; a key is never overwritten") from error
-
-
-def _sync_directory(directory: Path) -> None:
-    """Makes a new name survive a power cut."""
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _normal(address: str) -> str:

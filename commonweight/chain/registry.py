@@ -52,6 +52,10 @@ class ModelRegistry(DeployedContract):
         account, acceptable_at = self._read("proposedCoordinator", model_id)
         return None if account == NOBODY else (account, acceptable_at)
 
+    def coordinator_delay_s(self) -> int:
+        """Seconds from proposing a coordinator until it can accept."""
+        return int(self._read("COORDINATOR_DELAY"))
+
     def checkpoint(self, model_id: bytes) -> Checkpoint | None:
         """The last published version of the weights; None before the first."""
         version, weights_root, manifest_hash = self._read("checkpointOf", model_id)

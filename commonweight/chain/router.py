@@ -57,7 +57,7 @@ class RevenueRouter(DeployedContract):
         return int(self._read("operatorPaid", to_address(account)))
 
     def pay_operator(self, claim: ClaimArguments) -> Receipt:
-        """Pays `claim.account` the rest of its `operator_revenue`; any key."""
+        """Pays `claim.account` the rest of its `operator_revenue`, by the last final epoch; any key."""
         return self._send(self.pay_operator_action(claim))
 
     def pay_operator_action(self, claim: ClaimArguments) -> Action:

@@ -1,16 +1,26 @@
-"""Sending transactions with one key: nonces that stay in order, fees under a cap, and waiting for the
-receipt.
+"""Sending transactions with one key: nonces that stay in order, fees under a cap, and waiting for the receipt.
+
+A transaction that has no receipt is handed over again after a while, for nodes forget; at a higher price where the
+chain has become too dear for it. It keeps its nonce, so it happens once, however often it is handed over.
 """
 
 import threading
 import time
 from collections import defaultdict
+from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from web3.exceptions import Web3RPCError
 
-from commonweight.chain.fees import DEFAULT_MAX_FEE_WEI, HISTORY_BLOCKS, TIP_PERCENTILE, Fees, choose_fees
+from commonweight.chain.fees import (
+    DEFAULT_MAX_FEE_WEI,
+    HISTORY_BLOCKS,
+    TIP_PERCENTILE,
+    Fees,
+    choose_fees,
+    choose_replacement,
+)
 from commonweight.chain.keys import Key
 from commonweight.chain.reverts import ContractReverted, explain_revert
 from commonweight.chain.rpc import Chain, rpc_message, to_address
@@ -21,6 +31,8 @@ _NONCE_ATTEMPTS = 5
 # back.
 _NONCE_TAKEN = ("nonce too low", "nonce too high", "already known", "replacement transaction underpriced")
 _FIRST_POLL_S, _LAST_POLL_S = 0.005, 1.0
+_HAND_OVER_S = 15.0
+"""From handing a transaction over to doing so again."""
 
 
 @dataclass(frozen=True)
@@ -78,20 +90,43 @@ def quote(
     return Quote(gas, limit, gas * fees.expected_wei, limit * fees.max_fee_wei)
 
 
-class _Nonces:
-    """The next nonce of one account, shared by all senders of this process that use it."""
+@dataclass
+class _Unmined:
+    """A transaction that was handed over and isn't known to be mined: one nonce, under each price that was offered."""
+
+    action: Action
+    nonce: int
+    gas_limit: int
+    fees: Fees
+    """The last that were offered."""
+    hashes: list[str] = field(default_factory=list)
+    """At most one of them is mined."""
+    awaited: bool = True
+    """Whether a thread waits for its receipt. Otherwise it can still be mined, and stands before what is sent later."""
+
+
+class _Account:
+    """What is on its way from one account, shared by all senders of this process that use it."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
-        self.in_flight = 0
-        self.following = 0
+        self.unmined: dict[int, _Unmined] = {}
+        """By nonce."""
 
     def choose(self, pending: int) -> int:
-        """The node's count, unless it may not have seen transactions of ours that are still on their way."""
-        return max(pending, self.following) if self.in_flight else pending
+        """The next nonce: the node's count, unless it may not have seen transactions that somebody waits for."""
+        return max([pending, *(each.nonce + 1 for each in self.unmined.values() if each.awaited)])
+
+    def forget(self, mined: int, pending: int) -> None:
+        """Those that nobody waits for, where the node says that their nonce is used, or that there is a gap before."""
+        self.unmined = {n: each for n, each in self.unmined.items() if each.awaited or mined <= n <= pending}
+
+    def given_up(self) -> list[_Unmined]:
+        """In the order of their nonces."""
+        return [each for _, each in sorted(self.unmined.items()) if not each.awaited]
 
 
-_accounts: defaultdict[tuple[str, str], _Nonces] = defaultdict(_Nonces)
+_accounts: defaultdict[tuple[str, str], _Account] = defaultdict(_Account)
 _accounts_lock = threading.Lock()
 
 
@@ -101,8 +136,9 @@ class Sender:
     `receipt_timeout_s`: how long to wait until a transaction is mined. `max_fee_wei`: the most ever offered
     per gas.
 
-    Nothing is sent twice by itself. Whoever repeats a step after RpcUnreachable, or after a receipt that
-    didn't come, first asks the contract whether it happened.
+    Nothing happens twice by itself. Whoever repeats a step after RpcUnreachable, or after a receipt that didn't come,
+    first asks the contract whether it happened; if this process has the same Action still on its way, the repetition
+    goes on waiting for that one.
     """
 
     def __init__(
@@ -118,7 +154,7 @@ class Sender:
         self.receipt_timeout_s = receipt_timeout_s
         self.max_fee_wei = max_fee_wei
         with _accounts_lock:
-            self._nonces = _accounts[(chain.rpc_url, key.address)]
+            self._account = _accounts[(chain.rpc_url, key.address)]
 
     @property
     def address(self) -> str:
@@ -140,14 +176,17 @@ class Sender:
         limit = gas_limit or _with_margin(_estimate_gas(self.chain, self.address, action))
         fees = _fees(self.chain, self.max_fee_wei)
         self._check_funds(action, limit, fees)
-        transaction = self._submit(action, limit, fees)
+        sent = self._submit(action, limit, fees)
         try:
-            raw = self._wait(action, transaction)
-        finally:
-            with self._nonces.lock:
-                self._nonces.in_flight -= 1
+            raw = self._wait(sent)
+        except BaseException:
+            sent.awaited = False
+            raise
+        with self._account.lock:
+            self._account.unmined.pop(sent.nonce, None)
+        transaction = "0x" + bytes(raw["transactionHash"]).hex()
         if raw["status"] != 1:
-            raise self._mined_revert(action, limit, transaction, raw)
+            raise self._mined_revert(action, sent.gas_limit, transaction, raw)
         return Receipt(
             transaction=transaction,
             block_number=int(raw["blockNumber"]),
@@ -170,65 +209,98 @@ class Sender:
                 f"{_ether(needed)}: send it {_ether(needed - balance)} or more, and try again"
             )
 
-    def _submit(self, action: Action, gas_limit: int, fees: Fees) -> str:
-        """Signs with the next nonce and hands over; on return `in_flight` counts the transaction. Returns its
-        hash.
-        """
-        eth, nonces = self.chain.w3.eth, self._nonces
-        fields = {
-            **_call_fields(self.address, action),
-            "type": 2,
-            "chainId": self.chain.chain_id,
-            "gas": gas_limit,
-            "maxFeePerGas": fees.max_fee_wei,
-            "maxPriorityFeePerGas": fees.tip_wei,
-        }
-        del fields["from"]
-        with nonces.lock:
+    def _submit(self, action: Action, gas_limit: int, fees: Fees) -> _Unmined:
+        """Signs with the next nonce and hands over, or goes on with the same action where it is still on its way."""
+        account = self._account
+        with account.lock:
             for attempt in range(_NONCE_ATTEMPTS):
-                with self.chain.errors("eth_getTransactionCount"):
-                    pending = int(eth.get_transaction_count(to_address(self.address), "pending"))
-                nonce = nonces.choose(pending) if attempt == 0 else pending
-                signed = self.key.account.sign_transaction({**fields, "nonce": nonce})
-                transaction = "0x" + bytes(signed.hash).hex()
+                pending = self._count("pending")
+                if attempt == 0 and account.given_up():
+                    account.forget(self._count("latest"), pending)
+                    for known in account.given_up():
+                        if known.action == action:
+                            known.awaited = True
+                            self._hand_over_again(known)
+                            return known
+                nonce = account.choose(pending) if attempt == 0 else pending
+                sent = _Unmined(action, nonce, gas_limit, fees)
                 try:
-                    with self.chain.errors(action.what):
-                        eth.send_raw_transaction(signed.raw_transaction)
+                    self._hand_over(sent)
                 except RpcUnreachable as error:
+                    sent.awaited = False
+                    account.unmined[nonce] = sent
                     raise RpcUnreachable(
-                        f"{action.what} may or may not have been sent as {transaction}, the answer was lost: look it "
-                        f"up before sending it again. {error}"
+                        f"{action.what} may or may not have been sent as {sent.hashes[-1]}, the answer was lost: look "
+                        f"it up before sending it again. {error}"
                     ) from error
                 except ChainError as error:
                     if attempt + 1 < _NONCE_ATTEMPTS and _is_nonce_error(error):
                         continue
                     raise
-                nonces.in_flight += 1
-                nonces.following = nonce + 1
-                return transaction
+                account.unmined[nonce] = sent
+                return sent
         raise AssertionError("the last attempt returns or raises")
 
-    def _wait(self, action: Action, transaction: str) -> Any:
+    def _count(self, block: Literal["latest", "pending"]) -> int:
+        """The account's transactions: those that are mined, or also those that the node knows."""
+        with self.chain.errors("eth_getTransactionCount"):
+            return int(self.chain.w3.eth.get_transaction_count(to_address(self.address), block))
+
+    def _hand_over(self, sent: _Unmined) -> None:
+        """Gives it to the node, signed under its fees."""
+        fields = {
+            **_call_fields(self.address, sent.action),
+            "type": 2,
+            "chainId": self.chain.chain_id,
+            "nonce": sent.nonce,
+            "gas": sent.gas_limit,
+            "maxFeePerGas": sent.fees.max_fee_wei,
+            "maxPriorityFeePerGas": sent.fees.tip_wei,
+        }
+        del fields["from"]
+        signed = self.key.account.sign_transaction(fields)
+        transaction = "0x" + bytes(signed.hash).hex()
+        if transaction not in sent.hashes:
+            sent.hashes.append(transaction)  # before it is known whether the node takes it
+        with self.chain.errors(sent.action.what):
+            self.chain.w3.eth.send_raw_transaction(signed.raw_transaction)
+
+    def _hand_over_again(self, sent: _Unmined) -> None:
+        """At a higher price where it needs one. That the node has it already, or refuses it, is no news: the receipt
+        tells what came of it.
+        """
+        with suppress(ChainError):
+            now = _fees(self.chain, self.max_fee_wei)
+            sent.fees = choose_replacement(sent.fees, now, self.max_fee_wei) or sent.fees
+            self._hand_over(sent)
+
+    def _wait(self, sent: _Unmined) -> Any:
         """The receipt. Outlasts an endpoint that fails now and then."""
         deadline = time.monotonic() + self.receipt_timeout_s
+        again_at = time.monotonic() + _HAND_OVER_S
         pause_s = _FIRST_POLL_S
         failure: ChainError | None = None
         while True:
             try:
-                raw = self.chain.receipt(transaction)
+                for transaction in sent.hashes:
+                    if (raw := self.chain.receipt(transaction)) is not None:
+                        return raw
+                failure = None
             except ChainError as error:
                 failure = error
-            else:
-                failure = None
-                if raw is not None:
-                    return raw
             left_s = deadline - time.monotonic()
             if left_s <= 0:
                 text = (
-                    f"{action.what} was sent as {transaction} and had no receipt within {self.receipt_timeout_s:g} s; "
-                    "it can still be mined: look it up before sending it again"
+                    f"{sent.action.what} was sent as {sent.hashes[-1]} and had no receipt within "
+                    f"{self.receipt_timeout_s:g} s; it can still be mined: look it up before sending it again"
                 )
                 raise TransactionUnconfirmed(f"{text}. {failure}" if failure else text)
+            if failure is None and time.monotonic() >= again_at:
+                again_at += _HAND_OVER_S
+                with self._account.lock:
+                    before = [each for each in self._account.given_up() if each.nonce < sent.nonce]
+                for each in (*before, sent):
+                    self._hand_over_again(each)
             time.sleep(min(pause_s, left_s))  # JSON-RPC over HTTP has nothing to wait on
             pause_s = min(2 * pause_s, _LAST_POLL_S)
 

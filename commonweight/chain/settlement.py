@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from commonweight.chain.abi_names import to_members, to_record
 from commonweight.chain.deployed import DeployedContract
-from commonweight.chain.events import EpochFinalized, EpochProposed, EpochRejected, SharesClaimed
+from commonweight.chain.events import EpochFinalized, EpochProposed, SharesClaimed
 from commonweight.chain.records import (
     NOBODY,
     Claimable,
@@ -91,18 +91,6 @@ class EpochSettlement(DeployedContract):
         """Address of the model's ModelShares."""
         return str(self._read("shares"))
 
-    def proposals(self, from_block: int | None = None) -> list[EpochProposed]:
-        """Every proposal since `from_block`, oldest first; rejected ones, too."""
-        return self.events(EpochProposed, from_block)
-
-    def rejections(self, from_block: int | None = None) -> list[EpochRejected]:
-        """Every rejection since `from_block`, oldest first."""
-        return self.events(EpochRejected, from_block)
-
-    def finalizations(self, from_block: int | None = None) -> list[EpochFinalized]:
-        """Every finalisation since `from_block`, oldest first."""
-        return self.events(EpochFinalized, from_block)
-
     def propose_epoch(self, epoch: int, root: bytes, minted: int, statement_hash: bytes, uri: str) -> Receipt:
         """Proposes the next epoch; the coordinator's key only, with the proposer's bond standing."""
         return self._invoke("proposeEpoch", epoch, root, minted, statement_hash, uri)
@@ -111,9 +99,9 @@ class EpochSettlement(DeployedContract):
         """Disputes the pending epoch within its window; any key that has approved the challenger's bond."""
         return self._invoke("challengeEpoch", epoch, root, evidence_hash, uri)
 
-    def resolve_epoch(self, epoch: int, root: bytes, uphold: bool) -> Receipt:
-        """Decides a challenge; the arbiter's key only."""
-        return self._invoke("resolveEpoch", epoch, root, uphold)
+    def resolve_epoch(self, epoch: int, root: bytes, resolvable_until: int, uphold: bool) -> Receipt:
+        """Decides the challenge that has this deadline; the arbiter's key only."""
+        return self._invoke("resolveEpoch", epoch, root, resolvable_until, uphold)
 
     def expire_challenge(self, epoch: int) -> Receipt:
         """Rejects an epoch on whose challenge the arbiter was silent; any key."""
@@ -144,13 +132,9 @@ class EpochSettlement(DeployedContract):
         return self._claimed([account])[to_address(account)]
 
     def claimable(self, claim: ClaimArguments) -> Claimable:
-        """What `claim` would pay now; reverts as it would."""
+        """What `claim` would pay now; reverts as it would, but for what the share token refuses."""
         shares, revenue_scaled = self._read("claimable", *self._claim_arguments([claim])[0])
         return Claimable(shares, revenue_scaled)
-
-    def claims(self, from_block: int | None = None) -> list[SharesClaimed]:
-        """Every claim since `from_block`, oldest first."""
-        return self.events(SharesClaimed, from_block)
 
     def leaf(self, claim: ClaimArguments) -> bytes:
         """The leaf as the contract computes it; epoch and proof play no part."""
@@ -158,7 +142,10 @@ class EpochSettlement(DeployedContract):
         return bytes(self._read("leaf", to_address(claim.account), *numbers))
 
     def claim(self, claim: ClaimArguments) -> Receipt:
-        """Pays `claim.account` the shares that it hasn't claimed yet; any key."""
+        """Pays `claim.account` the shares that it hasn't claimed yet; any key.
+
+        Only the last final epoch pays: EpochSettlementRootReplaced for another.
+        """
         return self._send(self.claim_action(claim))
 
     def claim_action(self, claim: ClaimArguments) -> Action:
@@ -166,13 +153,16 @@ class EpochSettlement(DeployedContract):
         return self.action("claim", *self._claim_arguments([claim])[0])
 
     def claim_many(self, claims: Sequence[ClaimArguments]) -> Receipt:
-        """The same for many, each account at most once; any key. Reverts as a whole if one reverts."""
+        """The same for many, at least one, all of one epoch, each account at most once; any key.
+
+        Reverts as a whole if one reverts.
+        """
         return self._send(self.claim_many_action(claims))
 
     def claim_many_action(self, claims: Sequence[ClaimArguments]) -> Action:
         """What `claim_many` sends."""
         pairs = self._claim_arguments(claims)
-        return self.action("claimMany", [claim for claim, _ in pairs], [final for _, final in pairs])
+        return self.action("claimMany", [claim for claim, _ in pairs], pairs[-1][1])
 
     def split_claimed_until(self) -> int:
         """The first epoch whose designer's and data recipient's parts have not been paid."""
@@ -193,7 +183,10 @@ class EpochSettlement(DeployedContract):
         return self.action("claimSplit", [to_members(final[epoch]) for epoch in epochs]) if epochs else None
 
     def leaf_arguments(self, claim: ClaimArguments) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Claim and FinalEpoch as structs, for what looks at the leaf alone: RevenueRouter.payOperator."""
+        """Claim and FinalEpoch as structs, for what looks at the leaf alone: RevenueRouter.payOperator.
+
+        That, too, pays by the last final epoch only.
+        """
         final = self.final_epoch(claim.epoch)
         return _claim_struct(claim, Claimed(0, 0)), to_members(final)
 

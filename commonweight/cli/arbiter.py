@@ -52,12 +52,12 @@ def list_(
       commonweight arbiter list --dir runs/first
     """
     from commonweight.chain.events import CallProposed
-    from commonweight.cli.decisions import in_words, progress
+    from commonweight.cli.decisions import has_lapsed, in_words, progress
     from commonweight.cli.place import find_place
 
     place = find_place(rpc, registry, model, dir)
     contract, now = place.arbiter, place.chain.timestamp()
-    members, threshold, delay_s = contract.members(), contract.threshold(), contract.delay_s()
+    members, delay_s = contract.members(), contract.delay_s()
     ids = [event.call_id for event in contract.events(CallProposed)]
     calls = [(call_id, call) for call_id in ids if (call := contract.call_of(call_id)) is not None]
     if as_json:
@@ -65,7 +65,7 @@ def list_(
             {
                 "arbiter": contract.address,
                 "members": members,
-                "threshold": threshold,
+                "threshold": contract.threshold(),
                 "delay_s": delay_s,
                 "calls": [
                     {
@@ -76,6 +76,7 @@ def list_(
                         "confirmations": call.confirmations,
                         "executable_at": call.executable_at or None,
                         "executed": call.executed,
+                        "lapsed": has_lapsed(contract, call, now),
                     }
                     for call_id, call in calls
                 ],
@@ -86,13 +87,13 @@ def list_(
         {
             "arbiter": contract.address,
             "members": members,
-            "must confirm": f"{threshold} of {len(members)}",
+            "must confirm": f"{contract.threshold()} of {len(members)}",
             "delay": format_duration(delay_s),
         }
     )
     typer.echo()
     rows = [
-        ("0x" + call_id.hex(), progress(call, threshold, now), in_words(place, call.target, call.data))
+        ("0x" + call_id.hex(), progress(contract, call, now), in_words(place, call.target, call.data))
         for call_id, call in calls
     ]
     print_table(("call", "state", "what it does"), rows)
@@ -115,9 +116,10 @@ def resolve_epoch(
     """Decide a challenged epoch: propose, confirm or execute the decision, whatever comes next.
 
     Needs a member's key; to execute, any. Accepted, the epoch can be finalised at once and the challenger's bond goes
-    to the proposer; rejected, it has to be proposed again and the proposer's bond goes to the challenger. Prints in
-    words what the step does and what it costs, asks, and sends. Recompute the epoch first: `commonweight epochs
-    verify`.
+    to the proposer; rejected, it has to be proposed again, and half of the proposer's bond goes to the challenger (the
+    other half is burnt, so that who challenges its own lie loses by it). The decision is about this challenge alone:
+    executed after its end, it fails, also where the same root was proposed and challenged again. Prints in words what
+    the step does and what it costs, asks, and sends. Recompute the epoch first: `commonweight epochs verify`.
 
     \b
     Example:
@@ -140,9 +142,8 @@ def resolve_epoch(
             f"The arbiter had until {format_time(until, now)} to decide about epoch {epoch}: now anybody can have it "
             "rejected"
         )
-    action = place.settlement.action("resolveEpoch", epoch, last.proposed.root, accept)
-    # The challenge's transaction: the same decision about a later challenge of the same root is another call.
-    advance(purse, place, Decision(action, bytes.fromhex(last.challenged.transaction[2:]), until))
+    action = place.settlement.action("resolveEpoch", epoch, last.proposed.root, until, accept)
+    advance(purse, place, Decision(action, until))
 
 
 @app.command("resolve-slash")
@@ -187,7 +188,7 @@ def resolve_slash(
             "can have it dropped"
         )
     action = place.providers.action("resolveSlash", slash_id, accept)
-    advance(purse, place, Decision(action, bytes(32), slash.deadline))
+    advance(purse, place, Decision(action, slash.deadline))
 
 
 @app.command("confirm")
@@ -256,6 +257,6 @@ def execute(
         purse.nothing({"call_id": call}, "Nothing to execute: it is executed.")
         return
     if not 0 < found.executable_at <= now:
-        state = progress(found, place.arbiter.threshold(), now)
+        state = progress(place.arbiter, found, now)
         raise NotAllowed(f"The call {call} can't be executed now: {state}")
     take_step(purse, place, call_id, found.target, found.data, "execute", place.arbiter.action("execute", call_id))

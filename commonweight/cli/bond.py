@@ -5,8 +5,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from commonweight.cli.money import Done, Plan, Purse, Step, allowance_steps
+from commonweight.cli.money import Done, Plan, Purse, Step, paying_steps
 from commonweight.cli.options import (
+    ALL,
+    AmountArgument,
     DirOption,
     DryRunOption,
     JsonOption,
@@ -25,14 +27,13 @@ if TYPE_CHECKING:  # web3 takes a second to import
     from commonweight.cli.stakes import HeldSeat
 
 BOND_GAS, WITHDRAW_GAS = 80_000, 70_000
-ALL = "all"
 
 app = typer.Typer()
 
 
 @app.command("bond")
 def bond(
-    amount: Annotated[str, typer.Argument(metavar="AMOUNT", help="In whole tokens, such as 1000 or 0.5.")],
+    amount: AmountArgument,
     key: KeyOption = None,
     password_file: PasswordFileOption = None,
     dry_run: DryRunOption = False,
@@ -55,7 +56,6 @@ def bond(
       commonweight bond 1000 --key owner.json --dir runs/first
       commonweight bond 1000 --key owner.json --dry-run --dir runs/first
     """
-    from commonweight.chain.token import Token
     from commonweight.cli.place import find_place
 
     purse = Purse(key, password_file, dry_run, yes, as_json)
@@ -63,11 +63,8 @@ def bond(
     place = find_place(rpc, registry, model, dir)
     token, providers = place.stake_token, place.providers
     units = token.parse(amount)
-    steps = allowance_steps(
-        Token(place.chain, token.address), token, owner, providers.address, units, "the provider registry"
-    )
-    gas = BOND_GAS if steps else None
-    steps.append(Step(f"bond {token.show(units)}", providers.action("bond", owner, units), gas))
+    step = Step(f"bond {token.show(units)}", providers.action("bond", owner, units), BOND_GAS)
+    steps = paying_steps(place.chain, token, owner, units, "the provider registry", step)
     free = providers.free_stake_of(owner)
     facts = {"owner": owner, "amount": str(units), "token": token.address, "free_before": str(free)}
     shown: dict[str, object] = {
@@ -105,7 +102,7 @@ def unbond(
       commonweight unbond 500 --key owner.json --dry-run --dir runs/first
     """
     from commonweight.cli.place import find_place
-    from commonweight.cli.stakes import seats_of_owner
+    from commonweight.cli.stakes import release_step, seats_of_owner
 
     purse = Purse(key, password_file, dry_run, yes, as_json)
     owner = purse.account
@@ -142,13 +139,7 @@ def unbond(
             f"{owner} has {token.show(available)} of free stake, {token.show(units)} were asked for{stays}. Take "
             "less, or `all`"
         )
-    steps = [
-        Step(
-            f"release the seat of stage {each.seat.stage}, {token.show(each.seat.stake)}",
-            providers.action("releaseSeat", each.model_id, owner, each.seat.stage),
-        )
-        for each in released
-    ]
+    steps = [release_step(place, each, token.show(each.seat.stake)) for each in released]
     gas = WITHDRAW_GAS if steps else None
     steps.append(Step(f"pay {token.show(units)} to {owner}", providers.action("withdraw", owner, units), gas))
     shown: dict[str, object] = {

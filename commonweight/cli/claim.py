@@ -1,7 +1,7 @@
 """`commonweight claim`: move an account's earned shares to it. Anyone may send it; only the account is paid."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -13,6 +13,7 @@ from commonweight.cli.options import (
     KeyOption,
     ModelOption,
     PasswordFileOption,
+    PayeeArgument,
     RegistryOption,
     RpcOption,
     StatementsOption,
@@ -31,18 +32,7 @@ app = typer.Typer()
 
 @app.command("claim")
 def claim(
-    account: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="ADDRESS", help="The account to be paid; that of --key if not given.", show_default=False
-        ),
-    ] = None,
-    epoch: Annotated[
-        int | None,
-        typer.Option(
-            "--epoch", metavar="N", min=0, help="Claim up to this epoch; up to the last final one if not given."
-        ),
-    ] = None,
+    account: PayeeArgument = None,
     key: KeyOption = None,
     password_file: PasswordFileOption = None,
     dry_run: DryRunOption = False,
@@ -56,27 +46,34 @@ def claim(
 ) -> None:
     """Claim the shares that an account has earned.
 
-    One claim pays all that the account earned up to an epoch and hasn't claimed, with the revenue that those shares
-    brought meanwhile; claiming late loses nothing. The proof is made from the epoch's public statement. For the model's
-    designer and data recipient, their parts of all epochs are claimed, too. Anyone may send the claim and pay for its
-    gas, only the account is paid. Prints what will be paid and what it costs, asks, sends, and prints the transaction
-    and the new balance. Where there is nothing to claim, it says why and exits 0. A dry run needs no key.
+    One claim pays all that the account earned up to the last final epoch and hasn't claimed, with the revenue that
+    those shares brought meanwhile; claiming late loses nothing. The proof is made from that epoch's public statement:
+    only the last final root pays, and where a later epoch becomes final meanwhile, the claim is made once more. For the
+    model's designer and data recipient, their parts of all epochs are claimed, too. Anyone may send the claim and pay
+    for its gas, only the account is paid. Prints what will be paid and what it costs, asks, sends, and prints the
+    transaction and the new balance. Where there is nothing to claim, it says why and exits 0. A dry run needs no key.
 
     \b
     Examples:
       commonweight claim --key owner.json --dir runs/first
       commonweight claim 0x7099… --dry-run --dir runs/first
     """
-    from commonweight.cli.holdings import NOTHING_DUE, split_due
     from commonweight.cli.place import find_place
+    from commonweight.cli.statements import against_last_root
 
     purse = Purse(key, password_file, dry_run, yes, as_json)
     payee = purse.account_or(account)
     place = find_place(rpc, registry, model, dir, statements)
-    split = NOTHING_DUE if epoch is not None else split_due(place, payee, _split_limit())
-    published, why = None, ""
+    against_last_root(lambda: _claim(purse, place, payee))
+
+
+def _claim(purse: Purse, place: "Place", payee: str) -> None:
+    from commonweight.cli.holdings import NOTHING_DUE, split_due
+
+    split = split_due(place, payee, _split_limit())
+    published, why = None, "no epoch is final yet"
     try:
-        published, why = _published(place, epoch)
+        published = _published(place)
     except StatementUnavailable as error:
         if not split.shares:
             raise
@@ -129,16 +126,12 @@ def _amounts(earned: "Due", split: "Due") -> list[str]:
     return [f"{format_amount(due.shares)} shares, {whose}" for due, whose in parts if due.shares]
 
 
-def _published(place: "Place", epoch: int | None) -> "tuple[Published | None, str]":
-    """The statement to claim with, or None and why there can't be one. Raises StatementUnavailable."""
+def _published(place: "Place") -> "Published | None":
+    """The statement to claim with; None before the first final epoch. Raises StatementUnavailable."""
     from commonweight.cli.statements import find_statement, last_final_epoch
 
-    record = last_final_epoch(place) if epoch is None else place.settlement.epoch(epoch)
-    if record is None and epoch is None:
-        return None, "no epoch is final yet"
-    if record is None or not record.finalized:
-        return None, f"epoch {epoch} isn't final; {place.settlement.next_epoch()} epochs are"
-    return find_statement(place, record), ""
+    record = last_final_epoch(place)
+    return None if record is None else find_statement(place, record)
 
 
 def _earned(place: "Place", payee: str, published: "Published") -> "tuple[Due, str]":

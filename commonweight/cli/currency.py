@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass
 
-from commonweight.cli.output import SHARE_DECIMALS, format_amount
+from commonweight.cli.output import SHARE_DECIMALS, format_amount, format_rounded
 from commonweight.errors import ConfigError
 
 
@@ -18,6 +18,10 @@ class Currency:
     def show(self, units: int) -> str:
         """Base units as "1,250.5 USD", exact."""
         return f"{format_amount(units, self.decimals)} {self.symbol}"
+
+    def rounded(self, units: int) -> str:
+        """Base units for a column of a table, rounded down to at most six decimals."""
+        return format_rounded(units, self.decimals, places=min(6, self.decimals))
 
     def parse(self, text: str, what: str = "The amount", least: int = 1) -> int:
         """The base units of "1250.5", a plain decimal number.

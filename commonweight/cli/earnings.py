@@ -1,6 +1,7 @@
 """`commonweight earnings`: from assigned work through verified work to shares and revenue, and where each number is
 from."""
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -111,9 +112,9 @@ def _print_summary(place: "Place", identity: "Identity", found: "list[Earned]") 
             format_percent(each.units, each.all_units),
             format_rounded(each.shares) if each.is_known else "?",
             _state(each),
-            _revenue(place, each.revenue),
+            token.rounded(each.revenue),
             f"{each.tokens:,}",
-            _revenue(place, each.serving_revenue),
+            token.rounded(each.serving_revenue),
         )
         for each in found
     ]
@@ -130,11 +131,6 @@ def _state(each: "Earned") -> str:
     if each.status != "final":
         return "not minted yet"
     return "claimed" if each.claimed else "claimable"
-
-
-def _revenue(place: "Place", units: int) -> str:
-    decimals = place.revenue_token.decimals
-    return format_rounded(units, decimals, places=min(6, decimals))
 
 
 def _print_explanation(place: "Place", each: "Earned", why: "Explanation") -> None:
@@ -219,13 +215,12 @@ def _revenue_fields(place: "Place", each: "Earned", why: "Explanation") -> dict[
 def _to_json(
     place: "Place", identity: "Identity", found: "list[Earned]", explanations: "list[Explanation | None]"
 ) -> dict[str, Any]:
-    token = place.revenue_token
     return {
         "model_id": place.model_id,
         "account": identity.account,
         "owners": list(identity.owners),
         "nodes": list(identity.nodes),
-        "revenue_token": {"address": token.address, "symbol": token.symbol, "decimals": token.decimals},
+        "revenue_token": asdict(place.revenue_token),
         "held": str(place.shares.balance_of(identity.account)),
         "epochs": [
             {

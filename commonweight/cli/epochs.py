@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from commonweight.cli.epoch_bond import app as bond
 from commonweight.cli.options import (
     DirOption,
     JsonOption,
@@ -35,6 +36,9 @@ app = typer.Typer(no_args_is_help=True)
 @app.callback()
 def epochs() -> None:
     """List a model's epochs, show what they pay, and recompute them."""
+
+
+app.add_typer(bond, name="bond")
 
 
 @app.command("list")

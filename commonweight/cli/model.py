@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from commonweight.cli.model_coordinator import app as coordinator
 from commonweight.cli.options import DirOption, JsonOption, ModelOption, RegistryOption, RpcOption
 from commonweight.cli.output import (
     format_amount,
@@ -33,6 +34,7 @@ def model() -> None:
 
 
 app.command("register")(register)
+app.add_typer(coordinator, name="coordinator")
 
 
 @app.command("show")
@@ -77,11 +79,9 @@ def show(
 
 def _registered(place: "Place") -> dict[str, Any]:
     """What the chain says about the model, for programs."""
-    from commonweight.cli.stakes import seats_of_model
     from commonweight.cli.terms import term_facts
 
     model = place.model
-    held = [each.seat.stage for each in seats_of_model(place) if each.is_held]
     return {
         "model_id": place.model_id,
         "registrant": model.registrant,
@@ -90,18 +90,16 @@ def _registered(place: "Place") -> dict[str, Any]:
         "shares": model.shares,
         "settlement": model.settlement,
         "router": model.router,
-        "seats_held": [held.count(stage) for stage in range(model.terms.stages)],
+        "seats_held": _seats_held(place),
         **term_facts(model.terms, place.revenue_token, place.stake_token),
     }
 
 
 def _print_registration(place: "Place") -> None:
-    from commonweight.cli.stakes import seats_of_model
     from commonweight.cli.terms import term_fields
 
     model = place.model
-    held = [each.seat.stage for each in seats_of_model(place) if each.is_held]
-    seats = (f"stage {stage}: {held.count(stage)}" for stage in range(model.terms.stages))
+    seats = (f"stage {stage}: {count}" for stage, count in enumerate(_seats_held(place)))
     typer.echo("\nRegistration")
     print_fields(
         {
@@ -115,6 +113,14 @@ def _print_registration(place: "Place") -> None:
             "seats held": ", ".join(seats),
         }
     )
+
+
+def _seats_held(place: "Place") -> list[int]:
+    """How many seats of each stage are held."""
+    from commonweight.cli.stakes import seats_of_model
+
+    held = [each.seat.stage for each in seats_of_model(place) if each.is_held]
+    return [held.count(stage) for stage in range(place.model.terms.stages)]
 
 
 def print_spec(spec: "ModelSpec", more: Mapping[str, object]) -> None:

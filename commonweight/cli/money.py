@@ -4,20 +4,19 @@ A command works out its steps from what the chain says now, so a step that is do
 runs it again after an interruption goes on where it stopped."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
 from commonweight.cli.output import field_lines, format_ether, print_json
-from commonweight.errors import ConfigError, InsufficientFunds
+from commonweight.errors import ConfigError, InsufficientFunds, NotAllowed
 
 if TYPE_CHECKING:  # web3 takes a second to import
     from commonweight.chain.keys import Key
     from commonweight.chain.rpc import Chain
     from commonweight.chain.sender import Action, Quote, Receipt
-    from commonweight.chain.token import Token
     from commonweight.cli.currency import Currency
 
 EXIT_DECLINED = 1
@@ -83,6 +82,11 @@ class Purse:
             raise ConfigError("Say whose account this is about: give --key FILE. Its password isn't needed here.")
         return account
 
+    def check_key_of(self, account: str, role: str) -> None:
+        """Raises NotAllowed where a key is given that isn't `account`'s, the model's `role`."""
+        if self.key is not None and self.account != account:
+            raise NotAllowed(f"{self.account} is not the model's {role}, {account} is: send this with its key")
+
     def unlock(self) -> "Key":
         """The key. Asks for its password where no file or variable holds it. Raises KeyStoreError."""
         assert self.key is not None, "checked at the beginning"
@@ -144,13 +148,17 @@ class Purse:
             typer.echo(text)
 
 
-def allowance_steps(
-    token: "Token", currency: "Currency", owner: str, spender: str, units: int, name: str
-) -> list[Step]:
-    """The step after which `spender` can take `units` from `owner`; none where it can already.
+def paying_steps(chain: "Chain", currency: "Currency", owner: str, units: int, name: str, step: Step) -> list[Step]:
+    """`step`, whose contract takes `units` from `owner`, and before it the one that allows that, unless it is allowed.
 
-    Raises InsufficientFunds where `owner` hasn't that much.
+    `name` is the contract's, for people; `step.gas` counts only where it can't be estimated yet. Raises
+    InsufficientFunds where `owner` hasn't that much.
     """
+    from commonweight.chain.token import Token
+
+    spender = step.action.to
+    assert spender is not None, "a payment is a call"
+    token = Token(chain, currency.address)
     balance = token.balance_of(owner)
     if balance < units:
         raise InsufficientFunds(
@@ -158,9 +166,9 @@ def allowance_steps(
             f"{currency.show(units - balance)} of the token {currency.address}, and try again"
         )
     if token.allowance(owner, spender) >= units:
-        return []
+        return [replace(step, gas=None)]
     what = f"allow {name} {spender} to take {currency.show(units)}"
-    return [Step(what, token.approve_action(spender, units))]
+    return [Step(what, token.approve_action(spender, units)), step]
 
 
 def confirm(question: str) -> bool:

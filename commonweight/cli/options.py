@@ -1,4 +1,4 @@
-"""Options that several commands have: one name, one variable and one help text each."""
+"""Options and arguments that several commands have: one name, one variable and one help text each."""
 
 from pathlib import Path
 from typing import Annotated
@@ -40,6 +40,13 @@ StatementsOption = Annotated[
         help="Look for epochs' statements here before the address recorded on the chain: a directory of "
         "<hash>.json, or a coordinator's or node's HTTP address.",
     ),
+]
+ALL = "all"
+"""In the place of an amount: whatever is there."""
+AmountArgument = Annotated[str, typer.Argument(metavar="AMOUNT", help="In whole tokens, such as 1000 or 0.5.")]
+PayeeArgument = Annotated[
+    str | None,
+    typer.Argument(metavar="ADDRESS", help="The account to be paid; that of --key if not given.", show_default=False),
 ]
 KeyOption = Annotated[
     Path | None,

@@ -20,7 +20,6 @@ from commonweight.cli.output import (
     print_json,
     print_table,
 )
-from commonweight.errors import StatementUnavailable
 
 if TYPE_CHECKING:  # web3 takes a second to import
     from commonweight.chain.records import EpochRecord
@@ -51,9 +50,9 @@ def show(
     """Show who owns a model: shares held, shares to claim, revenue owed.
 
     Needs a chain and the registry there, or the directory of a devnet, which names both. Asks no coordinator: shares
-    and revenue are read from the contracts, and what can be claimed is proved to them from the public statement of
-    the last final epoch, whose hash must be the chain's. Where the statement isn't at hand, it says so and shows the
-    rest. Without ADDRESS it lists everyone who ever got or earned a share.
+    and revenue are read from the contracts as of one block, and what can be claimed is proved to them from the public
+    statement of the last final epoch, whose hash must be the chain's. Where the statement isn't at hand, it says so and
+    shows the rest. Without ADDRESS it lists everyone who ever got or earned a share.
 
     \b
     Examples:
@@ -62,15 +61,14 @@ def show(
     """
     from commonweight.cli.holdings import holdings_of, known_accounts
     from commonweight.cli.place import find_place, parse_address
-    from commonweight.cli.statements import find_statement, last_final_epoch
+    from commonweight.cli.statements import last_statement
 
     only = parse_address(account) if account is not None else None
-    place = find_place(rpc, registry, model, dir, statements)
-    epoch, published = last_final_epoch(place), None
-    try:
-        published = find_statement(place, epoch) if epoch is not None else None
-    except StatementUnavailable as error:
-        typer.echo(f"Note: {error}", err=True)
+    live = find_place(rpc, registry, model, dir, statements)
+    place = live.at(live.chain.block_number())
+    epoch, published, note = last_statement(place)
+    if note:
+        typer.echo(f"Note: {note}", err=True)
     accounts = [only] if only is not None else known_accounts(place, published)
     report = _Report(place, epoch, published, holdings_of(place, accounts, published))
     if as_json:
@@ -141,7 +139,7 @@ class _Report:
                 format_rounded(each.held),
                 format_percent(each.held, self.supply),
                 self._claimable(each),
-                self._revenue(each.owed),
+                self.currency.rounded(each.owed),
             )
             for each in self.holdings
         ]
@@ -188,9 +186,6 @@ class _Report:
         if each.claimable is None:
             return "0" if self.epoch is None else "?"
         return format_rounded(each.claimable)
-
-    def _revenue(self, units: int) -> str:
-        return format_rounded(units, self.currency.decimals, places=min(6, self.currency.decimals))
 
 
 def _text(number: int | None) -> str | None:

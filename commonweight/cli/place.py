@@ -12,7 +12,7 @@ from urllib.parse import unquote, urlsplit
 from commonweight.chain.arbiter import Arbiter
 from commonweight.chain.events import ModelRegistered
 from commonweight.chain.providers import ProviderRegistry
-from commonweight.chain.records import RegisteredModel
+from commonweight.chain.records import NOBODY, RegisteredModel
 from commonweight.chain.registry import ModelRegistry
 from commonweight.chain.reverts import ContractReverted
 from commonweight.chain.router import RevenueRouter
@@ -21,7 +21,7 @@ from commonweight.chain.settlement import EpochSettlement
 from commonweight.chain.shares import ModelShares
 from commonweight.chain.token import Token
 from commonweight.cli.currency import Currency
-from commonweight.errors import ChainError, ConfigError, RpcUnreachable
+from commonweight.errors import ChainError, ConfigError, NotAllowed, RpcUnreachable
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,15 @@ class Place:
     def revenue_token(self) -> Currency:
         """What buyers pay in, and what epochs' bonds are posted in."""
         return read_currency(self.chain, self.model.terms.revenue_token)
+
+    def revenue_balance_of(self, account: str) -> int:
+        """What `account` has of the revenue token."""
+        return Token(self.chain, self.model.terms.revenue_token).balance_of(account)
+
+    def check_payee(self, account: str) -> None:
+        """Raises NotAllowed for an account out of which nobody could get revenue again."""
+        if account in (NOBODY, self.model.router, self.model.shares, self.model.settlement):
+            raise NotAllowed(f"{account} can't be paid, nobody could get it out again: give another account with --to")
 
     @cached_property
     def stake_token(self) -> Currency:

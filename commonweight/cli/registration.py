@@ -19,6 +19,7 @@ from commonweight.chain.registry import ModelRegistry
 from commonweight.cli.currency import SHARES, Currency
 from commonweight.cli.place import parse_address, read_currency, read_regular
 from commonweight.errors import ConfigError, NotAllowed, SpecError
+from commonweight.rules.emission import MIN_SUPPLY
 from commonweight.rules.spec import MAX_FAULTS, MAX_SPEC_BYTES, ModelSpec, Record, build_spec
 
 Account = Annotated[str, AfterValidator(parse_address)]
@@ -85,7 +86,7 @@ def to_terms(
     """The terms with all amounts in base units, and the tokens that revenue and stakes are in.
 
     Raises NotAllowed where the registry takes no revenue in that token, or the seats would be in another registry's,
-    SpecError for an amount that can't be.
+    SpecError for an amount that can't be, or too few shares.
     """
     if not registry.is_allowed_token(given.revenue_token):
         raise NotAllowed(
@@ -140,4 +141,11 @@ def to_terms(
         seat_stake=units("seat_stake", stake),
         seat_cooldown_s=given.seat_cooldown_s,
     )
+    least = terms.genesis_designer + terms.genesis_data + terms.initial_emission * terms.halving_epochs
+    if least < MIN_SUPPLY:
+        raise SpecError(
+            f"Genesis and the first {terms.halving_epochs} epochs can mint {SHARES.show(least)}; a model takes revenue "
+            f"from {SHARES.show(MIN_SUPPLY)} on, and has to reach that by then. Raise economics.initial_emission, "
+            "economics.halving_epochs or registration.genesis_designer."
+        )
     return terms, revenue, stake

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from commonweight.cli.money import Plan, Purse, Step
+from commonweight.cli.money import Done, Plan, Purse, Step
 from commonweight.cli.options import (
     DirOption,
     DryRunOption,
@@ -13,20 +13,17 @@ from commonweight.cli.options import (
     KeyOption,
     ModelOption,
     PasswordFileOption,
+    PayeeArgument,
     RegistryOption,
     RpcOption,
     StatementsOption,
     YesOption,
 )
 from commonweight.cli.output import format_amount, format_duration, print_fields, print_json, print_table
-from commonweight.errors import NotAllowed, StatementUnavailable
+from commonweight.errors import NotAllowed
 
 if TYPE_CHECKING:  # web3 takes a second to import
     from commonweight.cli.place import Place
-    from commonweight.cli.statements import Published
-
-MIN_SUPPLY = 10**18
-"""Base units of shares below which ModelShares takes no revenue."""
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -67,12 +64,13 @@ def show(
     from commonweight.cli.place import find_place, parse_address
     from commonweight.cli.revenue_facts import income_of, read_revenue
     from commonweight.cli.revenue_view import cell, income_fields, sum_line, to_json, totals
+    from commonweight.cli.statements import last_statement
 
     only = parse_address(account) if account is not None else None
     live = find_place(rpc, registry, model, dir, statements)
     block = live.chain.block_number()
     place = live.at(block)
-    published, note = _published(place)
+    _, published, note = last_statement(place)
     found = read_revenue(place)
     accounts = [only] if only is not None else known_accounts(place, published)
     incomes = [income_of(place, each, published) for each in accounts]
@@ -105,12 +103,7 @@ def show(
 
 @app.command("withdraw")
 def withdraw(
-    account: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="ADDRESS", help="The account to be paid; that of --key if not given.", show_default=False
-        ),
-    ] = None,
+    account: PayeeArgument = None,
     key: KeyOption = None,
     password_file: PasswordFileOption = None,
     dry_run: DryRunOption = False,
@@ -125,52 +118,54 @@ def withdraw(
     """Pay an account the revenue that it is owed.
 
     Two kinds, a transaction each: what the shares that it holds have earned, and what it earned by serving, which is
-    proved from the last final epoch's public statement. Anyone may send them and pay for their gas, only the account
-    is paid. Prints what will be paid and what it costs, asks, sends, and prints the account's new balance. Where
-    nothing is owed, it says why and exits 0. A dry run needs no key.
+    proved from the last final epoch's public statement (made once more where a later one becomes final meanwhile).
+    Anyone may send them and pay for their gas, only the account is paid. Prints what will be paid and what it costs,
+    asks, sends, and prints the account's new balance. Where nothing is owed, it says why and exits 0. A dry run needs
+    no key.
 
     \b
     Examples:
       commonweight revenue withdraw --key owner.json --dir runs/first
       commonweight revenue withdraw 0x7099… --dry-run --dir runs/first
     """
-    from commonweight.chain.token import Token
     from commonweight.cli.place import find_place
-    from commonweight.cli.revenue_facts import income_of
-    from commonweight.cli.revenue_view import why_nothing
+    from commonweight.cli.statements import against_last_root
 
     purse = Purse(key, password_file, dry_run, yes, as_json)
     payee = purse.account_or(account)
     place = find_place(rpc, registry, model, dir, statements)
-    published, note = _published(place)
+    against_last_root(lambda: _withdraw(purse, place, payee))
+
+
+def _withdraw(purse: Purse, place: "Place", payee: str) -> None:
+    from commonweight.cli.revenue_facts import income_of
+    from commonweight.cli.revenue_view import why_nothing
+    from commonweight.cli.statements import last_statement
+
+    _, published, note = last_statement(place)
     if note:
         typer.echo(f"Note: what it earned by serving can't be proved now. {note}", err=True)
     income, token = income_of(place, payee, published), place.revenue_token
     serving = income.payable - income.owed
     steps = []
-    if income.owed:
-        action = place.shares.action("withdrawRevenueFor", payee)
-        steps.append(Step(f"pay {token.show(income.owed)} that its shares earned", action))
+    # First what a later epoch can undo: then nothing has been sent that would be left out when it is made once more.
     if serving and published is not None and (claim := published.claim_of(payee)) is not None:
         what = f"pay {token.show(serving)} that it earned by serving"
         steps.append(Step(what, place.router.pay_operator_action(claim)))
+    if income.owed:
+        action = place.shares.action("withdrawRevenueFor", payee)
+        steps.append(Step(f"pay {token.show(income.owed)} that its shares earned", action))
     facts = {"account": payee, "shares_revenue": str(income.owed), "serving_revenue": str(serving)}
     if not steps:
         purse.nothing(facts, f"Nothing to withdraw for {payee}: {why_nothing(place, income)}.")
         return
-    tokens = Token(place.chain, token.address)
     shown: dict[str, object] = {
         "account": payee,
         "by its shares": token.show(income.owed),
         "by serving": token.show(serving),
-        "has now": token.show(tokens.balance_of(payee)),
+        "has now": token.show(place.revenue_balance_of(payee)),
     }
-
-    def done(_: Sequence[object]) -> tuple[str, dict[str, str]]:
-        balance = tokens.balance_of(payee)
-        return f"{payee} now has {token.show(balance)}.", {"balance": str(balance)}
-
-    purse.carry_out(place.chain, Plan(facts, shown, steps, done), payer=payee)
+    purse.carry_out(place.chain, Plan(facts, shown, steps, _balance(place, payee)), payer=payee)
 
 
 @app.command("sweep")
@@ -196,6 +191,7 @@ def sweep(
       commonweight revenue sweep --key owner.json --dir runs/first
     """
     from commonweight.cli.place import find_place
+    from commonweight.rules.emission import MIN_SUPPLY
 
     purse = Purse(key, password_file, dry_run, yes, as_json)
     place = find_place(rpc, registry, model, dir)
@@ -265,7 +261,7 @@ def cashier(
         is_one = "is a cashier already" if before else "is no cashier"
         purse.nothing(facts, f"Nothing to change: {gateway} {is_one} of the router {router.address}.")
         return
-    _need_key_of(purse, coordinator, "coordinator")
+    purse.check_key_of(coordinator, "coordinator")
     shown: dict[str, object] = {
         "router": router.address,
         "account": gateway,
@@ -314,8 +310,6 @@ def treasury(
       commonweight revenue treasury --key treasury.json --dir runs/first
       commonweight revenue treasury --to 0x90F7… --key treasury.json --dir runs/first
     """
-    from commonweight.chain.records import NOBODY
-    from commonweight.chain.token import Token
     from commonweight.cli.place import find_place, parse_address
 
     purse = Purse(key, password_file, dry_run, yes, as_json)
@@ -328,39 +322,21 @@ def treasury(
         waiting = token.show(place.router.unswept())
         purse.nothing(facts, f"Nothing to take: the treasury's pool is empty; {waiting} wait for a sweep.")
         return
-    _need_key_of(purse, holder, "treasury")
-    if payee in (NOBODY, place.model.router, place.model.shares, place.model.settlement):
-        raise NotAllowed(f"{payee} can't be paid, nobody could get it out again: give another account with --to")
-    tokens = Token(place.chain, token.address)
+    purse.check_key_of(holder, "treasury")
+    place.check_payee(payee)
     shown: dict[str, object] = {
         "treasury": holder,
         "in its pool": token.show(pool),
         "is paid to": payee,
-        "which has now": token.show(tokens.balance_of(payee)),
+        "which has now": token.show(place.revenue_balance_of(payee)),
     }
-
-    def done(_: Sequence[object]) -> tuple[str, dict[str, str]]:
-        balance = tokens.balance_of(payee)
-        return f"{payee} now has {token.show(balance)}.", {"balance": str(balance)}
-
     step = Step(f"pay {token.show(pool)} of the treasury to {payee}", place.router.action("payTreasury", payee))
-    purse.carry_out(place.chain, Plan(facts, shown, [step], done), payer=holder)
+    purse.carry_out(place.chain, Plan(facts, shown, [step], _balance(place, payee)), payer=holder)
 
 
-def _need_key_of(purse: Purse, account: str, role: str) -> None:
-    """Raises NotAllowed where a key is given that isn't `account`'s."""
-    if purse.key is not None and purse.account != account:
-        raise NotAllowed(f"{purse.account} is not the model's {role}, {account} is: send this with its key")
+def _balance(place: "Place", payee: str) -> Done:
+    def done(_: Sequence[object]) -> tuple[str, dict[str, str]]:
+        balance = place.revenue_balance_of(payee)
+        return f"{payee} now has {place.revenue_token.show(balance)}.", {"balance": str(balance)}
 
-
-def _published(place: "Place") -> "tuple[Published | None, str]":
-    """The last final epoch's statement; None without a final epoch, and with the reason where it can't be had."""
-    from commonweight.cli.statements import find_statement, last_final_epoch
-
-    epoch = last_final_epoch(place)
-    if epoch is None:
-        return None, ""
-    try:
-        return find_statement(place, epoch), ""
-    except StatementUnavailable as error:
-        return None, str(error)
+    return done

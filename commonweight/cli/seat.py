@@ -129,7 +129,7 @@ def take(
       commonweight seat take 0 --key owner.json --dir runs/first
     """
     from commonweight.cli.place import find_place
-    from commonweight.cli.stakes import check_cap, check_takeable, own_seats, to_release
+    from commonweight.cli.stakes import check_cap, check_takeable, own_seats, release_step, to_release
 
     purse = Purse(key, password_file, dry_run, yes, as_json)
     owner = purse.account
@@ -137,6 +137,11 @@ def take(
     terms, providers, now = place.model.terms, place.providers, place.chain.timestamp()
     facts = {"owner": owner, "stage": stage, "model_id": place.model_id}
     check_takeable(place, stage)
+    if (bound := providers.owner_of(owner)) != owner:
+        raise NotAllowed(
+            f"{owner} is bound to {bound} as a node's key, for good: evidence against it counts against {bound}, so it "
+            f"can't have seats of its own. Take the seat with the key of {bound}, or with one that was never bound"
+        )
     seats = {each.seat.stage: each for each in own_seats(place, owner)}
     here = seats.get(stage)
     if here is not None and here.is_held:
@@ -154,13 +159,7 @@ def take(
                 f"{owner} has {token.show(free)} of free stake; a seat locks {token.show(stake)}. Bond the rest with "
                 "`commonweight bond`"
             )
-        steps = [
-            Step(
-                f"release the seat of stage {each.seat.stage}, whose cool-down is over",
-                providers.action("releaseSeat", each.model_id, owner, each.seat.stage),
-            )
-            for each in released
-        ]
+        steps = [release_step(place, each, "whose cool-down is over") for each in released]
     gas = TAKE_GAS if steps else None
     steps.append(Step(f"take stage {stage}", providers.action("takeSeat", place.model.model_id, stage), gas))
     shown: dict[str, object] = {

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from commonweight.chain.events import SeatTaken
 from commonweight.chain.records import Seat
+from commonweight.cli.money import Step
 from commonweight.cli.output import format_time
 from commonweight.cli.place import Place
 from commonweight.errors import ConfigError, NotAllowed
@@ -60,6 +61,12 @@ def to_release(place: Place, owner: str, seats: list[HeldSeat], now: int, needed
     terms = place.model.terms
     short = len(seats) >= terms.max_stages_per_owner or place.providers.free_stake_of(owner) < terms.seat_stake
     return [each for each in seats if each.is_releasable(now) and (short or each is needed)]
+
+
+def release_step(place: Place, each: HeldSeat, note: str) -> Step:
+    """Frees a seat's stake; `note` says more about it, for people."""
+    action = place.providers.action("releaseSeat", each.model_id, each.owner, each.seat.stage)
+    return Step(f"release the seat of stage {each.seat.stage}, {note}", action)
 
 
 def check_cap(place: Place, seats: list[HeldSeat], now: int) -> None:

@@ -1,6 +1,6 @@
 """What a model is registered with, as people and programs read it."""
 
-from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 from commonweight.chain.records import NOBODY, ModelTerms
@@ -58,7 +58,7 @@ def term_facts(terms: ModelTerms, revenue: Currency, stake: Currency) -> dict[st
         "transfer_policy": None if terms.transfer_policy == NOBODY else terms.transfer_policy,
         "genesis_designer": str(terms.genesis_designer),
         "genesis_data": str(terms.genesis_data),
-        "revenue_token": _token(revenue),
+        "revenue_token": asdict(revenue),
         "operator_bps": terms.operator_bps,
         "treasury_bps": terms.treasury_bps,
         "stream_period_s": terms.stream_period_s,
@@ -68,7 +68,7 @@ def term_facts(terms: ModelTerms, revenue: Currency, stake: Currency) -> dict[st
         "challenger_bond": str(terms.challenger_bond),
         "stages": terms.stages,
         "max_stages_per_owner": terms.max_stages_per_owner,
-        "stake_token": _token(stake),
+        "stake_token": asdict(stake),
         "seat_stake": str(terms.seat_stake),
         "seat_cooldown_s": terms.seat_cooldown_s,
         "whole_model": {
@@ -76,7 +76,3 @@ def term_facts(terms: ModelTerms, revenue: Currency, stake: Currency) -> dict[st
             "owners": least_owners(terms.stages, terms.max_stages_per_owner),
         },
     }
-
-
-def _token(currency: Currency) -> Mapping[str, Any]:
-    return {"address": currency.address, "symbol": currency.symbol, "decimals": currency.decimals}

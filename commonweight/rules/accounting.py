@@ -22,7 +22,7 @@ def divide_shares(total: int, weights: Mapping[str, int]) -> dict[str, int]:
 
 
 MAX_ACCUMULATOR = 2**152 - 1
-"""The contract keeps the accumulator in a uint152; with at most 2^96 shares no debt overflows a uint256."""
+"""The contract keeps the accumulator, a uint160, below 2^152: so with at most 2^96 shares no debt reaches 2^256."""
 
 
 @dataclass(frozen=True)

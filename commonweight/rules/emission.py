@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from commonweight.rules.spec import Economics
 
 BPS = 10_000
+MIN_SUPPLY = 10**18
+"""Base units of shares below which a model takes no revenue, and which it must reach in its first halving period."""
 
 
 @dataclass(frozen=True)

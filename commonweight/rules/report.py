@@ -5,6 +5,7 @@ it); everything that is signed or goes into a tree with keccak256.
 """
 
 import struct
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from itertools import pairwise
 
@@ -57,16 +58,21 @@ class Report:
 
 
 def report_receipt(model_id: bytes, generation: int, report: Report) -> Receipt:
-    """What the provider signs about its round.
+    """What the provider signs about its round."""
+    commitments = (report.hops_root, report.gradient_hash, report.state_before, report.state_after)
+    return round_receipt(model_id, generation, report.round, report.stage, commitments)
+
+
+def round_receipt(model_id: bytes, generation: int, round_: int, stage: int, commitments: Iterable[bytes]) -> Receipt:
+    """The receipt of one stage's round. `commitments`: hops root, gradient hash, state before, state after.
 
     The unit is one attempt at one round: after a fault the round is trained again in a new generation, by right with
     other bits where another kind of machine has taken a seat. The output is all that the report says.
     """
-    commitments = (report.hops_root, report.gradient_hash, report.state_before, report.state_after)
     return Receipt(
         model_id,
-        report.stage,
-        unit=keccak(b"".join(map(word, (generation, report.round, report.stage)))),
+        stage,
+        unit=keccak(b"".join(map(word, (generation, round_, stage)))),
         output=keccak(b"".join(map(word, commitments))),
     )
 

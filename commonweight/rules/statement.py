@@ -282,18 +282,24 @@ def check_statement(spec: ModelSpec, statement: Statement, balances_before: Mapp
             f"Epoch {statement.epoch} divides {pool} among operators, after {divided} before it, for "
             f"{len(statement.served)} lines of served tokens."
         )
-    again = make_statement(
-        spec,
-        chain_id=statement.chain_id,
-        settlement=statement.settlement,
-        model_id=bytes.fromhex(statement.model_id[2:]),
-        epoch=statement.epoch,
-        rounds=statement.rounds,
-        served=statement.served,
-        operator_earned=pool,
-        balances_before=balances_before,
-        accumulator_before=accumulator,
-    )
+    try:
+        again = make_statement(
+            spec,
+            chain_id=statement.chain_id,
+            settlement=statement.settlement,
+            model_id=bytes.fromhex(statement.model_id[2:]),
+            epoch=statement.epoch,
+            rounds=statement.rounds,
+            served=statement.served,
+            operator_earned=pool,
+            balances_before=balances_before,
+            accumulator_before=accumulator,
+        )
+    except ValueError as error:
+        raise StatementMismatch(
+            f"Epoch {statement.epoch} can't follow the balances before it, which no contract holds: "
+            f"{' '.join(str(error).split()):.200}"
+        ) from error
     for stated, recomputed in zip(statement.accounts, again.accounts, strict=False):
         if stated != recomputed:
             raise StatementMismatch(

@@ -4,14 +4,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
-from eth_hash.auto import keccak
 from pydantic import Field
 
 from commonweight.errors import MalformedMessage, StatementMismatch
 from commonweight.identity import recover_address
 from commonweight.rules.accounting import Balance
-from commonweight.rules.merkle import word
 from commonweight.rules.receipt import Domain, Receipt
+from commonweight.rules.report import round_receipt
 from commonweight.rules.spec import ModelSpec, Record
 from commonweight.rules.statement import CreditedReport, Number, Statement, check_statement, to_hex
 
@@ -89,14 +88,10 @@ def check_epoch(
 
 
 def credited_receipt(model_id: bytes, round_: int, line: CreditedReport) -> Receipt:
-    """What the provider of a credited line has signed; see rules.report.report_receipt."""
+    """What the provider of a credited line has signed."""
     commitments = (line.hops_root, line.gradient_hash, line.state_before, line.state_after)
-    return Receipt(
-        model_id,
-        line.stage,
-        unit=keccak(b"".join(map(word, (line.generation, round_, line.stage)))),
-        output=keccak(b"".join(bytes.fromhex(text[2:]) for text in commitments)),
-    )
+    hashes = (bytes.fromhex(text[2:]) for text in commitments)
+    return round_receipt(model_id, line.generation, round_, line.stage, hashes)
 
 
 def _check_signatures(statement: Statement) -> None:

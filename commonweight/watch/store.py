@@ -6,9 +6,7 @@ The hash on the chain proves the text, whoever serves it: a coordinator that wit
 can't make it disappear.
 """
 
-import os
 import re
-import secrets
 from pathlib import Path
 
 from eth_hash.auto import keccak
@@ -18,6 +16,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from commonweight.disk import replace_file
 from commonweight.errors import StateError
 
 _NAME = re.compile("(?:0x)?([0-9a-f]{64})\\.json")
@@ -45,14 +44,8 @@ class StatementStore:
         """Keep a statement's canonical text; returns its hash. Appears whole or not at all. Raises StateError."""
         statement_hash = keccak(text)
         if self.get(statement_hash) is None:
-            scratch = self.folder / f".{secrets.token_hex(8)}.tmp"
             try:
-                self.folder.mkdir(parents=True, exist_ok=True)
-                with scratch.open("wb") as file:
-                    file.write(text)
-                    file.flush()
-                    os.fsync(file.fileno())
-                scratch.replace(self.path_of(statement_hash))
+                replace_file(self.path_of(statement_hash), text)
             except OSError as error:
                 raise StateError(f"The statement can't be kept in {self.folder}: {error.strerror}.") from error
         return statement_hash

@@ -8,12 +8,14 @@ import asyncio
 import base64
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from eth_hash.auto import keccak
 
 from commonweight.chain.events import PayoutSet
 from commonweight.chain.providers import ProviderRegistry
-from commonweight.chain.records import EpochRecord, PendingEpoch, RegisteredModel
+from commonweight.chain.records import EpochRecord, RegisteredModel
+from commonweight.chain.registry import ModelRegistry
 from commonweight.chain.router import RevenueRouter
 from commonweight.chain.rpc import Chain
 from commonweight.chain.sender import Sender
@@ -24,7 +26,7 @@ from commonweight.events import emit
 from commonweight.rules.accounting import Balance
 from commonweight.rules.canonical import canonical_json
 from commonweight.rules.spec import ModelSpec
-from commonweight.rules.statement import parse_statement, to_hex
+from commonweight.rules.statement import Statement, parse_statement, to_hex
 from commonweight.watch.fetch import fetch_statement, mirror_uris
 from commonweight.watch.judge import Own, Proposal, check_epoch
 from commonweight.watch.store import StatementStore
@@ -34,6 +36,17 @@ MIN_POLL_S = 0.25
 POLLS_PER_WINDOW = 8
 RESERVE = 0.25
 """Of the window, kept for the challenge when the statement doesn't come."""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What is wrong with a pending epoch."""
+
+    code: str
+    message: str
+    """Told here."""
+    public: str
+    """Goes into the evidence: without what this machine saw elsewhere."""
 
 
 @dataclass
@@ -52,18 +65,13 @@ class Watcher:
     own: Callable[[int], Own] | None = None
     """What the node knows of an epoch, where this is a node's watcher."""
     _balances: dict[str, Balance] = field(default_factory=dict)
-    _checked: int = 0
-    """Every epoch before this one is final and taken into `_balances`."""
-    _last_root: bytes = b""
-    """Of the last epoch that was taken in."""
-    _judged: set[tuple[int, bytes]] = field(default_factory=set)
-    """Proposals (block and root) about which there is nothing more to do."""
-    _told: set[tuple[int, bytes]] = field(default_factory=set)
-    """Those whose fault was told, whether or not a challenge could be sent."""
-
-    @property
-    def settlement(self) -> EpochSettlement:
-        return EpochSettlement(self.chain, self.model.settlement, self.challenger)
+    """After `_last`."""
+    _last: EpochRecord | None = None
+    """The last final epoch that was taken in."""
+    _verdict: tuple[EpochRecord, Fault | None] | None = None
+    """The pending epoch that was judged last, and what is wrong with it."""
+    _told: EpochRecord | None = None
+    """The last one whose fault was told, whether or not a challenge could be sent."""
 
     @property
     def poll_s(self) -> float:
@@ -77,66 +85,92 @@ class Watcher:
         return frozenset({owner, *(event.payout for event in providers.events(PayoutSet, owner=owner))})
 
     async def run(self) -> None:
-        """Watch until cancelled. Outlasts a chain that doesn't answer."""
+        """Watch until cancelled. Outlasts a chain that doesn't answer, and a disk that is full."""
         while True:
             try:
                 await asyncio.to_thread(self.step)
-            except ChainError as error:
+            except CommonweightError as error:
                 emit("watch.failed", code=error.code, message=error.args[0], retry_s=self.poll_s)
             await asyncio.sleep(self.poll_s)  # JSON-RPC over HTTP has nothing to wait on
 
     def step(self) -> None:
-        """Catch up with the final epochs, then judge the pending one. Raises ChainError where that can't be done."""
-        if self._checked:
-            last = self.settlement.epoch(self._checked - 1)
-            if last is None or last.root != self._last_root:  # the chain was reorganised: begin anew
-                self._checked, self._balances = 0, {}
-        while self._checked < self.settlement.next_epoch():
-            self._take_final(self._checked)
-        pending = self.settlement.pending()
-        if pending is None or pending.challenger is not None:
+        """Catch up with the final epochs, then judge the pending one. Raises ChainError where that can't be done.
+
+        All is read as it stood after one block. An endpoint that lags behind itself then refuses to answer; with an
+        older number of one contract beside a newer one of another, an honest epoch would look wrong.
+        """
+        settlement = self._settlement.at(self.chain.block_number())
+        if self._last is not None and settlement.epoch(self._last.epoch) != self._last:
+            self._last, self._balances, self._verdict = None, {}, None  # the chain was reorganised: begin anew
+        while (epoch := self._next_epoch) < settlement.next_epoch():
+            self._take_final(settlement, epoch)
+        pending = settlement.pending()
+        if pending is None or pending.epoch != epoch:
             return
-        record = self.settlement.epoch(pending.epoch)
-        if record is None or record.root != pending.root or record.finalized:
-            return  # it was decided between the two looks
-        proposal = (record.block_number, record.root)
-        if proposal in self._judged:
+        record, is_challenged = settlement.epoch(epoch), pending.challenger is not None
+        if record is None or record.finalized:
+            return  # reorganised between the two looks
+        if is_challenged and record == self._told:
             return
         try:
-            self._judge(record)
+            fault = self._judge(settlement, record)
         except StatementUnavailable as error:
-            if self.chain.timestamp() < pending.finalizable_at - RESERVE * self.model.terms.window_s:
+            if self.chain.timestamp() < record.finalizable_at - RESERVE * self.model.terms.window_s:
                 return  # it may still come
-            self._dispute(pending, proposal, error, "Its statement can't be had.")
-        except (StatementMismatch, MalformedMessage) as error:
-            self._dispute(pending, proposal, error, error.args[0])
-        else:
-            self._judged.add(proposal)
+            fault = Fault(error.code, error.args[0], "Its statement can't be had.")
+        if fault is not None:
+            self._dispute(record, fault, is_challenged)
 
-    def _take_final(self, epoch: int) -> None:
-        record = self.settlement.epoch(epoch)
+    @cached_property
+    def _settlement(self) -> EpochSettlement:
+        registry = ModelRegistry(self.chain, RevenueRouter(self.chain, self.model.router).terms().registry)
+        first_block = registry.registration_block(self.model.model_id)
+        return EpochSettlement(self.chain, self.model.settlement, first_block=first_block)
+
+    @property
+    def _next_epoch(self) -> int:
+        """Every epoch before it is in `_balances`."""
+        return 0 if self._last is None else self._last.epoch + 1
+
+    def _take_final(self, settlement: EpochSettlement, epoch: int) -> None:
+        record = settlement.epoch(epoch)
         if record is None or not record.finalized:
             raise ChainError(
                 f"Epoch {epoch} was final and isn't any more: the chain has been reorganised. Looking again."
             )
+        text = self._fetch(record)
         try:
-            self._balances = self._judge(record)
-        except MalformedMessage as error:
+            statement = parse_statement(text, record.statement_hash)
+        except (StatementMismatch, MalformedMessage) as error:
             raise StatementUnavailable(
                 f"What the chain names as the statement of epoch {epoch}, which is final, is none: {error.args[0]} "
                 "Nothing that follows it can be recomputed."
             ) from error
+        try:
+            self._check(settlement, record, statement)
         except StatementMismatch as error:
             # Too late to challenge. What it says is what the chain pays by, so what follows is measured against it.
+            self.store.put(text)
             emit("epoch.faulty", epoch=epoch, code=error.code, message=error.args[0])
-            self._balances = parse_statement(self._fetch(record), record.statement_hash).balances()
-        self._checked, self._last_root = epoch + 1, record.root
+        else:
+            self._keep(record, text)
+        self._balances, self._last = statement.balances(), record
 
-    def _judge(self, record: EpochRecord) -> dict[str, Balance]:
-        """The balances after a faultless epoch. Raises StatementMismatch, MalformedMessage, StatementUnavailable."""
-        text = self._fetch(record)
-        statement = parse_statement(text, record.statement_hash)
-        previous = self.settlement.epoch(record.epoch - 1) if record.epoch else None
+    def _judge(self, settlement: EpochSettlement, record: EpochRecord) -> Fault | None:
+        """What is wrong with the pending epoch; looked for once. Raises StatementUnavailable."""
+        if self._verdict is None or self._verdict[0] != record:
+            text, fault = self._fetch(record), None
+            try:
+                self._check(settlement, record, parse_statement(text, record.statement_hash))
+            except (StatementMismatch, MalformedMessage) as error:
+                fault = Fault(error.code, error.args[0], error.args[0])
+            else:
+                self._keep(record, text)
+            self._verdict = record, fault
+        return self._verdict[1]
+
+    def _check(self, settlement: EpochSettlement, record: EpochRecord, statement: Statement) -> None:
+        """Raises StatementMismatch where the epoch after `_last` isn't faultless."""
         proposal = Proposal(
             chain_id=self.chain.chain_id,
             settlement=self.model.settlement,
@@ -144,13 +178,14 @@ class Watcher:
             epoch=record.epoch,
             root=record.root,
             minted=record.minted,
-            accumulator_before=previous.accumulator if previous else 0,
-            operator_earned=RevenueRouter(self.chain, self.model.router).operator_earned(),
+            accumulator_before=0 if self._last is None else self._last.accumulator,
+            operator_earned=RevenueRouter(settlement.chain, self.model.router).operator_earned(),
         )
         check_epoch(self.spec, statement, self._balances, proposal, self.own(record.epoch) if self.own else None)
+
+    def _keep(self, record: EpochRecord, text: bytes) -> None:
         self.store.put(text)
         emit("epoch.checked", epoch=record.epoch, root=to_hex(record.root), final=record.finalized)
-        return statement.balances()
 
     def _fetch(self, record: EpochRecord) -> bytes:
         if (kept := self.store.get(record.statement_hash)) is not None:
@@ -160,40 +195,33 @@ class Watcher:
         uris = [*proposed, *mirror_uris(self.mirrors, record.statement_hash)]
         return fetch_statement(uris, record.statement_hash)
 
-    def _dispute(
-        self, pending: PendingEpoch, proposal: tuple[int, bytes], fault: CommonweightError, public: str
-    ) -> None:
-        """Tell the fault here, and challenge with `public` as evidence: what this machine saw elsewhere stays here."""
-        if proposal not in self._told:
-            self._told.add(proposal)
-            emit(
-                "epoch.disputed",
-                epoch=pending.epoch,
-                root=to_hex(pending.root),
-                code=fault.code,
-                message=fault.args[0],
-            )
-        if self.challenger is None:
+    def _dispute(self, record: EpochRecord, fault: Fault, is_challenged: bool) -> None:
+        """Tell the fault. Challenge the epoch, unless somebody has already, while that can be done."""
+        if record != self._told:
+            self._told = record
+            emit("epoch.disputed", epoch=record.epoch, root=to_hex(record.root), code=fault.code, message=fault.message)
+        if is_challenged or self.challenger is None or self.chain.timestamp() >= record.finalizable_at:
             return
         terms = self.model.terms
         evidence = canonical_json(
             {
                 "format": "commonweight.evidence/1",
-                "epoch": pending.epoch,
-                "root": to_hex(pending.root),
+                "epoch": record.epoch,
+                "root": to_hex(record.root),
                 "code": fault.code,
-                "fault": public[:2000],
+                "fault": fault.public[:2000],
             }
         )
         uri = "data:application/json;base64," + base64.b64encode(evidence).decode()
         token = Token(self.chain, terms.revenue_token, self.challenger)
         if token.allowance(self.challenger.address, self.model.settlement) < terms.challenger_bond:
             token.approve(self.model.settlement, terms.challenger_bond)
-        receipt = self.settlement.challenge_epoch(pending.epoch, pending.root, keccak(evidence), uri)
+        contract = EpochSettlement(self.chain, self.model.settlement, self.challenger)
+        receipt = contract.challenge_epoch(record.epoch, record.root, keccak(evidence), uri)
         emit(
             "epoch.challenged",
-            epoch=pending.epoch,
-            root=to_hex(pending.root),
+            epoch=record.epoch,
+            root=to_hex(record.root),
             bond=str(terms.challenger_bond),
             evidence_hash=to_hex(keccak(evidence)),
             transaction=receipt.transaction,

@@ -75,11 +75,8 @@ contract Arbiter is IArbiter {
         Call storage call = _open(callId);
         uint256 executableAt = call.executableAt;
         if (executableAt == 0) revert ArbiterNotQueued(callId);
-        // Validators can shift the time by seconds, against delays of hours to days.
-        // forge-lint: disable-start(block-timestamp)
+        // forge-lint: disable-next-line(block-timestamp)
         if (block.timestamp < executableAt) revert ArbiterTooEarly(executableAt);
-        if (block.timestamp >= executableAt + GRACE) revert ArbiterLapsed(executableAt + GRACE);
-        // forge-lint: disable-end(block-timestamp)
         call.executed = true;
         emit CallExecuted(callId);
         call.target.functionCall(call.data);
@@ -117,6 +114,10 @@ contract Arbiter is IArbiter {
             _termOf[callId] = _term;
             (call.confirmations, call.executableAt) = (0, 0);
         }
+        uint256 lapsesAt = call.executableAt + GRACE;
+        // Validators can shift the time by seconds, against delays of hours to days.
+        // forge-lint: disable-next-line(block-timestamp)
+        if (call.executableAt != 0 && block.timestamp >= lapsesAt) revert ArbiterLapsed(lapsesAt);
     }
 
     function _setMembers(address[] memory members_, uint256 threshold_) private {

@@ -142,14 +142,14 @@ contract EpochSettlement is IEpochSettlement, ReentrancyGuardTransient {
     }
 
     /// @inheritdoc IEpochSettlement
-    function resolveEpoch(uint32 e, bytes32 root, bool uphold) external {
+    function resolveEpoch(uint32 e, bytes32 root, uint256 resolvableUntil, bool uphold) external {
         Terms memory t = terms();
         if (msg.sender != t.arbiter) revert EpochSettlementNotArbiter(msg.sender);
         Progress memory progress = _challengedAt(e);
         bytes32 pendingRoot = _commitments[e];
         if (root != pendingRoot) revert EpochSettlementWrongRoot(pendingRoot, root);
         // forge-lint: disable-next-line(block-timestamp)
-        if (block.timestamp >= progress.resolvableUntil) {
+        if (block.timestamp >= resolvableUntil || resolvableUntil != progress.resolvableUntil) {
             revert EpochSettlementArbitrationOver(progress.resolvableUntil);
         }
         if (uphold) {
@@ -158,7 +158,7 @@ contract EpochSettlement is IEpochSettlement, ReentrancyGuardTransient {
             emit EpochUpheld(e, root);
         } else {
             _bonds[_proposer] -= t.proposerBond;
-            _bonds[_challenger] += uint256(t.proposerBond) + t.challengerBond;
+            _bonds[_challenger] += uint256(t.proposerBond / 2) + t.challengerBond;
             _reject(e, true);
         }
     }
@@ -218,10 +218,9 @@ contract EpochSettlement is IEpochSettlement, ReentrancyGuardTransient {
     }
 
     /// @inheritdoc IEpochSettlement
-    function claimMany(Claim[] calldata claims, FinalEpoch[] calldata epochs) external {
-        if (claims.length != epochs.length) revert EpochSettlementLengthMismatch(claims.length, epochs.length);
+    function claimMany(Claim[] calldata claims, FinalEpoch calldata epoch) external {
         for (uint256 i = 0; i < claims.length; i++) {
-            _claim(claims[i], epochs[i]);
+            _claim(claims[i], epoch);
         }
     }
 
@@ -294,6 +293,7 @@ contract EpochSettlement is IEpochSettlement, ReentrancyGuardTransient {
 
     function _verify(Claim calldata c, FinalEpoch calldata epoch) private view {
         _checkFinal(c.epoch, epoch);
+        if (c.epoch + 1 != _progress.nextEpoch) revert EpochSettlementRootReplaced(c.epoch);
         bytes32 leaf_ = leaf(c.account, c.cumulativeShares, c.epochShares, c.debtBefore, c.operatorRevenue);
         if (!MerkleProof.verifyCalldata(c.proof, epoch.root, leaf_)) revert EpochSettlementInvalidProof(leaf_);
     }

@@ -162,13 +162,15 @@ contract ModelRegistry is IModelRegistry {
         if (p.maxSupply > MAX_SUPPLY) revert ModelRegistryCapTooLarge(p.maxSupply, MAX_SUPPLY);
         // A supply that can't reach the least one that revenue needs would be a model that can never pay.
         uint256 minimum = ModelShares(sharesImplementation).MIN_SUPPLY();
-        if (p.maxSupply < minimum) revert ModelRegistryCapTooSmall(p.maxSupply, minimum);
         (uint256 initial, uint32 halvingEpochs) = (p.emission.initial, p.emission.halvingEpochs);
         if (initial == 0 || halvingEpochs == 0) revert ModelRegistryBadEmission(initial, halvingEpochs);
         uint256 bound = Math.saturatingAdd(
             EmissionSchedule.supplyBound(initial, halvingEpochs), Math.saturatingAdd(p.genesisDesigner, p.genesisData)
         );
         if (bound > p.maxSupply) revert ModelRegistryEmissionExceedsCap(bound, p.maxSupply);
+        // At most `bound`.
+        uint256 least = p.genesisDesigner + p.genesisData + initial * halvingEpochs;
+        if (least < minimum) revert ModelRegistryCapTooSmall(least, minimum);
     }
 
     function _requireAccount(string memory param, address account) private pure {

@@ -127,6 +127,8 @@ contract ProviderRegistry is IProviderRegistry, EIP712, ReentrancyGuardTransient
         if (terms.providers != address(this)) revert ProviderRegistryForeignModel(modelId, terms.providers);
         if (terms.retired) revert ProviderRegistryModelRetired(modelId);
         if (stage >= terms.stages) revert ProviderRegistryUnknownStage(stage, terms.stages);
+        address boundTo = ownerOf(msg.sender);
+        if (boundTo != msg.sender) revert ProviderRegistrySignerTaken(msg.sender, boundTo);
 
         Seat[] storage seats = _seats[modelId][msg.sender];
         uint256 index = _indexOf(seats, stage);
@@ -302,20 +304,19 @@ contract ProviderRegistry is IProviderRegistry, EIP712, ReentrancyGuardTransient
         if (proposal.status != status) revert ProviderRegistryWrongStatus(slashId, proposal.status);
     }
 
-    /// @dev Slashes, or drops if another proposal was faster.
+    /// @dev Slashes, or drops if another proposal was faster; who contested it was wrong either way.
     function _execute(uint256 slashId, Slash storage proposal, uint32 cooldown) private {
         (bytes32 modelId, address owner, uint16 stage) = (proposal.modelId, proposal.owner, proposal.stage);
         Seat storage seat = _seatOf(modelId, owner, stage);
+        (bytes32 evidenceHash, address reporter) = (proposal.evidenceHash, proposal.reporter);
         if (seat.slashed) {
             _drop(slashId, proposal, false);
-            _returnBonds(proposal);
-            return;
+        } else {
+            proposal.status = SlashStatus.Executed;
+            seat.openSlashes--;
+            _evidence[_evidenceKey(modelId, owner, stage, evidenceHash)] = true;
+            _slash(seat, modelId, owner, cooldown, evidenceHash, reporter);
         }
-        proposal.status = SlashStatus.Executed;
-        seat.openSlashes--;
-        (bytes32 evidenceHash, address reporter) = (proposal.evidenceHash, proposal.reporter);
-        _evidence[_evidenceKey(modelId, owner, stage, evidenceHash)] = true;
-        _slash(seat, modelId, owner, cooldown, evidenceHash, reporter);
         _credit(reporter, address(this), reporterBond);
         if (proposal.contester != address(0)) _divide(reporter, reporterBond);
     }

@@ -392,20 +392,13 @@ contract AttacksTest is Ledger {
     /// numbers of before, fails. A later root doesn't break a proof in flight.
     function test_frontRun_claimPaysTheVictim() public {
         settleFour(0);
-        earn(1_000_000);
-        settleFour(1);
-        IEpochSettlement.Claim memory c = entry(1, providers[2]);
-        IEpochSettlement.Claim memory older = entry(0, providers[2]);
+        (IEpochSettlement.Claim memory c, IEpochSettlement.FinalEpoch memory f) = (entry(0, providers[2]), finalOf(0));
         vm.prank(ANYBODY);
-        settlement.claim(older, finalOf(0));
-        IEpochSettlement.FinalEpoch memory f = finalOf(1);
+        settlement.claim(c, f);
         vm.expectRevert(abi.encodeWithSelector(IEpochSettlement.EpochSettlementStaleClaim.selector, providers[2]));
         settlement.claim(c, f);
-        vm.assertEq(shares.balanceOf(providers[2]), older.cumulativeShares, "the victim's shares");
+        vm.assertEq(shares.balanceOf(providers[2]), c.cumulativeShares, "the victim's shares");
         vm.assertEq(shares.balanceOf(ANYBODY), 0, "front-runner");
-        book(older);
-        claimFor(1, providers[2]);
-        vm.assertEq(shares.balanceOf(providers[2]), c.cumulativeShares, "all of them");
     }
 
     /// @dev EIP-3009 lets anybody send what the payer signed, so the undelivered rest isn't returned then. It costs the
@@ -472,8 +465,8 @@ contract AttacksTest is Ledger {
         vm.assertEq(settlement.bondOf(CHALLENGER), 0, "griefer");
     }
 
-    /// @dev A coordinator that challenges itself, so that nobody else can, gains nothing: the arbiter judges the root.
-    function test_selfChallenge_movesItsOwnBondsOnly() public {
+    /// @dev A coordinator that challenges itself, so that nobody else can, loses half its bond all the same.
+    function test_selfChallenge_losesHalfTheBond() public {
         postBond(COORDINATOR, PROPOSER_BOND);
         uint256 standing = settlement.bondOf(COORDINATOR);
         for (uint32 i = 0; i < 2; i++) {
@@ -483,9 +476,10 @@ contract AttacksTest is Ledger {
             settlement.challengeEpoch(i, keccak256("root"), EVIDENCE, URI);
             resolve(i, i == 0);
             standing += CHALLENGER_BOND;
-            vm.assertEq(settlement.bondOf(COORDINATOR), standing, "bond");
             if (i == 0) finalize(i);
         }
+        uint256 burnt = PROPOSER_BOND - PROPOSER_BOND / 2;
+        vm.assertEq(settlement.bondOf(COORDINATOR), standing - burnt, "bond");
         vm.assertEq(usd.balanceOf(address(settlement)), standing, "held");
     }
 
@@ -506,7 +500,26 @@ contract AttacksTest is Ledger {
         challenge(0);
         vm.expectRevert(reason);
         vm.prank(ARBITER);
-        settlement.resolveEpoch(0, keccak256("wrong"), false);
+        settlement.resolveEpoch(0, keccak256("wrong"), block.timestamp + ARBITRATION, false);
+    }
+
+    /// @dev Nor does a decision that came too late hit the same root, proposed again with other numbers.
+    function test_decision_ofAnExpiredChallengeHitsNoOther() public {
+        bytes32 root = keccak256("root");
+        propose(0, root, 100);
+        challenge(0);
+        uint256 until = settlement.pending().resolvableUntil;
+        vm.warp(until);
+        settlement.expireChallenge(0);
+        propose(0, root, MINTED);
+        challenge(0);
+        vm.expectRevert(
+            abi.encodeWithSelector(
+                IEpochSettlement.EpochSettlementArbitrationOver.selector, block.timestamp + ARBITRATION
+            )
+        );
+        vm.prank(ARBITER);
+        settlement.resolveEpoch(0, root, until, true);
     }
 
     function test_deployment_tokenTrustsOnlyItsOwnSettlement() public {

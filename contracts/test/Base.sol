@@ -142,8 +142,9 @@ abstract contract Base {
 
     function resolve(uint32 e, bool uphold) internal {
         bytes32 root = settlement.commitmentOf(e);
+        uint256 resolvableUntil = settlement.pending().resolvableUntil;
         vm.prank(ARBITER);
-        settlement.resolveEpoch(e, root, uphold);
+        settlement.resolveEpoch(e, root, resolvableUntil, uphold);
     }
 
     /// @dev Finalises epoch `e` now and keeps its numbers.

@@ -323,7 +323,7 @@ contract EpochSettlementTest is Ledger {
         challenge(0);
         vm.expectRevert(reason);
         vm.prank(ARBITER);
-        settlement.resolveEpoch(0, OTHER_ROOT, false);
+        settlement.resolveEpoch(0, OTHER_ROOT, block.timestamp + ARBITRATION, false);
     }
 
     function test_challenge_stopsFinalisation() public {
@@ -389,7 +389,7 @@ contract EpochSettlementTest is Ledger {
         emit IEpochSettlement.EpochRejected(0, ROOT, true);
         resolve(0, false);
         vm.assertEq(settlement.bondOf(COORDINATOR), 0, "proposer");
-        vm.assertEq(settlement.bondOf(CHALLENGER), uint256(PROPOSER_BOND) + CHALLENGER_BOND, "challenger");
+        vm.assertEq(settlement.bondOf(CHALLENGER), PROPOSER_BOND / 2 + CHALLENGER_BOND, "challenger");
         vm.assertEq(shares.totalSupply(), 0, "minted");
         checkNothingPending(0);
         vm.expectRevert(abi.encodeWithSelector(IEpochSettlement.EpochSettlementNotPending.selector, 0));
@@ -404,29 +404,34 @@ contract EpochSettlementTest is Ledger {
         settle(0, OTHER_ROOT, 5);
         vm.assertEq(shares.totalSupply(), 5, "the new root's shares");
         vm.prank(CHALLENGER);
-        settlement.withdrawBond(CHALLENGER, uint256(PROPOSER_BOND) + CHALLENGER_BOND);
+        settlement.withdrawBond(CHALLENGER, PROPOSER_BOND / 2 + CHALLENGER_BOND);
+        vm.assertEq(usd.balanceOf(address(settlement)), PROPOSER_BOND + (PROPOSER_BOND - PROPOSER_BOND / 2), "burnt");
     }
 
     function test_resolve_arbiterOnlyAndOnceAndInTime() public {
         propose(0, ROOT, MINTED);
+        uint256 until = block.timestamp + ARBITRATION;
         bytes memory notChallenged = abi.encodeWithSelector(IEpochSettlement.EpochSettlementNotChallenged.selector, 0);
         vm.expectRevert(notChallenged);
         vm.prank(ARBITER);
-        settlement.resolveEpoch(0, ROOT, true);
+        settlement.resolveEpoch(0, ROOT, until, true);
         challenge(0);
         vm.expectRevert(abi.encodeWithSelector(IEpochSettlement.EpochSettlementNotArbiter.selector, COORDINATOR));
         vm.prank(COORDINATOR);
-        settlement.resolveEpoch(0, ROOT, true);
-        uint256 until = block.timestamp + ARBITRATION;
+        settlement.resolveEpoch(0, ROOT, until, true);
         vm.warp(until);
-        vm.expectRevert(abi.encodeWithSelector(IEpochSettlement.EpochSettlementArbitrationOver.selector, until));
+        bytes memory over = abi.encodeWithSelector(IEpochSettlement.EpochSettlementArbitrationOver.selector, until);
+        vm.expectRevert(over);
         vm.prank(ARBITER);
-        settlement.resolveEpoch(0, ROOT, true);
+        settlement.resolveEpoch(0, ROOT, until, true);
         vm.warp(until - 1);
+        vm.expectRevert(over);
+        vm.prank(ARBITER);
+        settlement.resolveEpoch(0, ROOT, until + 1, true);
         resolve(0, true);
         vm.expectRevert(notChallenged);
         vm.prank(ARBITER);
-        settlement.resolveEpoch(0, ROOT, false);
+        settlement.resolveEpoch(0, ROOT, until, false);
         vm.expectRevert(notChallenged);
         settlement.expireChallenge(0);
     }
@@ -553,13 +558,12 @@ contract EpochSettlementTest is Ledger {
         vm.assertEq(shares.owedScaled(providers[0]), revenueScaled, "revenue");
     }
 
-    function test_claim_coversSeveralEpochsAndOldProofsStayValid() public {
+    function test_claim_coversAllEpochs() public {
         settleShares(0, MINTED, weights2(1, 1));
-        uint256 afterFirst = cumulative[providers[0]];
+        claimFor(0, providers[0]);
+        vm.assertEq(shares.balanceOf(providers[0]), cumulative[providers[0]], "first epoch");
         earn(1_000_000);
         settleShares(1, MINTED, weights2(1, 1));
-        claimFor(0, providers[0]); // against the older root
-        vm.assertEq(shares.balanceOf(providers[0]), afterFirst, "first epoch");
         claimFor(1, providers[0]);
         claimFor(1, providers[1]);
         vm.assertEq(shares.balanceOf(providers[0]), cumulative[providers[0]], "both epochs, two claims");
@@ -584,23 +588,23 @@ contract EpochSettlementTest is Ledger {
 
     function test_claim_notAgainstAnOlderRoot() public {
         settleShares(0, MINTED, weights2(1, 1));
-        uint256 older = cumulative[providers[0]];
         settleShares(1, MINTED, weights2(1, 1));
+        bytes memory replaced = abi.encodeWithSelector(IEpochSettlement.EpochSettlementRootReplaced.selector, 0);
+        IEpochSettlement.Claim memory c = entry(0, providers[0]);
+        expectClaimRevert(replaced, c);
+        IEpochSettlement.FinalEpoch memory f = finalOf(0);
+        vm.expectRevert(replaced);
+        settlement.checkLeaf(c, f);
+        proposeShares(2, MINTED, weights2(1, 1)); // a pending root replaces nothing
         claimFor(1, providers[0]);
-        expectClaimRevert(
-            abi.encodeWithSelector(
-                IEpochSettlement.EpochSettlementNothingToClaim.selector, older, cumulative[providers[0]]
-            ),
-            entry(0, providers[0])
-        );
     }
 
     /// @dev Whoever hands in numbers of its own for what was claimed gets nothing more.
     function testFuzz_claim_bindsWhatWasClaimedBefore(uint256 claimedShares, uint256 claimedDebt, bool first) public {
         settleShares(0, MINTED, weights2(1, 1));
+        if (!first) claimFor(0, providers[0]);
         earn(1_000_003);
         settleShares(1, MINTED, weights2(1, 1));
-        if (!first) claimFor(0, providers[0]);
         IEpochSettlement.Claim memory c = entry(1, providers[0]);
         vm.assume(claimedShares != c.claimedShares || claimedDebt != c.claimedDebt);
         (c.claimedShares, c.claimedDebt) = (claimedShares, claimedDebt);
@@ -688,32 +692,18 @@ contract EpochSettlementTest is Ledger {
         settleShares(0, MINTED, weights2(1, 3));
         IEpochSettlement.Claim[] memory claims = new IEpochSettlement.Claim[](2);
         (claims[0], claims[1]) = (entry(0, providers[0]), entry(0, providers[1]));
-        IEpochSettlement.FinalEpoch[] memory epochs = new IEpochSettlement.FinalEpoch[](2);
-        epochs[0] = finalOf(0);
-        IEpochSettlement.FinalEpoch[] memory fewer = finalsOf(0, 1);
-        vm.expectRevert(abi.encodeWithSelector(IEpochSettlement.EpochSettlementLengthMismatch.selector, 2, 1));
-        settlement.claimMany(claims, fewer);
-        vm.expectRevert(abi.encodeWithSelector(IEpochSettlement.EpochSettlementUnknownEpoch.selector, 0));
-        settlement.claimMany(claims, epochs);
+        IEpochSettlement.FinalEpoch memory f = finalOf(0);
+        claims[1].cumulativeShares++;
+        bytes32 wrong = hashOf(claims[1]);
+        vm.expectRevert(abi.encodeWithSelector(IEpochSettlement.EpochSettlementInvalidProof.selector, wrong));
+        settlement.claimMany(claims, f);
         vm.assertEq(shares.balanceOf(providers[0]), 0, "the first was paid");
-        epochs[1] = finalOf(0);
-        settlement.claimMany(claims, epochs);
+        claims[1].cumulativeShares--;
+        settlement.claimMany(claims, f);
         vm.assertEq(shares.balanceOf(providers[0]), cumulative[providers[0]], "first");
         vm.assertEq(shares.balanceOf(providers[1]), cumulative[providers[1]], "second");
         vm.expectRevert(abi.encodeWithSelector(IEpochSettlement.EpochSettlementStaleClaim.selector, providers[0]));
-        settlement.claimMany(claims, epochs);
-    }
-
-    function test_claimMany_takesOneAccountsEpochsInOrder() public {
-        settleShares(0, MINTED, weights2(1, 1));
-        earn(1_000_003);
-        settleShares(1, MINTED, weights2(1, 1));
-        IEpochSettlement.Claim[] memory claims = new IEpochSettlement.Claim[](2);
-        claims[0] = entry(0, providers[0]);
-        book(claims[0]);
-        claims[1] = entry(1, providers[0]);
-        settlement.claimMany(claims, finalsOf(0, 2));
-        vm.assertEq(shares.balanceOf(providers[0]), cumulative[providers[0]], "both epochs");
+        settlement.claimMany(claims, f);
     }
 
     // ------------------------------------------------------------------ split
@@ -815,21 +805,17 @@ contract EpochSettlementTest is Ledger {
         uint256[4] memory revenue,
         uint256[4] memory waits
     ) public {
-        uint32 last;
         for (uint32 e = 0; e < 4; e++) {
             // A multiple of 2000 leaves an even compute part, so that the twins get the same.
             minted[e] = bound(minted[e], e == 0 ? 2e18 : 0, INITIAL) / 2000 * 2000;
             settleShares(e, minted[e], weights2(1, 1));
             elapse(bound(waits[e], 0, PERIOD) / 2);
-            if (minted[e] > 0) {
-                claimFor(e, providers[0]);
-                last = e;
-            }
+            if (minted[e] > 0) claimFor(e, providers[0]);
             deposit(bound(revenue[e], 1, 1e30));
             elapse(bound(waits[e], 0, 2 * PERIOD));
         }
         uint256 early = shares.owedScaled(providers[0]);
-        claimFor(last, providers[1]);
+        claimFor(3, providers[1]);
         vm.assertEq(shares.balanceOf(providers[0]), shares.balanceOf(providers[1]), "shares");
         vm.assertEq(early, shares.owedScaled(providers[1]), "revenue, scaled");
         elapse(2 * PERIOD);
@@ -846,6 +832,19 @@ contract EpochSettlementTest is Ledger {
 
     function lie(uint32 e, Leaf memory leaf) private view returns (IEpochSettlement.Claim memory) {
         return claimOf(e, leaf, new bytes32[](0));
+    }
+
+    /// @dev What a wrong root promises to accounts that wait ends with the next final root.
+    function test_lie_takesNothingOfLaterEpochs() public {
+        settleLie(0, Leaf(ANYBODY, MINTED, MINTED, 0, 1_000));
+        settleShares(1, MINTED, weights2(1, 1));
+        expectLieRefused(
+            abi.encodeWithSelector(IEpochSettlement.EpochSettlementRootReplaced.selector, 0),
+            0,
+            Leaf(ANYBODY, MINTED, MINTED, 0, 1_000)
+        );
+        claimFor(1, providers[0]);
+        claimFor(1, providers[1]);
     }
 
     function expectLieRefused(bytes memory reason, uint32 e, Leaf memory leaf) private {

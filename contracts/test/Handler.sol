@@ -48,6 +48,8 @@ contract Handler is Ledger {
     uint32 public finalizedEpochs;
     mapping(address account => uint256) public bondOf;
     uint256 public openChallengerBonds;
+    /// @dev Of bonds of proposers who lost.
+    uint256 public burnt;
     uint256 public unswept;
     uint256 public operatorEarned;
     mapping(address account => uint256) private operatorPaid;
@@ -216,7 +218,8 @@ contract Handler is Ledger {
         } else {
             resolve(e, false);
             bondOf[COORDINATOR] -= PROPOSER_BOND;
-            bondOf[challenger] += uint256(PROPOSER_BOND) + CHALLENGER_BOND;
+            bondOf[challenger] += PROPOSER_BOND / 2 + CHALLENGER_BOND;
+            burnt += PROPOSER_BOND - PROPOSER_BOND / 2;
         }
         openChallengerBonds -= CHALLENGER_BOND;
     }
@@ -236,24 +239,19 @@ contract Handler is Ledger {
 
     // ------------------------------------------------------------------ actions: claims
 
-    /// @dev One claim, claims for all, and the split, in turn.
-    function claim(uint256 who, uint256 back) external counted {
+    /// @dev One claim, claims for all, and the split of some epochs, in turn.
+    function claim(uint256 who, uint256 count) external counted {
         uint256 turn = turnOfClaims++ % 3;
-        if (turn == 0) claimOne(who, back);
+        if (turn == 0) claimOne(who);
         else if (turn == 1) claimMany();
-        else claimSplit(back);
+        else claimSplit(count);
     }
 
-    /// @dev Claims for a provider against any epoch that still gives it something, newest first by `back`.
-    function claimOne(uint256 who, uint256 back) private {
+    function claimOne(uint256 who) private {
         address account = providers[who % providers.length];
         if (unclaimed[account] == 0) return;
-        // forge-lint: disable-next-line(unsafe-typecast) -- below finalizedEpochs
-        uint32 e = finalizedEpochs - 1 - uint32(bound(back, 0, finalizedEpochs - 1));
-        if (entry(e, account).cumulativeShares <= claimedOf[account].shares) e = finalizedEpochs - 1;
-        uint256 amount = entry(e, account).cumulativeShares - claimedOf[account].shares;
-        claimFor(e, account);
-        unclaimed[account] -= amount;
+        claimFor(finalizedEpochs - 1, account);
+        unclaimed[account] = 0;
         claims++;
     }
 
@@ -263,13 +261,12 @@ contract Handler is Ledger {
         for (uint256 i = 0; i < providers.length; i++) {
             if (unclaimed[providers[i]] != 0) count++;
         }
+        if (count == 0) return;
         IEpochSettlement.Claim[] memory list = new IEpochSettlement.Claim[](count);
-        IEpochSettlement.FinalEpoch[] memory epochs = new IEpochSettlement.FinalEpoch[](count);
         for (uint256 i = 0; i < providers.length; i++) {
-            if (unclaimed[providers[i]] == 0) continue;
-            (list[--count], epochs[count]) = (entry(finalizedEpochs - 1, providers[i]), finalOf(finalizedEpochs - 1));
+            if (unclaimed[providers[i]] != 0) list[--count] = entry(finalizedEpochs - 1, providers[i]);
         }
-        settlement.claimMany(list, epochs);
+        settlement.claimMany(list, finalOf(finalizedEpochs - 1));
         for (uint256 i = 0; i < list.length; i++) {
             book(list[i]);
             unclaimed[list[i].account] = 0;

@@ -161,9 +161,9 @@ contract InvariantsTest {
         vm.assertEq(settlement.commitmentOf(next), pendingRoot, "a rejected epoch left something");
     }
 
-    /// @dev Standing bonds and the bond of an undecided challenge, and nothing else.
+    /// @dev Standing bonds, the bond of an undecided challenge, what was burnt, and nothing else.
     function bondsAreHeldExactly() private view {
-        uint256 sum = handler.openChallengerBonds();
+        uint256 sum = handler.openChallengerBonds() + handler.burnt();
         for (uint256 i = 0; i < bonded.length; i++) {
             vm.assertEq(settlement.bondOf(bonded[i]), handler.bondOf(bonded[i]), "bond");
             sum += handler.bondOf(bonded[i]);

@@ -356,8 +356,13 @@ contract ModelRegistryTest is Base {
         expectRejected(p, abi.encodeWithSelector(IModelRegistry.ModelRegistryBadEmission.selector, 0, HALVING_EPOCHS));
         (p.emission.initial, p.emission.halvingEpochs) = (1, 0);
         expectRejected(p, abi.encodeWithSelector(IModelRegistry.ModelRegistryBadEmission.selector, 1, 0));
-        (p.maxSupply, p.emission.halvingEpochs) = (1e18 - 1, 1);
-        expectRejected(p, abi.encodeWithSelector(IModelRegistry.ModelRegistryCapTooSmall.selector, 1e18 - 1, 1e18));
+        // Below one whole share the model could never pay, whatever its cap.
+        (p.emission.halvingEpochs, p.emission.initial) = (4, 0.25e18 - 1);
+        expectRejected(p, abi.encodeWithSelector(IModelRegistry.ModelRegistryCapTooSmall.selector, 1e18 - 4, 1e18));
+        (p.genesisDesigner, p.genesisData) = (1, 3);
+        registry.registerModel(p);
+        (p.genesisDesigner, p.genesisData) = (0, 0);
+        p.specHash = keccak256("another");
         (p.maxSupply, p.emission.initial, p.emission.halvingEpochs) = (2 ** 96, 2 ** 63, 2 ** 32 - 1);
         registry.registerModel(p);
     }

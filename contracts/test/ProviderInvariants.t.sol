@@ -111,9 +111,14 @@ contract StakeHandler is StakeBase {
         attempt(REPORTER, abi.encodeCall(providers.slashEquivocation, (a, signatureA, b, signatureB)));
     }
 
+    /// @dev Of an owner that has a seat, or takes one for it.
     function report(uint256 seed, uint256 model, uint16 pick, bytes32 evidence) external counted {
         fund(REPORTER, REPORTER_BOND);
         bytes32 modelId = modelIds[model % 2];
+        if (providers.seatsOf(modelId, account(seed)).length == 0) {
+            bond(account(seed), SEAT_STAKE);
+            attempt(account(seed), abi.encodeCall(providers.takeSeat, (modelId, pick % CAP)));
+        }
         uint16 stage = stageOf(seed, modelId, pick);
         bytes memory data = abi.encodeCall(providers.proposeSlash, (modelId, account(seed), stage, evidence, URI));
         if (attempt(REPORTER, data)) slashes++;

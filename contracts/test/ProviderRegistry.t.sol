@@ -292,6 +292,10 @@ contract ProviderRegistryTest is StakeBase {
         providers.bindSigner(OWNER, consent);
         vm.assertEq(providers.ownerOf(OWNER), ANYBODY, "with nothing left to lose");
         vm.assertEq(providers.freeStakeOf(OWNER), 3 * uint256(SEAT_STAKE), "its stake stays its own");
+        bond(OWNER, SEAT_STAKE);
+        vm.expectRevert(abi.encodeWithSelector(IProviderRegistry.ProviderRegistrySignerTaken.selector, OWNER, ANYBODY));
+        vm.prank(OWNER);
+        providers.takeSeat(MODEL, 0); // evidence against it would miss that
     }
 
     function test_setPayout() public {

@@ -240,8 +240,10 @@ contract RevenueRouterTest is Ledger {
         settleShares(2, MINTED, weights2(1, 1));
         router.payOperator(entry(2, providers[1]), finalOf(2));
         vm.assertEq(usd.balanceOf(providers[1]), 250_000, "both epochs");
-        expectNothingToPay(c, 250_000); // an older leaf
-        claimFor(1, providers[1]); // shares and payment don't depend on each other
+        IEpochSettlement.FinalEpoch memory older = finalOf(1);
+        vm.expectRevert(abi.encodeWithSelector(IEpochSettlement.EpochSettlementRootReplaced.selector, 1));
+        router.payOperator(c, older);
+        claimFor(2, providers[1]); // shares and payment don't depend on each other
         router.payOperator(entry(2, providers[0]), finalOf(2));
         vm.assertEq(router.operatorPool(), 0, "pool at the end");
     }

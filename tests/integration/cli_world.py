@@ -61,6 +61,7 @@ ARBITRATION_S = 3_600
 COOLDOWN_S = WINDOW_S + 2 * ARBITRATION_S
 STREAM_S = 600
 DELAY_S = 30
+COORDINATOR_DELAY_S = 3 * 86_400
 USD = 10**6
 SHARE = 10**18
 SEAT_STAKE = 1_000 * USD
@@ -220,6 +221,14 @@ def challenge(world: World) -> None:
     assert pending is not None
     world.give(STRANGER, CHALLENGER_BOND, world.model.settlement)
     world.settlement_of(STRANGER).challenge_epoch(pending.epoch, pending.root, b"\1" * 32, "https://evidence.example")
+
+
+def change_coordinator(world: World, successor: Key) -> None:
+    """The registrant names `successor`, which accepts as soon as it can."""
+    world.registry.propose_coordinator(world.model.model_id, successor.address)
+    world.later(COORDINATOR_DELAY_S)
+    registry = ModelRegistry(world.chain, world.registry.address, world.sender(successor))
+    registry.accept_coordinator(world.model.model_id)
 
 
 def pay_in(world: World, amount: int) -> None:

@@ -4,7 +4,6 @@ import asyncio
 import threading
 from collections.abc import Mapping
 from concurrent.futures import Future
-from hashlib import sha256
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -24,17 +23,13 @@ from commonweight.http import serving_http
 from commonweight.rules.accounting import Balance
 from commonweight.rules.canonical import canonical_json
 from commonweight.rules.receipt import Domain
-from commonweight.rules.report import NO_TENSOR, Hop, Report, report_receipt
+from commonweight.rules.report import report_receipt
 from commonweight.rules.statement import SealedRound, ServedLine, Statement, credit_report, make_statement, to_hex
 from commonweight.watch.store import StatementStore
 from tests.integration.network import tiny_spec
+from tools.build_vectors import honest_reports, mark
 
 WINDOW_S = 60
-
-
-def text_hash(*parts: Any) -> bytes:
-    """Stands for the hash of something large."""
-    return sha256("/".join(map(str, parts)).encode()).digest()
 
 
 class Server:
@@ -117,8 +112,8 @@ class Epochs:
         rounds = []
         for number in range(epoch * per_epoch, (epoch + 1) * per_epoch):
             lines = []
-            for stage in range(self.spec.stages):
-                report = self.report(number, stage)
+            reports = honest_reports(self.spec.stages, self.spec.training.microbatches_per_round, number)
+            for stage, report in enumerate(reports):
                 key = self.accounts[signer if signer and stage == 0 else f"node-{stage}"].key
                 signature = key.sign_digest(report_receipt(self.model.model_id, 1, report).digest(domain))
                 account = self.address((paid or {}).get(stage, f"node-{stage}"))
@@ -142,28 +137,6 @@ class Epochs:
             accumulator_before=previous.accumulator if previous else 0,
         )
 
-    def report(self, number: int, stage: int) -> Report:
-        """A round's report that no neighbour contradicts."""
-        hops = tuple(
-            Hop(
-                tokens=text_hash("tokens", number, j),
-                activation_in=NO_TENSOR if stage == 0 else text_hash("activation", number, j),
-                activation_out=NO_TENSOR if stage == 1 else text_hash("activation", number, j),
-                gradient_in=NO_TENSOR if stage == 1 else text_hash("gradient", number, j),
-                gradient_out=NO_TENSOR if stage == 0 else text_hash("gradient", number, j),
-                loss=0.0 if stage == 0 else 2.0,
-            )
-            for j in range(self.spec.training.microbatches_per_round)
-        )
-        return Report(
-            number,
-            stage,
-            hops,
-            text_hash("sum", number, stage),
-            text_hash("state", number, stage),
-            text_hash("state", number + 1, stage),
-        )
-
     def propose(self, statement: Statement, *, publish: bool = True, uri: str | None = None) -> None:
         """By the coordinator's key, with the text in the published folder."""
         text = canonical_json(statement.model_dump())
@@ -183,9 +156,11 @@ class Epochs:
 
     def decide(self, epoch: int, root: bytes, uphold: bool) -> None:
         """By two of the three arbiters."""
-        action = self.settlement.action("resolveEpoch", epoch, root, uphold)
+        pending = self.settlement.pending()
+        assert pending is not None
+        action = self.settlement.action("resolveEpoch", epoch, root, pending.resolvable_until, uphold)
         data = bytes.fromhex(str(action.data).removeprefix("0x"))
-        salt = text_hash("salt", epoch, root)
+        salt = mark("salt", epoch, root)
         arbiters = [Arbiter(self.chain, self.deployment.arbiter, self.sender(f"arbiter-{i}")) for i in range(2)]
         arbiters[0].propose(self.model.settlement, data, salt)
         call = arbiters[0].call_id_of(self.model.settlement, data, salt)

@@ -1,7 +1,6 @@
 """Nodes without torch: they speak the Control protocol from the test's process, and say what the test wants."""
 
 import asyncio
-import hashlib
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
@@ -10,39 +9,22 @@ import grpc
 
 from commonweight.identity import NodeIdentity
 from commonweight.rules.receipt import Domain
-from commonweight.rules.report import NO_TENSOR, Hop, Report, report_receipt
+from commonweight.rules.report import Report, report_receipt
 from commonweight.wire import PROTOCOL_VERSION
 from commonweight.wire.channel import join_address, open_channel
 from commonweight.wire.generated import control_pb2 as pb
 from commonweight.wire.generated import control_pb2_grpc
 from commonweight.wire.messages import report_to_proto, split_peer
 from commonweight.wire.tls import fetch_certificate, make_certificate
+from tools.build_vectors import honest_reports
 
 DEADLINE_S = 30.0
 HEARTBEAT_S = 1.0
 
 
-def mark(*parts: object) -> bytes:
-    """32 bytes that stand for what the parts name."""
-    return hashlib.sha256(repr(parts).encode()).digest()
-
-
 def honest_report(round_: int, stage: int, stages: int, microbatches: int) -> Report:
     """What a stage reports in a world where tensors are called by their names."""
-    first, last = stage == 0, stage == stages - 1
-    hops = tuple(
-        Hop(
-            tokens=mark("tokens", round_, number),
-            activation_in=NO_TENSOR if first else mark("activation", round_, number, stage),
-            activation_out=NO_TENSOR if last else mark("activation", round_, number, stage + 1),
-            gradient_in=NO_TENSOR if last else mark("gradient", round_, number, stage + 1),
-            gradient_out=NO_TENSOR if first else mark("gradient", round_, number, stage),
-            loss=2.5 if last else 0.0,
-        )
-        for number in range(microbatches)
-    )
-    states = (mark("state", stage, round_), mark("state", stage, round_ + 1))
-    return Report(round_, stage, hops, mark("sum", stage, round_), *states)
+    return honest_reports(stages, microbatches, round_)[stage]
 
 
 class ScriptedNode:

@@ -4,7 +4,7 @@ import http.server
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -15,7 +15,7 @@ import requests
 from web3.exceptions import Web3RPCError
 
 from commonweight.chain.events import ModelRegistered
-from commonweight.chain.fees import GWEI, choose_fees
+from commonweight.chain.fees import GWEI, Fees, choose_fees, choose_replacement
 from commonweight.chain.keys import Key
 from commonweight.chain.local import LocalChain
 from commonweight.chain.records import NOBODY, Checkpoint
@@ -424,6 +424,92 @@ def test_a_transaction_that_was_dropped_ends_at_the_deadline(world: ChainWorld, 
         sender.transfer(BOB.address, 1)
     assert dropping.is_set()
     assert sender.transfer(BOB.address, 1).gas_used == 21_000, "its nonce is used by the next"
+
+
+def test_a_transaction_that_a_node_forgets_is_handed_over_again(
+    world: ChainWorld, dropping: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("commonweight.chain.sender._HAND_OVER_S", 0.05)
+    before = world.chain.balance_wei(PAUPER.address)
+    assert world.sender(ALICE).transfer(PAUPER.address, 1).gas_used == 21_000
+    assert dropping.is_set()
+    assert world.chain.balance_wei(PAUPER.address) == before + 1
+
+
+@pytest.fixture
+def by_hand(world: ChainWorld, chain_backend: LocalChain) -> Iterator[Chain]:
+    """A chain with a mempool, that mines when it is told to, and is cheap."""
+    if chain_backend.backend != "anvil":
+        pytest.skip("the embedded chain mines each transaction when it comes")
+    world.chain.request("evm_setAutomine", False)
+    world.chain.request("anvil_setNextBlockBaseFeePerGas", hex(GWEI))
+    world.chain.request("evm_mine")
+    yield world.chain
+    world.chain.request("evm_setAutomine", True)
+    world.chain.request("evm_mine")
+
+
+@pytest.fixture
+def mining(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """From now on each question for a receipt mines a block with this base fee, in gwei, before it is answered."""
+    honest = Chain.receipt
+
+    def mine(base_fee_gwei: int) -> None:
+        def receipt(self: Chain, transaction: str) -> Any:
+            self.request("anvil_setNextBlockBaseFeePerGas", hex(base_fee_gwei * GWEI))
+            self.request("evm_mine")
+            return honest(self, transaction)
+
+        monkeypatch.setattr(Chain, "receipt", receipt)
+
+    return mine
+
+
+def test_what_is_repeated_while_it_is_on_its_way_happens_once(
+    world: ChainWorld, by_hand: Chain, mining: Callable[[int], None]
+) -> None:
+    """A coordinator that has waited in vain asks the contract, sees nothing there, and sends again."""
+    before = by_hand.balance_wei(PAUPER.address)
+    for _ in range(3):
+        with pytest.raises(TransactionUnconfirmed):
+            Sender(by_hand, ALICE, receipt_timeout_s=0.1).transfer(PAUPER.address, 1)
+    mining(1)
+    assert Sender(by_hand, ALICE).transfer(PAUPER.address, 1).gas_used == 21_000
+    by_hand.request("evm_mine")
+    assert by_hand.balance_wei(PAUPER.address) == before + 1
+    Sender(by_hand, ALICE).transfer(PAUPER.address, 1)
+    assert by_hand.balance_wei(PAUPER.address) == before + 2, "what is mined is not waited for any more"
+
+
+@pytest.mark.parametrize("given_up", [False, True], ids=["waited for", "given up"])
+def test_what_the_chain_has_become_too_dear_for_is_offered_more(
+    world: ChainWorld,
+    by_hand: Chain,
+    mining: Callable[[int], None],
+    monkeypatch: pytest.MonkeyPatch,
+    given_up: bool,
+) -> None:
+    """Also what nobody waits for any more: nothing that is sent later can be mined before it."""
+    monkeypatch.setattr("commonweight.chain.sender._HAND_OVER_S", 0.05)
+    before = by_hand.balance_wei(PAUPER.address)
+    if given_up:
+        with pytest.raises(TransactionUnconfirmed):
+            Sender(by_hand, ALICE, receipt_timeout_s=0.01).transfer(PAUPER.address, 1)
+    mining(100)
+    receipt = Sender(by_hand, ALICE, receipt_timeout_s=30).transfer(PAUPER.address, 2)
+    assert receipt.fee_wei >= 21_000 * 100 * GWEI
+    assert by_hand.balance_wei(PAUPER.address) == before + (3 if given_up else 2)
+
+
+def test_a_replacement_offers_more_of_both_and_stays_under_the_cap() -> None:
+    sent = Fees(30 * GWEI, GWEI, 15 * GWEI)
+    assert choose_replacement(sent, Fees(58 * GWEI, GWEI, 29 * GWEI)) is None, "it still pays for the next block"
+    dearer = choose_replacement(sent, Fees(81 * GWEI, GWEI, 41 * GWEI))
+    assert dearer is not None
+    assert dearer.max_fee_wei == 81 * GWEI
+    assert 1.125 * GWEI < dearer.tip_wei < 1.14 * GWEI
+    assert choose_replacement(sent, Fees(33 * GWEI, GWEI, 33 * GWEI), cap_wei=33 * GWEI) is None
+    assert choose_replacement(sent, Fees(34 * GWEI, GWEI, 34 * GWEI), cap_wei=34 * GWEI) is not None
 
 
 def test_one_behind_a_dropped_one_ends_at_the_deadline_too(world: ChainWorld, dropping: threading.Event) -> None:

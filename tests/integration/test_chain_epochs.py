@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from commonweight.bench.merkle import leaves_of
 from commonweight.chain.events import (
     EpochChallenged,
     EpochFinalized,
@@ -14,11 +15,12 @@ from commonweight.chain.events import (
     SharesClaimed,
     SplitClaimed,
 )
+from commonweight.chain.keys import Key
 from commonweight.chain.records import ClaimArguments, Claimed, FinalEpoch
 from commonweight.chain.reverts import ContractReverted
 from commonweight.chain.settlement import EpochSettlement
 from commonweight.errors import ChainError
-from commonweight.rules.merkle import settlement_leaf
+from commonweight.rules.merkle import MerkleTree, settlement_leaf
 from tests.integration.chain_world import (
     ALICE,
     ARBITRATION_S,
@@ -114,15 +116,16 @@ def test_an_epoch_from_proposal_to_claims(world: ChainWorld) -> None:
     with pytest.raises(ContractReverted, match="EpochSettlementNothingToClaim"):
         settlement.claim(claims[ALICE])
 
-    (proposed,), (finalized,) = settlement.proposals(), settlement.finalizations()
+    (proposed,), (finalized,) = settlement.events(EpochProposed), settlement.events(EpochFinalized)
     assert (proposed.epoch, proposed.root, proposed.uri) == (0, root, "file:///statement.json")
     assert (proposed.transaction, proposed.block_number) == (proposal.transaction, proposal.block_number)
     assert (finalized.minted, finalized.root, finalized.accumulator) == (EMISSION, root, 0)
-    assert [(c.account, c.claimed_shares) for c in settlement.claims()] == [
+    claimed = settlement.events(SharesClaimed)
+    assert [(c.account, c.claimed_shares) for c in claimed] == [
         (claim.account, claim.cumulative_shares) for claim in claims.values()
     ]
-    assert settlement.events(SharesClaimed, account=BOB.address) == settlement.claims()[1:]
-    assert settlement.proposals(from_block=proposed.block_number + 1) == []
+    assert settlement.events(SharesClaimed, account=BOB.address) == claimed[1:]
+    assert settlement.events(EpochProposed, from_block=proposed.block_number + 1) == []
     assert settlement.events(EpochProposed, epoch=1) == []
 
 
@@ -159,9 +162,9 @@ def test_a_challenged_epoch_that_is_upheld_costs_the_challenger(world: ChainWorl
     with pytest.raises(ContractReverted, match="EpochSettlementAlreadyChallenged"):
         settlement.challenge_epoch(0, root, b"\x0e" * 32, "")
     with pytest.raises(ContractReverted, match="EpochSettlementNotArbiter"):
-        settlement.resolve_epoch(0, root, True)
+        settlement.resolve_epoch(0, root, pending.resolvable_until, True)
 
-    decision = settlement.action("resolveEpoch", 0, root, True)
+    decision = settlement.action("resolveEpoch", 0, root, pending.resolvable_until, True)
     assert decision.to is not None
     world.decide(decision.to, decision.data)
     upheld = settlement.pending()
@@ -179,22 +182,30 @@ def test_a_rejected_epoch_costs_the_proposer_and_is_open_again(world: ChainWorld
     world.bond_proposer()
     settlement.propose_epoch(0, ROOT, EMISSION, STATEMENT, "file:///lie.json")
     challenge(world, ROOT)
-    decision = settlement.action("resolveEpoch", 0, ROOT, False)
+    (challenged,) = settlement.events(EpochChallenged)
+    for until in (challenged.resolvable_until - 1, challenged.resolvable_until + 1):
+        other = settlement.action("resolveEpoch", 0, ROOT, until, False)
+        assert other.to is not None
+        with pytest.raises(ContractReverted, match="EpochSettlementArbitrationOver") as caught:
+            world.decide(other.to, other.data)
+        assert caught.value.arguments == {"resolvableUntil": challenged.resolvable_until}
+    decision = settlement.action("resolveEpoch", 0, ROOT, challenged.resolvable_until, False)
     assert decision.to is not None
     world.decide(decision.to, decision.data)
     assert (settlement.pending(), settlement.epoch(0), settlement.next_epoch()) == (None, None, 0)
-    assert balances(world) == (0, CHALLENGER_BOND + PROPOSER_BOND)
+    assert balances(world) == (0, CHALLENGER_BOND + PROPOSER_BOND // 2)
     world.settlement(CAROL).withdraw_bond(CAROL.address, settlement.bond_of(CAROL.address))
-    assert world.usd().balance_of(CAROL.address) == CHALLENGER_BOND + PROPOSER_BOND
+    assert world.usd().balance_of(CAROL.address) == CHALLENGER_BOND + PROPOSER_BOND // 2
+    assert world.usd().balance_of(settlement.address) == PROPOSER_BOND - PROPOSER_BOND // 2
 
     claims = world.finalise(LINES)
     record = settlement.epoch(0)
     assert record is not None
     assert (record.uri, record.statement_hash) == ("file:///0.json", STATEMENT)
     settlement.claim(claims[ALICE])
-    (rejection,) = settlement.rejections()
+    (rejection,) = settlement.events(EpochRejected)
     assert (rejection.epoch, rejection.root, rejection.by_arbiter) == (0, ROOT, True)
-    assert [proposal.root for proposal in settlement.proposals()] == [ROOT, record.root]
+    assert [proposal.root for proposal in settlement.events(EpochProposed)] == [ROOT, record.root]
 
 
 def test_an_arbiter_s_silence_rejects_and_costs_nobody(world: ChainWorld) -> None:
@@ -226,12 +237,31 @@ def test_an_epoch_in_which_nobody_worked(world: ChainWorld) -> None:
     assert settlement.claim_split() is not None
 
 
+def test_an_epoch_of_100_000_providers_costs_what_one_of_ten_does(world: ChainWorld) -> None:
+    settlement = world.settlement()
+    world.finalise(LINES)  # the first fills slots that later ones find in use
+
+    def gas(epoch: int, providers: int) -> int:
+        root = MerkleTree(leaves_of(providers)).root
+        minted = settlement.emission_of(2)
+        proposed = settlement.propose_epoch(epoch, root, minted, STATEMENT, f"file:///{epoch}.json")
+        world.later(WINDOW_S)
+        return proposed.gas_used + settlement.finalize_epoch(epoch).gas_used
+
+    zero_bytes = 32 * 12  # of a root: they are cheaper
+    assert gas(1, 10) == pytest.approx(gas(2, 100_000), abs=zero_bytes)
+
+
 # Claims
 
 
-def second_epoch(world: ChainWorld) -> tuple[dict[Any, ClaimArguments], dict[Any, ClaimArguments]]:
-    """The claims of two final epochs, with revenue between them."""
+def second_epoch(
+    world: ChainWorld, early: tuple[Key, ...] = ()
+) -> tuple[dict[Key, ClaimArguments], dict[Key, ClaimArguments]]:
+    """The claims of two final epochs, with revenue between them. Who is `early` claims the first before the second."""
     first = world.finalise(LINES)
+    for key in early:
+        world.settlement(STRANGER).claim(first[key])
     world.give(STRANGER, 1_000 * DOLLAR, world.model.shares)
     world.shares(STRANGER).deposit_revenue(1_000 * DOLLAR)
     world.later(10_000)
@@ -243,28 +273,43 @@ def second_epoch(world: ChainWorld) -> tuple[dict[Any, ClaimArguments], dict[Any
     return first, world.finalise(lines, epoch=1)
 
 
-def test_many_claim_in_one_transaction_from_any_final_epoch(world: ChainWorld) -> None:
+def test_many_claim_in_one_transaction_from_the_last_final_epoch(world: ChainWorld) -> None:
     settlement, shares = world.settlement(STRANGER), world.shares()
-    first, second = second_epoch(world)
-    settlement.claim(first[ALICE])
-    settlement.claim_many([second[ALICE], first[BOB]])
+    _, second = second_epoch(world, early=(ALICE,))
+    both = [second[ALICE], second[BOB]]
+    assert world.sender(STRANGER).dry_run(settlement.claim_many_action(both)).gas > 21_000
+    settlement.claim_many(both)
     assert shares.balance_of(ALICE.address) == 2 * QUARTER
-    assert shares.balance_of(BOB.address) == 3 * QUARTER
-    quote = world.sender(STRANGER).dry_run(settlement.claim_many_action([second[BOB]]))
-    assert quote.gas > 21_000
-    settlement.claim_many([second[BOB]])
+    assert shares.balance_of(BOB.address) == 6 * QUARTER
     assert settlement.claimed(BOB.address).shares == 6 * QUARTER
     assert settlement.claimed(BOB.address).debt > 0
     with pytest.raises(ContractReverted, match="EpochSettlementNothingToClaim"):
-        settlement.claim_many([second[BOB], second[ALICE]])
-    with pytest.raises(ContractReverted, match="EpochSettlementNothingToClaim"):
-        settlement.claim(first[BOB])
+        settlement.claim_many(both)
+
+
+def test_the_next_final_root_ends_what_the_one_before_promised(world: ChainWorld) -> None:
+    first, second = second_epoch(world)
+    settlement, router = world.settlement(STRANGER), world.router(STRANGER)
+    world.give(STRANGER, 1_000 * DOLLAR, router.address)
+    world.usd(STRANGER).transfer(router.address, 1_000 * DOLLAR)
+    router.sweep()
+    for old in (
+        lambda: settlement.claim(first[BOB]),
+        lambda: settlement.claim_many([first[ALICE], first[BOB]]),
+        lambda: settlement.claimable(first[BOB]),
+        lambda: router.pay_operator(first[BOB]),
+    ):
+        with pytest.raises(ContractReverted, match="EpochSettlementRootReplaced") as caught:
+            old()
+        assert caught.value.arguments == {"epoch": 0}
+    router.pay_operator(second[BOB])
+    settlement.claim(second[BOB])
+    assert world.usd().balance_of(BOB.address) == 7
 
 
 def test_who_claims_late_is_owed_what_who_claims_early_is(world: ChainWorld) -> None:
-    first, second = second_epoch(world)
+    _, second = second_epoch(world, early=(ALICE,))
     settlement, shares = world.settlement(STRANGER), world.shares()
-    settlement.claim(first[ALICE])
     settlement.claim(second[ALICE])
     settlement.claim(second[BOB])
     assert shares.owed_scaled(BOB.address) == 3 * shares.owed_scaled(ALICE.address) > 0

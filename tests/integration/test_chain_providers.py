@@ -304,7 +304,7 @@ def test_a_call_needs_two_judges_and_time(world: ChainWorld) -> None:
 
 
 def test_why_the_arbiter_s_call_failed_is_told_by_its_target_s_name(world: ChainWorld) -> None:
-    decision = world.settlement().action("resolveEpoch", 0, b"\x01" * 32, True)
+    decision = world.settlement().action("resolveEpoch", 0, b"\x01" * 32, 2**40, True)
     assert decision.to is not None
     with pytest.raises(ContractReverted, match=r"Arbiter\.execute reverted.*EpochSettlementNotPending"):
         world.decide(decision.to, decision.data)

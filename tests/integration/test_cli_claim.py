@@ -2,7 +2,7 @@
 
 import pytest
 
-from commonweight.errors import ConfigError, StatementUnavailable
+from commonweight.errors import ConfigError, StatementMismatch, StatementUnavailable, TransactionFailed
 from tests.integration import cli_world
 from tests.integration.cli_world import (
     ALICE,
@@ -10,9 +10,13 @@ from tests.integration.cli_world import (
     DESIGNER,
     SHARE,
     STRANGER,
+    USD,
     World,
     account,
+    finalize,
     pay,
+    propose,
+    statement_of,
 )
 
 world = cli_world.world  # pytest finds fixtures by their names here
@@ -37,12 +41,74 @@ def test_revenue_comes_with_the_shares(world: World) -> None:
     assert after["owed"] == before["claimable_revenue"]
 
 
-def test_an_older_epoch_and_then_the_rest(world: World) -> None:
-    world.run("claim", ALICE.address, "--epoch", "0", *pay(world))
-    assert world.shares.balance_of(ALICE.address) == int(world.statements[0].accounts[0].shares)
+def earned(world: World, epoch: int) -> int:
+    """Alice's shares up to the epoch."""
+    lines = world.statements[epoch].accounts
+    return next(int(line.cumulative_shares) for line in lines if line.account == ALICE.address)
+
+
+def test_what_there_is_and_after_another_epoch_the_rest(world: World) -> None:
     world.run("claim", ALICE.address, *pay(world))
-    line = next(line for line in world.statements[1].accounts if line.account == ALICE.address)
-    assert world.shares.balance_of(ALICE.address) == int(line.cumulative_shares)
+    assert world.shares.balance_of(ALICE.address) == earned(world, 1)
+    settle(world)
+    world.run("claim", ALICE.address, *pay(world))
+    assert world.shares.balance_of(ALICE.address) == earned(world, 2)
+
+
+def settle(world: World) -> None:
+    """One epoch more."""
+    propose(world, statement_of(world, len(world.statements)))
+    finalize(world)
+
+
+def epochs_that_become_final_meanwhile(world: World, monkeypatch: pytest.MonkeyPatch, count: int) -> list[str]:
+    """While the first `count` questions wait for their answer; the questions."""
+    asked: list[str] = []
+
+    def answer(question: str) -> bool:
+        asked.append(question)
+        if len(asked) <= count:
+            settle(world)
+        return True
+
+    monkeypatch.setattr("commonweight.cli.money.confirm", answer)
+    return asked
+
+
+def test_a_claim_that_a_later_epoch_overtakes_is_made_once_more(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = epochs_that_become_final_meanwhile(world, monkeypatch, 1)
+    result = world.run("claim", ALICE.address, *pay(world)[:-1])
+    assert "A later epoch than 1 became final meanwhile" in result.stderr
+    assert "claim what was earned by computing in epochs 0 to 2" in result.stdout
+    assert world.shares.balance_of(ALICE.address) == earned(world, 2)
+    assert len(asked) == 2
+
+
+def test_a_claim_that_is_overtaken_again_says_what_to_do(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    epochs_that_become_final_meanwhile(world, monkeypatch, 2)
+    with pytest.raises(TransactionFailed, match=r"A later epoch than 2 became final .* for the second time: try again"):
+        world.run("claim", ALICE.address, *pay(world)[:-1])
+    assert world.shares.balance_of(ALICE.address) == 0
+
+
+def test_operators_are_paid_by_the_last_root_too(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.run("claim", BOB.address, *pay(world))
+    epochs_that_become_final_meanwhile(world, monkeypatch, 1)
+    owed = world.shares.owed(BOB.address)
+    assert owed > 0
+    result = world.run("revenue", "withdraw", BOB.address, *pay(world)[:-1])
+    assert "A later epoch than 1 became final meanwhile" in result.stderr
+    assert world.usd().balance_of(BOB.address) == owed + 10 * USD
+
+
+def test_a_statement_with_a_number_that_no_contract_holds_is_a_wrong_one(world: World) -> None:
+    honest = statement_of(world, 2)
+    first, *rest = honest.accounts
+    forged = honest.model_copy(update={"accounts": (first.model_copy(update={"cumulative_shares": "9" * 78}), *rest)})
+    propose(world, forged)
+    finalize(world)
+    with pytest.raises(StatementMismatch, match="its accounts don't give"):
+        world.run("claim", ALICE.address, "--dry-run")
 
 
 def test_the_designer_s_and_the_data_recipient_s_parts(world: World) -> None:
@@ -61,7 +127,6 @@ def test_nothing_to_claim_is_no_error(world: World) -> None:
     assert result.exit_code == 0
     assert "is claimed" in result.stdout
     assert "earned nothing" in world.run("claim", "--dry-run", "--key", pay(world)[1]).stdout
-    assert "isn't final; 2 epochs are" in world.run("claim", ALICE.address, "--epoch", "7", "--dry-run").stdout
 
 
 def test_a_dry_run_needs_no_key_and_sends_nothing(world: World) -> None:

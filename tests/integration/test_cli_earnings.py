@@ -50,14 +50,17 @@ def test_one_s_own_account_is_that_of_the_key(world: World) -> None:
 
 
 def test_what_is_claimed_and_what_all_epochs_bring(world: World) -> None:
-    world.run("claim", ALICE.address, "--epoch", "0", *pay(world))
+    world.run("claim", ALICE.address, *pay(world))
+    propose(world, statement_of(world, 2))
+    finalize(world)
     epochs = world.json("earnings", ALICE.address)["epochs"]
     assert [(each["status"], each["claimed"]) for each in epochs] == [
+        ("final", True),
         ("final", True),
         ("final", False),
         ("open", False),
     ]
-    line = next(line for line in world.statements[1].accounts if line.account == ALICE.address)
+    line = next(line for line in world.statements[2].accounts if line.account == ALICE.address)
     assert sum(int(each["shares"]) for each in epochs) == int(line.cumulative_shares)
     assert sum(int(each["serving_revenue"]) for each in epochs) == int(line.operator_revenue)
     text = world.run("earnings", ALICE.address).stdout

@@ -4,6 +4,9 @@ from collections.abc import Callable
 
 import pytest
 
+from commonweight.chain.arbiter import Arbiter
+from commonweight.chain.reverts import ContractReverted
+from commonweight.cli.output import format_time
 from commonweight.errors import ConfigError, NotAllowed, SpecError, StatementMismatch, StatementUnavailable
 from commonweight.rules.statement import Statement, to_hex
 from tests.integration import cli_world
@@ -136,7 +139,10 @@ class TestArbiter:
         challenge(world)
         decide = ["arbiter", "resolve-epoch", "2", "--reject"]
         planned = world.run(*decide, "--key", str(world.dir / "judge-0.json"), "--dry-run").stdout
+        pending = world.settlement.pending()
+        assert pending is not None
         assert f"decision   reject epoch 2 with root {world.statements[2].root}" in planned
+        assert f"decided before {format_time(pending.resolvable_until)}" in planned
         assert "this step  propose it; 2 members must confirm" in planned
         proposed = world.json(*decide, *world.key_options("judge-0"))
         assert proposed["step"] == "propose"
@@ -153,7 +159,7 @@ class TestArbiter:
         text = world.run("arbiter", "execute", proposed["call_id"], *world.key_options()).stdout
         assert "The decision is executed." in text
         assert world.json("epochs", "list")["proposals"][2]["rejection"]["by_arbiter"] is True
-        assert world.settlement.bond_of(STRANGER.address) == before + PROPOSER_BOND + CHALLENGER_BOND
+        assert world.settlement.bond_of(STRANGER.address) == before + PROPOSER_BOND // 2 + CHALLENGER_BOND
         assert world.json("arbiter", "list")["calls"][0]["executed"] is True
 
     def test_one_command_takes_each_step(self, world: World) -> None:
@@ -180,6 +186,54 @@ class TestArbiter:
             world.give(COORDINATOR, PROPOSER_BOND, world.model.settlement)
             world.settlement.deposit_bond(COORDINATOR.address, PROPOSER_BOND)
         assert [each["status"] for each in world.json("epochs", "list")["proposals"][2:]] == ["rejected", "rejected"]
+
+    def test_a_decision_that_lapsed_is_closed_for_good(self, world: World) -> None:
+        statement = statement_of(world, 2)
+        propose(world, statement)
+        challenge(world)
+        decide = ["arbiter", "resolve-epoch", "2", "--reject"]
+        proposed = world.json(*decide, *world.key_options("judge-0"))
+        world.run("arbiter", "confirm", proposed["call_id"], *world.key_options("judge-1"))
+        world.later(DELAY_S + 7 * 86_400)
+        (call,) = world.json("arbiter", "list")["calls"]
+        assert (call["executed"], call["lapsed"]) == (False, True)
+        assert "lapsed for good: nobody executed it by" in world.run("arbiter", "list").stdout
+        for verb, judge in (("confirm", "judge-0"), ("execute", "judge-1")):
+            with pytest.raises(NotAllowed, match=r"is lapsed for good.* proposes it anew"):
+                world.run("arbiter", verb, proposed["call_id"], *world.key_options(judge))
+        arbiter = Arbiter(world.chain, world.model.terms.arbiter, world.sender(JUDGE_0))
+        for closed in (arbiter.confirm, arbiter.revoke):
+            with pytest.raises(ContractReverted, match="ArbiterLapsed"):
+                closed(bytes.fromhex(proposed["call_id"][2:]))
+
+    def test_a_decision_that_lapsed_can_be_proposed_anew(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+        """In a model whose arbiter has more time than seven days; here the one week is a minute."""
+        propose(world, statement_of(world, 2))
+        challenge(world)
+        decide = ["arbiter", "resolve-epoch", "2", "--reject"]
+        proposed = world.json(*decide, *world.key_options("judge-0"))
+        world.run("arbiter", "confirm", proposed["call_id"], *world.key_options("judge-1"))
+        monkeypatch.setattr(Arbiter, "grace_s", lambda _: 60)
+        world.later(DELAY_S + 60)
+        anew = world.json(*decide, *world.key_options("judge-0"))
+        assert anew["step"] == "propose"
+        assert anew["call_id"] != proposed["call_id"]
+        assert world.json(*decide, *world.key_options("judge-1"))["call_id"] == anew["call_id"]
+
+    def test_a_late_decision_decides_no_later_challenge_of_the_same_root(self, world: World) -> None:
+        statement = statement_of(world, 2)
+        propose(world, statement)
+        challenge(world)
+        decide = ["arbiter", "resolve-epoch", "2", "--reject"]
+        late = world.json(*decide, *world.key_options("judge-0"))["call_id"]
+        world.run("arbiter", "confirm", late, *world.key_options("judge-1"))
+        world.later(ARBITRATION_S)
+        world.settlement.expire_challenge(2)
+        propose(world, statement)
+        challenge(world)
+        with pytest.raises(ContractReverted, match="EpochSettlementArbitrationOver"):
+            world.run("arbiter", "execute", late, *world.key_options())
+        assert world.json("epochs", "list")["proposals"][-1]["status"] == "challenged"
 
     def test_who_can_decide_what_and_when(self, world: World) -> None:
         decide = ["arbiter", "resolve-epoch", "2", "--reject"]
@@ -224,11 +278,12 @@ class TestArbiter:
             world.run("arbiter", "resolve-slash", "2", "--reject", *world.key_options("judge-0"))
 
     def test_another_call_is_shown_as_what_it_is(self, world: World) -> None:
-        from commonweight.chain.arbiter import Arbiter
-
         arbiter = Arbiter(world.chain, world.model.terms.arbiter, world.sender(JUDGE_0))
         arbiter.propose(world.model.settlement, b"\x01\x02\x03\x04\x05")
         arbiter.propose(BOB.address, arbiter.action("setDelay", 1).data)
         texts = [each["what"] for each in world.json("arbiter", "list")["calls"]]
         assert texts[0] == f"call 0x01020304 of {world.model.settlement}, which is no decision about this model"
         assert f"of {BOB.address}, which is no decision" in texts[1]
+        absurd = world.settlement.action("resolveEpoch", 2, bytes(32), 2**255, True)
+        arbiter.propose(world.model.settlement, absurd.data)
+        assert f"to be decided before {2**255} s" in world.json("arbiter", "list")["calls"][2]["what"]

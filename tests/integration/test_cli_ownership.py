@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from commonweight.chain.registry import ModelRegistry
 from commonweight.chain.sender import Sender
 from commonweight.chain.shares import ModelShares
 from commonweight.cli.main import app
@@ -31,6 +30,7 @@ from tests.integration.cli_world import (
     USD,
     World,
     account,
+    change_coordinator,
     finalize,
     pay,
     propose,
@@ -204,11 +204,7 @@ class TestModel:
 
     def test_json_has_what_the_chain_says_now(self, world: World) -> None:
         world.registry.retire(world.model.model_id)
-        world.registry.propose_coordinator(world.model.model_id, BOB.address)
-        world.later(3 * 86_400)
-        ModelRegistry(world.chain, world.registry.address, Sender(world.chain, BOB)).accept_coordinator(
-            world.model.model_id
-        )
+        change_coordinator(world, BOB)
         found = world.json("model", "show")["registered"]
         assert (found["retired"], found["coordinator"]) == (True, BOB.address)
         assert found["seats_held"] == [1, 1, 0, 1]

@@ -168,6 +168,23 @@ def test_terms_that_can_t_be(
     assert world.chain.block_number() == height
 
 
+def test_a_model_must_be_able_to_have_revenue(world: World, tmp_path: Path) -> None:
+    """Genesis and the first halving period together need one share: here one base unit less, and just that."""
+    out = "https://example.org/mine.json"
+    for missing, said in ((1, "can mint 0.999999999999999999 shares; a model takes revenue from 1 shares on"), (0, "")):
+        fields = fields_of(world, spec_uri=out)
+        genesis = SHARE - fields["economics"]["halving_epochs"] - missing
+        fields["registration"]["genesis_designer"] = f"0.{genesis:018d}"
+        fields["economics"] = fields["economics"] | {"initial_emission": "1"}
+        (tmp_path / "mine.toml").write_text(to_toml(fields))
+        command = ["model", "register", str(tmp_path / "mine.toml"), *world.key_options("designer")]
+        if missing:
+            with pytest.raises(SpecError, match=said):
+                world.run(*command)
+        else:
+            assert "is registered" in world.run(*command).stdout
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [

@@ -4,7 +4,6 @@ from typing import Any
 
 import pytest
 
-from commonweight.chain.registry import ModelRegistry
 from commonweight.chain.reverts import ContractReverted
 from commonweight.chain.router import RevenueRouter
 from commonweight.chain.shares import ModelShares
@@ -25,11 +24,10 @@ from tests.integration.cli_world import (
     World,
     account,
     authorization,
+    change_coordinator,
     pay,
     pay_in,
 )
-
-COORDINATOR_DELAY_S = 3 * 86_400
 
 world = cli_world.world  # pytest finds fixtures by their names here
 
@@ -204,11 +202,7 @@ class TestCashier:
     def test_only_the_present_coordinator(self, world: World) -> None:
         with pytest.raises(NotAllowed, match=f"is not the model's coordinator, {COORDINATOR.address} is"):
             world.run("revenue", "cashier", CAROL.address, *world.key_options("treasury"))
-        world.registry.propose_coordinator(world.model.model_id, TREASURY.address)
-        world.later(COORDINATOR_DELAY_S)
-        ModelRegistry(world.chain, world.registry.address, world.sender(TREASURY)).accept_coordinator(
-            world.model.model_id
-        )
+        change_coordinator(world, TREASURY)
         with pytest.raises(NotAllowed, match=f"is not the model's coordinator, {TREASURY.address} is"):
             world.run("revenue", "cashier", CAROL.address, *world.key_options("coordinator"))
         world.run("revenue", "cashier", CAROL.address, *world.key_options("treasury"))

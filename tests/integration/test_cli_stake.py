@@ -5,6 +5,7 @@ import re
 import pytest
 from typer.testing import CliRunner
 
+from commonweight.chain.reverts import ContractReverted
 from commonweight.chain.sender import Action, Receipt, Sender
 from commonweight.cli.main import app
 from commonweight.errors import ConfigError, InsufficientFunds, KeyStoreError, NotAllowed, RpcUnreachable
@@ -226,6 +227,15 @@ class TestSeats:
         world.registry.retire(world.model.model_id)
         with pytest.raises(NotAllowed, match="is retired"):
             world.run("seat", "take", "0", *world.key_options("carol"))
+
+    def test_a_bound_key_takes_no_seat(self, world: World) -> None:
+        """Evidence against it would be evidence against its owner, and leave its own seat alone."""
+        world.bond(NODE, SEAT_STAKE)
+        with pytest.raises(NotAllowed, match=f"{NODE.address} is bound to {BOB.address} as a node's key, for good"):
+            world.run("seat", "take", "0", *world.key_options("node"))
+        with pytest.raises(ContractReverted, match="ProviderRegistrySignerTaken") as caught:
+            world.providers(NODE).take_seat(world.model.model_id, 0)
+        assert caught.value.arguments == {"signer": NODE.address.lower(), "owner": BOB.address.lower()}
 
     def test_a_node_s_key_is_bound_with_its_consent(self, world: World) -> None:
         node = ["--node-key", str(world.dir / "stranger.json"), "--node-password-file", str(world.dir / "password")]

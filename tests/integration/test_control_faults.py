@@ -32,7 +32,8 @@ from commonweight.wire.generated import control_pb2 as pb
 from commonweight.wire.messages import report_to_proto
 from commonweight.wire.tls import make_certificate
 from tests.integration.network import Network, Process, seconds_since, tiny_spec
-from tests.integration.scripted import DEADLINE_S, ScriptedNode, a_round, honest_report, mark
+from tests.integration.scripted import DEADLINE_S, ScriptedNode, a_round, honest_report
+from tools.build_vectors import mark
 
 pytestmark = pytest.mark.slow
 on_one_loop = pytest.mark.asyncio(loop_scope="module")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from commonweight.chain.events import EpochProposed
 from commonweight.rules.emission import emission
 from commonweight.rules.statement import check_statement, parse_statement
 from tests.integration.network import Network, seconds_since, train_in_process
@@ -27,7 +28,7 @@ def check_outcome(network: Network, epochs: int) -> None:
     """Every epoch is settled once, every unit credited once, and every state is that of an undisturbed run."""
     per_epoch = network.spec.economics.rounds_per_epoch
     _, roots = train_in_process(network.spec, network.folder / "data", epochs * per_epoch)
-    proposals = network.settlement.proposals()
+    proposals = network.settlement.events(EpochProposed)
     assert [proposal.epoch for proposal in proposals] == list(range(epochs))
     assert network.settlement.next_epoch() == epochs
     assert network.shares.total_supply() == sum(emission(network.spec.economics, e) for e in range(epochs))

@@ -228,6 +228,14 @@ def test_make_test_runs_every_check() -> None:
     assert "forge test" in json.loads((ROOT / "contracts" / "package.json").read_text())["scripts"]["test"]
 
 
+def test_ci_runs_every_check_of_the_contracts() -> None:
+    lines = (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()
+    assert lines[-3:] == ["make test", "make verify-contracts", "make mutate-contracts"]
+    commands = "\n".join(plan("verify-contracts") + plan("mutate-contracts"))
+    for check in ("check_slither.py", "check_coverage.py", "bin/halmos", "mutate_contracts.py"):
+        assert check in commands
+
+
 def test_links_lead_somewhere() -> None:
     for page in PAGES:
         text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
@@ -288,7 +296,7 @@ def test_the_protocol_page_has_the_code_s_constants() -> None:
     from coordinator.service import MAX_OUTBOX
     from coordinator.service import SILENCE_S as NODE_SILENCE_S
     from node.control import SILENCE_S as COORDINATOR_SILENCE_S
-    from node.decode_plane import MAX_UNSENT
+    from node.decode_plane import MAX_UNSENT, MAX_UNSENT_BYTES
     from node.decoding import FIRST_BACKOFF_S, MAX_BACKOFF_S, SESSION_IDLE_S
     from node.pipes import OPEN_S
     from node.trainer import STALL_S
@@ -309,7 +317,7 @@ def test_the_protocol_page_has_the_code_s_constants() -> None:
         f"| HTTP/2 ping, after {KEEPALIVE_MS / 1000:g} s without a byte | {DECODE_PING_TIMEOUT_MS / 1000:g} s |",
         f"| a session without a step | {SESSION_IDLE_S:g} s: ",
         f"| the first token, any other one | {FIRST_TOKEN_S:g} s, {TOKEN_S:g} s: ",
-        f"| unsent messages for one stream | {MAX_UNSENT}: ",
+        f"| unsent messages for one stream | {MAX_UNSENT}, or {MAX_UNSENT_BYTES >> 20} MiB: ",
         f"at most {MAX_CHUNK_TOKENS} and at most 1 MiB of code at a time",
         f"started again, after {FIRST_BACKOFF_S:g} s, doubling to {MAX_BACKOFF_S:g} s",
     ):

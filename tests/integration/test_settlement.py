@@ -11,8 +11,10 @@ import pytest
 
 from commonweight.chain.rpc import Chain
 from commonweight.chain.settlement import EpochSettlement
-from commonweight.errors import Refused
+from commonweight.errors import ChainError, Refused
+from commonweight.rules.canonical import canonical_json
 from commonweight.rules.receipt import Domain
+from commonweight.rules.statement import ServedLine, Statement
 from commonweight.watch.store import StatementStore
 from coordinator import settlement as module
 from coordinator.ledger import Ledger
@@ -78,9 +80,7 @@ def test_an_epoch_is_proposed_with_a_bond_and_made_final_after_its_window(
     record = epochs.settlement.epoch(0)
     assert record is not None
     assert settlement.statements.get(record.statement_hash) is not None
-    wait_s = settlement._advance(0)
-    assert wait_s is not None
-    assert 0 < wait_s <= WINDOW_S
+    assert settlement._advance(0) == module.MAX_WAIT_S < WINDOW_S  # a challenge would be told before the window ends
     pass_time(epochs)
     assert settlement._advance(0) == 0.0
     assert settlement._advance(0) is None
@@ -111,6 +111,43 @@ def test_a_reorganisation_that_takes_the_epoch_back_is_made_good(
     assert told.count("epoch.closed") == 1  # the same statement, whatever the chain does
 
 
+def test_no_epoch_is_closed_on_one_that_was_taken_back(epochs: Epochs, tmp_path: Path, told: list[str]) -> None:
+    """Its statement would hold an accumulator of 0 for good, every watcher would challenge it, and the bond be lost."""
+    settlement = settlement_of(epochs, tmp_path)
+    epochs.usd.mint(epochs.model.router, 10**6)
+    settlement._advance(0)
+    pass_time(epochs)
+    before = epochs.chain.request("evm_snapshot")
+    settlement._advance(0)
+    assert settlement._advance(0) is None
+    for sealed in epochs.statement(1, settlement.ledger.statement(0)).rounds:
+        settlement.ledger.record_round(sealed.round, sealed.reports)
+
+    epochs.chain.request("evm_revert", before)
+    with pytest.raises(ChainError, match="Epoch 0 was final and isn't any more"):
+        settlement._advance(1)
+    assert settlement.ledger.statement(1) is None
+    epochs.settlement.finalize_epoch(0)
+    assert settlement._advance(1) == 0.0
+    assert told[-3:] == ["revenue.swept", "epoch.closed", "epoch.proposed"]
+
+
+def test_what_operators_have_earned_may_be_taken_back_for_a_while(
+    epochs: Epochs, tmp_path: Path, told: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settlement = settlement_of(epochs, tmp_path)
+    line = ServedLine(stage=0, node=epochs.address("node-0"), account=epochs.address("node-0"), tokens=5)
+    earned = epochs.statement(0).model_dump() | {"operator_pool": "7"}
+    earned["accounts"][0]["operator_revenue"] = "7"
+    first = Statement.model_validate(earned | {"served": (line,)})
+    settlement.ledger.record_statement(0, canonical_json(first.model_dump()), first.hash)
+    epochs.propose(first)
+    epochs.finalize(0)
+    with pytest.raises(ChainError, match="has set 0 aside for operators; epoch 0 has divided 7"):
+        settlement._advance(1)
+    assert told == []
+
+
 def challenge(epochs: Epochs) -> bytes:
     pending = epochs.settlement.pending()
     assert pending is not None
@@ -129,7 +166,12 @@ def test_silence_of_the_arbiter_costs_time_only(epochs: Epochs, tmp_path: Path, 
     pass_time(epochs, epochs.model.terms.arbitration_s + 1)
     settlement._advance(0)  # ends the challenge
     settlement._advance(0)  # and proposes again
-    assert told == ["epoch.closed", "epoch.proposed", "challenge.seen", "epoch.proposed"]
+    challenge(epochs)
+    settlement._advance(0)  # by the same griefer, and told again
+    assert told == ["epoch.closed", *["epoch.proposed", "challenge.seen"] * 2]
+    pass_time(epochs, epochs.model.terms.arbitration_s + 1)
+    settlement._advance(0)
+    settlement._advance(0)
     pass_time(epochs)
     settlement._advance(0)
     assert settlement._advance(0) is None

@@ -11,8 +11,9 @@ import pytest
 from eth_hash.auto import keccak
 
 from commonweight.chain.events import EpochChallenged, EpochRejected
+from commonweight.chain.rpc import Chain
 from commonweight.devnet.accounts import key_file, password_file, write_keys
-from commonweight.errors import StatementUnavailable
+from commonweight.errors import ChainError, StatementUnavailable
 from commonweight.http import serving_http
 from commonweight.rules.canonical import canonical_json
 from commonweight.rules.statement import ServedLine, to_hex
@@ -89,7 +90,7 @@ def test_one_unit_too_many_for_a_friend_costs_the_coordinator_its_bond(
     epochs.decide(0, bytes.fromhex(forged.root[2:]), uphold=False)
     assert [event.by_arbiter for event in epochs.settlement.events(EpochRejected)] == [True]
     bond = epochs.model.terms.proposer_bond
-    assert epochs.settlement.bond_of(epochs.address("node-1")) == bond + epochs.model.terms.challenger_bond
+    assert epochs.settlement.bond_of(epochs.address("node-1")) == bond // 2 + epochs.model.terms.challenger_bond
     assert epochs.settlement.bond_of(epochs.address("coordinator")) == 9 * bond
     epochs.propose(honest)  # the number is open again
     epochs.finalize(0)
@@ -133,6 +134,25 @@ def test_any_wrong_number_is_challenged(epochs: Epochs, tmp_path: Path, told: li
     watcher_of(epochs, tmp_path).step()
     assert [name for name, _ in told] == ["epoch.disputed", "epoch.challenged"]
     assert len(challenges(epochs)) == 1
+
+
+def test_a_wrong_epoch_that_somebody_else_has_challenged_is_told(
+    epochs: Epochs, tmp_path: Path, told: list[Any]
+) -> None:
+    """A puppet of the proposer, say: its challenge silences nobody who found the fault."""
+    forged = with_one_unit_more(epochs.statement(0), epochs.address("node-0"))
+    epochs.propose(forged)
+    epochs.usd.mint(epochs.address("gateway"), epochs.model.terms.challenger_bond)
+    usd = type(epochs.usd)(epochs.chain, epochs.usd.address, epochs.sender("gateway"))
+    usd.approve(epochs.model.settlement, epochs.model.terms.challenger_bond)
+    puppet = type(epochs.settlement)(epochs.chain, epochs.model.settlement, epochs.sender("gateway"))
+    puppet.challenge_epoch(0, bytes.fromhex(forged.root[2:]), bytes(32), "")
+    watcher = watcher_of(epochs, tmp_path)
+    for _ in range(2):
+        watcher.step()
+    assert [name for name, _ in told] == ["epoch.disputed"]
+    assert "recomputed it is" in told[0][1]["message"]
+    assert [event.challenger for event in challenges(epochs)] == [epochs.address("gateway")]
 
 
 def test_a_text_that_is_no_statement_is_challenged(epochs: Epochs, tmp_path: Path) -> None:
@@ -218,9 +238,106 @@ def test_a_faulty_epoch_that_is_final_is_told_and_taken_as_it_is(
     epochs.propose(forged)
     epochs.finalize(0)  # nobody watched
     epochs.propose(epochs.statement(1, forged))
-    watcher_of(epochs, tmp_path).step()
+    watcher = watcher_of(epochs, tmp_path)
+    watcher.step()
     assert [name for name, _ in told] == ["epoch.faulty", "epoch.checked"]
     assert challenges(epochs) == []
+    assert watcher.store.get(forged.hash) is not None  # whoever begins later needs it, too
+
+
+def test_numbers_that_no_contract_holds_in_a_final_epoch_end_no_watch(
+    epochs: Epochs, tmp_path: Path, told: list[Any]
+) -> None:
+    honest = epochs.statement(0)
+    first, *rest = honest.accounts
+    absurd = first.model_copy(update={"cumulative_shares": "9" * 78})
+    epochs.propose(honest.model_copy(update={"accounts": (absurd, *rest)}))
+    epochs.finalize(0)  # nobody watched
+    epochs.propose(epochs.statement(1, honest))
+    watcher_of(epochs, tmp_path).step()
+    assert [name for name, _ in told] == ["epoch.faulty", "epoch.disputed", "epoch.challenged"]
+    assert "can't follow the balances before it" in told[1][1]["message"]
+
+
+def test_an_endpoint_that_lags_behind_itself_gets_nobody_challenged(
+    epochs: Epochs, tmp_path: Path, told: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Behind one address there are often several nodes; one of them doesn't know yet what operators have earned."""
+    first = epochs.statement(0)
+    epochs.propose(first)
+    epochs.finalize(0)
+    watcher = watcher_of(epochs, tmp_path)
+    watcher.step()
+    told.clear()
+    epochs.usd.mint(epochs.model.router, 10**6)
+    behind = epochs.chain.block_number()
+    epochs.router.sweep()
+    second = epochs.statement(1, first, served=(served(epochs),))
+    assert int(second.operator_pool) > 0
+    epochs.propose(second)
+
+    honest = Chain.read
+
+    def read(self: Chain, contract: Any, name: str, function: str, *arguments: Any) -> Any:
+        if name == "RevenueRouter":
+            if self._pinned is not None and self._pinned > behind:
+                raise ChainError("header not found")
+            return honest(self.at(behind), contract, name, function, *arguments)
+        return honest(self, contract, name, function, *arguments)
+
+    monkeypatch.setattr(Chain, "read", read)
+    with pytest.raises(ChainError, match="header not found"):
+        watcher.step()
+    assert (told, challenges(epochs)) == ([], [])
+    monkeypatch.setattr(Chain, "read", honest)
+    watcher.step()
+    assert [name for name, _ in told] == ["epoch.checked"]
+
+
+def test_a_wrong_epoch_is_fetched_and_told_once_and_left_when_its_window_is_over(
+    epochs: Epochs, tmp_path: Path, told: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    epochs.propose(with_one_unit_more(epochs.statement(0), epochs.address("node-0")))
+    fetched = []
+    monkeypatch.setattr(
+        "commonweight.watch.watcher.fetch_statement", lambda *asked: fetched.append(asked) or fetch_statement(*asked)
+    )
+    watcher = watcher_of(epochs, tmp_path)
+    watcher.challenger = None
+    for _ in range(3):
+        watcher.step()
+    watcher.challenger = epochs.sender("node-1")
+    epochs.chain.request("evm_increaseTime", WINDOW_S + 1)
+    watcher.step()
+    assert len(fetched) == 1
+    assert [name for name, _ in told] == ["epoch.disputed"]
+    assert challenges(epochs) == []
+
+
+@pytest.mark.asyncio
+async def test_a_disk_that_is_full_ends_no_watch(
+    epochs: Epochs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import asyncio
+
+    said: asyncio.Queue[str] = asyncio.Queue()
+    loop = asyncio.get_running_loop()
+    monkeypatch.setattr(
+        "commonweight.watch.watcher.emit",
+        lambda name, /, **fields: loop.call_soon_threadsafe(said.put_nowait, fields.get("code", name)),
+    )
+    monkeypatch.setattr(Watcher, "poll_s", 0.01)
+    await asyncio.to_thread(lambda: epochs.propose(epochs.statement(0)))
+    (tmp_path / "kept").touch()  # where the folder should be
+    watching = asyncio.create_task(watcher_of(epochs, tmp_path).run())
+    async with asyncio.timeout(30):
+        while await said.get() != "STATE_FAILED":
+            pass
+        (tmp_path / "kept").unlink()
+        while not (tmp_path / "kept").is_dir():
+            assert await said.get() in ("epoch.checked", "STATE_FAILED")
+    watching.cancel()
+    await asyncio.gather(watching, return_exceptions=True)
 
 
 def test_who_can_not_pay_the_bond_says_so_and_tries_again(epochs: Epochs, tmp_path: Path, told: list[Any]) -> None:

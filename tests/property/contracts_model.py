@@ -13,7 +13,7 @@ from enum import Enum
 from typing import Any
 
 from commonweight.rules.accounting import Balance, divide_shares, next_balances
-from commonweight.rules.emission import split_emission
+from commonweight.rules.emission import MIN_SUPPLY, split_emission
 from commonweight.rules.merkle import MerkleTree, settlement_leaf
 
 PREC = 2**96
@@ -30,6 +30,14 @@ class Refused(Exception):
 def require(condition: bool, error: str) -> None:
     if not condition:
         raise Refused(error)
+
+
+def register(genesis: int, initial: int, halving_epochs: int, max_supply: int) -> None:
+    """What a registration's shares must be like."""
+    require(max_supply <= 2**96, "ModelRegistryCapTooLarge")
+    require(initial > 0 and halving_epochs > 0, "ModelRegistryBadEmission")
+    require(genesis + 2 * initial * halving_epochs <= max_supply, "ModelRegistryEmissionExceedsCap")
+    require(genesis + initial * halving_epochs >= MIN_SUPPLY, "ModelRegistryCapTooSmall")
 
 
 class Money:
@@ -124,7 +132,7 @@ class Shares:
         added, left = amount * PREC, self.end - self.paid_until
         try:
             require(amount > 0, "ModelSharesNothingReceived")
-            require(self.supply >= 10**18, "ModelSharesSupplyTooSmall")
+            require(self.supply >= MIN_SUPPLY, "ModelSharesSupplyTooSmall")
         except Refused:
             self.money.move("shares", payer, amount)
             raise
@@ -210,6 +218,8 @@ class Settlement:
     finals: list[Epoch] = field(default_factory=list)
     pending: Epoch | None = None
     bonds: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+    burnt: int = 0
+    """Halves of bonds that nobody can have."""
     claimed: dict[str, tuple[int, int]] = field(default_factory=lambda: defaultdict(lambda: (0, 0)))
     split_until: int = 0
     operator_revenue_divided: int = 0
@@ -281,17 +291,19 @@ class Settlement:
         self.money.move(sender, "settlement", self.terms.challenger_bond)
         epoch.challenger, epoch.resolvable_until = sender, now + self.terms.arbitration
 
-    def resolve(self, sender: str, number: int, root: bytes, uphold: bool, now: int) -> None:
+    def resolve(self, sender: str, number: int, root: bytes, until: int, uphold: bool, now: int) -> None:
         require(sender == self.terms.arbiter, "EpochSettlementNotArbiter")
         epoch = self._challenged(number)
         require(root == epoch.tree.root, "EpochSettlementWrongRoot")
-        require(now < epoch.resolvable_until, "EpochSettlementArbitrationOver")
+        require(until == epoch.resolvable_until and now < until, "EpochSettlementArbitrationOver")
         if uphold:
             self.bonds[self.terms.coordinator] += self.terms.challenger_bond
             epoch.upheld = True
         else:
+            half = self.terms.proposer_bond // 2
             self.bonds[self.terms.coordinator] -= self.terms.proposer_bond
-            self.bonds[epoch.challenger] += self.terms.proposer_bond + self.terms.challenger_bond
+            self.bonds[epoch.challenger] += half + self.terms.challenger_bond
+            self.burnt += self.terms.proposer_bond - half
             self.pending = None
 
     def expire(self, number: int, now: int) -> None:
@@ -313,8 +325,13 @@ class Settlement:
         self.finals.append(epoch)
         self.pending = None
 
+    def paying(self, account: str, number: int) -> Balance:
+        """The account's balance in an epoch that pays: the last final one."""
+        require(number == len(self.finals) - 1, "EpochSettlementRootReplaced")
+        return self.finals[number].balances[account]
+
     def claim(self, account: str, number: int) -> None:
-        balance = self.finals[number].balances[account]
+        balance = self.paying(account, number)
         shares, debt = self.claimed[account]
         require(balance.cumulative_shares > shares, "EpochSettlementNothingToClaim")
         now_debt = balance.debt_before + balance.epoch_shares * self.finals[number].acc_at
@@ -378,7 +395,7 @@ class Router:
         return amount
 
     def pay_operator(self, account: str, number: int) -> None:
-        revenue = self.settlement.finals[number].balances[account].operator_revenue
+        revenue = self.settlement.paying(account, number).operator_revenue
         amount = revenue - self.paid[account]
         require(amount > 0, "RevenueRouterNothingToPay")
         assert amount <= self.pool
@@ -439,7 +456,11 @@ class Providers:
     free: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     seats: dict[str, dict[int, Seat]] = field(default_factory=lambda: defaultdict(dict))
     slashes: list[Slash] = field(default_factory=list)
+    bound: dict[str, str] = field(default_factory=dict)
+    """Owners of keys that aren't their own."""
     used: set[Any] = field(default_factory=set)
+    outrun: int = 0
+    """Contested proposals that were upheld after another had slashed their seat."""
 
     @property
     def open_bonds(self) -> int:
@@ -461,8 +482,16 @@ class Providers:
         self.free[owner] -= amount
         self.money.move("providers", to, amount)
 
+    def owner_of(self, signer: str) -> str:
+        return self.bound.get(signer, signer)
+
+    def bind(self, owner: str, signer: str) -> None:
+        require(signer not in self.bound and not self.seats[signer], "ProviderRegistrySignerTaken")
+        self.bound[signer] = owner
+
     def take(self, owner: str, stage: int) -> None:
         require(stage < self.terms.stages, "ProviderRegistryUnknownStage")
+        require(self.owner_of(owner) == owner, "ProviderRegistrySignerTaken")
         seats = self.seats[owner]
         if seat := seats.get(stage):
             require(seat.releasable_at != 0, "ProviderRegistryAlreadySeated")
@@ -507,7 +536,8 @@ class Providers:
             seat.releasable_at = now + self.terms.cooldown
         self._divide(reporter, amount)
 
-    def equivocation(self, sender: str, owner: str, stage: int, unit: bytes, now: int) -> None:
+    def equivocation(self, sender: str, signer: str, stage: int, unit: bytes, now: int) -> None:
+        owner = self.owner_of(signer)
         key = (owner, stage, unit, "receipts")
         require(key not in self.used, "ProviderRegistryEvidenceUsed")
         seat = self._slashable(owner, stage, now)
@@ -561,12 +591,12 @@ class Providers:
         seat = self.seats[slash.owner][slash.stage]
         if seat.slashed:
             self._drop(slash)
-            self._return_bonds(slash)
-            return
-        slash.status = Status.EXECUTED
-        seat.open_slashes -= 1
-        self.used.add((slash.owner, slash.stage, slash.evidence))
-        self._slash(seat, slash.reporter, now)
+            self.outrun += bool(slash.contester)
+        else:
+            slash.status = Status.EXECUTED
+            seat.open_slashes -= 1
+            self.used.add((slash.owner, slash.stage, slash.evidence))
+            self._slash(seat, slash.reporter, now)
         self.free[slash.reporter] += self.terms.reporter_bond
         if slash.contester:
             self._divide(slash.reporter, self.terms.reporter_bond)

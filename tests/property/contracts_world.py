@@ -3,6 +3,7 @@
 An action that isn't allowed now must be refused by both, with the same error. `audit` compares all that can be read.
 """
 
+from collections import Counter
 from collections.abc import Callable
 from hashlib import sha256
 from typing import Any
@@ -21,6 +22,7 @@ from tests.property.contracts_model import (
     Shares,
     Slash,
     Terms,
+    register,
 )
 from tests.property.evm import CHAIN_ID, START, Contract, Evm, Reverted
 
@@ -47,16 +49,21 @@ class World:
 
     def __init__(self, actors: int) -> None:
         self.keys = [key_of(f"actor {i}") for i in range(actors)]
+        nodes = [key_of(f"node {i}") for i in range(4)]
         officials = [
             key_of(name).address.lower()
             for name in ("registrant", "designer", "data", "coordinator", "judge", "treasury", "cashier")
         ]
         registrant, self.designer, self.data, self.coordinator, self.judge, self.treasury, self.cashier = officials
         self.actors = [key.address.lower() for key in self.keys]
-        self.key_by_address = dict(zip(self.actors, self.keys, strict=True))
+        self.key_by_address = {key.address.lower(): key for key in (*self.keys, *nodes)}
+        #: Whose keys may be bound: nodes, and few of the actors, for a bound one can't take seats.
+        self.signers = [*(key.address.lower() for key in nodes), *self.actors[::10]]
         self.everybody = [*self.actors, *officials[1:]]
         self.evm = Evm()
         self.nonces = 0
+        #: Errors with which actions were refused.
+        self.refusals: Counter[str] = Counter()
         self._deploy(registrant)
         self.money = Money()
         self.shares_model = Shares(self.money, STREAM_S)
@@ -80,49 +87,49 @@ class World:
         evm = self.evm
         self.usd = evm.deploy("TestUSD", [], [])
         self.arbiter = evm.deploy("Arbiter", ["address[]", "uint256", "uint256"], [[self.judge], 1, 0])
-        registry = evm.deploy("ModelRegistry", ["address[]"], [[self.usd.address]])
+        self.registry = evm.deploy("ModelRegistry", ["address[]"], [[self.usd.address]])
         reporter_bond = 40 * DOLLAR + 1
         self.providers = evm.deploy(
             "ProviderRegistry",
             ["address", "address", "address", "uint256"],
-            [registry.address, self.usd.address, self.treasury, reporter_bond],
+            [self.registry.address, self.usd.address, self.treasury, reporter_bond],
         )
         window, arbitration, cooldown = WINDOW_S, ARBITRATION_S, WINDOW_S + 2 * ARBITRATION_S
-        emission, proposer_bond, challenger_bond = (1_000 * 10**18 + 7, 100), 500 * DOLLAR, 200 * DOLLAR
+        emission, proposer_bond, challenger_bond = (1_000 * 10**18 + 7, 100), 500 * DOLLAR + 1, 200 * DOLLAR
         seat_stake, stages, max_stages = 1_000 * DOLLAR + 1, 4, 2
         bps = (1_000, 501, 2_000, 303)
-        self.model_id = registry.by(registrant).registerModel(
-            (
-                STATEMENT,
-                "ipfs://spec",
-                "Commonweight Tiny",
-                "cwTINY",
-                self.designer,
-                self.data,
-                self.coordinator,
-                self.arbiter.address,
-                self.treasury,
-                self.providers.address,
-                NOBODY,
-                self.usd.address,
-                2**96,
-                GENESIS_DESIGNER,
-                GENESIS_DATA,
-                *bps[:2],
-                emission,
-                *bps[2:],
-                STREAM_S,
-                window,
-                arbitration,
-                proposer_bond,
-                challenger_bond,
-                stages,
-                max_stages,
-                seat_stake,
-                cooldown,
-            )
+        #: IModelRegistry.Params
+        self.params = (
+            STATEMENT,
+            "ipfs://spec",
+            "Commonweight Tiny",
+            "cwTINY",
+            self.designer,
+            self.data,
+            self.coordinator,
+            self.arbiter.address,
+            self.treasury,
+            self.providers.address,
+            NOBODY,
+            self.usd.address,
+            2**96,
+            GENESIS_DESIGNER,
+            GENESIS_DATA,
+            *bps[:2],
+            emission,
+            *bps[2:],
+            STREAM_S,
+            window,
+            arbitration,
+            proposer_bond,
+            challenger_bond,
+            stages,
+            max_stages,
+            seat_stake,
+            cooldown,
         )
-        shares, settlement, router = registry.contractsOf(self.model_id)
+        self.model_id = self.registry.by(registrant).registerModel(self.params)
+        shares, settlement, router = self.registry.contractsOf(self.model_id)
         self.shares = Contract(evm, "ModelShares", shares)
         self.settlement = Contract(evm, "EpochSettlement", settlement)
         self.router = Contract(evm, "RevenueRouter", router)
@@ -152,6 +159,8 @@ class World:
         except Reverted as error:
             got, reverted = None, error.name
         assert reverted == refused, f"the contract: {reverted}, the model: {refused}"
+        if refused is not None:
+            self.refusals[refused] += 1
         if wanted is not None and refused is None:
             assert got == wanted, f"the contract returned {got}, the model {wanted}"
         return refused is None
@@ -165,6 +174,19 @@ class World:
 
     def wait(self, seconds: int) -> None:
         self.evm.wait(seconds)
+
+    # ------------------------------------------------------------ registrations
+
+    def register(self, registrant: str, genesis: tuple[int, int], emission: tuple[int, int], max_supply: int) -> bool:
+        """Another model like this one, with other shares."""
+        self.nonces += 1
+        spec_hash = self.nonces.to_bytes(32, "big")
+        _, *middle = self.params[: self.params.index(2**96)]
+        params = (spec_hash, *middle, max_supply, *genesis, *self.params[15:17], emission, *self.params[18:])
+        return self.both(
+            lambda: self.registry.by(registrant).registerModel(params) and None,
+            lambda: register(sum(genesis), *emission, max_supply),
+        )
 
     # ------------------------------------------------------------ epochs
 
@@ -188,18 +210,24 @@ class World:
             lambda: self.settlement_model.challenge(sender, number, root, self.now),
         )
 
-    def resolve(self, uphold: bool) -> bool:
+    def _deadline(self, shift: int) -> int:
+        pending = self.settlement_model.pending
+        return (pending.resolvable_until if pending else 0) + shift
+
+    def resolve(self, uphold: bool, shift: int = 0) -> bool:
+        """`shift`: not the pending challenge, but one whose time ends that much later, or earlier."""
         number, root = self._next
+        until = max(0, self._deadline(shift))
         return self.both(
-            lambda: self.judged(self.settlement, "resolveEpoch", number, root, uphold),
-            lambda: self.settlement_model.resolve(self.terms.arbiter, number, root, uphold, self.now),
+            lambda: self.judged(self.settlement, "resolveEpoch", number, root, until, uphold),
+            lambda: self.settlement_model.resolve(self.terms.arbiter, number, root, until, uphold, self.now),
         )
 
     def resolve_uncalled(self, sender: str) -> bool:
-        number, root = self._next
+        (number, root), until = self._next, self._deadline(0)
         return self.both(
-            lambda: self.settlement.by(sender).resolveEpoch(number, root, False),
-            lambda: self.settlement_model.resolve(sender, number, root, False, self.now),
+            lambda: self.settlement.by(sender).resolveEpoch(number, root, until, False),
+            lambda: self.settlement_model.resolve(sender, number, root, until, False, self.now),
         )
 
     def expire(self) -> bool:
@@ -244,9 +272,9 @@ class World:
         )
 
     def _last_with(self, account: str, back: int) -> Epoch | None:
-        """A final epoch in whose tree the account is, counted from the last."""
-        epochs = [epoch for epoch in self.settlement_model.finals[-20:] if account in epoch.balances]
-        return epochs[-1 - back % len(epochs)] if epochs else None
+        """The final epoch that many before the last, if the account is in its tree."""
+        finals = self.settlement_model.finals
+        return finals[-1 - back] if back < len(finals) and account in finals[-1 - back].balances else None
 
     def claim(self, account: str, back: int) -> bool:
         epoch = self._last_with(account, back)
@@ -270,7 +298,7 @@ class World:
             for account in ready:
                 self.settlement_model.claim(account, epoch.number)
 
-        return self.both(lambda: self.settlement.claimMany(claims, [epoch.numbers] * len(claims)), book)
+        return self.both(lambda: self.settlement.claimMany(claims, epoch.numbers), book)
 
     def claim_split(self, count: int) -> bool:
         first = self.settlement_model.split_until
@@ -370,14 +398,24 @@ class World:
             lambda: self.stakes.release(owner, stage, self.now),
         )
 
-    def equivocate(self, reporter: str, owner: str, stage: int, unit: int) -> bool:
-        """The owner's own key has signed two receipts for one unit."""
-        key, name = self.key_by_address[owner], unit.to_bytes(32, "big")
+    def bind(self, owner: str, signer: str) -> bool:
+        signature = self.key_by_address[signer].sign_digest(self.providers.bindingDigest(owner))
+        return self.both(
+            lambda: self.providers.by(owner).bindSigner(signer, signature), lambda: self.stakes.bind(owner, signer)
+        )
+
+    def signers_of(self, owner: str) -> list[str]:
+        """Keys that answer to the owner, and its own."""
+        return [owner, *(signer for signer, to in self.stakes.bound.items() if to == owner)]
+
+    def equivocate(self, reporter: str, signer: str, stage: int, unit: int) -> bool:
+        """The signer has signed two receipts for one unit."""
+        key, name = self.key_by_address[signer], unit.to_bytes(32, "big")
         receipts = [Receipt(self.model_id, stage, name, output * 32) for output in (b"x", b"y")]
         a, b = (((r.model_id, r.stage, r.unit, r.output), key.sign_digest(r.digest(self.domain))) for r in receipts)
         return self.both(
             lambda: self.providers.by(reporter).slashEquivocation(*a, *b),
-            lambda: self.stakes.equivocation(reporter, owner, stage, name, self.now),
+            lambda: self.stakes.equivocation(reporter, signer, stage, name, self.now),
         )
 
     def report(self, reporter: str, owner: str, stage: int, evidence: int) -> bool:
@@ -435,7 +473,8 @@ class World:
             == self.router_model.earned
             == (self.router_model.pool + sum(self.router_model.paid.values()))
         )
-        assert held["settlement"] == sum(self.settlement_model.bonds.values()) + self.settlement_model.open_bond
+        settlement = self.settlement_model
+        assert held["settlement"] == sum(settlement.bonds.values()) + settlement.open_bond + settlement.burnt
         assert held["shares"] == shares.deposited - sum(shares.withdrawn.values())
         locked = sum(self.stakes.locked(account) for account in self.everybody)
         assert held["providers"] == sum(self.stakes.free.values()) + locked + self.stakes.open_bonds
@@ -460,6 +499,7 @@ class World:
         assert (real.nextEpoch(), real.splitClaimedUntil()) == (len(model.finals), model.split_until)
         for account in self.everybody:
             assert real.bondOf(account) == model.bonds[account]
+            assert self.providers.ownerOf(account) == self.stakes.owner_of(account)
         exists, epoch, root, minted, _, _, challenger, _, upheld = real.pending()
         if model.pending is None:
             assert not exists
@@ -484,7 +524,7 @@ class World:
 
     def empty(self) -> None:
         """Everybody takes out all that is theirs. What stays is known: in the shares less than a unit for each account,
-        in the router what no epoch has divided yet, and bonds and stakes that are still needed.
+        in the router what no epoch has divided yet, bonds and stakes that are still needed, and what was burnt.
         """
         if self.router_model.unswept:
             assert self.sweep()
@@ -499,9 +539,13 @@ class World:
         for account in self.everybody:
             self.withdraw(account, account)
             self.unbond(account, account, self.stakes.free[account])
+            self.withdraw_bond(account, account, self.settlement_model.bonds[account])
         self.pay_treasury(self.treasury, self.treasury)
         self.audit()
         assert self.money.of["shares"] < len(self.everybody)
+        settlement = self.settlement_model
+        needed = settlement.open_bond + (settlement.bonds[self.coordinator] if settlement.pending else 0)
+        assert self.money.of["settlement"] == needed + settlement.burnt
         assert self.money.of["router"] == self.router_model.earned - self.settlement_model.operator_revenue_divided
         assert self.money.of["providers"] == sum(map(self.stakes.locked, self.everybody)) + self.stakes.open_bonds
 

@@ -1,12 +1,10 @@
-"""What the property tests draw from: JSON values, specs, rounds of reports."""
+"""What the property tests draw from: JSON values, specs."""
 
-from hashlib import sha256
 from typing import Any
 
 from hypothesis import strategies as st
 
 from commonweight.rules.receipt import Domain
-from commonweight.rules.report import NO_TENSOR, Hop, Report
 from commonweight.rules.spec import ModelSpec, build_spec
 
 ASCII = st.characters(max_codepoint=127)
@@ -96,37 +94,3 @@ def specs(max_layers: int = 12) -> st.SearchStrategy[ModelSpec]:
 def flipped(value: bytes, bit: int) -> bytes:
     """32 bytes with one of their bits turned."""
     return (int.from_bytes(value, "big") ^ (1 << bit)).to_bytes(32, "big")
-
-
-def sha(*parts: object) -> bytes:
-    """A hash that depends on `parts` alone."""
-    return sha256(repr(parts).encode()).digest()
-
-
-def honest_reports(stages: int, microbatches: int, number: int, attempt: object = 0) -> tuple[Report, ...]:
-    """What all stages report about a round in which nobody lies."""
-
-    def crossing(kind: str, boundary: int, j: int) -> bytes:
-        return NO_TENSOR if boundary in (0, stages) else sha(kind, number, boundary, j, attempt)
-
-    return tuple(
-        Report(
-            round=number,
-            stage=stage,
-            hops=tuple(
-                Hop(
-                    tokens=sha("tokens", number, j),
-                    activation_in=crossing("activation", stage, j),
-                    activation_out=crossing("activation", stage + 1, j),
-                    gradient_in=crossing("gradient", stage + 1, j),
-                    gradient_out=crossing("gradient", stage, j),
-                    loss=2.5 if stage == stages - 1 else 0.0,
-                )
-                for j in range(microbatches)
-            ),
-            gradient_hash=sha("sum", number, stage, attempt),
-            state_before=sha("state", number, stage),
-            state_after=sha("state", number + 1, stage),
-        )
-        for stage in range(stages)
-    )

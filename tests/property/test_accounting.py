@@ -99,7 +99,7 @@ class Chain:
         self.accumulator_at.append(self.accumulator)
 
     def claim(self, account: str, epoch: int, forget_debt: bool = False) -> None:
-        """As EpochSettlement.claim: with the leaf of any finalised epoch that brings something new."""
+        """As EpochSettlement.claim. That takes the last epoch's leaf alone; the arithmetic holds for any."""
         balance, holder = self.balances[epoch].get(account), self.holders[account]
         if balance is None or balance.cumulative_shares <= holder.claimed_shares:
             return

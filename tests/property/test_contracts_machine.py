@@ -12,6 +12,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
+from commonweight.rules.emission import MIN_SUPPLY
 from tests.property.contracts_world import ARBITRATION_S, STREAM_S, WINDOW_S, World, started
 
 Pick = Callable[[int], int]
@@ -77,11 +78,27 @@ def seat(world: World, pick: Pick) -> tuple[str, int]:
     return taken[pick(len(taken))] if taken and pick(6) else (someone(world, pick), pick(world.terms.stages + 1))
 
 
+def equivocate(world: World, pick: Pick) -> bool:
+    owner, stage = seat(world, pick)
+    signers = world.signers_of(owner)
+    return world.equivocate(someone(world, pick), signers[pick(len(signers))], stage, pick(6))
+
+
+def register(world: World, pick: Pick) -> bool:
+    """About as many shares as a model needs at least, or may have at most."""
+    genesis = (pick(3) * MIN_SUPPLY // 4, pick(3) * MIN_SUPPLY // 4)
+    emission = (pick(3) * MIN_SUPPLY // 8 + pick(2), pick(4))
+    most = sum(genesis) + 2 * emission[0] * emission[1]
+    limits = (2**96, 2**96 + 1, most, max(0, most - 1))
+    return world.register(someone(world, pick), genesis, emission, limits[pick(4)])
+
+
 EPOCHS: dict[str, Action] = {
     "advance": advance,
     "propose": propose,
     "challenge": lambda w, p: w.challenge(anyone(w, p)),
     "resolve": lambda w, p: w.resolve(bool(p(2))),
+    "resolve another challenge": lambda w, p: w.resolve(bool(p(2)), (-WINDOW_S, -1, 1)[p(3)]),
     "resolve uncalled": lambda w, p: w.resolve_uncalled(anyone(w, p)),
     "expire": lambda w, p: w.expire(),
     "finalise": lambda w, p: w.finalize(),
@@ -89,8 +106,8 @@ EPOCHS: dict[str, Action] = {
     "withdraw a bond": lambda w, p: w.withdraw_bond(anyone(w, p), someone(w, p), amount(p)),
 }
 CLAIMS: dict[str, Action] = {
-    "claim": lambda w, p: w.claim(someone(w, p), p(20)),
-    "claim the last": lambda w, p: w.claim(someone(w, p), 0),
+    "claim": lambda w, p: w.claim(someone(w, p), 0),
+    "claim by an old leaf": lambda w, p: w.claim(someone(w, p), 1 + p(20)),
     "claim for many": lambda w, p: w.claim_many([someone(w, p) for _ in range(1 + p(5))]),
     "claim the split": lambda w, p: w.claim_split(p(4)),
 }
@@ -106,7 +123,7 @@ PAYMENTS: dict[str, Action] = {
     "collect wrongly": lambda w, p: w.collect(anyone(w, p), someone(w, p), amount(p), amount(p), bool(p(2))),
     "sweep": lambda w, p: w.sweep(),
     "pay an operator": lambda w, p: w.pay_operator(someone(w, p), 0),
-    "pay an operator by an old leaf": lambda w, p: w.pay_operator(someone(w, p), p(20)),
+    "pay an operator by an old leaf": lambda w, p: w.pay_operator(someone(w, p), 1 + p(20)),
     "pay the treasury": lambda w, p: w.pay_treasury(w.treasury if p(4) else anyone(w, p), someone(w, p)),
 }
 STAKES: dict[str, Action] = {
@@ -117,14 +134,23 @@ STAKES: dict[str, Action] = {
     "take a seat again": lambda w, p: w.take_seat(*seat(w, p)),
     "leave a seat": lambda w, p: w.leave_seat(*seat(w, p)),
     "release a seat": lambda w, p: w.release_seat(*seat(w, p)),
-    "equivocate": lambda w, p: w.equivocate(someone(w, p), *seat(w, p), p(6)),
+    "bind a key": lambda w, p: w.bind(someone(w, p), w.signers[p(len(w.signers))]),
+    "equivocate": equivocate,
     "report": lambda w, p: w.report(someone(w, p), *seat(w, p), p(6)),
     "contest": lambda w, p: w.contest(someone(w, p), slash_id(w, p)),
     "judge": lambda w, p: w.judge_slash(slash_id(w, p), bool(p(2))),
     "execute": lambda w, p: w.execute_slash(slash_id(w, p)),
     "drop": lambda w, p: w.drop_slash(slash_id(w, p)),
 }
+REGISTRATIONS: dict[str, Action] = {"register": register}
 TIME: dict[str, Action] = {"wait": lambda w, p: w.wait(WAITS_S[p(len(WAITS_S))])}
+
+
+NEVER = {
+    *("resolve another challenge", "resolve uncalled", "claim by an old leaf", "pay an operator by an old leaf"),
+    "wait",  # it returns nothing
+}
+"""Actions that don't succeed, whoever does them when."""
 
 
 def picked(data: st.DataObject) -> Pick:
@@ -158,6 +184,10 @@ class ContractsMachine(RuleBasedStateMachine):
     def stake_is_at_risk(self, data: st.DataObject, action: Action) -> None:
         action(self.world, picked(data))
 
+    @rule(data=st.data())
+    def a_model_is_registered(self, data: st.DataObject) -> None:
+        register(self.world, picked(data))
+
     @rule(seconds=st.sampled_from(WAITS_S))
     def time_passes(self, seconds: int) -> None:
         self.world.wait(seconds)
@@ -185,8 +215,10 @@ def test_any_sequence_of_actions_keeps_the_books() -> None:
 def test_ten_thousand_actions_of_fifty_actors_lose_nothing() -> None:
     """Not one unit is unaccounted for at any time, nor when everybody has taken out what is theirs."""
     world, draw = started(50), random.Random(20261122)
-    actions = [action for group in (EPOCHS, CLAIMS, SHARES, PAYMENTS, STAKES, TIME) for action in group.items()]
-    actions += [("advance", advance)] * 3
+    actions = [
+        action for group in (EPOCHS, CLAIMS, SHARES, PAYMENTS, STAKES, REGISTRATIONS, TIME) for action in group.items()
+    ]
+    actions += [("advance", advance)] * 3 + [(name, STAKES[name]) for name in ("report", "contest", "judge")]
     succeeded: Counter[str] = Counter()
     for step in range(10_000):
         name, action = draw.choice(actions)
@@ -194,6 +226,11 @@ def test_ten_thousand_actions_of_fifty_actors_lose_nothing() -> None:
         if step % 500 == 0:
             world.audit()
     world.audit()
-    assert {name for name, _ in actions if not succeeded[name]} == {"resolve uncalled", "wait"}
+    assert {name for name, _ in actions if not succeeded[name]} == NEVER
     assert len(world.settlement_model.finals) > 100
+    assert world.refusals["EpochSettlementRootReplaced"] > 100
+    assert world.settlement_model.burnt > 0
+    assert world.stakes.outrun > 0
+    wanted = {"EpochSettlementArbitrationOver", "ProviderRegistrySignerTaken", "ModelRegistryCapTooSmall"}
+    assert wanted <= set(world.refusals)
     world.empty()

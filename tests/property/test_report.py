@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from commonweight.rules.report import HOP_HASHES, NO_TENSOR, Hop, Report, find_mismatch, report_receipt
-from tests.property.strategies import flipped, hashes, honest_reports
+from tests.property.strategies import flipped, hashes
+from tools.build_vectors import honest_reports
 
 generations, rounds, stages = st.integers(0, 3) | st.integers(0, 2**63), st.integers(0, 3), st.integers(0, 3)
 losses = st.floats(allow_nan=False)

@@ -30,7 +30,7 @@ from commonweight.rules.rounds import (
     Train,
     advance,
 )
-from tests.property.strategies import honest_reports, sha
+from tools.build_vectors import honest_reports, mark
 
 NODES = tuple(f"node {i}" for i in range(6))
 nodes = st.sampled_from(NODES)
@@ -44,17 +44,17 @@ def lie_about(report: Report, lie: str) -> Report:
     hop = report.hops[0]
     match lie:
         case "tokens" | "activation_in" | "gradient_in":
-            return replace(report, hops=(replace(hop, **{lie: sha("a lie")}), *report.hops[1:]))
+            return replace(report, hops=(replace(hop, **{lie: mark("a lie")}), *report.hops[1:]))
         case "hops":
             return replace(report, hops=(*report.hops, hop))
         case "round":
             return replace(report, round=report.round + 1)
         case "state":
-            return replace(report, state_before=sha("another state"))
+            return replace(report, state_before=mark("another state"))
         case "stage":
             return replace(report, stage=report.stage + 1)
         case "attempt":  # nothing that a neighbour sees
-            return replace(report, gradient_hash=sha("another gradient"))
+            return replace(report, gradient_hash=mark("another gradient"))
     return report
 
 
@@ -372,6 +372,6 @@ def test_a_node_that_is_lost_while_pipes_open_makes_the_others_open_them_again()
 def test_unknown_roots_let_any_state_begin_and_known_ones_only_that(roots: tuple[None, ...]) -> None:
     report = lie_about(honest_reports(2, 1, 0)[0], "state")
     assert advance(replace(formed(), roots=roots), Reported(NODES[0], 1, report))[1] == ()
-    known = replace(formed(), roots=(sha("state", 0, 0), None))
+    known = replace(formed(), roots=(mark("state", 0, 0), None))
     _, effects = advance(known, Reported(NODES[0], 1, report))
     assert "Restore the checkpoint" in effects[0].why  # type: ignore[union-attr]

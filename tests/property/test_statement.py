@@ -33,10 +33,11 @@ from commonweight.rules.statement import (
     parse_statement,
 )
 from commonweight.watch.judge import credited_receipt
-from tests.property.strategies import honest_reports, json_values, sha, specs
+from tests.property.strategies import json_values, specs
+from tools.build_vectors import honest_reports, mark
 
-OWNERS = tuple(to_checksum_address(sha("owner", i)[:20]) for i in range(4))
-MODEL_ID = sha("model")
+OWNERS = tuple(to_checksum_address(mark("owner", i)[:20]) for i in range(4))
+MODEL_ID = mark("model")
 NUMBERS = (
     *("units", "shares", "cumulative_shares", "debt_before", "operator_revenue"),
     *("minted", "compute_shares", "accumulator_before", "operator_pool"),
@@ -67,7 +68,7 @@ class Epoch:
         return json.loads(canonical_json(self.statement.model_dump()))
 
 
-NODES = tuple(to_checksum_address(sha("node", i)[:20]) for i in range(4))
+NODES = tuple(to_checksum_address(mark("node", i)[:20]) for i in range(4))
 owners = st.sampled_from(OWNERS)
 
 
@@ -101,7 +102,7 @@ def histories(draw: st.DrawFn, max_epochs: int = 3) -> list[Epoch]:
                     node=NODES[report.stage],
                     account=draw(owners),
                     generation=generation,
-                    signature=sha("signature", number) * 2 + b"\x1b",
+                    signature=mark("signature", number) * 2 + b"\x1b",
                 )
                 for report in honest_reports(spec.stages, spec.training.microbatches_per_round, number)
             )
@@ -306,6 +307,16 @@ def test_any_one_changed_number_is_noticed(history: list[Epoch], data: st.DataOb
         epoch.check(build(other))
 
 
+@FEWER
+@given(histories(max_epochs=1), st.sampled_from(["cumulative_shares", "debt_before"]))
+def test_balances_that_no_contract_holds_are_a_fault_and_no_crash(history: list[Epoch], name: str) -> None:
+    """A final epoch that nobody challenged may have left them; what follows is measured against it."""
+    epoch = history[-1]
+    absurd = {OWNERS[0]: replace(Balance(0, 0, 0, 0), **{name: 10**78 - 1})}
+    with pytest.raises(StatementMismatch, match="can't follow the balances before it"):
+        check_statement(epoch.spec, epoch.statement, absurd)
+
+
 def is_increasing(epoch: Epoch, path: tuple[str | int, ...], value: int) -> bool:
     """Whether the generations of an epoch of one stage still never go back with one of them changed."""
     generations = [sealed.reports[0].generation for sealed in epoch.statement.rounds]
@@ -319,7 +330,7 @@ def test_other_changes_are_noticed(history: list[Epoch], data: st.DataObject) ->
     epoch = history[-1]
     fields = epoch.fields
     flip = "0x" + "5a" * 32
-    stranger = to_checksum_address(sha("stranger")[:20])
+    stranger = to_checksum_address(mark("stranger")[:20])
     others = [
         altered(fields, ("root",), flip),
         altered(fields, ("spec_hash",), flip),

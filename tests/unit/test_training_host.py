@@ -16,8 +16,9 @@ from commonweight.wire.generated import control_pb2 as pb
 from coordinator import training
 from coordinator.ledger import Progress
 from coordinator.training import MAX_REFORM_DELAY_S, Member, Place, Submission, Training
-from tests.integration.scripted import honest_report, mark
+from tests.integration.scripted import honest_report
 from tests.unit.tiny import tiny_spec
+from tools.build_vectors import mark
 
 pytestmark = pytest.mark.asyncio
 
@@ -485,7 +486,7 @@ async def test_after_the_last_round_nothing_is_planned_and_everybody_is_told() -
 
 
 async def test_a_restarted_host_goes_on_from_the_ledger() -> None:
-    roots = tuple(mark("state", stage, 5) for stage in range(2))
+    roots = tuple(mark("state", 5, stage) for stage in range(2))
     async with a_world(Progress(generation=41, round=5, seats={0: B, 1: A}, roots=roots)) as world:
         stranger = world.member(C)
         world.training.join(stranger)

@@ -1,11 +1,9 @@
 """The rules reproduce tests/vectors/, read as another implementation would read them."""
 
-import importlib.util
 import json
 import shutil
 import struct
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -21,9 +19,8 @@ from commonweight.rules.sampling import permute, sample_indices, window_count
 from commonweight.rules.spec import Economics, ModelSpec, build_spec, parse_spec
 from commonweight.rules.stages import head_flops, layer_flops, stage_layers, stage_units
 from commonweight.rules.statement import check_statement, parse_statement
-
-ROOT = Path(__file__).resolve().parents[2]
-VECTORS = ROOT / "tests" / "vectors"
+from tools import build_vectors
+from tools.build_vectors import VECTORS
 
 
 def load(name: str) -> Any:
@@ -37,16 +34,6 @@ def raw(text: str) -> bytes:
 @pytest.fixture(scope="module")
 def specs() -> dict[str, ModelSpec]:
     return {case["name"]: build_spec(case["spec"]) for case in load("spec")["cases"]}
-
-
-@pytest.fixture(scope="module")
-def builder() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("build_vectors", ROOT / "tools" / "build_vectors.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def test_merkle() -> None:
@@ -158,22 +145,22 @@ def test_statement(specs: dict[str, ModelSpec]) -> None:
     assert pools[0] == pools[1] < pools[2]  # nobody serves in the second
 
 
-def test_the_files_are_what_the_tool_writes(builder: ModuleType) -> None:
-    assert {path.stem for path in VECTORS.glob("*.json")} == set(builder.BUILDERS)
-    assert builder.main(["--check"]) == 0
+def test_the_files_are_what_the_tool_writes() -> None:
+    assert {path.stem for path in VECTORS.glob("*.json")} == set(build_vectors.BUILDERS)
+    assert build_vectors.main(["--check"]) == 0
 
 
 def test_the_tool_names_a_stale_or_missing_file(
-    builder: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copytree(VECTORS, tmp_path, dirs_exist_ok=True)
-    monkeypatch.setattr(builder, "VECTORS", tmp_path)
+    monkeypatch.setattr(build_vectors, "VECTORS", tmp_path)
     (tmp_path / "shares.json").write_text((tmp_path / "shares.json").read_text().replace("1", "2", 1))
     (tmp_path / "merkle.json").unlink()
-    assert builder.main(["--check"]) == 1
+    assert build_vectors.main(["--check"]) == 1
     assert "merkle.json, shares.json" in capsys.readouterr().out
-    assert builder.main([]) == 0
-    assert builder.main(["--check"]) == 0
+    assert build_vectors.main([]) == 0
+    assert build_vectors.main(["--check"]) == 0
 
 
 def test_vectors_name_no_number_that_json_readers_round() -> None:

@@ -33,6 +33,7 @@ interface IArbiter {
     error ArbiterAlreadyExecuted(bytes32 callId);
     error ArbiterNotQueued(bytes32 callId);
     error ArbiterTooEarly(uint256 executableAt);
+    /// @dev For good: propose it with another salt.
     error ArbiterLapsed(uint256 lapsedAt);
 
     /// @notice Proposes a call and confirms it; members only. The same call can be proposed again with another `salt`.

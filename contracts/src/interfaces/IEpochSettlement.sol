@@ -128,9 +128,12 @@ interface IEpochSettlement {
     error EpochSettlementAlreadyChallenged(uint32 epoch, address challenger);
     error EpochSettlementNotChallenged(uint32 epoch);
     error EpochSettlementArbitrationOpen(uint256 resolvableUntil);
+    /// @dev It is past, or another challenge's than the caller means.
     error EpochSettlementArbitrationOver(uint256 resolvableUntil);
     /// @dev The epoch isn't final, or its numbers are others.
     error EpochSettlementUnknownEpoch(uint32 epoch);
+    /// @dev A later epoch is final, and only the last final root pays: claim with a proof against that.
+    error EpochSettlementRootReplaced(uint32 epoch);
     error EpochSettlementInvalidProof(bytes32 leaf);
     /// @dev The account has claimed since: hand in what its last `SharesClaimed` says.
     error EpochSettlementStaleClaim(address account);
@@ -138,7 +141,6 @@ interface IEpochSettlement {
     error EpochSettlementNothingToClaim(uint256 cumulativeShares, uint256 claimedShares);
     /// @dev The root carries a debt that can't belong to these shares: only a wrong root does.
     error EpochSettlementInconsistentDebt(uint256 debt, uint256 claimedDebt);
-    error EpochSettlementLengthMismatch(uint256 claims, uint256 epochs);
 
     /// @notice Deploys the share token and mints the genesis grants; registry only, once, in the transaction that deploys
     /// this contract. `arguments` are the clone's immutable ones, see {ModelShares}.
@@ -172,8 +174,10 @@ interface IEpochSettlement {
     function challengeEpoch(uint32 epoch, bytes32 root, bytes32 evidenceHash, string calldata uri) external;
 
     /// @notice Decides a challenge; arbiter only, in time. Upheld: the epoch can be finalised at once, and the
-    /// challenger's bond goes to the proposer. Rejected: the epoch is open again, and `proposerBond` goes to the challenger.
-    function resolveEpoch(uint32 epoch, bytes32 root, bool uphold) external;
+    /// challenger's bond goes to the proposer. Rejected: the epoch is open again, half of `proposerBond` goes to the
+    /// challenger, and the other half stays here for ever: who challenges its own lie must not get away with it for nothing.
+    /// @param resolvableUntil The challenge's, which names it: the same root may be challenged again, with other numbers.
+    function resolveEpoch(uint32 epoch, bytes32 root, uint256 resolvableUntil, bool uphold) external;
 
     /// @notice Rejects an epoch on whose challenge the arbiter was silent; anybody. Both bonds go back.
     function expireChallenge(uint32 epoch) external;
@@ -185,18 +189,20 @@ interface IEpochSettlement {
     // ---------------------------------------------------------------- claims
 
     /// @notice Pays `claim.account` all its shares up to `claim.epoch` that it has not claimed yet, with what they earned
-    /// meanwhile. Anybody may call; a proof against any final epoch stays valid until a later one is claimed.
+    /// meanwhile. Anybody may call. Only the last final epoch's root pays, and it covers all epochs before: so what a wrong
+    /// root promises ends with the next one.
     function claim(Claim calldata claim_, FinalEpoch calldata epoch) external;
 
     /// @notice The same for many; reverts as a whole if one reverts.
-    function claimMany(Claim[] calldata claims, FinalEpoch[] calldata epochs) external;
+    function claimMany(Claim[] calldata claims, FinalEpoch calldata epoch) external;
 
     /// @notice Pays designer and data recipient their parts of the epochs from `splitClaimedUntil()` on, with what those
     /// earned meanwhile. Anybody may call.
     /// @param epochs The numbers of those epochs, in order, at least one.
     function claimSplit(FinalEpoch[] calldata epochs) external;
 
-    /// @notice What `claim` would pay now, or the error with which it would revert.
+    /// @notice What `claim` would pay now, or the error with which it would revert. What the share token refuses (its
+    /// receiver, more than lies unclaimed) only `claim` tells.
     /// @return shares Shares that would move to the account.
     /// @return revenueScaled Accrued revenue that would move with them, times 2^96.
     function claimable(Claim calldata claim_, FinalEpoch calldata epoch)
@@ -204,7 +210,7 @@ interface IEpochSettlement {
         view
         returns (uint256 shares, uint256 revenueScaled);
 
-    /// @notice Reverts unless the claim's leaf is in the tree of the final epoch. What was claimed before isn't looked at.
+    /// @notice Reverts unless the claim's leaf is in the tree of the last final epoch. What was claimed before isn't looked at.
     function checkLeaf(Claim calldata claim_, FinalEpoch calldata epoch) external view;
 
     // ---------------------------------------------------------------- views

@@ -31,8 +31,8 @@ interface IModelRegistry {
     /// @param treasuryBps Treasury's part of the revenue in 1/10,000; what is left of 10,000 goes to the shares.
     /// @param streamPeriod Seconds over which a deposit of revenue is credited to the shares, at most 30 days; 0: at once.
     /// @param window Seconds between an epoch's proposal and the first moment it can be finalised, also those in which a
-    /// slash can be contested; 1 to 30 days.
-    /// @param arbitration Seconds that the arbiter has to decide; its silence rejects. 1 to 30 days.
+    /// slash can be contested; 1 second to 30 days.
+    /// @param arbitration Seconds that the arbiter has to decide; its silence rejects. 1 second to 30 days.
     /// @param proposerBond What the coordinator must have standing with the settlement to propose.
     /// @param challengerBond What a challenger posts.
     /// @param stages Number of stages the model is cut into, at least 1.

@@ -116,8 +116,8 @@ interface IProviderRegistry {
 
     /// @notice Binds a node's key to the caller, for good: evidence against it is evidence against the caller. The key
     /// must agree: `signature` is its EIP-712 signature of `Binding(address owner)` in this contract's own domain
-    /// (name "Commonweight Providers", version "1"). An owner's own key need not be bound, and while it has seats it can't
-    /// be: evidence against it would be led away from them.
+    /// (name "Commonweight Providers", version "1"). An owner's own key need not be bound, and one that is bound
+    /// to another and one that has seats exclude each other: evidence against it would be led away from them.
     function bindSigner(address signer, bytes calldata signature) external;
 
     /// @notice Names the account that is paid for the caller's work; zero: the caller itself.
@@ -160,7 +160,7 @@ interface IProviderRegistry {
     function resolveSlash(uint256 slashId, bool uphold) external;
 
     /// @notice Slashes after a window without a contest; anybody. The proposal is dropped, and its bond goes back, if the
-    /// seat was slashed meanwhile; so it is where the arbiter upholds one.
+    /// seat was slashed meanwhile; so it is where the arbiter upholds one, but who contested that still loses its bond.
     function executeSlash(uint256 slashId) external;
 
     /// @notice Drops a contested proposal on which the arbiter was silent; anybody. Both bonds go back.
