@@ -6,7 +6,7 @@ BIN := .venv/bin
 NPM := $(shell command -v npm 2>/dev/null || echo $(CURDIR)/$(BIN)/npm)
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: setup devnet test test-python test-contracts lint format proto contracts vectors docs bench clean
+.PHONY: setup devnet test test-python test-contracts verify-contracts mutate-contracts deep-contracts lint format proto contracts vectors docs bench clean
 
 setup: .venv/installed
 
@@ -36,6 +36,23 @@ test-contracts: contracts/node_modules/installed
 	cd contracts && $(NPM) test && $(NPM) run --silent lint
 	$(BIN)/python tools/build_artifacts.py --check
 
+# Static analysis, coverage and proofs: see docs/contracts-audit.md. The tools' own pins don't go with ours.
+contracts/.tools/%/installed: contracts/tools/requirements-%.txt
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/pip install --quiet --requirement $<
+	@touch $@
+
+verify-contracts: contracts/node_modules/installed contracts/.tools/slither/installed contracts/.tools/halmos/installed
+	$(BIN)/python tools/check_slither.py contracts/.tools/slither/bin/slither
+	$(BIN)/python tools/check_coverage.py
+	cd contracts && PATH="$$PWD/node_modules/.bin:$$PATH" FOUNDRY_PROFILE=proofs .tools/halmos/bin/halmos
+
+mutate-contracts: contracts/node_modules/installed
+	$(BIN)/python tools/mutate_contracts.py $(ARGS)
+
+deep-contracts: contracts/node_modules/installed
+	cd contracts && FOUNDRY_PROFILE=deep $(NPM) exec -- forge test $(ARGS)
+
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -61,7 +78,9 @@ docs: setup
 	$(BIN)/python tools/build_cli_docs.py
 
 bench: setup
-	$(BIN)/commonweight bench pipeline $(ARGS)
+	$(BIN)/commonweight bench pipeline
+	$(BIN)/commonweight bench decode
+	$(BIN)/commonweight bench merkle
 
 clean:
-	rm -rf .venv contracts/node_modules contracts/out contracts/cache build *.egg-info
+	rm -rf .venv contracts/node_modules contracts/out contracts/cache contracts/out-proofs contracts/cache-proofs contracts/.tools build *.egg-info
