@@ -21,7 +21,9 @@ async def gateway(handle: Handle) -> AsyncIterator[str]:
     """Its URL; `handle` writes what it answers."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readuntil(b"\r\n\r\n")
+        head = (await reader.readuntil(b"\r\n\r\n")).lower()
+        # All of it: closing with something unread would reset the connection, answer and all.
+        await reader.readexactly(int(head.partition(b"content-length:")[2].split()[0]))
         with suppress(ConnectionError):  # the buyer may hang up
             await handle(writer)
         writer.close()
