@@ -46,7 +46,7 @@ def findings(slither: str) -> set[Finding]:
         report = Path(folder) / "report.json"
         path = os.pathsep.join([str(CONTRACTS / "node_modules" / ".bin"), os.environ["PATH"]])
         done = subprocess.run(
-            [slither, ".", "--json", str(report)],
+            [Path(slither).absolute(), ".", "--json", report],
             cwd=CONTRACTS,
             env=os.environ | {"PATH": path},
             capture_output=True,
