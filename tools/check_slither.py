@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 CONTRACTS = ROOT / "contracts"
@@ -32,7 +33,7 @@ _UNREAD = re.compile(r"Impossible to generate IR for (\S+) \((\S+?)#")
 _ROW = re.compile(r"^\| `([^`]+)` \| (`[^|]+`) \|", re.MULTILINE)
 
 
-def place(element: dict) -> str:
+def place(element: dict[str, Any]) -> str:
     """`Contract.name` of a finding's first element; of a parameter, the function that it belongs to."""
     parent = element.get("type_specific_fields", {}).get("parent", {})
     if element["type"] == "variable" and parent.get("type") == "function":
