@@ -289,17 +289,21 @@ class Rogue:
             assert (await self._tokens.read()).WhichOneof("body") == "hello"
         return client
 
-    async def feed(self, *frames: pb.DecodeFrame) -> list[pb.DecodeAnswer]:
-        """Send these and say that no more come; all that is answered."""
+    async def feed(self, *frames: pb.DecodeFrame, answers: int = 0) -> list[pb.DecodeAnswer]:
+        """Send these, await so many answers, and say that no more come: whatever isn't answered by then may be lost."""
         async with asyncio.timeout(DEADLINE_S):
             call = self.stub.Feed()
+            came: list[pb.DecodeAnswer] = []
             try:
                 for frame in frames:
                     await call.write(frame)
+                came += [await call.read() for _ in range(answers)]
                 await call.done_writing()
             except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
                 pass  # it has been refused already; reading says so
-            return [each async for each in call]
+            while (answer := await call.read()) is not grpc.aio.EOF:
+                came.append(answer)
+            return came
 
     async def outcome(self, *frames: pb.DecodeFrame) -> tuple[grpc.StatusCode, str]:
         """How a stream of these is ended."""
@@ -366,7 +370,7 @@ async def test_a_wrong_frame_ends_its_session_only(
         async with Rogue(workers, stage, mine) as rogue, Rogue(workers, STAGES - 1, GATEWAY) as listener:
             client = await listener.listen()  # or the last stage's refusal may come between two frames
             hello = pb.DecodeFrame(hello=rogue.hello(stage=max(0, stage - 1), client=client))
-            answers = await rogue.feed(hello, *(for_client(frame, client) for frame in frames))
+            answers = await rogue.feed(hello, *(for_client(frame, client) for frame in frames), answers=2)
         assert answers[0].WhichOneof("body") == "hello"
         failures = [each.failed for each in answers if each.WhichOneof("body") == "failed"]
         assert any(each.code == code and match in each.message for each in failures), failures
@@ -462,7 +466,8 @@ async def test_nobody_steps_into_another_s_session(workers: DecodeWorkers, gener
         async with Rogue(workers, 0, GATEWAY) as rogue:
             hello = pb.DecodeFrame(hello=rogue.hello(client=secrets.token_bytes(16)))
             close = pb.DecodeFrame(close=pb.SessionClose(session=session))
-            answers = await rogue.feed(hello, step(session, position=len(PROMPT)), opening(session), close)
+            frames = hello, step(session, position=len(PROMPT)), opening(session), close
+            answers = await rogue.feed(*frames, answers=3)
         assert [each.failed.code for each in answers[1:]] == ["WIRE_UNPLANNED"] * 2
         tokens += [token async for token in running]
     assert tokens == expected(PROMPT, 8)
