@@ -152,7 +152,7 @@ class Generator:
 
     async def write_steps(self, call: Any) -> None:
         """Send what sessions ask for, until the call ends."""
-        with suppress(asyncio.InvalidStateError):  # it has ended; who reads from it knows why
+        with suppress(asyncio.InvalidStateError):  # it has ended
             while True:
                 await call.write(await self._steps.get())
 
@@ -267,13 +267,18 @@ async def _opened(attempt: Coroutine[Any, Any, tuple[Any, Any]], stage: StageAdd
 
 
 async def _watch(generator: Generator, part: Coroutine[Any, Any, None], call: Any, where: str) -> None:
-    """Run a part of the generator, which fails when the part ends."""
+    """Run a part of the generator, which fails when the part ends; the call's status says why, whoever noticed."""
     try:
-        await part
-        generator.fail(StageLost(f"{where} ended the stream: {await call.details()}"))
-    except grpc.aio.AioRpcError as error:
-        found = wire_error(error, where)
-        generator.fail(found if isinstance(found, NotServed) else StageLost(f"{where} is gone: {found.args[0]}"))
+        with suppress(grpc.aio.AioRpcError):
+            await part
+        code, details, nothing = await call.code(), await call.details(), grpc.aio.Metadata()
+        if code is grpc.StatusCode.OK:
+            found: WireError = StageLost(f"{where} ended the stream.")
+        else:
+            found = wire_error(grpc.aio.AioRpcError(code, nothing, nothing, details), where)
+        generator.fail(
+            found if isinstance(found, NotServed | StageLost) else StageLost(f"{where} is gone: {found.args[0]}")
+        )
     except WireError as error:
         generator.fail(error)
     finally:

@@ -7,13 +7,13 @@ from contextlib import aclosing, asynccontextmanager
 import grpc
 import pytest
 
-from commonweight.errors import CommonweightError, MalformedMessage, NoRoom, PeerUnreachable, StageLost
+from commonweight.errors import CommonweightError, MalformedMessage, NoRoom, NotServed, PeerUnreachable, StageLost
 from commonweight.identity import NodeIdentity
 from commonweight.wire.channel import serve
 from commonweight.wire.decode import MAX_CHUNK_TOKENS
 from commonweight.wire.generated import decode_pb2 as pb
 from commonweight.wire.generated import decode_pb2_grpc
-from commonweight.wire.generation import PROMPT_STEPS, Generator, open_generator
+from commonweight.wire.generation import PROMPT_STEPS, Generator, _watch, open_generator
 from commonweight.wire.serving import Route, StageAddress
 from commonweight.wire.tls import make_certificate, server_credentials
 from tests.unit.tiny import tiny_spec
@@ -215,3 +215,43 @@ async def test_a_stage_that_doesn_t_begin_with_a_hello_is_left_at_once(
                     pass
     finally:
         await server.stop(grace=0)
+
+
+class EndedCall:
+    """A call that the server has ended with a status."""
+
+    def __init__(self, code: grpc.StatusCode, details: str) -> None:
+        self._code, self._details = code, details
+
+    async def write(self, _: pb.DecodeFrame) -> None:
+        raise asyncio.InvalidStateError
+
+    async def read(self) -> object:
+        return grpc.aio.EOF
+
+    async def code(self) -> grpc.StatusCode:
+        return self._code
+
+    async def details(self) -> str:
+        return self._details
+
+
+@pytest.mark.parametrize("part", ["write_steps", "read_answers"])
+@pytest.mark.parametrize(
+    ("code", "details", "error", "match"),
+    [
+        (grpc.StatusCode.UNAVAILABLE, "[WIRE_NOT_SERVED] version 30 isn't served", NotServed, "version 30"),
+        (grpc.StatusCode.UNAVAILABLE, "Socket closed", StageLost, "The first stage is gone: .*Socket closed"),
+        (grpc.StatusCode.OK, "", StageLost, "ended the stream"),
+    ],
+    ids=["not served", "gone", "ended"],
+)
+async def test_the_status_of_an_ended_call_says_why_whoever_notices_first(
+    part: str, code: grpc.StatusCode, details: str, error: type[CommonweightError], match: str
+) -> None:
+    generator, call = Generator(route()), EndedCall(code, details)
+    generator._steps.put_nowait(pb.DecodeFrame())
+    async with asyncio.timeout(30):
+        await _watch(generator, getattr(generator, part)(call), call, "The first stage")
+    with pytest.raises(error, match=match):
+        raise generator.failure  # type: ignore[misc]
