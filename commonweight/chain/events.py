@@ -56,6 +56,15 @@ class BondDeposited(ContractEvent):
 
 
 @dataclass(frozen=True)
+class BeaconCommitted(ContractEvent):
+    """The values that choose an epoch's audits are fixed, for when this account is the one who proposes it."""
+
+    epoch: int
+    coordinator: str
+    tip: bytes
+
+
+@dataclass(frozen=True)
 class EpochProposed(ContractEvent):
     """An epoch was proposed."""
 

@@ -91,6 +91,15 @@ class EpochSettlement(DeployedContract):
         """Address of the model's ModelShares."""
         return str(self._read("shares"))
 
+    def beacon_of(self, epoch: int, coordinator: str) -> bytes | None:
+        """The tip that this account has committed to for `epoch`, 32 bytes; None if to none."""
+        tip = bytes(self._read("beaconOf", epoch, to_address(coordinator)))
+        return None if tip == _NOTHING else tip
+
+    def commit_beacon(self, epoch: int, tip: bytes) -> Receipt:
+        """Fixes the end of the sender's hash chain for `epoch`, for good."""
+        return self._invoke("commitBeacon", epoch, tip)
+
     def propose_epoch(self, epoch: int, root: bytes, minted: int, statement_hash: bytes, uri: str) -> Receipt:
         """Proposes the next epoch; the coordinator's key only, with the proposer's bond standing."""
         return self._invoke("proposeEpoch", epoch, root, minted, statement_hash, uri)

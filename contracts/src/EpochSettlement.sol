@@ -46,6 +46,7 @@ contract EpochSettlement is IEpochSettlement, ReentrancyGuardTransient {
     mapping(uint32 epoch => bytes32) private _commitments;
     mapping(address account => bytes32) private _claimedCommitments;
     mapping(address account => uint256) private _bonds;
+    mapping(address coordinator => mapping(uint32 epoch => bytes32)) private _beacons;
 
     /// @inheritdoc IEpochSettlement
     function deployShares(
@@ -95,6 +96,14 @@ contract EpochSettlement is IEpochSettlement, ReentrancyGuardTransient {
     }
 
     // ------------------------------------------------------------------ an epoch's way
+
+    /// @inheritdoc IEpochSettlement
+    function commitBeacon(uint32 e, bytes32 tip) external {
+        if (tip == bytes32(0)) revert EpochSettlementZeroBeacon();
+        if (_beacons[msg.sender][e] != bytes32(0)) revert EpochSettlementBeaconCommitted(e);
+        _beacons[msg.sender][e] = tip;
+        emit BeaconCommitted(e, msg.sender, tip);
+    }
 
     /// @inheritdoc IEpochSettlement
     function proposeEpoch(uint32 e, bytes32 root, uint256 minted, bytes32 statementHash, string calldata uri) external {
@@ -365,6 +374,11 @@ contract EpochSettlement is IEpochSettlement, ReentrancyGuardTransient {
         p.challenger = _challenger;
         p.resolvableUntil = progress.resolvableUntil;
         p.upheld = progress.upheld;
+    }
+
+    /// @inheritdoc IEpochSettlement
+    function beaconOf(uint32 e, address coordinator) external view returns (bytes32) {
+        return _beacons[coordinator][e];
     }
 
     /// @inheritdoc IEpochSettlement

@@ -9,6 +9,8 @@ import {Ledger} from "./Ledger.sol";
 contract EpochSettlementTest is Ledger {
     bytes32 private constant ROOT = keccak256("root");
     bytes32 private constant OTHER_ROOT = keccak256("another root");
+    bytes32 private constant TIP = keccak256("tip");
+    bytes32 private constant OTHER_TIP = keccak256("another tip");
     uint256 private constant MINTED = 700e18 + 7;
     address private constant SUCCESSOR = address(0xC1);
 
@@ -88,6 +90,60 @@ contract EpochSettlementTest is Ledger {
         finalize(1);
         vm.prank(COORDINATOR);
         settlement.withdrawBond(COORDINATOR, PROPOSER_BOND);
+    }
+
+    // ------------------------------------------------------------------ beacon
+
+    function commit(uint32 e, bytes32 tip) private {
+        vm.prank(COORDINATOR);
+        settlement.commitBeacon(e, tip);
+    }
+
+    function expectCommitRevert(bytes memory reason, uint32 e, bytes32 tip) private {
+        vm.expectRevert(reason);
+        commit(e, tip);
+    }
+
+    function committed(uint32 e) private pure returns (bytes memory) {
+        return abi.encodeWithSelector(IEpochSettlement.EpochSettlementBeaconCommitted.selector, e);
+    }
+
+    function test_beacon_isRecordedAndEmitted() public {
+        vm.expectEmit(address(settlement));
+        emit IEpochSettlement.BeaconCommitted(1, COORDINATOR, TIP);
+        commit(1, TIP); // ahead: no epoch need be final before
+        vm.assertEq(settlement.beaconOf(1, COORDINATOR), TIP, "beaconOf");
+        vm.assertEq(settlement.beaconOf(0, COORDINATOR), 0, "of another epoch");
+        checkNothingPending(0);
+        commit(0, OTHER_TIP);
+        commit(type(uint32).max, TIP);
+        settle(0, ROOT, MINTED);
+        vm.assertEq(settlement.beaconOf(0, COORDINATOR), OTHER_TIP, "once final");
+        vm.assertEq(settlement.commitmentOf(0), keccak256(abi.encode(ROOT, 0, MINTED)), "commitmentOf");
+    }
+
+    function test_beacon_isItsCommittersOnly() public {
+        vm.prank(DESIGNER);
+        settlement.commitBeacon(0, TIP);
+        vm.assertEq(settlement.beaconOf(0, COORDINATOR), 0, "of another");
+        commit(0, OTHER_TIP);
+        vm.assertEq(settlement.beaconOf(0, COORDINATOR), OTHER_TIP, "the coordinator's");
+        vm.assertEq(settlement.beaconOf(0, DESIGNER), TIP, "the other's");
+    }
+
+    function test_beacon_isNotZero() public {
+        expectCommitRevert(abi.encodeWithSelector(IEpochSettlement.EpochSettlementZeroBeacon.selector), 0, 0);
+    }
+
+    function test_beacon_isNeverReplaced() public {
+        commit(0, TIP);
+        expectCommitRevert(committed(0), 0, OTHER_TIP);
+        expectCommitRevert(committed(0), 0, TIP);
+        propose(0, ROOT, MINTED);
+        challenge(0);
+        resolve(0, false);
+        expectCommitRevert(committed(0), 0, OTHER_TIP);
+        vm.assertEq(settlement.beaconOf(0, COORDINATOR), TIP, "beaconOf");
     }
 
     // ------------------------------------------------------------------ propose

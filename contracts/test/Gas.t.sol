@@ -98,6 +98,12 @@ contract GasTest is Ledger {
 
     // ------------------------------------------------------------------ settlement
 
+    function test_commitBeacon() public {
+        vm.prank(COORDINATOR);
+        settlement.commitBeacon(3, keccak256("tip"));
+        check(50_000);
+    }
+
     function test_proposeEpoch() public {
         vm.prank(COORDINATOR);
         settlement.proposeEpoch(3, keccak256("root"), MINTED, STATEMENT, URI);

@@ -7,6 +7,7 @@ import pytest
 
 from commonweight.bench.merkle import leaves_of
 from commonweight.chain.events import (
+    BeaconCommitted,
     EpochChallenged,
     EpochFinalized,
     EpochProposed,
@@ -46,6 +47,7 @@ from tests.integration.chain_world import (
 QUARTER = COMPUTE // 4
 LINES = {ALICE: Earned(QUARTER, QUARTER), BOB: Earned(3 * QUARTER, 3 * QUARTER, operator=7)}
 ROOT = b"\x0d" * 32
+TIP = b"\x0f" * 32
 
 
 def challenge(world: ChainWorld, root: bytes) -> None:
@@ -127,6 +129,25 @@ def test_an_epoch_from_proposal_to_claims(world: ChainWorld) -> None:
     assert settlement.events(SharesClaimed, account=BOB.address) == claimed[1:]
     assert settlement.events(EpochProposed, from_block=proposed.block_number + 1) == []
     assert settlement.events(EpochProposed, epoch=1) == []
+
+
+def test_a_beacon_is_committed_once_and_is_its_committers_only(world: ChainWorld) -> None:
+    settlement = world.settlement()
+    coordinator = settlement.sender.address
+    assert settlement.beacon_of(1, coordinator) is None
+    with pytest.raises(ContractReverted, match="EpochSettlementZeroBeacon"):
+        settlement.commit_beacon(1, bytes(32))
+    with pytest.raises(ChainError, match="commitBeacon doesn't take these arguments"):
+        settlement.commit_beacon(1, TIP + TIP)
+    world.settlement(STRANGER).commit_beacon(1, ROOT)
+    receipt = settlement.commit_beacon(1, TIP)
+    assert (settlement.beacon_of(0, coordinator), settlement.beacon_of(1, coordinator)) == (None, TIP)
+    (event,) = settlement.events(BeaconCommitted, coordinator=coordinator)
+    assert (event.epoch, event.tip, event.transaction) == (1, TIP, receipt.transaction)
+    assert len(settlement.events(BeaconCommitted, epoch=1)) == 2
+    with pytest.raises(ContractReverted, match="EpochSettlementBeaconCommitted") as caught:
+        settlement.commit_beacon(1, ROOT)
+    assert caught.value.arguments == {"epoch": 1}
 
 
 def test_a_proposal_needs_its_bond(world: ChainWorld) -> None:

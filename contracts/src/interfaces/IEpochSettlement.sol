@@ -14,8 +14,8 @@ pragma solidity 0.8.37;
 /// Everything that a finalised epoch mints lies in this contract and accrues revenue from that moment. A claim moves the
 /// shares and exactly that accrual, so it pays the same whether it is made at once or years later.
 ///
-/// @dev Storage holds commitments, one word per epoch and one per account; the numbers behind them are in the events and
-/// are handed in again by the caller. A pending epoch's word is its root, a final one's is
+/// @dev Storage holds commitments, one word per epoch, one per beacon and one per account; the numbers behind them are in
+/// the events and are handed in again by the caller. A pending epoch's word is its root, a final one's is
 /// `keccak256(abi.encode(root, accAt, minted))`.
 interface IEpochSettlement {
     /// @notice A model's settlement terms, fixed at registration.
@@ -74,6 +74,7 @@ interface IEpochSettlement {
         bool upheld;
     }
 
+    event BeaconCommitted(uint32 indexed epoch, address indexed coordinator, bytes32 tip);
     event EpochProposed(
         uint32 indexed epoch,
         bytes32 indexed root,
@@ -117,6 +118,8 @@ interface IEpochSettlement {
     error EpochSettlementWindowOpen(uint256 finalizableAt);
     error EpochSettlementWindowClosed(uint256 finalizableAt);
     error EpochSettlementEmissionExceeded(uint256 minted, uint256 emission);
+    error EpochSettlementZeroBeacon();
+    error EpochSettlementBeaconCommitted(uint32 epoch);
     error EpochSettlementZeroRoot();
     error EpochSettlementZeroStatement();
     /// @dev The pending root is another one than the caller means: it was rejected and proposed anew meanwhile.
@@ -160,6 +163,18 @@ interface IEpochSettlement {
     function withdrawBond(address to, uint256 amount) external;
 
     // ---------------------------------------------------------------- an epoch's way
+
+    /// @notice Commits to the caller's beacon for an epoch, the hash chain whose values choose which work is audited: once
+    /// for each epoch, for good. A value is revealed after the work that it chooses from. Nobody else knows it before; and as
+    /// the chain is fixed before, its coordinator can't pick one that spares some of the work.
+    ///
+    /// Anybody may commit; the beacon of an epoch is that of the coordinator who proposes it. So one that is being replaced
+    /// can't fix its successor's. A successor that is handed the seed commits to the same tip and goes on within the epoch.
+    ///
+    /// When work begins isn't known here. Who works signs the tip with each report: one that comes later fits none of them.
+    /// `proposeEpoch` needs no beacon: whoever recomputes a statement compares its tip with `beaconOf`, and challenges.
+    /// @param tip The end of the chain, which chooses nothing: the Keccak-256 of the value that is revealed first.
+    function commitBeacon(uint32 epoch, bytes32 tip) external;
 
     /// @notice Proposes the next epoch; coordinator only, one at a time, with `proposerBond` standing.
     /// @param minted Total to mint, at most `emissionOf(epoch)`.
@@ -230,6 +245,9 @@ interface IEpochSettlement {
 
     /// @notice The pending epoch, if there is one.
     function pending() external view returns (Pending memory);
+
+    /// @notice The tip of a coordinator's beacon for an epoch; zero if it has committed to none.
+    function beaconOf(uint32 epoch, address coordinator) external view returns (bytes32);
 
     /// @notice The word kept of an epoch: the root while pending, the commitment once final, zero otherwise.
     function commitmentOf(uint32 epoch) external view returns (bytes32);
