@@ -18,7 +18,9 @@
     │   ├── Refused              WIRE_REFUSED
     │   ├── NotServed            WIRE_NOT_SERVED
     │   ├── NoRoom               WIRE_NO_ROOM
-    │   └── StageLost            WIRE_STAGE_LOST
+    │   ├── StageLost            WIRE_STAGE_LOST
+    │   ├── CommitmentBroken     WIRE_COMMITMENT
+    │   └── EvidenceMissing      EVIDENCE_MISSING
     ├── ChainError                         exit 4   the chain or the account on it
     │   ├── RpcUnreachable       CHAIN_UNREACHABLE
     │   ├── WrongChain           CHAIN_WRONG_ID
@@ -157,6 +159,18 @@ class StageLost(WireError):
     """A stage that went away, or fell silent, while it generated."""
 
     code = "WIRE_STAGE_LOST"
+
+
+class CommitmentBroken(WireError):
+    """A peer that contradicts what it, or this node, has committed to."""
+
+    code = "WIRE_COMMITMENT"
+
+
+class EvidenceMissing(WireError):
+    """What an audit needs, and this node doesn't keep, or not any more."""
+
+    code = "EVIDENCE_MISSING"
 
 
 class ChainError(CommonweightError):

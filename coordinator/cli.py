@@ -47,11 +47,18 @@ def run(
     gateway: Annotated[
         list[str] | None, typer.Option(help="Address of a gateway that may generate with the model; repeat.")
     ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the packed text; audits of the tokens need it, and are undecided without."),
+    ] = None,
+    referee_device: Annotated[str, typer.Option(help="For the audits, as torch names it: cpu, cuda:0.")] = "cpu",
+    referee_threads: Annotated[int, typer.Option(min=1, max=1024, help="Compute threads of the audits.")] = 1,
     until_epoch: Annotated[int | None, typer.Option(min=1, help="End when this many epochs are final.")] = None,
 ) -> None:
-    """Admit nodes, plan and seal rounds, settle epochs on the chain.
+    """Admit nodes, plan and seal rounds, have what is drawn of them replayed, settle epochs on the chain.
 
-    The coordinator never receives an activation or a weight. It keeps all that it must not forget in its ledger:
+    The coordinator never receives an activation or a weight; its referee, a process of its own, fetches what an audit
+    takes and forgets it. It keeps all that it must not forget in its ledger:
     killed at any moment, it goes on from there when it is started again with the same options. Its events are JSON
     lines on stdout; the first says where nodes reach it:
 
@@ -76,6 +83,8 @@ def run(
         raise ConfigError(f"--model-id {model_id!r} is not hexadecimal.") from error
     except OSError as error:
         raise SpecError(f"The spec {spec} can't be read: {error.strerror}.") from error
+    if data is not None and not data.is_dir():
+        raise ConfigError(f"--data {data} is no folder. Give the one that `commonweight data pack` has written.")
     if len(model) != 32:
         raise ConfigError(f"--model-id has {len(model)} bytes; a model's id has 32.")
     config = CoordinatorConfig(
@@ -96,5 +105,8 @@ def run(
         allowed=frozenset(map(to_checksum_address, allow or ())),
         gateways=frozenset(map(to_checksum_address, gateway or ())),
         end_epoch=until_epoch,
+        data=data,
+        referee_device=referee_device,
+        referee_threads=referee_threads,
     )
     run_until_stopped(run_coordinator(config))

@@ -5,78 +5,41 @@ transaction; what it records, it records once: the keys make a second credit for
 """
 
 from collections import Counter as Tally
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from sqlalchemy import JSON, LargeBinary, String, UniqueConstraint, func, select, update
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+from sqlalchemy import delete, func, select, update
+from sqlalchemy.orm import Session
 
-from commonweight.database import Counter, open_database, transaction
+from commonweight.database import open_database, transaction
 from commonweight.errors import LedgerError
-from commonweight.rules.statement import CreditedReport, SealedRound, ServedLine, Statement, parse_statement
+from commonweight.rules.audits import Verdict
+from commonweight.rules.statement import AuditLine, CreditedReport, SealedRound, ServedLine, Statement, parse_statement
+from coordinator.tables import (
+    BeaconRow,
+    EpochRow,
+    EquivocationRow,
+    ModelRow,
+    PublishedRow,
+    ReportRow,
+    RoundRow,
+    SeatRow,
+    ServedRow,
+    Table,
+    UnauditedRow,
+    VerdictRow,
+)
 
 
-class Table(DeclarativeBase):
-    """Base of the ledger's tables."""
+@dataclass(frozen=True)
+class Equivocation:
+    """Two receipts of one node for one unit of work, with different outputs."""
 
-
-class ModelRow(Table):
-    """The one model that this ledger is of, and the last generation that was formed."""
-
-    __tablename__ = "model"
-    model_id: Mapped[bytes] = mapped_column(LargeBinary(32), primary_key=True)
-    spec_hash: Mapped[bytes] = mapped_column(LargeBinary(32))
-    settlement: Mapped[str] = mapped_column(String(42))
-    chain_id: Mapped[int] = mapped_column(Counter)
-    generation: Mapped[int] = mapped_column(Counter, default=0)
-
-
-class SeatRow(Table):
-    """Who holds a stage, for good."""
-
-    __tablename__ = "seats"
-    stage: Mapped[int] = mapped_column(Counter, primary_key=True, autoincrement=False)
-    node: Mapped[str] = mapped_column(String(42), unique=True)
-
-
-class ReportRow(Table):
-    """One stage's credited work in one sealed round, as the epoch's statement will show it."""
-
-    __tablename__ = "reports"
-    round: Mapped[int] = mapped_column(Counter, primary_key=True, autoincrement=False)
-    stage: Mapped[int] = mapped_column(Counter, primary_key=True, autoincrement=False)
-    credited: Mapped[dict[str, object]] = mapped_column(JSON)
-
-
-class EpochRow(Table):
-    """A closed epoch: its statement, and whether the chain has made it final."""
-
-    __tablename__ = "epochs"
-    epoch: Mapped[int] = mapped_column(Counter, primary_key=True, autoincrement=False)
-    statement: Mapped[bytes] = mapped_column(LargeBinary)
-    statement_hash: Mapped[bytes] = mapped_column(LargeBinary(32))
-    final: Mapped[bool] = mapped_column(default=False)
-    __table_args__ = (UniqueConstraint("statement_hash"),)
-
-
-class PublishedRow(Table):
-    """A version that nodes were told to keep and to generate with."""
-
-    __tablename__ = "published"
-    round: Mapped[int] = mapped_column(Counter, primary_key=True, autoincrement=False)
-
-
-class ServedRow(Table):
-    """A request that the model has answered: how many tokens went through each stage, and in which epoch they count."""
-
-    __tablename__ = "served"
-    request_id: Mapped[bytes] = mapped_column(LargeBinary(32), primary_key=True)
-    epoch: Mapped[int] = mapped_column(Counter, index=True)
-    round: Mapped[int] = mapped_column(Counter)
-    prompt_tokens: Mapped[int] = mapped_column(Counter)
-    completion_tokens: Mapped[int] = mapped_column(Counter)
-    stages: Mapped[list[list[str]]] = mapped_column(JSON)
-    """Node and account of each stage, in order."""
+    stage: int
+    node: str
+    unit: bytes
+    outputs: tuple[bytes, bytes]
+    signatures: tuple[bytes, bytes]
 
 
 @dataclass(frozen=True)
@@ -137,10 +100,25 @@ class Ledger:
         with transaction(self._engine) as session:
             session.scalars(select(ModelRow)).one().generation = generation
 
-    def record_round(self, round_: int, reports: Sequence[CreditedReport]) -> None:
-        """A round is sealed, with the credit of every stage. Raises LedgerError if it is sealed already."""
-        rows = [ReportRow(round=round_, stage=report.stage, credited=report.model_dump()) for report in reports]
-        with transaction(self._engine, f"Round {round_} is sealed already; it can't be credited twice.") as session:
+    def beacon_seed(self, epoch: int, fresh: bytes) -> bytes:
+        """The seed of an epoch's beacon values; where there is none yet it is `fresh` from now on."""
+        with transaction(self._engine, f"Another coordinator has just drawn the seed of epoch {epoch}.") as session:
+            if (row := session.get(BeaconRow, epoch)) is None:
+                session.add(row := BeaconRow(epoch=epoch, seed=fresh))
+            return row.seed
+
+    def record_round(self, sealed: SealedRound, unaudited: Mapping[int, bytes]) -> None:
+        """A round is sealed, with the credit of every stage. Raises LedgerError if it is sealed already.
+
+        `unaudited`: by stage, the whole reports of the stages of which something was drawn.
+        """
+        rows: list[Table] = [RoundRow(round=sealed.round, beacon=sealed.beacon)]
+        rows += [
+            ReportRow(round=sealed.round, stage=report.stage, credited=report.model_dump()) for report in sealed.reports
+        ]
+        rows += [UnauditedRow(round=sealed.round, stage=stage, report=report) for stage, report in unaudited.items()]
+        already = f"Round {sealed.round} is sealed already; it can't be credited twice."
+        with transaction(self._engine, already) as session:
             _take_turn(session)
             session.add_all(rows)
 
@@ -148,6 +126,74 @@ class Ledger:
         """The sealed rounds in range(first, end), in order."""
         with transaction(self._engine) as session:
             return _sealed(session, first, end)
+
+    def unaudited(self) -> tuple[int, ...]:
+        """The sealed rounds with audits that aren't decided, in order."""
+        with transaction(self._engine) as session:
+            return tuple(session.scalars(select(UnauditedRow.round).distinct().order_by(UnauditedRow.round)))
+
+    def unaudited_report(self, round_: int, stage: int) -> bytes:
+        """The whole report of a stage with audits that aren't decided."""
+        with transaction(self._engine) as session:
+            return session.get_one(UnauditedRow, (round_, stage)).report
+
+    def record_verdict(self, line: AuditLine, *, last: bool) -> None:
+        """An audit is decided; `last`: of its round, whose whole reports aren't kept any longer.
+
+        Raises LedgerError where the unit has a verdict already.
+        """
+        row = VerdictRow(
+            round=line.round,
+            stage=line.stage,
+            kind=line.kind,
+            microbatch=-1 if line.microbatch is None else line.microbatch,
+            verdict=line.verdict,
+            line=line.model_dump(),
+        )
+        with transaction(self._engine, f"This audit of round {line.round} is decided already: {line!r}.") as session:
+            session.add(row)
+            if last:
+                session.execute(delete(UnauditedRow).where(UnauditedRow.round == line.round))
+
+    def verdicts(self, first: int, end: int) -> tuple[AuditLine, ...]:
+        """The decided audits of the rounds in range(first, end), in their order."""
+        with transaction(self._engine) as session:
+            rows = session.scalars(select(VerdictRow).where(VerdictRow.round >= first, VerdictRow.round < end)).all()
+            return tuple(sorted(map(_line, rows), key=lambda line: line.audit.order))
+
+    def frauds(self) -> tuple[tuple[str, AuditLine], ...]:
+        """Each convicted node, once for each stage, with the first audit that it failed there."""
+        found: dict[tuple[int, str], AuditLine] = {}
+        with transaction(self._engine) as session:
+            failed = session.scalars(select(VerdictRow).where(VerdictRow.verdict == Verdict.FAILED.value))
+            for line in sorted(map(_line, failed), key=lambda line: line.audit.order):
+                credited = session.get_one(ReportRow, (line.round, line.stage)).credited
+                found.setdefault((line.stage, str(credited["node"])), line)
+        return tuple((node, line) for (_, node), line in found.items())
+
+    def record_equivocation(self, found: Equivocation) -> bool:
+        """A node has signed two outputs of one unit; of each node and stage the first is kept. Whether it is."""
+        with transaction(self._engine) as session:
+            if session.get(EquivocationRow, (found.stage, found.node)) is not None:
+                return False
+            session.add(
+                EquivocationRow(
+                    stage=found.stage,
+                    node=found.node,
+                    unit=found.unit,
+                    outputs=[output.hex() for output in found.outputs],
+                    signatures=[signature.hex() for signature in found.signatures],
+                )
+            )
+            return True
+
+    def equivocations(self) -> tuple[Equivocation, ...]:
+        """All that were recorded."""
+        with transaction(self._engine) as session:
+            return tuple(
+                Equivocation(row.stage, row.node, row.unit, _pair(row.outputs), _pair(row.signatures))
+                for row in session.scalars(select(EquivocationRow).order_by(EquivocationRow.stage))
+            )
 
     def record_published(self, round_: int) -> None:
         """The version that is ready to train `round_` is about to be published."""
@@ -237,6 +283,15 @@ def _take_turn(session: Session) -> None:
     session.execute(update(ModelRow).values(generation=ModelRow.generation))
 
 
+def _line(row: VerdictRow) -> AuditLine:
+    return AuditLine.model_validate(row.line)
+
+
+def _pair(texts: list[str]) -> tuple[bytes, bytes]:
+    first, second = map(bytes.fromhex, texts)
+    return first, second
+
+
 def _sealed(session: Session, first: int, end: int) -> tuple[SealedRound, ...]:
     by_round: dict[int, list[CreditedReport]] = {}
     for row in session.scalars(
@@ -245,4 +300,8 @@ def _sealed(session: Session, first: int, end: int) -> tuple[SealedRound, ...]:
         .order_by(ReportRow.round, ReportRow.stage)
     ):
         by_round.setdefault(row.round, []).append(CreditedReport.model_validate(row.credited))
-    return tuple(SealedRound(round=number, reports=tuple(reports)) for number, reports in by_round.items())
+    beacons = select(RoundRow).where(RoundRow.round >= first, RoundRow.round < end)
+    values = {row.round: row.beacon for row in session.scalars(beacons)}
+    return tuple(
+        SealedRound(round=number, beacon=values[number], reports=tuple(reports)) for number, reports in by_round.items()
+    )

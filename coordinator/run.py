@@ -6,7 +6,10 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from starlette.applications import Starlette
+
 from commonweight.chain.keys import Key
+from commonweight.chain.providers import ProviderRegistry
 from commonweight.chain.records import ModelTerms
 from commonweight.chain.registry import ModelRegistry
 from commonweight.chain.router import RevenueRouter
@@ -17,18 +20,24 @@ from commonweight.errors import ConfigError, InsufficientFunds
 from commonweight.events import emit
 from commonweight.http import serving_http
 from commonweight.identity import NodeIdentity
+from commonweight.rules.canonical import canonical_json
 from commonweight.rules.receipt import Domain
 from commonweight.rules.spec import ModelSpec
 from commonweight.watch.store import StatementStore
 from commonweight.wire.channel import join_address, serve, split_address
-from commonweight.wire.generated import control_pb2_grpc, serving_pb2_grpc
+from commonweight.wire.generated import control_pb2_grpc, referee_pb2, serving_pb2_grpc
 from commonweight.wire.tls import Certificate, enrolment_credentials, make_certificate, server_credentials
+from coordinator.auditing import Auditing
+from coordinator.beacons import Beacons
 from coordinator.ledger import Ledger
+from coordinator.members import Place
+from coordinator.referee import Referee, RefereeConfig, audit_limit_s
 from coordinator.seats import Seats, recheck_seats
 from coordinator.service import Admission, ControlService, EnrolmentService
 from coordinator.serving import Serving, ServingService
 from coordinator.settlement import Settlement
-from coordinator.training import Place, Training
+from coordinator.slashing import Slashing
+from coordinator.training import Training
 
 SHUTDOWN_S = 2.0
 """For the nodes to read their last message."""
@@ -66,6 +75,10 @@ class CoordinatorConfig:
     """Addresses of the gateways that may generate through the nodes."""
     end_epoch: int | None
     """Stop when this many epochs are final; None: go on."""
+    data: Path | None
+    """The packed text, for audits of the tokens; without it these stay undecided."""
+    referee_device: str
+    referee_threads: int
 
 
 async def run_coordinator(config: CoordinatorConfig) -> None:
@@ -108,12 +121,21 @@ async def run_coordinator(config: CoordinatorConfig) -> None:
         published=await asyncio.to_thread(ledger.published),
     )
     await serving.resume()
-    training = Training(config.spec, place, ledger, progress, end_round, serving)
-    seats = Seats(chain, registered)
+    sender = Sender(chain, config.key)
+    contract = EpochSettlement(chain, registered.settlement, sender, first_block=first_block)
     certificate = make_certificate(NodeIdentity(config.key.secret))
     store = StatementStore(config.statements)
+    evidence = StatementStore(config.statements / "evidence", "evidence")
+    referee = _referee_config(config, certificate)
+    auditing = Auditing(
+        config.spec, place, ledger, config.key, certificate.der, lambda: Referee.start(referee), evidence
+    )
+    await auditing.resume()
+    beacons = Beacons(per_epoch, ledger, contract, config.confirmations)
+    training = Training(config.spec, place, ledger, progress, end_round, beacons, auditing, serving)
+    seats = Seats(chain, registered, first_block)
     async with (
-        serving_http(store.app(), config.http) as http,
+        serving_http(Starlette(routes=[*store.routes(), *evidence.routes()]), config.http) as http,
         _serving(
             config,
             admission,
@@ -122,24 +144,26 @@ async def run_coordinator(config: CoordinatorConfig) -> None:
             certificate,
         ),
     ):
-        sender = Sender(chain, config.key)
-        settlement = Settlement(
-            config.spec,
-            place,
-            ledger,
-            chain,
-            EpochSettlement(chain, registered.settlement, sender, first_block=first_block),
-            RevenueRouter(chain, registered.router, sender),
-            store,
+        base_url = (
             config.statements_url
-            or f"http://{join_address(config.advertise or split_address(http)[0], split_address(http)[1])}",
-            config.confirmations,
+            or f"http://{join_address(config.advertise or split_address(http)[0], split_address(http)[1])}"
+        )
+        router = RevenueRouter(chain, registered.router, sender)
+        settlement = Settlement(
+            config.spec, place, ledger, chain, contract, router, store, base_url, config.confirmations
         )
         tasks = [
             asyncio.create_task(training.run(), name="training"),
-            asyncio.create_task(settlement.run(training, config.end_epoch), name="settlement"),
+            asyncio.create_task(beacons.run(training, config.end_epoch), name="beacons"),
+            asyncio.create_task(auditing.run(training.reconsider), name="auditing"),
+            asyncio.create_task(settlement.run(training, auditing, config.end_epoch), name="settlement"),
             asyncio.create_task(recheck_seats(training, seats, per_epoch), name="seats"),
         ]
+        if registered.terms.seat_stake:
+            providers = ProviderRegistry(chain, registered.terms.providers, sender, first_block=first_block)
+            slashing = Slashing(place, ledger, providers, base_url)
+            auditing.convicted = slashing.wake
+            tasks.append(asyncio.create_task(slashing.run(), name="slashing"))
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
@@ -151,6 +175,17 @@ async def run_coordinator(config: CoordinatorConfig) -> None:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
     ledger.close()
+
+
+def _referee_config(config: CoordinatorConfig, certificate: Certificate) -> RefereeConfig:
+    start = referee_pb2.RefereeStart(
+        spec=canonical_json(config.spec.model_dump()),
+        certificate=certificate.der,
+        private_key=certificate.private_key_pem,
+        data_dir=str(config.data or ""),
+        device=config.referee_device,
+    )
+    return RefereeConfig(start, config.referee_threads, audit_limit_s(config.spec))
 
 
 def check_terms(spec: ModelSpec, terms: ModelTerms) -> None:

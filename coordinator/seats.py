@@ -3,6 +3,7 @@
 import asyncio
 from dataclasses import dataclass
 
+from commonweight.chain.events import Slashed
 from commonweight.chain.providers import ProviderRegistry
 from commonweight.chain.records import RegisteredModel
 from commonweight.chain.rpc import Chain
@@ -29,7 +30,8 @@ async def recheck_seats(training: Training, seats: "Seats", rounds_per_epoch: in
         await training.wait_until_sealed((training.round // rounds_per_epoch + 1) * rounds_per_epoch)
         for member in training.members:
             try:
-                found = await asyncio.to_thread(seats.standing, member.node, member.account)
+                stage = training.stage_of(member.node)
+                found = await asyncio.to_thread(seats.standing, member.node, member.account, stage)
             except PeerUnreachable:
                 continue  # nobody is judged while the chain doesn't answer
             except Refused as error:
@@ -46,23 +48,31 @@ class Seats:
 
     chain: Chain
     model: RegisteredModel
+    first_block: int = 0
+    """In which the model was registered."""
 
-    def standing(self, node: str, wished_account: str) -> Standing:
+    def standing(self, node: str, wished_account: str, holds: int | None = None) -> Standing:
         """A node's standing. `wished_account` is who is to be paid where the model asks for no stake.
+
+        `holds`: the stage that is the node's already. Whose stake in it was slashed keeps it: nobody else has its
+        state, so hanging up on a convicted provider would stop the model; it is trained with, unpaid.
 
         Raises Refused where the node's owner holds no seat with its stake intact, PeerUnreachable where the chain can't
         be asked: the node comes back.
         """
         if self.model.terms.seat_stake == 0:
             return Standing(None, wished_account)
-        providers = ProviderRegistry(self.chain, self.model.terms.providers)
+        providers = ProviderRegistry(self.chain, self.model.terms.providers, first_block=self.first_block)
         try:
             owner = providers.owner_of(node)
             seats = providers.seats_of(self.model.model_id, owner)
             account = providers.payout_of(owner)
+            held = frozenset(seat.stage for seat in seats if seat.releasable_at == 0)
+            if holds is not None and holds not in held:
+                slashed = providers.events(Slashed, model_id=self.model.model_id, owner=owner, stage=holds)
+                held |= {holds} if slashed else set()
         except ChainError as error:
             raise PeerUnreachable(f"The coordinator can't ask the chain for this node's seat now: {error}") from error
-        held = frozenset(seat.stage for seat in seats if seat.releasable_at == 0)
         if not held:
             raise Refused(
                 f"{owner}, who answers for node {node}, holds no seat in model 0x{self.model.model_id.hex()}. Bond "

@@ -18,9 +18,10 @@ from commonweight.wire.generated import control_pb2_grpc
 from commonweight.wire.messages import report_from_proto
 from commonweight.wire.status import refuse
 from commonweight.wire.tls import peer_id_of, peer_of
+from coordinator.members import Member, Send, Submission
 from coordinator.seats import Seats
 from coordinator.serving import Serving, check_reachable
-from coordinator.training import Member, Send, Submission, Training
+from coordinator.training import Training
 
 SILENCE_S = 4.0
 """A node that says nothing for this long is lost; it sends a heartbeat every second."""
@@ -30,6 +31,8 @@ MAX_OUTBOX = 256
 MAX_CERTIFICATES_PER_NODE = 4
 """An old certificate that somebody replays can't push out the current one at once."""
 MAX_ENROLLED = 4096
+MAX_NUMERICS = 200
+"""Characters of the name of a numerics class."""
 
 
 class Admission:
@@ -174,14 +177,16 @@ class ControlService(control_pb2_grpc.ControlServicer):
         if (owner := peer_id_of(join.certificate)) != peer_id:
             raise Refused(f"The data plane's certificate is of {owner}, the connection of {peer_id}.")
         check_reachable("data plane", join.data_address)
+        check_reachable("evidence service", join.evidence_address)
         if not is_address(join.payout_account):
             raise MalformedMessage(f"The payout account {join.payout_account!r:.60} is not an address.")
         node, wished = address_of(peer_id), to_checksum_address(join.payout_account)
-        standing = await asyncio.to_thread(self.seats.standing, node, wished)
+        standing = await asyncio.to_thread(self.seats.standing, node, wished, self.training.stage_of(node))
         return Member(
             node=node,
             peer_id=peer_id,
             data_address=join.data_address,
+            evidence_address=join.evidence_address,
             certificate=join.certificate,
             account=standing.account,
             has_data=join.has_data,
@@ -209,12 +214,19 @@ class ControlService(control_pb2_grpc.ControlServicer):
 
     def _take_report(self, member: Member, signed: pb.SignedReport) -> None:
         report = report_from_proto(signed.report)
-        place = self.training.place
-        receipt = report_receipt(place.model_id, signed.generation, report)
+        if len(signed.report.numerics) > MAX_NUMERICS:
+            raise MalformedMessage(f"numerics: at most {MAX_NUMERICS} characters.")
+        place, tip = self.training.place, self.training.tip_of(report.round)
+        if tip is None:
+            raise Refused(
+                f"The report is of round {report.round}, which has no beacon tip now; round {self.training.round} is "
+                "being trained."
+            )
+        receipt = report_receipt(place.model_id, signed.generation, report, tip)
         signer = recover_address(receipt.digest(place.domain), signed.signature)
         if signer != member.node:
             raise Refused(f"The report of round {report.round} is signed by {signer}, not by {member.node}.")
-        submission = Submission(
-            report, signed.signature, signed.report.seconds, signed.report.bytes_down, signed.report.bytes_up
+        self.training.submit(
+            member,
+            Submission(member.node, member.account, signed.generation, report, signed.signature, signed.report),
         )
-        self.training.submit(member, signed.generation, submission)

@@ -25,7 +25,7 @@ from commonweight.wire.serving import MAX_REQUEST_ID_BYTES, MIN_REQUEST_ID_BYTES
 from commonweight.wire.status import refuse
 from commonweight.wire.tls import peer_of
 from coordinator.ledger import Ledger
-from coordinator.training import Member, Place
+from coordinator.members import Member, Place
 
 
 def check_reachable(whose: str, address: str) -> None:

@@ -17,12 +17,17 @@ from commonweight.chain.token import Token
 from commonweight.errors import ChainError, LedgerError, Refused
 from commonweight.events import emit
 from commonweight.failpoints import failpoint
+from commonweight.rules.audits import Verdict
 from commonweight.rules.canonical import canonical_json
+from commonweight.rules.epoch import audit_line, drawn_audits, make_statement
 from commonweight.rules.spec import ModelSpec
-from commonweight.rules.statement import Statement, make_statement, to_hex
+from commonweight.rules.statement import AuditLine, Carried, Statement, to_hex
 from commonweight.watch.store import StatementStore
+from coordinator.auditing import Auditing
+from coordinator.beacons import beacon_chain, ensure_tip
 from coordinator.ledger import Ledger
-from coordinator.training import Place, Training
+from coordinator.members import Place
+from coordinator.training import Training
 
 MAX_RETRY_S = 15.0
 """Between attempts while the chain doesn't answer, or refuses; training goes on meanwhile."""
@@ -51,14 +56,18 @@ class Settlement:
     _told: PendingEpoch | None = None
     """The last whose challenge was told."""
 
-    async def run(self, training: Training, end_epoch: int | None) -> None:
+    async def run(self, training: Training, auditing: Auditing, end_epoch: int | None) -> None:
         """Settle epochs as they close, until `end_epoch` of them are final (None: until cancelled).
+
+        An epoch closes when its rounds are sealed and all that was drawn in them is decided.
 
         Raises Refused where the arbiter has rejected an epoch: a person must look.
         """
         epoch = await asyncio.to_thread(self.ledger.final_epochs)
         while end_epoch is None or epoch < end_epoch:
-            await training.wait_until_sealed((epoch + 1) * self.spec.economics.rounds_per_epoch)
+            end = (epoch + 1) * self.spec.economics.rounds_per_epoch
+            await training.wait_until_sealed(end)
+            await auditing.wait_until_decided(end)
             await self._settle(epoch)
             epoch += 1
 
@@ -110,6 +119,8 @@ class Settlement:
                 f"The arbiter has rejected epoch {statement.epoch} with root {statement.root}: to propose it again "
                 "would only cost another bond. Compare the ledger with the challenge's evidence."
             )
+        # Also where a reorganisation has lost it: without a tip no one could tell that the audits weren't chosen.
+        ensure_tip(self.contract, statement.epoch, bytes.fromhex(statement.beacon_tip[2:]))
         self._ensure_bond()
         receipt = self.contract.propose_epoch(
             statement.epoch,
@@ -164,7 +175,7 @@ class Settlement:
         """The epoch's statement: the stored one, or a new one, stored before anybody sees it."""
         if (stored := self.ledger.statement(epoch)) is not None:
             return stored
-        before = self.ledger.statement(epoch - 1) if epoch else None
+        last = self.ledger.statement(epoch - 1) if epoch else None
         previous = self.contract.epoch(epoch - 1) if epoch else None
         if epoch and (previous is None or not previous.finalized):
             raise ChainError(
@@ -173,28 +184,54 @@ class Settlement:
             )
         if self.router.unswept():
             self._sweep()
-        balances, earned = before.balances() if before else {}, self.router.operator_earned()
-        if earned < (divided := sum(balance.operator_revenue for balance in balances.values())):
+        before, earned = last.carried() if last else Carried(), self.router.operator_earned()
+        if earned < before.operator_revenue:
             raise ChainError(
-                f"The router has set {earned} aside for operators; epoch {epoch - 1} has divided {divided}: the "
+                f"The router has set {earned} aside for operators; epoch {epoch - 1} has divided "
+                f"{before.operator_revenue}: the "
                 f"endpoint lags behind itself, or the chain is being reorganised. Epoch {epoch} is closed later."
             )
         per_epoch = self.spec.economics.rounds_per_epoch
+        first, end = epoch * per_epoch, (epoch + 1) * per_epoch
+        tip = beacon_chain(self.ledger, epoch, per_epoch)[0]
+        rounds, audits = self.ledger.sealed_rounds(first, end), self.ledger.verdicts(first, end)
+        drawn = [audit for sealed in rounds for audit in drawn_audits(self.spec, sealed, tip)]
+        if drawn != [line.audit for line in audits]:
+            raise LedgerError(
+                f"{len(drawn)} audits were drawn in epoch {epoch}; the ledger has {len(audits)} verdicts, and not of "
+                "the same units. Don't change the ledger by hand."
+            )
         statement = make_statement(
             self.spec,
             chain_id=self.place.domain.chain_id,
             settlement=self.place.domain.settlement,
             model_id=self.place.model_id,
             epoch=epoch,
-            rounds=self.ledger.sealed_rounds(epoch * per_epoch, (epoch + 1) * per_epoch),
+            beacon_tip=tip,
+            rounds=rounds,
+            audits=[self._signed_by_us(line) for line in audits],
             served=self.ledger.served_in(epoch),
             operator_earned=earned,
-            balances_before=balances,
+            before=before,
             accumulator_before=previous.accumulator if previous else 0,
         )
         self.ledger.record_statement(epoch, canonical_json(statement.model_dump()), statement.hash)
         emit("epoch.closed", epoch=epoch, statement_hash=to_hex(statement.hash))
         return statement
+
+    def _signed_by_us(self, line: AuditLine) -> AuditLine:
+        """The verdicts of an epoch are its proposer's: a successor answers for those that it has taken over."""
+        key = self.contract.sender.key
+        if line.auditor == key.address:
+            return line
+        return audit_line(
+            self.place.model_id,
+            line.audit,
+            Verdict(line.verdict),
+            auditor=key.address,
+            sign=lambda receipt: key.sign_digest(receipt.digest(self.place.domain)),
+            evidence_hash=bytes.fromhex(line.evidence[2:]),
+        )
 
     def _sweep(self) -> None:
         """Splits what buyers have paid, so that this epoch's operators get their part; what can't be split waits."""

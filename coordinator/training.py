@@ -6,22 +6,18 @@ reconnect, and the round that was being trained is trained again.
 
 import asyncio
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Protocol
 
 from commonweight.errors import CommonweightError, Refused
 from commonweight.events import emit
-from commonweight.failpoints import failpoint
 from commonweight.rules import rounds
 from commonweight.rules.canonical import canonical_json
-from commonweight.rules.receipt import Domain
-from commonweight.rules.report import Report
 from commonweight.rules.rounds import RoundState, advance
 from commonweight.rules.spec import ModelSpec
-from commonweight.rules.statement import CreditedReport, credit_report
 from commonweight.wire.generated import control_pb2 as pb
+from coordinator.draws import Draw
 from coordinator.ledger import Ledger, Progress
+from coordinator.members import Audits, Follower, Member, Place, Submission, Tips
+from coordinator.recording import Recorder
 
 FORM_S = 150.0
 """For every node to load its stage and open its pipes; longer than a node waits for its neighbour."""
@@ -29,59 +25,6 @@ REPORT_S = 60.0
 """From the first report of a round to the last."""
 MAX_REFORM_DELAY_S = 5.0
 """Between generations that fail one after another."""
-
-
-Send = Callable[[pb.CoordinatorMessage | CommonweightError], None]
-"""Puts a message, or the reason to hang up, on a node's control stream."""
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where on which chain a model's work is settled."""
-
-    model_id: bytes
-    domain: Domain
-
-
-@dataclass(frozen=True)
-class Member:
-    """A node that is connected."""
-
-    node: str
-    peer_id: str
-    data_address: str
-    certificate: bytes
-    account: str
-    """Who is paid for its work."""
-    has_data: bool
-    """Whether it can hold the first stage."""
-    stages: frozenset[int] | None
-    """Those that its owner's seats let it hold; None: any."""
-    send: Send
-
-
-@dataclass(frozen=True)
-class Submission:
-    """A report with what came beside it."""
-
-    report: Report
-    signature: bytes
-    seconds: float
-    bytes_down: int
-    bytes_up: int
-
-
-class Follower(Protocol):
-    """Is told how training goes, in order, before any node is told what follows from it."""
-
-    def joined(self, stage: int, member: Member) -> None:
-        """A node has taken its seat."""
-
-    def lost(self, stage: int) -> None:
-        """Its connection is gone."""
-
-    async def sealed(self, round_: int) -> None:
-        """This round is sealed."""
 
 
 class Training:
@@ -94,13 +37,17 @@ class Training:
         ledger: Ledger,
         progress: Progress,
         end_round: int | None,
+        tips: Tips,
+        audits: Audits,
         follower: Follower | None = None,
     ) -> None:
         """Go on from `progress`. `end_round`: the first round that isn't trained any more; None: no end."""
+        self._tips = tips
+        self._audits = audits
         self._follower = follower
         self.spec = spec
         self.place = place
-        self._ledger = ledger
+        self._recorder = Recorder(spec, place, ledger, tips)
         self._end_round = end_round
         self._state = RoundState(
             microbatches=spec.training.microbatches_per_round,
@@ -113,6 +60,9 @@ class Training:
         self._accepted: dict[int, Submission] = {}
         """By stage: what came with the reports that the state holds."""
         self._events: asyncio.Queue[tuple[rounds.Event, Member, Submission | None]] = asyncio.Queue()
+        self._due: rounds.Train | None = None
+        """To be planned as soon as nothing stands in its way."""
+        self._waits_for: str | None = None
         self._started_s = 0.0
         self._deadline: float | None = None
         """In the loop's time: when those that all wait for are given up."""
@@ -128,6 +78,17 @@ class Training:
         """Return once this many rounds are sealed."""
         async with self._sealed:
             await self._sealed.wait_for(lambda: self.round >= rounds_)
+
+    def tip_of(self, round_: int) -> bytes | None:
+        """What a report of this round signs; None where it is of a later epoch than the one that is trained, or of one
+        long past.
+        """
+        per_epoch = self.spec.economics.rounds_per_epoch
+        return self._tips.tip(round_) if round_ // per_epoch <= self.round // per_epoch else None
+
+    def stage_of(self, node: str) -> int | None:
+        """The stage that it holds, connected or not."""
+        return self._state.seats.index(node) if node in self._state.seats else None
 
     def join(self, member: Member) -> None:
         """A node has connected and said who it is."""
@@ -156,9 +117,10 @@ class Training:
         """The node's pipes don't open, or broke."""
         self._events.put_nowait((rounds.Broken(member.node, generation, why), member, None))
 
-    def submit(self, member: Member, generation: int, submission: Submission) -> None:
+    def submit(self, member: Member, submission: Submission) -> None:
         """A report whose signature is the node's."""
-        self._events.put_nowait((rounds.Reported(member.node, generation, submission.report), member, submission))
+        event = rounds.Reported(member.node, submission.generation, submission.report)
+        self._events.put_nowait((event, member, submission))
 
     def say_finished(self) -> None:
         """Tell every node that it may go."""
@@ -181,7 +143,9 @@ class Training:
             accepted = dict(self._accepted)
             if submission is not None:
                 accepted.setdefault(submission.report.stage, submission)  # the rules, too, keep the first
-            await asyncio.to_thread(self._store, effects, accepted)
+            drawn = await asyncio.to_thread(self._recorder.store, effects, accepted)
+            if submission is not None and any(isinstance(effect, rounds.Refused) for effect in effects):
+                await self._look_for_equivocation(submission)
             self._state = state
             self._accepted = {stage: accepted[stage] for stage in state.reports}
             self._set_deadline(event, effects)
@@ -190,16 +154,18 @@ class Training:
                     self._members[node] = member
                     stage = state.seats.index(node)
                     member.send(pb.CoordinatorMessage(assignment=self._assign(stage)))
+                    self._audits.joined(stage, member)
                     if self._follower is not None:
                         self._follower.joined(stage, member)
                     emit("node.joined", node=node, stage=stage, data_address=member.data_address)
                 case rounds.Lost(node):
                     del self._members[node]
+                    self._audits.lost(state.seats.index(node))
                     if self._follower is not None:
                         self._follower.lost(state.seats.index(node))
                     emit("node.lost", node=node, stage=state.seats.index(node))
             for effect in effects:
-                await self._act(effect, member, accepted)
+                await self._act(effect, member, accepted, drawn)
 
     def _set_deadline(self, event: rounds.Event, effects: tuple[rounds.Effect, ...]) -> None:
         """Once pipes are to be formed, all must be ready in time; once one has reported, so must the others."""
@@ -221,35 +187,17 @@ class Training:
             if late and node is not None and (member := self._members.get(node)) is not None:
                 self.hang_up(member, Refused(f"This node holds up the others: {why}."))
 
-    def _store(self, effects: tuple[rounds.Effect, ...], accepted: dict[int, Submission]) -> None:
-        for effect in effects:
-            match effect:
-                case rounds.Seated(node, stage):
-                    self._ledger.record_seat(stage, node)
-                    failpoint("ledger.seated")
-                case rounds.Form(generation, _):
-                    self._ledger.record_generation(generation)
-                    failpoint("ledger.formed")
-                case rounds.Seal(round_, reports):
-                    failpoint("ledger.sealing")
-                    credits = [self._credit(accepted[report.stage]) for report in reports]
-                    self._ledger.record_round(round_, credits)
-                    failpoint("ledger.sealed")
+    async def _look_for_equivocation(self, refused: Submission) -> None:
+        report = refused.report
+        if self.stage_of(refused.node) != report.stage or self.tip_of(report.round) is None:
+            return
+        accepted = self._accepted.get(report.stage)
+        if await asyncio.to_thread(self._recorder.store_equivocation, refused, accepted):
+            self._audits.equivocated()
 
-    def _credit(self, submission: Submission) -> CreditedReport:
-        node = self._state.seats[submission.report.stage]
-        assert node is not None, "a report is only accepted from the holder of its seat"
-        account = self._members[node].account
-        return credit_report(
-            self.spec,
-            submission.report,
-            node=node,
-            account=account,
-            generation=self._state.generation,
-            signature=submission.signature,
-        )
-
-    async def _act(self, effect: rounds.Effect, member: Member, accepted: dict[int, Submission]) -> None:
+    async def _act(
+        self, effect: rounds.Effect, member: Member, accepted: dict[int, Submission], drawn: Draw | None
+    ) -> None:
         match effect:
             case rounds.Refused(node, why):
                 emit("node.refused", node=node, why=why)
@@ -258,13 +206,15 @@ class Training:
                 delay_s = min(0.1 * 2 ** min(self._failed_generations, 10) - 0.1, MAX_REFORM_DELAY_S)
                 self._failed_generations += 1
                 asyncio.get_running_loop().call_later(delay_s, self._form, generation, round_)
-            case rounds.Train(generation, round_):
-                self._train(generation, round_)
+            case rounds.Train():
+                self._due = effect
+                self.reconsider()
             case rounds.Pause(generation, why):
                 emit("generation.paused", generation=generation, why=why)
                 self._broadcast(pb.CoordinatorMessage(pause=pb.Pause(generation=generation, why=why)))
-            case rounds.Seal(round_, reports):
-                await self._announce(round_, [accepted[report.stage] for report in reports])
+            case rounds.Seal(_, reports):
+                assert drawn is not None, "storing the seal drew them"
+                await self._announce(drawn, [accepted[report.stage] for report in reports])
             case rounds.Stop(why):
                 emit("training.stopped", why=why)
                 raise Refused(f"Training stopped in round {self._state.round}. {why}")
@@ -291,13 +241,28 @@ class Training:
                 formation.next.CopyFrom(_neighbour(in_order[stage + 1]))
             member.send(pb.CoordinatorMessage(formation=formation))
 
-    def _train(self, generation: int, round_: int) -> None:
-        if self._end_round is not None and round_ >= self._end_round:
+    def reconsider(self) -> None:
+        """Plan the next round if it waited for a tip or for audits and needn't any longer."""
+        due = self._due
+        if due is None or self._state.phase is not rounds.Phase.TRAINING or due.generation != self._state.generation:
             return
-        self._started_s = time.monotonic()
-        self._broadcast(pb.CoordinatorMessage(plan=pb.RoundPlan(generation=generation, round=round_)))
+        if self._end_round is not None and due.round >= self._end_round:
+            return
+        tip = self._tips.tip(due.round)
+        epoch = due.round // self.spec.economics.rounds_per_epoch
+        why = f"the beacon tip of epoch {epoch} isn't on chain yet" if tip is None else self._audits.obstacle(due.round)
+        if why is not None and why != self._waits_for:
+            emit("training.waiting", round=due.round, why=why)
+        self._waits_for = why
+        if why is None:
+            self._due = None
+            self._started_s = time.monotonic()
+            plan = pb.RoundPlan(generation=due.generation, round=due.round, beacon_tip=tip)
+            self._broadcast(pb.CoordinatorMessage(plan=plan))
 
-    async def _announce(self, round_: int, submissions: list[Submission]) -> None:
+    async def _announce(self, drawn: Draw, submissions: list[Submission]) -> None:
+        announcement = self._audits.sealed(drawn)
+        round_ = drawn.round
         self._failed_generations = 0
         seconds = time.monotonic() - self._started_s
         tokens = self.spec.training.tokens_per_round
@@ -312,12 +277,12 @@ class Training:
             tokens=tokens,
             tokens_per_s=round(tokens / seconds, 1),
             bytes_per_token=[
-                round((above.bytes_down + below.bytes_up) / tokens, 2)
+                round((above.message.bytes_down + below.message.bytes_up) / tokens, 2)
                 for above, below in zip(submissions, submissions[1:], strict=False)
             ],
             state_roots=[submission.report.state_after.hex() for submission in submissions],
         )
-        self._broadcast(pb.CoordinatorMessage(sealed=pb.RoundSealed(round=round_)))
+        self._broadcast(pb.CoordinatorMessage(sealed=announcement))
         if self._follower is not None:
             await self._follower.sealed(round_)
         async with self._sealed:

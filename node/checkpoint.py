@@ -1,4 +1,4 @@
-"""Checkpoints of one stage on this machine's disk.
+"""Checkpoints of one stage on this machine's disk: the last two, and those that audits may ask for.
 
     FOLDER/round-00000041/state.safetensors    Stage.state()
     FOLDER/round-00000041/meta.json            what it is of, and its state root
@@ -10,7 +10,7 @@ Whatever goes wrong while writing, the ones before stay.
 
 import contextlib
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated, Literal
@@ -23,18 +23,20 @@ from torch import Tensor
 
 from commonweight.disk import sync
 from commonweight.errors import CheckpointError, MalformedMessage
+from commonweight.events import emit
 from commonweight.model.hashing import tensors_hash
 from commonweight.model.initial import initial_tensor
 from commonweight.model.stage import Stage
 from commonweight.rules.canonical import canonical_json, parse_json
 from commonweight.rules.spec import ModelSpec
-from node.published import version_path
+from commonweight.wire.evidence import MAX_RETAINED_ROUNDS
+from node.published import STATE_FILE, version_path
 
 KEPT = 2
-"""How many checkpoints stay: the last, and the one before in case it is found damaged."""
+"""How many checkpoints stay in any case: the last, and the one before in case it is found damaged."""
 
 _MAX_META_BYTES = 64 * 1024
-_STATE, _META = "state.safetensors", "meta.json"
+_META = "meta.json"
 
 
 class _Meta(BaseModel):
@@ -50,8 +52,8 @@ class _Meta(BaseModel):
 class Checkpoints:
     """The checkpoints of stage `index` of one model in `folder`, which no other stage or process uses.
 
-    Opening removes what an interrupted `save` left behind. Raises CheckpointError where the folder can't be
-    used.
+    Opening removes what an interrupted `save` left behind. What is there then stays until `retain` says otherwise.
+    Raises CheckpointError where the folder can't be used.
     """
 
     def __init__(self, folder: str | Path, spec: ModelSpec, index: int) -> None:
@@ -67,6 +69,12 @@ class Checkpoints:
                 f"The checkpoint folder {self.folder} can't be used: {error.strerror}. "
                 "Give a folder that this user may write to."
             ) from error
+        self._retained = frozenset(self.rounds())
+
+    def retain(self, rounds: Iterable[int]) -> None:
+        """From the next `save` on, besides the last two, keep the versions before and after these rounds only."""
+        last = sorted(rounds)[-MAX_RETAINED_ROUNDS:]
+        self._retained = frozenset(last) | frozenset(round_ + 1 for round_ in last)
 
     def rounds(self) -> tuple[int, ...]:
         """The rounds that the checkpoints here are ready to train, oldest first."""
@@ -74,12 +82,35 @@ class Checkpoints:
         return tuple(sorted(int(name) for name in names if name.isascii() and name.isdigit()))
 
     def save(self, stage: Stage) -> bytes:
-        """Write the version that `stage` is at, then remove all but the last two. Returns its state root.
+        """Write the version that `stage` is at, then remove what isn't to be kept. Returns its state root.
 
         Hashing takes as long as writing, so the two run side by side. A checkpoint of the same round is replaced.
-        Raises CheckpointError where the disk is full or fails; the earlier checkpoints are kept then.
+        Where the disk is full, what is kept for audits gives way. Raises CheckpointError where it still is, or fails;
+        the last checkpoints are kept then.
         """
         assert stage.index == self.index, "a stage's checkpoints have a folder of their own"
+        try:
+            root = self._save(stage)
+        except CheckpointError:
+            given_up = self._remove_old(frozenset())
+            if not given_up:
+                raise
+            emit("checkpoints.dropped", rounds=given_up)
+            root = self._save(stage)
+        self._remove_old(self._retained)
+        return root
+
+    def _remove_old(self, retained: frozenset[int]) -> list[int]:
+        """Remove all but the last two and those; returns the versions that are gone."""
+        removed = []
+        for round_ in self.rounds()[:-KEPT]:
+            if round_ not in retained:
+                with contextlib.suppress(OSError):  # what stays too long is removed after the next save
+                    shutil.rmtree(self.path_of(round_))
+                    removed.append(round_)
+        return removed
+
+    def _save(self, stage: Stage) -> bytes:
         final = self.path_of(stage.round)
         temporary = self.folder / f".writing-{final.name}"
         state = {name: tensor.contiguous() for name, tensor in stage.state().items()}
@@ -87,7 +118,7 @@ class Checkpoints:
             temporary.mkdir()
             with ThreadPoolExecutor(1) as hasher:
                 hashing = hasher.submit(stage.state_root)
-                _write(temporary / _STATE, lambda path: safetensors.torch.save_file(state, path))
+                _write(temporary / STATE_FILE, lambda path: safetensors.torch.save_file(state, path))
             root = hashing.result()
             meta = _Meta(
                 format="commonweight.checkpoint/1",
@@ -111,9 +142,6 @@ class Checkpoints:
                 f"The checkpoint of round {stage.round} can't be written to {self.folder}: {error}. "
                 f"The earlier ones are kept ({self._kept()}). Free disk space, then start the node again."
             ) from error
-        with contextlib.suppress(OSError):  # what stays too long is removed after the next save
-            for round_ in self.rounds()[:-KEPT]:
-                shutil.rmtree(self.path_of(round_))
         return root
 
     def load(self, stage: Stage, round_: int) -> None:
@@ -136,7 +164,7 @@ class Checkpoints:
         try:
             data = (path / _META).read_bytes()
             meta = _Meta.model_validate(parse_json(data, str(path / _META), _MAX_META_BYTES))
-            state = safetensors.torch.load_file(path / _STATE, device=device)
+            state = safetensors.torch.load_file(path / STATE_FILE, device=device)
         except FileNotFoundError as error:
             raise CheckpointError(
                 f"There is no whole checkpoint of round {round_} in {self.folder}; there is {self._kept()}."

@@ -1,5 +1,6 @@
 """`commonweight node …`."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -15,6 +16,7 @@ def _group() -> None:
 
 @app.command()
 def run(
+    context: typer.Context,
     coordinator: Annotated[str, typer.Option(help="Where to enrol: PEERID@HOST:PORT, as the coordinator prints it.")],
     key: Annotated[Path, typer.Option(help="Keystore file of the node's key: its identity. See `keys new`.")],
     dir: Annotated[Path, typer.Option(help="Folder for the checkpoints of this node's stage.")],
@@ -32,6 +34,10 @@ def run(
     serve_listen: Annotated[
         str | None,
         typer.Option(help="host:port for generation. Default: the host of --listen with a free port."),
+    ] = None,
+    evidence_listen: Annotated[
+        str | None,
+        typer.Option(help="host:port for auditors. Default: the host of --listen with a free port."),
     ] = None,
     serve_mib: Annotated[
         int, typer.Option(min=1, max=1 << 20, help="Memory for all sequences that are generated at a time.")
@@ -66,8 +72,9 @@ def run(
     from node.watching import WatchConfig
 
     split_peer(coordinator)
-    if serve_listen is not None:
-        check_advertised(serve_listen, advertise)
+    for address in (serve_listen, evidence_listen):
+        if address is not None:
+            check_advertised(address, advertise)
     if (rpc is None) != (registry is None) or (http is not None and rpc is None):
         raise ConfigError(
             "To watch the chain a node needs both --rpc URL and --registry ADDRESS; --http goes with them."
@@ -78,6 +85,7 @@ def run(
         raise ConfigError(f"--payout {payout!r} is not an address: 0x and 40 hexadecimal digits.")
     unlocked = load_key(key, read_password(password_file))
     identity = NodeIdentity(unlocked.secret)
+    free_port = join_address(split_address(listen)[0], 0)
     config = NodeConfig(
         identity=identity,
         coordinator=coordinator,
@@ -88,10 +96,12 @@ def run(
         payout=to_checksum_address(payout) if payout else identity.address,
         device=device,
         threads=threads,
-        decode_listen=serve_listen or join_address(split_address(listen)[0], 0),
+        decode_listen=serve_listen or free_port,
+        evidence_listen=evidence_listen or free_port,
         cache_bytes=serve_mib << 20,
         watch=None
         if rpc is None or registry is None
         else WatchConfig(rpc, registry, unlocked, tuple(mirror or ()), http),
     )
-    run_until_stopped(Node(config).run())
+    make: Callable[[NodeConfig], Node] = context.obj or Node
+    run_until_stopped(make(config).run())

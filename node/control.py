@@ -6,14 +6,15 @@ takes; if the worker dies it is started again from its checkpoint.
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import grpc
 
-from commonweight.errors import ConfigError, PeerUnreachable, Refused, WorkerDied, error_with_code
+from commonweight.errors import ConfigError, PeerUnreachable, Refused, WireError, WorkerDied, error_with_code
 from commonweight.events import emit
 from commonweight.identity import NodeIdentity
 from commonweight.rules.receipt import Domain
@@ -26,6 +27,7 @@ from commonweight.wire.messages import report_from_proto
 from commonweight.wire.status import wire_error
 from commonweight.wire.tls import make_certificate
 from node.decoding import DecodeConfig, Decoding
+from node.evidence import Evidence
 from node.supervisor import WorkerProcess
 from node.watching import Watch, WatchConfig
 
@@ -59,6 +61,8 @@ class NodeConfig:
     threads: int
     decode_listen: str
     """host:port of the decode process; port 0 takes a free one."""
+    evidence_listen: str
+    """host:port for auditors; port 0 takes a free one."""
     cache_bytes: int
     """Memory for the keys and values of all sequences that are generated at a time."""
     watch: WatchConfig | None
@@ -86,11 +90,25 @@ class Node:
             threads=config.threads,
         )
         self._decoding = Decoding(decode, self.certificate)
+        self._evidence = self.make_evidence()
         self._watch = Watch(config.identity.address, config.payout, config.directory, config.watch)
         self._started: tuple[bytes, int] | None = None
         """Spec and stage that the worker was started with."""
         self._deaths = 0
         self._backoff_s = FIRST_BACKOFF_S
+
+    def make_evidence(self) -> Evidence:
+        """Its service for auditors."""
+        return Evidence(self.config.directory, self.certificate)
+
+    async def start_worker(self) -> WorkerProcess:
+        """Start its compute worker."""
+        config = self.config
+        return await WorkerProcess.start(listen=config.listen, certificate=self.certificate, threads=config.threads)
+
+    def make_session(self, worker: WorkerProcess, outbox: "asyncio.Queue[pb.NodeMessage]") -> "Session":
+        """What obeys the coordinator during one attachment."""
+        return Session(self.config, worker, outbox, self._watch, self._decoding, self._evidence)
 
     async def run(self) -> None:
         """Take part until the coordinator has no more work, or until cancelled."""
@@ -100,6 +118,7 @@ class Node:
             peer_id=self.config.identity.peer_id,
             payout=self.config.payout,
         )
+        await self._evidence.listen(self.config.evidence_listen)
         parts = [asyncio.create_task(self._train()), asyncio.create_task(self._decoding.run())]
         try:
             done, _ = await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
@@ -110,6 +129,7 @@ class Node:
                 part.cancel()
             await asyncio.gather(*parts, return_exceptions=True)
             await self._watch.close()
+            await self._evidence.close()
             if self._worker is not None:
                 await self._worker.stop()
 
@@ -137,9 +157,7 @@ class Node:
     async def _ensure_worker(self) -> None:
         if self._worker is None:
             self._started = None
-            self._worker = await WorkerProcess.start(
-                listen=self.config.listen, certificate=self.certificate, threads=self.config.threads
-            )
+            self._worker = await self.start_worker()
 
     async def _attend(self) -> None:
         """One attachment to the coordinator, from enrolment to the end of its stream."""
@@ -153,7 +171,7 @@ class Node:
                 outbox: asyncio.Queue[pb.NodeMessage] = asyncio.Queue()
                 outbox.put_nowait(pb.NodeMessage(join=self._join(worker)))
                 call = control_pb2_grpc.ControlStub(channel).Attach(self._messages(outbox))
-                session = _Session(self.config, worker, outbox, self._watch, self._decoding)
+                session = self.make_session(worker, outbox)
                 session.started = self._started
                 self._decoding.say = outbox.put_nowait
                 try:
@@ -179,11 +197,13 @@ class Node:
 
     def _join(self, worker: WorkerProcess) -> pb.Join:
         host, _ = split_address(self.config.listen)
+        evidence_host, _ = split_address(self.config.evidence_listen)
         return pb.Join(
             data_address=join_address(self.config.advertise or host, worker.port),
             certificate=self.certificate.der,
             payout_account=self.config.payout,
             has_data=self.config.data is not None,
+            evidence_address=join_address(self.config.advertise or evidence_host, self._evidence.port),
         )
 
     @staticmethod
@@ -195,7 +215,7 @@ class Node:
                 yield pb.NodeMessage(heartbeat=pb.Heartbeat())
 
 
-class _Session:
+class Session:
     """What one attachment knows."""
 
     def __init__(
@@ -205,8 +225,10 @@ class _Session:
         outbox: "asyncio.Queue[pb.NodeMessage]",
         watch: Watch,
         decoding: Decoding,
+        evidence: Evidence,
     ) -> None:
         self._config = config
+        self._evidence = evidence
         self._decoding = decoding
         self._watch = watch
         self._worker = worker
@@ -237,13 +259,14 @@ class _Session:
                     self._generation = message.formation.generation
                     await self._worker.send(worker_pb2.WorkerCommand(formation=message.formation))
                 case "plan":
-                    await self._worker.send(worker_pb2.WorkerCommand(plan=message.plan))
+                    await self._plan(message.plan)
                 case "pause":
                     emit("generation.paused", generation=message.pause.generation, why=message.pause.why)
                     await self._worker.send(worker_pb2.WorkerCommand(pause=message.pause))
                 case "sealed":
-                    emit("round.credited", round=message.sealed.round)
-                    await asyncio.to_thread(self._watch.credit, message.sealed.round)
+                    await self.seal(message.sealed)
+                case "audit":
+                    await self._evidence.grant(message.audit)
                 case "publish":
                     # Before the next message goes to the worker: two rounds later it removes this version.
                     await self._decoding.publish(await self._assigned, message.publish)
@@ -260,7 +283,7 @@ class _Session:
                 case "pipes_open":
                     self._outbox.put_nowait(pb.NodeMessage(pipes_open=event.pipes_open))
                 case "report":
-                    self._outbox.put_nowait(pb.NodeMessage(report=await self._sign(event.report)))
+                    self._outbox.put_nowait(pb.NodeMessage(report=await self.sign(event.report)))
                 case "failure" if event.failure.fatal:
                     emit("error", code=event.failure.code, message=event.failure.message)
                     raise error_with_code(event.failure.code, event.failure.message)
@@ -304,13 +327,34 @@ class _Session:
             )
             await self._worker.send(worker_pb2.WorkerCommand(start=start))
         self._watch.begin(assignment)
+        self._evidence.begin(assignment)
         if not self._assigned.done():
             self._assigned.set_result(assignment)
 
-    async def _sign(self, message: worker_pb2.WorkerReport) -> pb.SignedReport:
+    async def _plan(self, plan: pb.RoundPlan) -> None:
+        with _telling(plan.round):
+            await self._evidence.plan(plan)
+        await self._worker.send(worker_pb2.WorkerCommand(plan=plan))
+
+    async def seal(self, sealed: pb.RoundSealed) -> None:
+        """The coordinator has sealed a round."""
+        emit("round.credited", round=sealed.round)
+        await asyncio.to_thread(self._watch.credit, sealed.round)
+        with _telling(sealed.round):
+            await self._evidence.seal(sealed, self._watch.last_signed)
+        retain = worker_pb2.Retain(round=sealed.round, retained=sealed.retained)
+        await self._worker.send(worker_pb2.WorkerCommand(retain=retain))
+
+    async def digest(self, generation: int, report: pb.StageReport) -> bytes:
+        """What a report's signature is over."""
         assignment = await self._assigned
         domain = Domain(assignment.chain_id, assignment.settlement)
-        receipt = report_receipt(assignment.model_id, message.generation, report_from_proto(message.report))
+        tip = self._evidence.tip(report.round)
+        return report_receipt(assignment.model_id, generation, report_from_proto(report), tip).digest(domain)
+
+    async def sign(self, message: worker_pb2.WorkerReport) -> pb.SignedReport:
+        """The worker's report, with the node's signature."""
+        digest = await self.digest(message.generation, message.report)
         self.rounds += 1
         emit("round.trained", round=message.report.round, seconds=round(message.report.seconds, 3))
         signature = await asyncio.to_thread(
@@ -319,6 +363,16 @@ class _Session:
             message.generation,
             message.report.round,
             message.report.stage,
-            receipt.digest(domain),
+            digest,
         )
         return pb.SignedReport(generation=message.generation, report=message.report, signature=signature)
+
+
+@contextmanager
+def _telling(round_: int) -> Iterator[None]:
+    """What the coordinator can't say of this round is told; then the node ends."""
+    try:
+        yield
+    except WireError as error:
+        emit("round.disputed", round=round_, code=error.code, message=error.args[0])
+        raise

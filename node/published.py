@@ -12,6 +12,8 @@ from pathlib import Path
 
 from commonweight.errors import CheckpointError
 
+STATE_FILE = "state.safetensors"
+"""Of a version's files: parameters and moments."""
 KEPT_PUBLISHED = 2
 """The one that is generated with, and the next one while it is being loaded."""
 

@@ -20,7 +20,7 @@ from commonweight.rules.statement import Number, to_hex
 from commonweight.watch.judge import OwnReceipt
 
 
-class _Signed(Record):
+class Signed(Record):
     """The last unit that was signed for."""
 
     generation: Number
@@ -34,13 +34,13 @@ class Receipts:
 
     folder: Path
     rounds_per_epoch: int
-    _last: _Signed | None = None
+    last: Signed | None = None
     _unsealed: dict[int, OwnReceipt] = field(default_factory=dict)
     """By round: the last that was signed and isn't known to be sealed."""
 
     def __post_init__(self) -> None:
         try:
-            self._last = _Signed.model_validate_json((self.folder / "last.json").read_bytes())
+            self.last = Signed.model_validate_json((self.folder / "last.json").read_bytes())
         except FileNotFoundError:
             return
         except (OSError, ValidationError) as error:
@@ -51,7 +51,7 @@ class Receipts:
 
     def promise(self, generation: int, round_: int, digest: bytes) -> None:
         """Note that this digest is about to be signed. Raises StateError where an older or another one would be."""
-        last, wanted = self._last, _Signed(generation=generation, round=round_, digest=to_hex(digest))
+        last, wanted = self.last, Signed(generation=generation, round=round_, digest=to_hex(digest))
         if last == wanted:
             return
         if last is not None and (generation, round_) <= (last.generation, last.round):
@@ -64,7 +64,7 @@ class Receipts:
             replace_file(self.folder / "last.json", wanted.model_dump_json().encode())
         except OSError as error:
             raise self._failure("what is signed", error) from error
-        self._last = wanted
+        self.last = wanted
 
     def signed(self, receipt: OwnReceipt) -> None:
         """A later one for the same round, of a later generation, replaces it."""

@@ -4,6 +4,7 @@ import asyncio
 import sys
 from abc import ABC, abstractmethod
 from asyncio.subprocess import Process
+from collections.abc import Sequence
 from typing import ClassVar, Generic, Self, TypeVar
 
 from google.protobuf.message import Message
@@ -40,9 +41,9 @@ class Child(ABC, Generic[C, E]):
         """On which it listens."""
 
     @classmethod
-    async def start(cls, *, listen: str, certificate: Certificate, threads: int) -> Self:
-        """Start one that listens on `listen` with this certificate."""
-        process, link = await spawn_worker([sys.executable, "-m", cls.module], threads=threads)
+    async def start(cls, *, listen: str, certificate: Certificate, threads: int, arguments: Sequence[str] = ()) -> Self:
+        """Start one that listens on `listen` with this certificate. `arguments` come first on its command line."""
+        process, link = await spawn_worker([sys.executable, "-m", cls.module, *arguments], threads=threads)
         child = cls(process, link)
         try:
             where = worker_pb2.WorkerListen(

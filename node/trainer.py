@@ -7,24 +7,27 @@ It reads one queue, which holds in order what the coordinator wants and what nei
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import Any
+from typing import Any, Self
 
 from torch import Tensor
 
 from commonweight.errors import CheckpointError, CommonweightError, NonFiniteTensor, PeerUnreachable
 from commonweight.model.data import Dataset
+from commonweight.model.numerics import numerics_class
 from commonweight.model.stage import Forward, Stage
 from commonweight.rules.report import NO_TENSOR, Hop, Report
 from commonweight.rules.spec import ModelSpec
 from commonweight.rules.stages import in_flight_limit
 from commonweight.wire.generated.pipe_pb2 import PipeFrame
 from commonweight.wire.pipe import digest, encode
+from commonweight.wire.tensors import to_bytes
 from node.checkpoint import Checkpoints
+from node.traces import Traces
 
 STALL_S = 120.0
 """A round in which nothing arrives for this long is given up."""
@@ -57,6 +60,14 @@ class Abandon:
 
 
 @dataclass(frozen=True)
+class Forget:
+    """The rounds up to `round` are sealed: of what is kept of them only `retained` is still wanted."""
+
+    round: int
+    retained: Collection[int]
+
+
+@dataclass(frozen=True)
 class Activation:
     """A microbatch from the previous stage."""
 
@@ -85,7 +96,7 @@ class Quit:
     """End the process."""
 
 
-Item = Restore | TrainRound | Abandon | Activation | Gradient | Quit
+Item = Restore | TrainRound | Abandon | Forget | Activation | Gradient | Quit
 
 
 @dataclass(frozen=True)
@@ -133,14 +144,44 @@ class Trainer:
     spec: ModelSpec
     stage: Stage
     checkpoints: Checkpoints
+    traces: Traces
     dataset: Dataset | None
     """On the first stage."""
     inbox: "SimpleQueue[Item]"
     outlet: Outlet
+    numerics: str
+    """What decides the bits of what it computes."""
+    make_stage: Callable[..., Stage] = Stage
+    """With Stage's arguments: the stage at version 0."""
     generation: int = NO_GENERATION
     _root: bytes = b""
     _activations: deque[Activation] = field(default_factory=deque)
     _gradients: deque[Gradient] = field(default_factory=deque)
+
+    @classmethod
+    def open(
+        cls,
+        spec: ModelSpec,
+        index: int,
+        *,
+        state_dir: Path,
+        data_dir: Path | None,
+        device: str,
+        inbox: "SimpleQueue[Item]",
+        outlet: Outlet,
+        make_stage: Callable[..., Stage] = Stage,
+    ) -> Self:
+        """The trainer of a stage, at version 0: the first formation says which checkpoint is wanted.
+
+        Raises CheckpointError, or DataError on a first stage whose text isn't the spec's.
+        """
+        stage = make_stage(spec, index, device=device)
+        checkpoints = Checkpoints(state_dir, spec, index)
+        state_bytes = sum(tensor.nbytes for tensor in stage.state().values())
+        traces = Traces(state_dir / "traces", reserve_bytes=2 * state_bytes)
+        dataset = Dataset.open(data_dir, spec) if stage.is_first and data_dir else None
+        numerics = numerics_class(device, spec)
+        return cls(spec, stage, checkpoints, traces, dataset, inbox, outlet, numerics, make_stage)
 
     def run(self) -> None:
         """Serve the queue until Quit."""
@@ -174,6 +215,9 @@ class Trainer:
                     self.outlet.fail(generation, error, isinstance(error, CheckpointError))
             case Abandon(generation) if generation == self.generation:
                 self._abandon()
+            case Forget(round_, retained):
+                self.checkpoints.retain(retained)
+                self.traces.retain(round_, retained)
             case Activation(generation) | Gradient(generation) if generation == self.generation:
                 self._keep(item)
 
@@ -190,7 +234,7 @@ class Trainer:
     def _restore(self, round_: int) -> None:
         if self.stage.round != round_:
             if round_ == 0:
-                self.stage = Stage(self.spec, self.stage.index, device=self.stage.device)
+                self.stage = self.make_stage(self.spec, self.stage.index, device=self.stage.device)
             else:
                 self.checkpoints.load(self.stage, round_)
             self._root = b""
@@ -209,6 +253,7 @@ class Trainer:
         in_flight: deque[_Pending] = deque()
         hops: list[Hop] = []
         forwarded = 0
+        self.traces.begin(round_)
         while len(hops) < count:
             self._drain()
             if self._gradients:
@@ -227,24 +272,27 @@ class Trainer:
     def _forward(self, round_: int, microbatch: int) -> _Pending:
         if self.dataset is not None:
             tokens, code = self.dataset.microbatch(round_, microbatch), None
-            hop: dict[str, Any] = {"tokens": digest(tokens), "activation_in": NO_TENSOR}
+            digests = digest(tokens), NO_TENSOR
         else:
             arrived = self._activations.popleft()
             assert arrived.microbatch == microbatch, "the pipe delivers in order"
-            tokens, code = arrived.tokens, arrived.code
-            hop = {"tokens": arrived.digests[0], "activation_in": arrived.digests[1]}
+            tokens, code, digests = arrived.tokens, arrived.code, arrived.digests
+        hop: dict[str, Any] = {"tokens": digests[0], "activation_in": digests[1], "activation_out": NO_TENSOR}
         forward = self.stage.forward(tokens, code)
         if isinstance(forward.output, Tensor):
             output = forward.output.cpu()
             self.outlet.send_down(encode(round_, microbatch, (tokens, output)))
-            hop |= {"activation_out": digest(output), "loss": 0.0}
+            hop |= {"activation_out": self._trace(output), "loss": 0.0}
         else:
             if not math.isfinite(forward.output):
                 raise NonFiniteTensor(
                     f"The loss of round {round_}, microbatch {microbatch} is {forward.output}: training has diverged. "
                     "Register the model with a lower learning_rate or grad_clip."
                 )
-            hop |= {"activation_out": NO_TENSOR, "loss": forward.output}
+            hop["loss"] = forward.output
+        self._trace(tokens, digests[0])
+        if code is not None:
+            self._trace(code, digests[1])
         return _Pending(forward, hop)
 
     def _backward(self, round_: int, microbatch: int, pending: _Pending, gradient: Gradient | None) -> Hop:
@@ -256,14 +304,23 @@ class Trainer:
         if result is not None:
             result = result.cpu()
             self.outlet.send_up(encode(round_, microbatch, (result,)))
-            hop["gradient_out"] = digest(result)
+            hop["gradient_out"] = self._trace(result)
+        if gradient is not None:
+            self._trace(gradient.gradient, gradient.digest)
         return Hop(**hop)
+
+    def _trace(self, tensor: Tensor, known: bytes | None = None) -> bytes:
+        """Keep what has crossed a side of the stage; its digest, which may be known."""
+        name = known or digest(tensor)
+        self.traces.add(name, to_bytes(tensor))
+        return name
 
     def _finish(self, round_: int, hops: tuple[Hop, ...], started_s: float) -> TrainedRound:
         gradient_hash = self.stage.gradient_hash()
         before = self._root
         self.stage.step()
         self._root = self.checkpoints.save(self.stage)
+        self.traces.finish()
         report = Report(round_, self.stage.index, hops, gradient_hash, before, self._root)
         return TrainedRound(self.generation, report, time.monotonic() - started_s)
 
@@ -284,26 +341,8 @@ class Trainer:
             return  # of a generation that is over
         if isinstance(item, Activation | Gradient):
             self._keep(item)
+        elif isinstance(item, Forget):
+            self._serve(item)
         else:
             self._forget()
             raise _Interrupted(item)
-
-
-def open_trainer(
-    spec: ModelSpec,
-    index: int,
-    *,
-    state_dir: Path,
-    data_dir: Path | None,
-    device: str,
-    inbox: "SimpleQueue[Item]",
-    outlet: Outlet,
-) -> Trainer:
-    """The trainer of a stage, at version 0: the first formation says which checkpoint is wanted.
-
-    Raises CheckpointError, or DataError on a first stage whose text isn't the spec's.
-    """
-    stage = Stage(spec, index, device=device)
-    checkpoints = Checkpoints(state_dir, spec, index)
-    dataset = Dataset.open(data_dir, spec) if stage.is_first and data_dir else None
-    return Trainer(spec, stage, checkpoints, dataset, inbox, outlet)

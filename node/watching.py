@@ -1,4 +1,6 @@
-"""A node's own watch over its model's epochs: it holds every statement against the chain and against its receipts."""
+"""A node's own watch: it holds its model's every statement against the chain and against its receipts, and tells what
+is proposed against its owner's seats.
+"""
 
 import asyncio
 import traceback
@@ -16,7 +18,7 @@ from commonweight.rules.spec import ModelSpec, parse_spec
 from commonweight.rules.statement import to_hex
 from commonweight.watch.judge import OwnReceipt
 from commonweight.wire.generated import control_pb2 as pb
-from node.receipts import Receipts
+from node.receipts import Receipts, Signed
 
 if TYPE_CHECKING:  # web3 takes a second to import
     from commonweight.watch.judge import Own
@@ -77,6 +79,11 @@ class Watch:
             self.receipts.signed(receipt)
         return signature
 
+    @property
+    def last_signed(self) -> Signed | None:
+        """The last unit that the node has signed for."""
+        return None if self.receipts is None else self.receipts.last
+
     def credit(self, round_: int) -> None:
         """The coordinator has sealed this round. Waits for the disk, as `sign`."""
         if self.receipts is not None:
@@ -129,7 +136,8 @@ class Watch:
                 "this node: what it trains isn't the registered model."
             )
         store = StatementStore(self.folder / "statements")
-        watcher = Watcher(spec, chain, model, store, config.mirrors, Sender(chain, config.key))
+        sender = Sender(chain, config.key)
+        watcher = Watcher(spec, chain, model, store, config.mirrors, sender, node=self.node)
         watcher.own = lambda epoch: self._own(watcher, epoch)
         return watcher
 

@@ -11,7 +11,7 @@ import os
 import sys
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from queue import SimpleQueue
@@ -21,7 +21,7 @@ import torch
 
 from commonweight.errors import CommonweightError, UnplannedMessage
 from commonweight.events import log_to_stdout
-from commonweight.rules.spec import parse_spec
+from commonweight.rules.spec import ModelSpec, parse_spec
 from commonweight.wire.generated import control_pb2, worker_pb2
 from commonweight.wire.link import Link, connect_link
 from commonweight.wire.messages import report_to_proto
@@ -32,6 +32,7 @@ from node.pipes import DataPlane
 from node.trainer import (
     Abandon,
     Activation,
+    Forget,
     Gradient,
     Item,
     Outlet,
@@ -40,7 +41,6 @@ from node.trainer import (
     TrainedRound,
     Trainer,
     TrainRound,
-    open_trainer,
 )
 
 SWITCH_INTERVAL_S = 0.0005
@@ -57,6 +57,7 @@ class Worker:
         self._trainers = trainers
         self._loop = asyncio.get_running_loop()
         self._events: asyncio.Queue[worker_pb2.WorkerEvent] = asyncio.Queue()
+        self._numerics = ""
         self._plane: DataPlane | None = None
         self._forming: asyncio.Task[None] | None = None
 
@@ -92,6 +93,8 @@ class Worker:
                 self._inbox.put(Abandon(command.pause.generation))
                 if self._plane is not None:
                     await self._plane.close_pipes()
+            case "retain":
+                self._inbox.put(Forget(command.retain.round, frozenset(command.retain.retained)))
             case other:
                 raise UnplannedMessage(f"The control process sent {other}, which this worker doesn't know.")
 
@@ -105,7 +108,7 @@ class Worker:
         assert self._plane is not None, "listen comes before start"
         plane, spec = self._plane, parse_spec(command.spec)
         trainer = await asyncio.to_thread(
-            lambda: open_trainer(
+            lambda: self.open_trainer(
                 spec,
                 command.stage,
                 state_dir=Path(command.state_dir),
@@ -121,7 +124,12 @@ class Worker:
             )
         )
         plane.plan = StagePlan(spec, command.stage, trainer.stage.frozen_hash)
+        self._numerics = trainer.numerics
         self._trainers.put(trainer)
+
+    def open_trainer(self, spec: ModelSpec, index: int, **options: Any) -> Trainer:
+        """As `Trainer.open`; runs on a thread of its own."""
+        return Trainer.open(spec, index, **options)
 
     async def _form(self, formation: control_pb2.Formation) -> None:
         """Open the pipes and go to the round's state, both at once; then say so."""
@@ -164,6 +172,7 @@ class Worker:
         message = report_to_proto(
             trained.report, trained.seconds, down.count_bytes() if down else 0, up.count_bytes() if up else 0
         )
+        message.numerics = self._numerics
         report = worker_pb2.WorkerReport(generation=trained.generation, report=message)
         self._events.put_nowait(worker_pb2.WorkerEvent(report=report))
 
@@ -177,11 +186,11 @@ class Worker:
             self._events.task_done()
 
 
-def main() -> None:
-    """Run until the control process closes the link."""
+def main(make: Callable[..., Worker] = Worker, arguments: Sequence[str] | None = None) -> None:
+    """Run a worker until the control process closes the link. `arguments`: of the command line; None: all of them."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--link-fd", type=int, required=True)
-    link_fd: int = parser.parse_args().link_fd
+    link_fd: int = parser.parse_args(arguments).link_fd
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     log_to_stdout()
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
@@ -190,7 +199,7 @@ def main() -> None:
 
     async def serve() -> None:
         async with await connect_link(link_fd) as link:
-            await Worker(link, inbox, trainers).run()
+            await make(link, inbox, trainers).run()
 
     io = threading.Thread(target=lambda: asyncio.run(serve()), name="io")
     io.start()

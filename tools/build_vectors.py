@@ -2,7 +2,7 @@
 [--check]`.
 
 They follow from the rules and from constants alone, so that a change of a rule shows as a changed vector.
-Solidity reads merkle.json, emission.json, accounting.json and receipt.json; Python reads all of them. `--check` writes
+Solidity reads merkle.json, emission.json and accounting.json; Python reads all of them. `--check` writes
 nothing and fails where a file isn't what the rules say.
 """
 
@@ -10,7 +10,7 @@ import argparse
 import json
 import struct
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
@@ -21,22 +21,34 @@ from eth_utils.address import to_checksum_address
 
 from commonweight.identity import NodeIdentity
 from commonweight.rules.accounting import divide_shares
+from commonweight.rules.audits import (
+    NO_EVIDENCE,
+    Audit,
+    Kind,
+    Verdict,
+    draw_audits,
+    left_outstanding,
+    paid_rounds,
+    verdict_receipt,
+)
+from commonweight.rules.beacon import hash_chain, round_beacon, round_root
 from commonweight.rules.canonical import canonical_json
 from commonweight.rules.emission import emission, split_emission
+from commonweight.rules.epoch import audit_line, credit_report, drawn_audits, make_statement
 from commonweight.rules.merkle import MerkleTree, settlement_leaf
 from commonweight.rules.receipt import RECEIPT_TYPE, Domain, Receipt
 from commonweight.rules.report import HOP_HASHES, NO_TENSOR, Hop, Report, report_receipt
 from commonweight.rules.sampling import permute, sample_indices, window_count
 from commonweight.rules.spec import ModelSpec, build_spec
 from commonweight.rules.stages import head_flops, layer_flops, stage_layers, stage_units
-from commonweight.rules.statement import SealedRound, ServedLine, credit_report, make_statement, to_hex
+from commonweight.rules.statement import AuditLine, Carried, CreditedReport, SealedRound, ServedLine, Statement, to_hex
 
 VECTORS = Path(__file__).resolve().parent.parent / "tests" / "vectors"
 SETTLEMENT = "0x5615dEB798BB3E4dFa0139dFa1b3D433Cc23b72f"
 MAX_UINT256 = 2**256 - 1
 
 TINY: dict[str, Any] = {
-    "format": "commonweight.model/1",
+    "format": "commonweight.model/2",
     "name": "tiny",
     "seed": 7,
     "stages": 3,
@@ -67,6 +79,7 @@ TINY: dict[str, Any] = {
         "weight_decay": "0.1",
         "grad_clip": "1",
     },
+    "verification": {"round_rate": "0.25", "microbatch_rate": "0.125", "data_rate": "0.5", "tolerance": "0.00001"},
     "data": {"tokenizer": "bytes", "manifest": "0x" + "11" * 32, "tokens": 2000},
     "economics": {
         "rounds_per_epoch": 2,
@@ -114,8 +127,17 @@ SPECS = {
             "compute_dtype": "bfloat16",
             "boundary_dtype": "bfloat16",
         },
+        verification={"round_rate": "0.02", "microbatch_rate": "0.005", "data_rate": "0.05"},
         data={"tokenizer": "0x" + "22" * 32, "tokens": 15 * 10**12},
     ),
+    "long-epoch": changed(name="long-epoch", economics={"rounds_per_epoch": 8}),
+    "whole-rounds-audited": changed(
+        name="whole-rounds-audited", verification={"round_rate": "1", "microbatch_rate": "1", "data_rate": "0"}
+    ),
+    "microbatches-audited": changed(
+        name="microbatches-audited", verification={"round_rate": "0", "microbatch_rate": "1", "data_rate": "1"}
+    ),
+    "unaudited": changed(name="unaudited", verification={"round_rate": "0", "microbatch_rate": "0", "data_rate": "0"}),
 }
 
 
@@ -344,6 +366,36 @@ def honest_reports(stages: int, microbatches: int, number: int) -> tuple[Report,
     )
 
 
+def beacon_chain(spec: ModelSpec, epoch: int) -> tuple[bytes, ...]:
+    """An epoch's beacon tip, then its values. Tests use it, too."""
+    return hash_chain(mark("seed", epoch), spec.economics.rounds_per_epoch)
+
+
+def seal(spec: ModelSpec, number: int, reports: Iterable[CreditedReport]) -> SealedRound:
+    """A round with its beacon value. Tests use it, too."""
+    epoch, index = divmod(number, spec.economics.rounds_per_epoch)
+    return SealedRound(round=number, beacon=to_hex(beacon_chain(spec, epoch)[index + 1]), reports=tuple(reports))
+
+
+def judged(
+    spec: ModelSpec,
+    rounds: Sequence[SealedRound],
+    model_id: bytes,
+    *,
+    auditor: str,
+    sign: Callable[[Receipt], bytes],
+    verdict: Callable[[Audit], Verdict] = lambda _: Verdict.PASSED,
+) -> tuple[AuditLine, ...]:
+    """All audits that an epoch's rounds draw, with their verdicts. Tests use it, too."""
+    tip = beacon_chain(spec, rounds[0].round // spec.economics.rounds_per_epoch)[0]
+
+    def line(audit: Audit) -> AuditLine:
+        evidence = mark("evidence", audit.order) if verdict(audit) is Verdict.FAILED else NO_EVIDENCE
+        return audit_line(model_id, audit, verdict(audit), auditor=auditor, sign=sign, evidence_hash=evidence)
+
+    return tuple(line(audit) for sealed in rounds for audit in drawn_audits(spec, sealed, tip))
+
+
 def tiny_reports(number: int) -> tuple[Report, ...]:
     """Of the tiny model."""
     spec = SPECS["tiny"]
@@ -352,17 +404,17 @@ def tiny_reports(number: int) -> tuple[Report, ...]:
 
 def build_report() -> Any:
     """What providers sign."""
-    model_id = keccak(b"model")
+    model_id, tip = keccak(b"model"), keccak(b"tip")
     cases = [
-        _report_case(domain, model_id, generation, report)
+        _report_case(domain, model_id, generation, report, tip)
         for domain, generation in ((DOMAINS[0], 1), (DOMAINS[0], 2), (DOMAINS[1], 2**53 - 1))
         for report in tiny_reports(3)
     ]
     return {"cases": cases}
 
 
-def _report_case(domain: Domain, model_id: bytes, generation: int, report: Report) -> Any:
-    receipt = report_receipt(model_id, generation, report)
+def _report_case(domain: Domain, model_id: bytes, generation: int, report: Report, beacon_tip: bytes) -> Any:
+    receipt = report_receipt(model_id, generation, report, beacon_tip)
     return {
         "chain_id": domain.chain_id,
         "settlement": domain.settlement,
@@ -383,6 +435,7 @@ def _report_case(domain: Domain, model_id: bytes, generation: int, report: Repor
         "gradient_hash": to_hex(report.gradient_hash),
         "state_before": to_hex(report.state_before),
         "state_after": to_hex(report.state_after),
+        "beacon_tip": to_hex(beacon_tip),
         "unit": to_hex(receipt.unit),
         "output": to_hex(receipt.output),
         "digest": to_hex(receipt.digest(domain)),
@@ -393,7 +446,7 @@ def build_receipt() -> Any:
     """Signed receipts; those of one signer, domain, model, stage and unit with different outputs prove equivocation."""
     signers = [NodeIdentity(keccak(b"signer %d" % i)) for i in range(2)]
     model_id = keccak(b"model")
-    first, second = (report_receipt(model_id, 1, tiny_reports(3)[stage]) for stage in (0, 1))
+    first, second = (report_receipt(model_id, 1, tiny_reports(3)[stage], keccak(b"tip")) for stage in (0, 1))
     other_output = keccak(b"another output")
     cases = [
         ("honest", DOMAINS[0], first, signers[0]),
@@ -427,53 +480,245 @@ def _receipt_case(name: str, domain: Domain, receipt: Receipt, signer: NodeIdent
     }
 
 
-def build_statement() -> Any:
-    """The statements of three epochs; a provider comes, another goes; in the second nobody serves."""
-    spec = SPECS["tiny"]
-    balances: dict[str, Any] = {}
-    epochs = []
-    for epoch in range(3):
-        first = epoch * spec.economics.rounds_per_epoch
-        rounds = [
-            SealedRound(
-                round=number,
-                reports=tuple(
-                    credit_report(
-                        spec,
-                        report,
-                        node=address(f"node {report.stage + (epoch if report.stage == 1 else 0)}"),
-                        account=address(f"owner {(report.stage + epoch) % 4}"),
-                        generation=number // 2 + 1,
-                        signature=mark("signature", number, report.stage) * 2 + b"\x1b",
-                    )
-                    for report in tiny_reports(number)
-                ),
-            )
-            for number in range(first, first + spec.economics.rounds_per_epoch)
-        ]
-        served = [
-            ServedLine(stage=stage, node=address(node), account=address(account), tokens=tokens)
-            for stage, node, account, tokens in (
-                ((0, "node 0", "owner 0", 1201), (1, "node 1", "owner 1", 1201), (2, "node 2", "owner 2", 1201)),
-                (),
-                ((0, "node 0", "owner 2", 700), (1, "node 3", "owner 3", 699), (2, "gateway", "newcomer", 1)),
-            )[epoch]
-        ]
-        statement = make_statement(
-            spec,
-            chain_id=31337,
-            settlement=SETTLEMENT,
-            model_id=keccak(b"model"),
-            epoch=epoch,
-            rounds=rounds,
-            served=served,
-            operator_earned=(10**7 + 1, 10**7 + 8, 3 * 10**7 + 5)[epoch],
-            balances_before=balances,
-            accumulator_before=(0, 3**80, 3**90)[epoch],
+def build_beacon() -> Any:
+    """Chains from their seeds; what a round's receipts come to; and what both make of it."""
+    chains = [(mark("seed", count), count) for count in (1, 2, 3, 10)] + [(bytes(32), 2), (b"\xff" * 32, 2)]
+    rounds = []
+    for count in (1, 2, 3, 8):
+        outputs, value = [mark("output", count, stage) for stage in range(count)], mark("value", count)
+        rounds += [_beacon_case(value, outputs), _beacon_case(value, outputs[::-1])]
+    return {
+        "chains": [
+            {
+                "seed": to_hex(seed),
+                "rounds": count,
+                "tip_and_values": [to_hex(value) for value in hash_chain(seed, count)],
+            }
+            for seed, count in chains
+        ],
+        "rounds": rounds,
+    }
+
+
+def _beacon_case(value: bytes, outputs: Sequence[bytes]) -> Any:
+    root = round_root(outputs)
+    return {
+        "value": to_hex(value),
+        "outputs": [to_hex(output) for output in outputs],
+        "round_root": to_hex(root),
+        "beacon": to_hex(round_beacon(value, root)),
+    }
+
+
+def build_audits() -> Any:
+    """What beacons draw, what auditors sign about it, and which rounds are paid."""
+    names = ("tiny", "one-stage", "llama-8b", "whole-rounds-audited", "microbatches-audited", "unaudited")
+    draws = [
+        {"spec": name, "round": number, "beacon": to_hex(beacon), "audits": [_audit_fields(audit) for audit in drawn]}
+        for name in names
+        for number, beacon in (
+            (0, bytes(32)),
+            *((number, mark("beacon", name, number)) for number in (0, 5, 6, 7, 2**40)),
         )
-        balances = statement.balances()
-        epochs.append({"statement": statement.model_dump(mode="json"), "hash": to_hex(statement.hash)})
-    return {"spec": "tiny", "epochs": epochs}
+        for drawn in (draw_audits(SPECS[name], number, beacon),)
+    ]
+    kinds = {(draw["spec"], audit["kind"]) for draw in draws for audit in draw["audits"]}
+    assert {kind for name, kind in kinds if name == "tiny"} == {kind.value for kind in Kind}
+    model_id, evidence = keccak(b"model"), mark("evidence")
+    verdicts = [
+        (audit, verdict, evidence if verdict is Verdict.FAILED else NO_EVIDENCE)
+        for audit in (
+            Audit(3, 1, Kind.ROUND),
+            Audit(3, 1, Kind.MICROBATCH, 0),
+            Audit(3, 2, Kind.LOSS, 2),
+            Audit(2**40, 0, Kind.DATA, 4095),
+        )
+        for verdict in Verdict
+    ]
+    return {
+        "draws": draws,
+        "verdicts": [
+            {
+                "model_id": to_hex(model_id),
+                **_audit_fields(audit),
+                "verdict": verdict.value,
+                "evidence": to_hex(evidence_hash),
+                "unit": to_hex(receipt.unit),
+                "output": to_hex(receipt.output),
+                "digest": to_hex(receipt.digest(DOMAINS[0])),
+            }
+            for audit, verdict, evidence_hash in verdicts
+            for receipt in (verdict_receipt(model_id, audit, verdict, evidence_hash),)
+        ],
+        "paid": [
+            *(_paid_case(name, verdicts) for name, verdicts in PAID_CASES.items()),
+            *(_paid_case(name, *case) for name, case in OUTSTANDING_CASES.items()),
+        ],
+    }
+
+
+def _audit_fields(audit: Audit) -> Any:
+    return {"round": audit.round, "stage": audit.stage, "kind": audit.kind.value, "microbatch": audit.microbatch}
+
+
+def _verdict_fields(verdicts: dict[Audit, Verdict]) -> Any:
+    return [{**_audit_fields(audit), "verdict": verdict.value} for audit, verdict in verdicts.items()]
+
+
+def _whole(*verdicts: tuple[int, Verdict]) -> dict[Audit, Verdict]:
+    """Of whole rounds of stage 1."""
+    return {Audit(number, 1, Kind.ROUND): verdict for number, verdict in verdicts}
+
+
+PASSED, FAILED, WITHHELD, UNDECIDED = Verdict
+PAID_CASES: dict[str, dict[Audit, Verdict]] = {
+    "nothing was drawn": {},
+    "fraud": {**_whole((8, PASSED)), Audit(15, 1, Kind.MICROBATCH, 1): FAILED},
+    "nothing passed": _whole((11, WITHHELD)),
+    "from one that passed to the next": _whole((8, PASSED), (9, PASSED), (12, WITHHELD), (14, PASSED), (15, PASSED)),
+    "from the first round": _whole((10, WITHHELD), (11, PASSED)),
+    "to the last round": _whole((9, PASSED), (10, WITHHELD)),
+    "two in one span": _whole((9, PASSED), (11, WITHHELD), (13, WITHHELD), (15, PASSED)),
+    "two spans": _whole((9, WITHHELD), (11, PASSED), (13, WITHHELD)),
+    "undecided": _whole((9, PASSED), (11, WITHHELD), (12, UNDECIDED), (14, PASSED)),
+    "undecided alone": _whole((8, UNDECIDED), (12, UNDECIDED)),
+    "a microbatch looks at less than a round": {
+        **_whole((8, PASSED), (12, WITHHELD)),
+        Audit(11, 1, Kind.MICROBATCH, 0): PASSED,
+        Audit(13, 1, Kind.MICROBATCH, 2): PASSED,
+    },
+    "a round looks at its microbatches": {**_whole((10, PASSED), (13, PASSED)), Audit(12, 1, Kind.LOSS, 0): WITHHELD},
+    "tokens are the least": {
+        Audit(9, 0, Kind.DATA, 0): PASSED,
+        Audit(10, 0, Kind.MICROBATCH, 0): WITHHELD,
+        Audit(11, 0, Kind.DATA, 0): PASSED,
+        Audit(13, 0, Kind.MICROBATCH, 0): PASSED,
+        Audit(14, 0, Kind.DATA, 0): WITHHELD,
+        Audit(15, 0, Kind.DATA, 1): PASSED,
+    },
+    "the same round clears nothing": {
+        Audit(10, 1, Kind.MICROBATCH, 0): PASSED,
+        Audit(12, 1, Kind.MICROBATCH, 0): PASSED,
+        Audit(12, 1, Kind.MICROBATCH, 1): WITHHELD,
+        Audit(14, 1, Kind.MICROBATCH, 0): PASSED,
+    },
+}
+"""Of rounds 8 to 15: what one provider's audits in one stage came to."""
+
+
+OUTSTANDING_CASES: dict[str, tuple[dict[Audit, Verdict], tuple[Kind, ...]]] = {
+    "outstanding, and nothing was drawn": ({}, (Kind.ROUND,)),
+    "outstanding, until one passes": (_whole((11, PASSED), (13, PASSED)), (Kind.ROUND,)),
+    "outstanding, and passed in the first round": (_whole((8, PASSED)), (Kind.ROUND,)),
+    "outstanding, undecided and withheld again": (
+        _whole((9, UNDECIDED), (11, WITHHELD), (13, PASSED), (15, WITHHELD)),
+        (Kind.ROUND,),
+    ),
+    "a microbatch looks at less than an outstanding round": (
+        {Audit(10, 1, Kind.MICROBATCH, 0): PASSED},
+        (Kind.MICROBATCH, Kind.ROUND),
+    ),
+    "a round looks at outstanding microbatches": (_whole((12, PASSED)), (Kind.MICROBATCH, Kind.ROUND)),
+    "tokens outstanding": ({**_whole((9, PASSED)), Audit(10, 1, Kind.DATA, 0): PASSED}, (Kind.DATA,)),
+    "outstanding, and fraud": (_whole((8, PASSED), (9, FAILED)), (Kind.ROUND,)),
+}
+"""The same, with the kinds that are outstanding from earlier epochs."""
+
+
+def _paid_case(name: str, verdicts: dict[Audit, Verdict], outstanding: Sequence[Kind] = ()) -> Any:
+    numbers = range(8, 16)
+    return {
+        "name": name,
+        "rounds": [*numbers],
+        "outstanding": [kind.value for kind in outstanding],
+        "verdicts": _verdict_fields(verdicts),
+        "paid": sorted(paid_rounds(numbers, verdicts, outstanding)),
+        "left_outstanding": sorted(kind.value for kind in left_outstanding(verdicts, outstanding)),
+    }
+
+
+AUDITOR = NodeIdentity(keccak(b"auditor"))
+VERDICTS = {
+    Audit(3, 0, Kind.ROUND): UNDECIDED,
+    Audit(3, 1, Kind.MICROBATCH, 0): WITHHELD,
+    Audit(4, 0, Kind.DATA, 0): WITHHELD,
+    Audit(7, 0, Kind.DATA, 2): WITHHELD,
+    Audit(7, 1, Kind.MICROBATCH, 2): WITHHELD,
+    Audit(8, 0, Kind.DATA, 2): UNDECIDED,
+    Audit(12, 2, Kind.ROUND): FAILED,
+    Audit(17, 2, Kind.LOSS, 1): UNDECIDED,
+}
+"""In the statements' epochs; the other audits pass."""
+
+
+def build_statement() -> Any:
+    """The statements of three epochs: a provider comes, another goes; in the second nobody serves, and one cheats.
+
+    In stages 0 and 1 an audit is outstanding after the first: one provider passes another, the other one is gone.
+    """
+    before, statements = Carried(), []
+    for epoch in range(3):
+        statements.append(_epoch_statement(SPECS["long-epoch"], epoch, before))
+        before = statements[-1].carried()
+    drawn = {line.audit for statement in statements for line in statement.audits}
+    assert VERDICTS.keys() <= drawn, "another draw: choose other audits that don't pass"
+    return {
+        "spec": "long-epoch",
+        "epochs": [{"statement": each.model_dump(mode="json"), "hash": to_hex(each.hash)} for each in statements],
+    }
+
+
+def _epoch_statement(spec: ModelSpec, epoch: int, before: Carried) -> Statement:
+    model_id, tip = keccak(b"model"), beacon_chain(spec, epoch)[0]
+    first = epoch * spec.economics.rounds_per_epoch
+    rounds = [
+        seal(
+            spec,
+            number,
+            (
+                credit_report(
+                    spec,
+                    report,
+                    node=address(f"node {report.stage + (epoch if report.stage == 1 else 0)}"),
+                    account=address(f"owner {(report.stage + epoch) % 4}"),
+                    generation=number // 2 + 1,
+                    signature=mark("signature", number, report.stage) * 2 + b"\x1b",
+                )
+                for report in tiny_reports(number)
+            ),
+        )
+        for number in range(first, first + spec.economics.rounds_per_epoch)
+    ]
+    served = [
+        ServedLine(stage=stage, node=address(node), account=address(account), tokens=tokens)
+        for stage, node, account, tokens in (
+            ((0, "node 0", "owner 0", 1201), (1, "node 1", "owner 1", 1201), (2, "node 2", "owner 2", 1201)),
+            (),
+            ((0, "node 0", "owner 2", 700), (1, "node 3", "owner 3", 699), (2, "gateway", "newcomer", 1)),
+        )[epoch]
+    ]
+    domain = DOMAINS[0]
+    return make_statement(
+        spec,
+        chain_id=domain.chain_id,
+        settlement=domain.settlement,
+        model_id=model_id,
+        epoch=epoch,
+        beacon_tip=tip,
+        rounds=rounds,
+        audits=judged(
+            spec,
+            rounds,
+            model_id,
+            auditor=AUDITOR.address,
+            sign=lambda receipt: AUDITOR.sign_digest(receipt.digest(domain)),
+            verdict=lambda audit: VERDICTS.get(audit, Verdict.PASSED),
+        ),
+        served=served,
+        operator_earned=(10**7 + 1, 10**7 + 8, 3 * 10**7 + 5)[epoch],
+        before=before,
+        accumulator_before=(0, 3**80, 3**90)[epoch],
+    )
 
 
 BUILDERS: dict[str, Callable[[], Any]] = {
@@ -485,6 +730,8 @@ BUILDERS: dict[str, Callable[[], Any]] = {
     "shares": build_shares,
     "receipt": build_receipt,
     "report": build_report,
+    "beacon": build_beacon,
+    "audits": build_audits,
     "statement": build_statement,
 }
 

@@ -97,6 +97,34 @@ def publish(
 
     `here` is what `machine()` said before the first turn.
     """
+    save(bench, here, config, results, json_file)
+    print_results(f"bench {bench}: {here['cpu']}, {here['cores']} cores", results)
+
+
+def print_results(title: str, results: Sequence[Result]) -> None:
+    """As a table."""
+    table = Table(title=title)
+    for column in ("what", "unit", "candidate", "baseline", "ratio", "min – max", "target"):
+        table.add_column(column, justify="left" if column == "what" else "right")
+    for result in results:
+        table.add_row(
+            result.name,
+            result.unit,
+            _show(result.candidate.median),
+            f"{result.baseline.median:,.1f}" if result.baseline else "",
+            f"{result.ratio.median:.3f}" if result.ratio else "",
+            f"{result.ratio.min:.2f} – {result.ratio.max:.2f}" if result.ratio else "",
+            _show_goal(result),
+        )
+    Console(width=110).print(table)
+
+
+def save(
+    bench: str, here: Mapping[str, Any], config: Mapping[str, Any], results: Sequence[Result], json_file: Path | None
+) -> None:
+    """Write the results to `json_file` where one is given."""
+    if json_file is None:
+        return
     document = {
         "bench": bench,
         "machine": dict(here),
@@ -104,22 +132,13 @@ def publish(
         "config": dict(config),
         "results": [result.to_json() for result in results],
     }
-    if json_file is not None:
-        json_file.write_text(json.dumps(document, indent=2) + "\n")
-    table = Table(title=f"bench {bench}: {here['cpu']}, {here['cores']} cores")
-    for column in ("what", "unit", "candidate", "baseline", "ratio", "min – max", "target"):
-        table.add_column(column, justify="left" if column == "what" else "right")
-    for result in results:
-        table.add_row(
-            result.name,
-            result.unit,
-            f"{result.candidate.median:,.{2 if result.candidate.median < 10 else 1}f}",
-            f"{result.baseline.median:,.1f}" if result.baseline else "",
-            f"{result.ratio.median:.3f}" if result.ratio else "",
-            f"{result.ratio.min:.2f} – {result.ratio.max:.2f}" if result.ratio else "",
-            _show_goal(result),
-        )
-    Console(width=110).print(table)
+    json_file.write_text(json.dumps(document, indent=2) + "\n")
+
+
+def _show(value: float) -> str:
+    if 0 < abs(value) < 0.01:
+        return f"{value:.1e}"
+    return f"{value:,.{2 if abs(value) < 10 else 1}f}"
 
 
 def _show_goal(result: Result) -> str:

@@ -119,7 +119,7 @@ def resolve_epoch(
     to the proposer; rejected, it has to be proposed again, and half of the proposer's bond goes to the challenger (the
     other half is burnt, so that who challenges its own lie loses by it). The decision is about this challenge alone:
     executed after its end, it fails, also where the same root was proposed and challenged again. Prints in words what
-    the step does and what it costs, asks, and sends. Recompute the epoch first: `commonweight epochs verify`.
+    the step does and what it costs, asks, and sends. Recompute the epoch first: `commonweight audit`.
 
     \b
     Example:

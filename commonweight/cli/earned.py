@@ -4,12 +4,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from commonweight.chain.events import EpochProposed, PayoutSet, SeatTaken, SignerBound
+from commonweight.cli.audited import Audited, Earlier, audited_work
 from commonweight.cli.history import Proposal, read_history, status_text
 from commonweight.cli.holdings import SCALE
 from commonweight.cli.place import Place
 from commonweight.cli.statements import Published, find_statement
 from commonweight.errors import StatementUnavailable
-from commonweight.rules.statement import SealedRound, Statement
+from commonweight.rules.statement import Conviction, SealedRound, Statement
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,8 @@ class Work:
     account: str
     """Who is paid for them."""
     rounds: int
+    unpaid: int
+    """Of these rounds: their work didn't survive its audits."""
     units: int
 
 
@@ -47,6 +50,8 @@ class Earned:
     """None before it is proposed, and where the statement can't be had."""
     work: tuple[Work, ...]
     """By the identity's nodes, or paid to its account."""
+    audited: tuple[Audited, ...]
+    """What became of it, by stage and node."""
     rounds: int
     """Of the epoch, in all."""
     shares: int
@@ -120,6 +125,7 @@ def earned_by(place: Place, identity: Identity, only: int | None = None) -> list
         line = find_statement(place, before).line_of(identity.account) if before is not None else None
         serving_before = int(line.operator_revenue) if line else 0
     claimed, accumulator = place.settlement.claimed(identity.account).shares, place.shares.accumulator()
+    earlier = Earlier(place)
     for epoch in epochs:
         proposal = last.get(epoch)
         published = None
@@ -129,7 +135,7 @@ def earned_by(place: Place, identity: Identity, only: int | None = None) -> list
             except StatementUnavailable:
                 if only is not None:
                     raise
-        each = _earned(place, identity, epoch, proposal, published, serving_before, claimed, accumulator)
+        each = _earned(place, identity, epoch, proposal, published, earlier, serving_before, claimed, accumulator)
         line = published.line_of(identity.account) if published is not None else None
         serving_before = int(line.operator_revenue) if line else serving_before
         found.append(each)
@@ -142,6 +148,7 @@ def _earned(
     epoch: int,
     proposal: Proposal | None,
     published: Published | None,
+    earlier: Earlier,
     serving_before: int,
     claimed: int,
     accumulator: int,
@@ -149,6 +156,10 @@ def _earned(
     line = published.line_of(identity.account) if published is not None else None
     rounds = published.statement.rounds if published is not None else ()
     work = tuple(_work(rounds, identity))
+    audited: tuple[Audited, ...] = ()
+    if published is not None:
+        providers = dict.fromkeys(Conviction(stage=each.stage, node=each.node) for each in work)
+        audited = tuple(audited_work(published, provider, earlier) for provider in providers)
     shares = int(line.shares) if line else 0
     final = proposal.final if proposal is not None else None
     return Earned(
@@ -157,29 +168,35 @@ def _earned(
         proposal=proposal,
         published=published,
         work=work,
+        audited=audited,
         rounds=len(rounds),
         shares=shares,
         claimed=line is not None and final is not None and int(line.cumulative_shares) <= claimed,
         revenue=shares * (accumulator - final.accumulator) // SCALE if final is not None else 0,
         serving_revenue=int(line.operator_revenue) - serving_before if line else 0,
-        why_nothing=None if shares else why_nothing(place, identity, proposal, published, work),
+        why_nothing=None if shares else why_nothing(place, identity, proposal, published, work, audited),
     )
 
 
 def _work(rounds: Sequence[SealedRound], identity: Identity) -> Iterable[Work]:
     """The rounds of the identity's nodes, and those paid to its account, by stage, node and account."""
-    found: dict[tuple[int, str, str], tuple[int, int]] = {}
+    found: dict[tuple[int, str, str], tuple[int, int, int]] = {}
     for sealed in rounds:
         for report in sealed.reports:
             if report.node in identity.nodes or report.account == identity.account:
                 key = (report.stage, report.node, report.account)
-                count, units = found.get(key, (0, 0))
-                found[key] = (count + 1, units + int(report.units))
-    return (Work(*key, count, units) for key, (count, units) in sorted(found.items()))
+                count, unpaid, units = found.get(key, (0, 0, 0))
+                found[key] = (count + 1, unpaid + (report.units == "0"), units + int(report.units))
+    return (Work(*key, *numbers) for key, numbers in sorted(found.items()))
 
 
 def why_nothing(
-    place: Place, identity: Identity, proposal: Proposal | None, published: Published | None, work: Sequence[Work]
+    place: Place,
+    identity: Identity,
+    proposal: Proposal | None,
+    published: Published | None,
+    work: Sequence[Work],
+    audited: Sequence[Audited],
 ) -> str:
     """The chain of reasons why an epoch brings the account no shares, as one sentence."""
     if proposal is None:
@@ -189,6 +206,8 @@ def why_nothing(
         return f"its proposal was {status_text(proposal, place.chain.timestamp())}"
     if published is None:
         return "nobody serves its statement: give --statements DIR or URL of somebody who has it"
+    if credited := [each for each in work if each.account == identity.account]:
+        return _worthless(credited, audited, published.statement)
     others = [each for each in work if each.account != identity.account]
     if others:
         each = others[0]
@@ -197,6 +216,20 @@ def why_nothing(
     reason = _seat_reason(place, identity, proposal.proposed, published.statement)
     who = f"{len(identity.nodes)} nodes" if len(identity.nodes) > 1 else f"node {identity.nodes[0]}"
     return f"no round of it is credited to the account, nor done by its {who}{'; ' + reason if reason else ''}"
+
+
+def _worthless(credited: Sequence[Work], audited: Sequence[Audited], statement: Statement) -> str:
+    """Why rounds that are credited to the account bring it nothing."""
+    if units := sum(each.units for each in credited):
+        return f"its {units} units are paid from {statement.compute_shares} base units of shares, and rounded down"
+    providers = {(each.stage, each.node) for each in credited}
+    reasons = (
+        f"stage {each.provider.stage}, node {each.provider.node}: {unpaid.span}, {unpaid.why}"
+        for each in audited
+        if (each.provider.stage, each.provider.node) in providers
+        for unpaid in each.unpaid
+    )
+    return f"none of its work is paid: {'; '.join(reasons)}"
 
 
 def _seat_reason(place: Place, identity: Identity, proposed: EpochProposed | None, statement: Statement | None) -> str:

@@ -17,6 +17,7 @@ from commonweight.cli.options import (
 )
 from commonweight.cli.output import (
     format_amount,
+    format_audits,
     format_percent,
     format_rounded,
     print_fields,
@@ -60,7 +61,8 @@ def earnings(
     everybody's work, the shares that it brought and whether they are claimed, the revenue that these shares have
     earned, what it served and what it got for that. Where an epoch brought nothing, it says why. With --explain every
     step is shown with its source, which is checked: the receipts that the node has signed, the public statement and
-    its line, the proof against the root on the chain, and the transactions. With --json all receipts are listed.
+    its line, the proof against the root on the chain, and the transactions; besides, which audits touched the work,
+    what they came to, and which rounds are unpaid and why. With --json all receipts and audits are listed.
 
     \b
     Examples:
@@ -108,7 +110,7 @@ def _print_summary(place: "Place", identity: "Identity", found: "list[Earned]") 
         (
             each.epoch,
             each.status,
-            f"{sum(work.rounds for work in each.credited)}",
+            _rounds(each),
             format_percent(each.units, each.all_units),
             format_rounded(each.shares) if each.is_known else "?",
             _state(each),
@@ -119,6 +121,11 @@ def _print_summary(place: "Place", identity: "Identity", found: "list[Earned]") 
         for each in found
     ]
     print_table((*header, f"{token.symbol} by serving"), rows, right="r rrr rrr")
+
+
+def _rounds(each: "Earned") -> str:
+    rounds, unpaid = sum(work.rounds for work in each.credited), sum(work.unpaid for work in each.credited)
+    return f"{rounds}, {unpaid} unpaid" if unpaid else f"{rounds}"
 
 
 def _nothing(each: "Earned") -> str:
@@ -165,7 +172,17 @@ def _work_fields(each: "Earned", why: "Explanation") -> dict[str, object]:
     wrong = sum(not receipt.holds for receipt in why.receipts)
     verdict = "each signed by its node" if not wrong else f"{wrong} NOT SIGNED by the node that is credited"
     receipts.append(f"{len(why.receipts)} receipts in all, {verdict}" if why.receipts else "no receipt")
-    return {"  assigned": work or "nothing", "  verified": receipts}
+    return {"  assigned": work or "nothing", "  signed": receipts} | _audit_fields(each)
+
+
+def _audit_fields(each: "Earned") -> dict[str, object]:
+    audited, unpaid = [], []
+    for work in each.audited:
+        who = f"stage {work.provider.stage}, node {work.provider.node}: "
+        counts = f"; {format_audits(work.counts)}" if work.audits else ""
+        audited.append(f"{who}{work.audited_rounds} of {len(work.rounds)} rounds{counts}")
+        unpaid += [f"{who}{reason.span}, {reason.why}" for reason in work.unpaid]
+    return {"  audited": audited or "nothing", "  unpaid": unpaid or "nothing"}
 
 
 def _share_fields(each: "Earned", why: "Explanation") -> dict[str, object]:
@@ -233,6 +250,7 @@ def _to_json(
                         "node": work.node,
                         "account": work.account,
                         "rounds": work.rounds,
+                        "unpaid_rounds": work.unpaid,
                         "units": str(work.units),
                     }
                     for work in each.work
@@ -269,6 +287,17 @@ def _sources(each: "Earned", why: "Explanation") -> dict[str, Any]:
                 "holds": receipt.holds,
             }
             for receipt in why.receipts
+        ],
+        "audits": [{**line.model_dump(), "node": work.provider.node} for work in each.audited for line in work.audits],
+        "unpaid": [
+            {
+                "stage": work.provider.stage,
+                "node": work.provider.node,
+                "rounds": list(reason.rounds),
+                "why": reason.why,
+            }
+            for work in each.audited
+            for reason in work.unpaid
         ],
         "statement": None if each.published is None else f"0x{each.published.epoch.statement_hash.hex()}",
         "proof": None

@@ -1,6 +1,5 @@
-"""`commonweight epochs`: what was proposed, what became of it, and whether it is right."""
+"""`commonweight epochs`: what was proposed, and what became of it."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -16,6 +15,7 @@ from commonweight.cli.options import (
 )
 from commonweight.cli.output import (
     format_amount,
+    format_audits,
     format_engineering,
     format_time,
     print_fields,
@@ -35,7 +35,7 @@ app = typer.Typer(no_args_is_help=True)
 
 @app.callback()
 def epochs() -> None:
-    """List a model's epochs, show what they pay, and recompute them."""
+    """List a model's epochs, and show what they pay. `commonweight audit` recomputes them."""
 
 
 app.add_typer(bond, name="bond")
@@ -126,68 +126,6 @@ def show(
     _print_statement(place, statement)
 
 
-@app.command("verify")
-def verify(
-    epoch: Annotated[
-        int | None,
-        typer.Argument(metavar="[N]", min=0, help="Only this epoch, from what the root before it commits to."),
-    ] = None,
-    spec_file: Annotated[
-        Path | None,
-        typer.Option(
-            "--spec", metavar="FILE", help="The model's spec; else from where the registry says.", show_default=False
-        ),
-    ] = None,
-    rpc: RpcOption = None,
-    registry: RegistryOption = None,
-    model: ModelOption = None,
-    statements: StatementsOption = None,
-    dir: DirOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Recompute epochs from their public statements, and compare with the chain.
-
-    Needs no key and trusts nobody: from the first epoch to the pending one, each statement must have the hash on the
-    chain; its units, shares, balances and root must follow from the spec and the statement before; every report must
-    be signed by its node; and root, minted shares, accumulator and the operators' revenue must be the chain's. Prints
-    a line for each epoch. Ends with exit code 4 at the first thing that is wrong, and names it.
-
-    \b
-    Examples:
-      commonweight epochs verify --dir runs/first
-      commonweight epochs verify 3 --statements https://coordinator.example --dir runs/first
-    """
-    from commonweight.cli.place import find_place
-    from commonweight.cli.spec_file import read_spec, registered_spec
-    from commonweight.cli.verify import verify_epochs
-
-    place = find_place(rpc, registry, model, dir, statements)
-    spec = registered_spec(place, read_spec(spec_file) if spec_file is not None else None)
-    done = []
-    for each in verify_epochs(place, spec, epoch):
-        done.append(each)
-        if not as_json:
-            typer.echo(
-                f"epoch {each.epoch}: {each.rounds} rounds, {each.reports} signed reports, {each.accounts} accounts, "
-                f"all as stated{'' if each.final else ' (pending)'}"
-            )
-    if as_json:
-        facts = [
-            {
-                "epoch": each.epoch,
-                "final": each.final,
-                "rounds": each.rounds,
-                "reports": each.reports,
-                "accounts": each.accounts,
-                "statement_hash": "0x" + each.statement_hash.hex(),
-            }
-            for each in done
-        ]
-        print_json({"model_id": place.model_id, "verified": facts})
-    elif not done:
-        typer.echo("No epoch has been proposed yet.")
-
-
 def _facts(chain: "Chain", each: "Proposal") -> dict[str, Any]:
     from commonweight.cli.history import block_time
 
@@ -246,13 +184,18 @@ def _print_proposal(place: "Place", each: "Proposal") -> None:
 
 
 def _print_statement(place: "Place", statement: "Statement") -> None:
+    from commonweight.cli.audited import count_audits
+
     token = place.revenue_token
     reports = [report for sealed in statement.rounds for report in sealed.reports]
     typer.echo("\nStatement")
     print_fields(
         {
             "rounds": f"{statement.rounds[0].round} to {statement.rounds[-1].round}, {len(reports)} reports",
-            "work": f"{format_engineering(sum(int(report.units) for report in reports))} FLOPs",
+            "paid work": f"{format_engineering(sum(int(report.units) for report in reports))} FLOPs",
+            "audits": format_audits(count_audits(statement.audits)) or "none was drawn",
+            "unpaid": f"{sum(report.units == '0' for report in reports)} reports",
+            "convicted": [f"stage {each.stage}, node {each.node}" for each in statement.convicted] or "nobody",
             "mints": f"{format_amount(int(statement.minted))} shares, {format_amount(int(statement.compute_shares))} "
             "of them for computing",
             "served": f"{sum(line.tokens for line in statement.served):,} tokens, counted at each stage",

@@ -5,11 +5,10 @@ from dataclasses import dataclass
 from commonweight.chain.events import OperatorPaid, SharesClaimed
 from commonweight.cli.earned import Earned
 from commonweight.cli.place import Place
-from commonweight.errors import MalformedMessage
-from commonweight.identity import recover_address
+from commonweight.rules.epoch import credited_receipt
 from commonweight.rules.merkle import settlement_leaf, verify_proof
 from commonweight.rules.receipt import Domain
-from commonweight.watch.judge import credited_receipt
+from commonweight.watch.judge import signer_of
 
 
 @dataclass(frozen=True)
@@ -76,15 +75,13 @@ def _receipts(place: Place, earned: Earned) -> tuple[SignedReceipt, ...]:
     if earned.published is None:
         return ()
     domain, found = Domain(place.chain.chain_id, place.model.settlement), []
-    for sealed in earned.published.statement.rounds:
+    statement = earned.published.statement
+    tip = bytes.fromhex(statement.beacon_tip[2:])
+    for sealed in statement.rounds:
         for line in sealed.reports:
             if line.account != earned.account:
                 continue
-            receipt = credited_receipt(place.model.model_id, sealed.round, line)
-            try:
-                signer = recover_address(receipt.digest(domain), bytes.fromhex(line.signature[2:]))
-            except MalformedMessage:
-                signer = None
+            receipt = credited_receipt(place.model.model_id, sealed.round, line, tip)
             found.append(
                 SignedReceipt(
                     sealed.round,
@@ -94,7 +91,7 @@ def _receipts(place: Place, earned: Earned) -> tuple[SignedReceipt, ...]:
                     receipt.unit,
                     receipt.output,
                     line.signature,
-                    signer,
+                    signer_of(receipt, domain, line.signature),
                 )
             )
     return tuple(found)

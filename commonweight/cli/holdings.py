@@ -84,8 +84,8 @@ def roles_of(place: Place, account: str, published: Published | None) -> tuple[s
         "treasury": terms.treasury,
     }
     roles = tuple(role for role, holder in registered.items() if holder.lower() == account.lower())
-    earned = published is not None and account.lower() in published.accounts
-    return (*roles, "provider") if earned else roles
+    line = None if published is None else published.line_of(account)
+    return (*roles, "provider") if line is not None and line.cumulative_shares != "0" else roles
 
 
 def claim_due(place: Place, account: str, published: Published) -> Due:

@@ -1,6 +1,7 @@
 """`commonweight model`: what a model is, told from its spec and its registration."""
 
 from collections.abc import Mapping
+from math import inf, isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,6 +21,9 @@ from commonweight.cli.output import (
 from commonweight.cli.register import register
 
 if TYPE_CHECKING:  # pydantic, which the rules need, takes 0.2 s to import
+    from fractions import Fraction
+
+    from commonweight.cli.currency import Currency
     from commonweight.cli.place import Place
     from commonweight.rules.spec import ModelSpec
 
@@ -52,8 +56,9 @@ def show(
 
     Needs the model's spec: a JSON file, or a model registered on a chain, whose spec is read from where the registry
     says. With both, the file must be the spec that was registered. Prints what each stage holds and costs, what a
-    token costs over a boundary between stages, how many shares an epoch mints and who gets them; of a registered model
-    also its terms, how many seats of each stage are held, and the least stake that buys one replica of every stage.
+    token costs over a boundary between stages, how much of the work is audited and what cheating risks, how many shares
+    an epoch mints and who gets them; of a registered model also its terms, how many seats of each stage are held, what
+    a seat's stake covers, and the least stake that buys one replica of every stage.
 
     \b
     Examples:
@@ -74,7 +79,7 @@ def show(
         return
     print_spec(spec, {"model id": place.model_id} if place is not None else {})
     if place is not None:
-        _print_registration(place)
+        _print_registration(place, spec)
 
 
 def _registered(place: "Place") -> dict[str, Any]:
@@ -95,7 +100,7 @@ def _registered(place: "Place") -> dict[str, Any]:
     }
 
 
-def _print_registration(place: "Place") -> None:
+def _print_registration(place: "Place", spec: "ModelSpec") -> None:
     from commonweight.cli.terms import term_fields
 
     model = place.model
@@ -110,9 +115,27 @@ def _print_registration(place: "Place") -> None:
             "settlement": model.settlement,
             "router": f"{model.router}, to which buyers pay",
             **term_fields(model.terms, place.revenue_token, place.stake_token),
+            "seat stake covers": _covered(spec, model.terms.seat_stake, place.stake_token),
             "seats held": ", ".join(seats),
         }
     )
+
+
+def _covered(spec: "ModelSpec", seat_stake: int, currency: "Currency") -> list[str]:
+    """What cheating a seat's stake makes unprofitable, in sentences, whatever shares are worth."""
+    from commonweight.cli.model_facts import cheats_of
+
+    names = {"work": "a round's work", "step": "a round's step", "text": "a round's text"}
+    cheats = [each for each in cheats_of(spec) if not each.is_scattered]
+    lines = [
+        f"{currency.show(int(seat_stake * each.round_risk))} of outside gain from {names[each.cheat.value]} being false"
+        for each in cheats
+    ]
+    needed = max(each.stake for each in cheats)
+    if 0 < needed < inf:
+        most = currency.show(int(seat_stake / needed))
+        lines.append(f"all computing being saved, while what a stage earns in an epoch is worth at most {most}")
+    return lines
 
 
 def _seats_held(place: "Place") -> list[int]:
@@ -164,7 +187,63 @@ def print_spec(spec: "ModelSpec", more: Mapping[str, object]) -> None:
         ],
         right="rr rrr",
     )
+    _print_verification(spec)
     _print_economics(spec)
+
+
+def _print_verification(spec: "ModelSpec") -> None:
+    from commonweight.cli.model_facts import COLLUSION, WITHIN_EPOCHS, audits_of, cheats_of
+
+    units = {"round": "whole round", "microbatch": "microbatch", "data": "text, on stage 0"}
+    audits, cheats = audits_of(spec), cheats_of(spec)
+    rows = [
+        (units[each.kind.value], _percent(each.rate), f"{float(each.per_epoch):,.4g}", _percent(each.of_work))
+        for each in audits
+    ]
+    typer.echo("\nVerification")
+    print_table(
+        ("audit of a", "rate", "in a stage and epoch", "of the stage's work"),
+        [*rows, ("together", "", "", _percent(sum(each.of_work for each in audits)))],
+        right=" rrr",
+    )
+    names = {
+        ("work", True): "single microbatches",
+        ("work", False): "whole rounds",
+        ("step", False): "steps of rounds",
+        ("text", False): "text, on stage 0",
+    }
+    typer.echo("")
+    print_table(
+        ("what is false", f"a tenth: caught in {WITHIN_EPOCHS} epochs", "all: caught in one", "stake needed"),
+        [
+            (
+                names[each.cheat.value, each.is_scattered],
+                _percent(each.caught),
+                _percent(each.caught_at_once),
+                f"{each.stake:.3f}" if isfinite(each.stake) else "none is enough",
+            )
+            for each in cheats
+        ],
+        right=" rrr",
+    )
+    accomplices = f"{COLLUSION:.0%} of the audits are by accomplices"
+    leaving = max(each.leaving for each in cheats)
+    gained = (
+        f"nothing to who stays, and to who leaves for good at most {leaving:,.1f} rounds' pay, once"
+        if isfinite(leaving)
+        else "nothing where there are audits; what none looks at needn't be withheld"
+    )
+    typer.echo(
+        "Stake: so that cheating costs what it saves, in rewards of a stage for an epoch, as shares have no price; if\n"
+        f"computing costs all of them, nothing is gained outside, and {accomplices}.\n"
+        "The chances are without accomplices. Who withholds what an audit needs loses no stake, but isn't paid from\n"
+        "the epoch's last audit that passed on until another one passes that looks at as much, be it epochs later. So\n"
+        f"it brings {gained}. Text can't be withheld."
+    )
+
+
+def _percent(share: "str | float | Fraction") -> str:
+    return "> 99.99 %" if 0.99995 <= float(share) < 1 else f"{100 * float(share):.2f} %"
 
 
 def _print_economics(spec: "ModelSpec") -> None:

@@ -1,13 +1,34 @@
 """What `commonweight model show` says about a spec: every number computed by the rules, none retyped."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from fractions import Fraction
+from math import inf
 from typing import Any
 
+from commonweight.rules.audits import Kind
+from commonweight.rules.economics import (
+    SAVED,
+    Cheat,
+    audit_cost,
+    chance_caught,
+    expected_audits,
+    finding_power,
+    leaving_gain,
+    needed_stake,
+    round_risk,
+    scattered_risk,
+)
 from commonweight.rules.emission import BPS, emission
 from commonweight.rules.spec import Economics, ModelSpec
 from commonweight.rules.stages import boundary_bytes_per_token, stage_layers, stage_parameters, stage_units
 from commonweight.rules.statement import to_hex
+
+CHEATED = 0.1
+"""The share of its work on which a provider cheats that the table looks at."""
+WITHIN_EPOCHS = 5
+COLLUSION = 1 / 3
+"""The share of auditors that are taken to collude where the needed stake is computed."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +55,38 @@ class Era:
     """Base units that each of them may mint."""
     total: int
     """Base units that all epochs up to `last` may mint."""
+
+
+@dataclass(frozen=True)
+class AuditFacts:
+    """One kind of audit."""
+
+    kind: Kind
+    """MICROBATCH stands for LOSS, too."""
+    rate: str
+    per_epoch: Fraction
+    """Of one stage, on average; of DATA, of the first one."""
+    of_work: Fraction
+    """Their work over the stage's own."""
+
+
+@dataclass(frozen=True)
+class CheatFacts:
+    """What one way of cheating risks."""
+
+    cheat: Cheat
+    is_scattered: bool
+    """Single microbatches, at random, instead of whole rounds."""
+    caught: float
+    """Probability of proof within WITHIN_EPOCHS, of the share CHEATED."""
+    caught_at_once: float
+    """Within one epoch in which all is false."""
+    stake: float
+    """Needed so that it doesn't pay, in rewards of an epoch; infinite where nothing is audited. See `cheats_of`."""
+    round_risk: float
+    """Probability that one false round is proven, with COLLUSION."""
+    leaving: float
+    """The most that withholding brings who then leaves, in rounds' rewards; infinite where nothing is audited."""
 
 
 def stages_of(spec: ModelSpec) -> list[StageFacts]:
@@ -65,6 +118,33 @@ def splits_of(economics: Economics) -> dict[str, int]:
     """Who gets how much of an epoch's shares, in 1/10,000."""
     designer, data = economics.designer_bps, economics.data_bps
     return {"designer": designer, "data": data, "compute": BPS - designer - data}
+
+
+def audits_of(spec: ModelSpec) -> list[AuditFacts]:
+    """The kinds of audit; on the last stage those of the loss take the place of a microbatch's."""
+    rates, expected = spec.verification, expected_audits(spec, 0)
+    kinds = ((Kind.ROUND, rates.round_rate), (Kind.MICROBATCH, rates.microbatch_rate), (Kind.DATA, rates.data_rate))
+    return [
+        AuditFacts(kind, rate, expected.get(kind, expected.get(Kind.LOSS, Fraction(0))), audit_cost(spec, kind))
+        for kind, rate in kinds
+    ]
+
+
+def cheats_of(spec: ModelSpec) -> list[CheatFacts]:
+    """The ways of cheating, for work that costs all that it earns; their stake with COLLUSION."""
+    rounds, microbatches = spec.economics.rounds_per_epoch, spec.training.microbatches_per_round
+    facts = []
+    for cheat, is_scattered in ((Cheat.WORK, True), (Cheat.WORK, False), (Cheat.STEP, False), (Cheat.TEXT, False)):
+        risk = round_risk(spec, cheat, microbatches)
+        trusted = round_risk(spec, cheat, microbatches, finding_power(collusion=COLLUSION))
+        if is_scattered:
+            caught = chance_caught(scattered_risk(spec, CHEATED), WITHIN_EPOCHS * rounds)
+        else:
+            caught = chance_caught(risk, CHEATED * WITHIN_EPOCHS * rounds)
+        stake = needed_stake(chance_caught(trusted, rounds), reward=1, saved=float(SAVED[cheat]))
+        leaving = leaving_gain(risk, float(SAVED[cheat]))
+        facts.append(CheatFacts(cheat, is_scattered, caught, chance_caught(risk, rounds), stake, trusted, leaving))
+    return facts
 
 
 def to_json(spec: ModelSpec) -> dict[str, Any]:
@@ -102,4 +182,21 @@ def to_json(spec: ModelSpec) -> dict[str, Any]:
         ],
         "max_supply": spec.economics.max_supply,
         "splits_bps": splits_of(spec.economics),
+        "verification": {
+            "tolerance": spec.verification.tolerance,
+            "audits": [
+                {
+                    "kind": each.kind.value,
+                    "rate": each.rate,
+                    "per_stage_and_epoch": float(each.per_epoch),
+                    "of_stage_work": float(each.of_work),
+                }
+                for each in audits_of(spec)
+            ],
+            "cheats": [
+                {name: None if value == inf else value for name, value in asdict(each).items()}
+                | {"cheat": each.cheat.value}
+                for each in cheats_of(spec)
+            ],
+        },
     }

@@ -79,6 +79,14 @@ def format_engineering(number: int) -> str:
     return f"{number}"
 
 
+def format_audits(counts: Mapping[tuple[str, str], int]) -> str:
+    """How many audits came to what, by kind and verdict: "data: 3 passed; round: 2 passed, 1 withheld"."""
+    kinds: dict[str, list[str]] = {}
+    for (kind, verdict), count in sorted(counts.items()):
+        kinds.setdefault(kind, []).append(f"{count} {verdict}")
+    return "; ".join(f"{kind}: {', '.join(verdicts)}" for kind, verdicts in kinds.items())
+
+
 def format_time(unix: int, now: int | None = None) -> str:
     """A moment as "2026-11-21 22:01:05 UTC"; with `now`, also how far away it is: ", in 3 d 4 h"."""
     text = datetime.fromtimestamp(unix, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")

@@ -1,15 +1,18 @@
 """Recomputing epochs: everything that follows from a statement, from the spec and from the chain."""
 
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from commonweight.chain.events import Swept
 from commonweight.chain.records import EpochRecord
+from commonweight.cli.audited import count_audits
 from commonweight.cli.place import Place
 from commonweight.cli.statements import Published, find_statement
 from commonweight.errors import StatementMismatch
-from commonweight.rules.accounting import Balance
+from commonweight.rules.epoch import report_units
 from commonweight.rules.spec import ModelSpec
+from commonweight.rules.statement import Carried, Conviction, Outstanding
 from commonweight.watch.judge import Proposal, check_epoch
 
 
@@ -22,28 +25,37 @@ class Verified:
     rounds: int
     reports: int
     """Each with a signature that is its node's."""
+    audits: Counter[tuple[str, str]]
+    """By kind and verdict: all that the beacon draws, each verdict signed by who may give it."""
+    unpaid_reports: int
+    unpaid_units: int
+    """What these reports would have been worth."""
+    convicted: tuple[Conviction, ...]
+    """So far."""
+    outstanding: tuple[Outstanding, ...]
+    """After it."""
     accounts: int
     statement_hash: bytes
 
 
 def verify_epochs(place: Place, spec: ModelSpec, only: int | None = None) -> Iterator[Verified]:
-    """Recomputes every epoch from the first to the pending one; `only` one of them, if given, from the balances that
-    the root of the one before it commits to.
+    """Recomputes every epoch from the first to the pending one; `only` one of them, if given, from what the statement
+    of the one before it leaves to it.
 
     Raises StatementMismatch that names the first fault, StatementUnavailable where a statement can't be had.
     """
     first = 0 if only is None else only
     previous = _record(place, first - 1) if first else None
-    balances: Mapping[str, Balance] = {} if previous is None else find_statement(place, previous).statement.balances()
+    carried = Carried() if previous is None else find_statement(place, previous).statement.carried()
     pending = place.settlement.pending()
     end = place.settlement.next_epoch() + (pending is not None) if only is None else only + 1
     for epoch in range(first, end):
         record = _record(place, epoch)
         published = find_statement(place, record)
         accumulator = 0 if previous is None else previous.accumulator
-        check_epoch(spec, published.statement, balances, _proposal(place, record, accumulator))
-        yield _verified(published)
-        balances, previous = published.statement.balances(), record
+        check_epoch(spec, published.statement, carried, _proposal(place, record, accumulator))
+        yield _verified(spec, published)
+        carried, previous = published.statement.carried(), record
 
 
 def _record(place: Place, epoch: int) -> EpochRecord:
@@ -66,16 +78,25 @@ def _proposal(place: Place, record: EpochRecord, accumulator_before: int) -> Pro
         minted=record.minted,
         accumulator_before=accumulator_before,
         operator_earned=sum(sweep.to_operators for sweep in sweeps if sweep.block_number <= record.block_number),
+        beacon_tip=place.settlement.beacon_of(record.epoch, record.proposer),
+        auditors=frozenset({record.proposer}),
     )
 
 
-def _verified(published: Published) -> Verified:
+def _verified(spec: ModelSpec, published: Published) -> Verified:
     statement = published.statement
+    reports = [line for sealed in statement.rounds for line in sealed.reports]
+    unpaid = [line for line in reports if line.units == "0"]
     return Verified(
         epoch=statement.epoch,
         final=published.epoch.finalized,
         rounds=len(statement.rounds),
-        reports=sum(len(sealed.reports) for sealed in statement.rounds),
+        reports=len(reports),
+        audits=count_audits(statement.audits),
+        unpaid_reports=len(unpaid),
+        unpaid_units=sum(report_units(spec, line.stage) for line in unpaid),
+        convicted=statement.convicted,
+        outstanding=statement.outstanding,
         accounts=len(statement.accounts),
         statement_hash=published.epoch.statement_hash,
     )

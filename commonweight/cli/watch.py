@@ -41,7 +41,8 @@ def watch(
     """Recompute every proposed epoch from its public statement, and challenge a wrong one.
 
     Follows the chain until it is stopped. An epoch whose statement nobody serves is challenged, too, when a quarter of
-    its window is left. Its events are JSON lines on stdout: epoch.checked, epoch.disputed, epoch.challenged.
+    its window is left. Tells each proposal to slash a seat, too. Its events are JSON lines on stdout: epoch.checked,
+    epoch.disputed, epoch.challenged, slash.seen.
 
     \b
     Examples:
@@ -84,6 +85,7 @@ def watch(
     watcher = Watcher(parsed, place.chain, place.model, store, tuple(mirror or ()), sender)
     if once:
         log_to_stdout()
+        watcher.look_for_slashes()
         watcher.step()
         return
 

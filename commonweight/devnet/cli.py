@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from commonweight.devnet.byzantine import KINDS
+
 app = typer.Typer(no_args_is_help=True)
 
 DirOption = Annotated[
@@ -44,6 +46,15 @@ def up(
     buyers: Annotated[
         int, typer.Option(help="How many buy an answer every few seconds, from the first final epoch on.")
     ] = 1,
+    byzantine: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="STAGE:KIND[:FRACTION]",
+            help="Have the node of a stage cheat, on a fraction of its work; repeat. KIND may be: "
+            + ", ".join(KINDS)
+            + ".",
+        ),
+    ] = None,
     rounds_per_epoch: Annotated[int, typer.Option(hidden=True)] = 30,
 ) -> None:
     """Start a network that trains a small model, and own what it trains.
@@ -54,6 +65,7 @@ def up(
     \b
     Example:
       commonweight devnet up --stages 4 --until-epoch 1 --report report.json
+      commonweight devnet up --byzantine 1:zeros:0.1
     """
     from rich.console import Console
 
@@ -72,6 +84,7 @@ def up(
         live=attended,
         rounds_per_epoch=rounds_per_epoch,
         buyers=buyers,
+        byzantine=tuple(byzantine or ()),
     )
     raise typer.Exit(run_devnet(options, console))
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from commonweight.devnet.accounts import key_file, password_file
+from commonweight.devnet.byzantine import Cheating
 from commonweight.devnet.deployment import USD, Deployment
 from commonweight.devnet.folder import RunFolder
 from commonweight.devnet.options import DevnetOptions
@@ -31,6 +32,7 @@ def coordinator_command(
         *("--rpc", deployment.rpc_url, "--chain-id", str(deployment.chain_id)),
         *("--model-id", deployment.model_id, "--registry", deployment.registry),
         *("--statements", str(folder.statements), "--http", ANY_PORT, "--gateway", gateway),
+        *("--data", str(folder.data)),
     ]
     if options.until_epoch is not None:
         command += ["--until-epoch", str(options.until_epoch)]
@@ -39,10 +41,14 @@ def coordinator_command(
     return command
 
 
-def node_command(folder: RunFolder, deployment: Deployment, name: str, coordinator: str) -> list[str]:
-    """Holds one stage, and watches the epochs. `coordinator`: PeerId@host:port."""
+def node_command(
+    folder: RunFolder, deployment: Deployment, name: str, coordinator: str, cheating: Cheating | None
+) -> list[str]:
+    """Holds one stage, and watches the epochs. `coordinator`: PeerId@host:port. `cheating`: how, if it does."""
+    cheats = (sys.executable, "-m", "adversary", str(cheating))
     return [
-        *(*_commonweight("node", "run"), "--coordinator", coordinator, *_key(folder.keys, name)),
+        *(_commonweight("node", "run") if cheating is None else cheats),
+        *("--coordinator", coordinator, *_key(folder.keys, name)),
         *("--dir", str(folder.node(name)), "--data", str(folder.data), "--listen", ANY_PORT, "--threads", "1"),
         *("--rpc", deployment.rpc_url, "--registry", deployment.registry, "--http", ANY_PORT),
     ]

@@ -115,11 +115,14 @@ class Network:
             corpus = start.create_task(self._pack_corpus())
             contracts = start.create_task(self._deploy(group))
         deployment = self.deployment = await self._register(*contracts.result(), corpus.result())
+        cheating = self.options.cheating
         names = [node_name(index) for index in range(self.options.stages)]
-        for name in names:
+        for stage, name in enumerate(names):
             log = self.folder.logs / f"{name}.jsonl"
             log_name = str(log.relative_to(self.folder.path))
-            self._observer.note("node.created", name=name, address=self.accounts[name].address, log=log_name)
+            how = str(cheating[stage]) if stage in cheating else None
+            address = self.accounts[name].address
+            self._observer.note("node.created", name=name, address=address, log=log_name, byzantine=how)
         addresses = [self.accounts[name].address for name in names]
         gateway = self.accounts["gateway"].address
         command = coordinator_command(self.folder, self.options, deployment, addresses, gateway)
@@ -128,8 +131,9 @@ class Network:
         peer = (await self._observer.until(lambda state: state.coordinator is not None)).coordinator
         assert peer is not None, "it is what was waited for"
         write_json(self.folder.deployments, self.deployments())
-        for name in names:
-            self._watch(group, self._keep(name, node_command(self.folder, deployment, name, peer)))
+        for stage, name in enumerate(names):  # that has the seat of the stage with its number
+            command = node_command(self.folder, deployment, name, peer, cheating.get(stage))
+            self._watch(group, self._keep(name, command))
         await self._observer.until(lambda state: all(node.pid is not None for node in state.nodes))
         if self.options.buyers:
             await self._sell(group, deployment, peer)

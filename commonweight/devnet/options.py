@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import get_args
 
 from commonweight.chain.local import Backend, local_chain_command
+from commonweight.devnet.byzantine import Cheating, parse_byzantine
 from commonweight.devnet.spec import devnet_spec
 from commonweight.errors import ConfigError
 from commonweight.rules.spec import ModelSpec
@@ -34,6 +35,8 @@ class DevnetOptions:
     rounds_per_epoch: int = 30
     buyers: int = 1
     """Each asks the model something every few seconds, once there is a version to ask, and pays for it."""
+    byzantine: tuple[str, ...] = ()
+    """STAGE:KIND or STAGE:KIND:FRACTION of each node that cheats."""
 
     def __post_init__(self) -> None:
         if self.backend not in get_args(Backend):
@@ -48,7 +51,13 @@ class DevnetOptions:
             if not parent.is_dir() and (self.folder is None or parent != self.folder.absolute()):
                 raise ConfigError(f"--report {self.report}: there is no folder {parent}.")
         self.spec("0x" + "0" * 64, 2**20)
+        parse_byzantine(self.byzantine, self.stages)
         local_chain_command(self.backend)
+
+    @property
+    def cheating(self) -> dict[int, Cheating]:
+        """How the nodes of which stages cheat."""
+        return parse_byzantine(self.byzantine, self.stages)
 
     def spec(self, manifest_hash: str, tokens: int) -> ModelSpec:
         """The model to train on the corpus with this manifest and this many tokens."""

@@ -6,8 +6,12 @@ from platform import python_version
 from typing import Any
 
 from commonweight.devnet.ownership import Ownership
-from commonweight.devnet.state import DevnetState
+from commonweight.devnet.penalties import Penalties, Penalty
+from commonweight.devnet.state import DRAWN, DevnetState
+from commonweight.rules.audits import Verdict
 
+OUTCOMES = (DRAWN, *(verdict.value for verdict in Verdict))
+"""That audits are counted by."""
 PACKAGES = ("commonweight", "torch", "grpcio", "web3")
 
 
@@ -20,6 +24,7 @@ def build_report(
     state: DevnetState,
     *,
     ownership: Ownership,
+    penalties: Penalties,
     deployments: Mapping[str, Any],
     exit_reason: str,
     peak_rss_bytes: int,
@@ -27,6 +32,7 @@ def build_report(
 ) -> dict[str, Any]:
     """The report's fields; integers that JSON readers would round are decimal strings.
 
+    `audits`: by kind, how many were drawn, and what came of them. `slashed`: who lost stake, for fraud in which epoch.
     `losses` has one number per sealed round, in nats per token; `revenue` is in the revenue token's smallest unit.
     """
     return {
@@ -57,5 +63,26 @@ def build_report(
             for holding in ownership.holdings
         },
         "revenue": ownership.revenue.fields(),
+        "audits": {kind: {what: counts.get(what, 0) for what in OUTCOMES} for kind, counts in state.audits.items()},
+        "slashed": [
+            {
+                "address": each.address,
+                "stage": each.stage,
+                "epoch": _epoch_of(state, each),
+                "amount": str(each.amount),
+                "evidence_hash": each.evidence_hash,
+            }
+            for each in penalties.slashed
+        ],
+        "unpaid_units": {
+            "total": str(sum(penalties.unpaid.values())),
+            "by_address": {address: str(units) for address, units in penalties.unpaid.items()},
+        },
         "deployments": dict(deployments),
     }
+
+
+def _epoch_of(state: DevnetState, penalty: Penalty) -> int | None:
+    """In which it was fraud; None where somebody else than the coordinator has proven it."""
+    frauds = (fraud for fraud in state.frauds if (fraud.node, fraud.stage) == (penalty.address, penalty.stage))
+    return next((fraud.epoch for fraud in frauds), None)

@@ -13,6 +13,7 @@ from commonweight.devnet.network import Network
 from commonweight.devnet.observer import Observer
 from commonweight.devnet.options import DevnetOptions
 from commonweight.devnet.ownership import Ownership, settle_ownership
+from commonweight.devnet.penalties import Penalties, read_penalties
 from commonweight.devnet.report import build_report, installed_versions
 from commonweight.devnet.screen import Screen
 from commonweight.errors import CommonweightError
@@ -37,12 +38,16 @@ async def _run(options: DevnetOptions, folder: RunFolder, console: Console) -> i
     observer.watch(screen.show)
     observer.watch(memory.look)
     failure: CommonweightError | None = None
-    ownership = Ownership()
+    ownership, penalties = Ownership(), Penalties()
     with _cancelled_by_signals() as interrupted:
         try:
             with screen:
                 observer.note(
-                    "devnet.started", folder=str(folder.path), seed=options.seed, until_epoch=options.until_epoch
+                    "devnet.started",
+                    folder=str(folder.path),
+                    seed=options.seed,
+                    until_epoch=options.until_epoch,
+                    rounds_per_epoch=options.rounds_per_epoch,
                 )
                 await network.run()
             reason = "finished"
@@ -56,7 +61,7 @@ async def _run(options: DevnetOptions, folder: RunFolder, console: Console) -> i
         finally:
             await network.stop_training()
             try:
-                ownership = await _settle(network)
+                ownership, penalties = await _settle(network)
             except CommonweightError as error:
                 screen.say(f"Ownership is unknown: {error}")
             await network.stop_chain()
@@ -64,23 +69,26 @@ async def _run(options: DevnetOptions, folder: RunFolder, console: Console) -> i
         report = build_report(
             observer.state,
             ownership=ownership,
+            penalties=penalties,
             deployments=network.deployments(),
             exit_reason=reason,
             peak_rss_bytes=memory.peak_bytes,
             versions=versions,
         )
         write_json(options.report.absolute(), report)
-    screen.sum_up(observer.state, ownership, reason)
+    screen.sum_up(observer.state, ownership, penalties, reason)
     if failure is not None:
         raise failure
     return EXIT_INTERRUPTED if interrupted and options.until_epoch is not None else 0
 
 
-async def _settle(network: Network) -> Ownership:
-    """Who owns what, once nobody proposes epochs any more; nobody anything if there is no model yet."""
-    if not network.folder.deployments.is_file():
-        return Ownership()
-    return await asyncio.to_thread(settle_ownership, network.folder.path, network.accounts["deployer"].key)
+async def _settle(network: Network) -> tuple[Ownership, Penalties]:
+    """Who owns and who lost what, once nobody proposes epochs any more; nobody anything if there is no model yet."""
+    folder = network.folder
+    if not folder.deployments.is_file():
+        return Ownership(), Penalties()
+    ownership = await asyncio.to_thread(settle_ownership, folder.path, network.accounts["deployer"].key)
+    return ownership, await asyncio.to_thread(read_penalties, folder.path, folder.spec)
 
 
 @contextmanager

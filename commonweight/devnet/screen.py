@@ -13,12 +13,14 @@ from rich.text import Text
 from commonweight.cli.output import field_lines, format_rounded, table_lines
 from commonweight.devnet.network import Network
 from commonweight.devnet.ownership import Ownership
+from commonweight.devnet.penalties import Penalties
 from commonweight.devnet.state import DevnetState
 from commonweight.devnet.view import (
     NODE_HEADER,
     OWNERSHIP_HEADER,
     event_line,
     facts,
+    fraud_lines,
     live_view,
     next_commands,
     node_rows,
@@ -76,7 +78,7 @@ class Screen:
         else:
             typer.echo("\n".join(lines))
 
-    def sum_up(self, state: DevnetState, ownership: Ownership, reason: str) -> None:
+    def sum_up(self, state: DevnetState, ownership: Ownership, penalties: Penalties, reason: str) -> None:
         """The last words: what came of it, and who owns it."""
         self.say(f"\nThe devnet ended: {reason}")
         if state.losses:
@@ -85,6 +87,8 @@ class Screen:
                 f"{state.tokens_per_s:,.0f} tokens/s, {state.epochs_finalised} epochs final, "
                 f"{format_rounded(ownership.supply)} shares minted"
             )
+        if state.frauds:
+            self.say("", *fraud_lines(state, penalties, ownership))
         if (revenue := ownership.revenue).paid_in:
             self.say("", *field_lines(revenue_facts(revenue)))
         if ownership.holdings:

@@ -16,7 +16,7 @@ def devnet_spec(stages: int, seed: int, manifest_hash: str, tokens: int, *, roun
     """
     return build_spec(
         {
-            "format": "commonweight.model/1",
+            "format": "commonweight.model/2",
             "name": NAME,
             "seed": seed,
             "stages": stages,
@@ -46,6 +46,12 @@ def devnet_spec(stages: int, seed: int, manifest_hash: str, tokens: int, *, roun
                 "adam_eps": "0.00000001",
                 "weight_decay": "0.1",
                 "grad_clip": "1",
+            },
+            "verification": {
+                "round_rate": "0.01",
+                "microbatch_rate": "0.02",
+                "data_rate": "0.05",
+                "tolerance": "0.00001",
             },
             "data": {"tokenizer": "bytes", "manifest": manifest_hash, "tokens": tokens},
             "economics": {

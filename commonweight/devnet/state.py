@@ -3,6 +3,8 @@
 `fold(state, source, event)` is pure; the live view, `devnet status` and the report all read the same record.
 """
 
+from collections import Counter
+from collections.abc import Mapping
 from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict
@@ -11,6 +13,9 @@ from commonweight.events import Event
 
 DEVNET = "devnet"
 """The source of what the devnet itself says, and the name of its log."""
+DRAWN, PASSED, FAILED = "drawn", "passed", "failed"
+"""What came of an audit so far; "failed": fraud."""
+EQUIVOCATION = "equivocation"
 MAX_ERRORS = 5
 """The latest this many are kept for the view; all are in the logs."""
 
@@ -43,6 +48,21 @@ class NodeState(Frozen):
     joined: bool = False
     """Whether the coordinator ever had it."""
     restarts: int = 0
+    byzantine: str | None = None
+    """How it cheats, as KIND or KIND:FRACTION; None: it doesn't."""
+
+
+class FraudState(Frozen):
+    """What a provider was found out by, the first time."""
+
+    node: str
+    """Its address."""
+    stage: int
+    round: int
+    epoch: int
+    kind: str
+    """Of the audit, or "equivocation"."""
+    why: str
 
 
 class RoundState(Frozen):
@@ -78,6 +98,7 @@ class DevnetState(Frozen):
     updated: float = 0.0
     """When the last event came."""
     until_epoch: int | None = None
+    rounds_per_epoch: int = 1
     rpc_url: str = ""
     chain_id: int = 0
     coordinator: str | None = None
@@ -108,6 +129,12 @@ class DevnetState(Frozen):
     boundary_bytes: tuple[float, ...] = ()
     """Sum over all rounds, per boundary."""
     epochs: tuple[EpochState, ...] = ()
+    audits: dict[str, dict[str, int]] = {}
+    """How many, by kind and by what came of them; "drawn" are all."""
+    frauds: tuple[FraudState, ...] = ()
+    """One for each provider and stage."""
+    slashed: tuple[str, ...] = ()
+    """Addresses of the nodes whose stake is gone."""
     errors: tuple[str, ...] = ()
     stopped: str | None = None
     """Why training can't go on."""
@@ -126,6 +153,11 @@ class DevnetState(Frozen):
     def minted(self) -> int:
         """Shares of finalised epochs, base units."""
         return sum(epoch.minted for epoch in self.epochs if epoch.finalised)
+
+    @property
+    def audit_counts(self) -> Counter[str]:
+        """How many audits of all kinds, by what came of them."""
+        return sum((Counter(counts) for counts in self.audits.values()), Counter())
 
     @property
     def tokens_per_s(self) -> float:
@@ -176,6 +208,15 @@ def fold(state: DevnetState, source: str, event: Event) -> DevnetState:
         case "coordinator", "epoch.finalised":
             done = (epoch.but(finalised=True) if epoch.number == fields["epoch"] else epoch for epoch in state.epochs)
             return state.but(epochs=tuple(done))
+        case "coordinator", "audit.drawn":
+            return _count(state, fields["kind"], DRAWN)
+        case "coordinator", "audit.decided":
+            state = _count(state, fields["kind"], fields["verdict"])
+            return state if fields["verdict"] != FAILED else _accuse(state, fields, fields["kind"], fields["why"])
+        case "coordinator", "provider.equivocated":
+            return _accuse(state, fields, EQUIVOCATION, "it signed two reports of it")
+        case "coordinator", "slash.executed":
+            return state.but(slashed=(*state.slashed, fields["node"]))
         case "gateway", "gateway.listening":
             return state.but(gateway_url=fields["url"])
         case "gateway", "route.opened":
@@ -195,6 +236,20 @@ def fold(state: DevnetState, source: str, event: Event) -> DevnetState:
             return state.but(errors=(*state.errors, line)[-MAX_ERRORS:])
         case _:
             return state
+
+
+def _count(state: DevnetState, kind: str, what: str) -> DevnetState:
+    counts = state.audits.get(kind, {})
+    return state.but(audits=state.audits | {kind: counts | {what: counts.get(what, 0) + 1}})
+
+
+def _accuse(state: DevnetState, fields: Mapping[str, Any], kind: str, why: str) -> DevnetState:
+    node, stage, round_ = fields["node"], fields["stage"], fields["round"]
+    if any((fraud.node, fraud.stage) == (node, stage) for fraud in state.frauds):
+        return state
+    epoch = round_ // state.rounds_per_epoch
+    fraud = FraudState(node=node, stage=stage, round=round_, epoch=epoch, kind=kind, why=why)
+    return state.but(frauds=(*state.frauds, fraud))
 
 
 def _change_node(state: DevnetState, key: str, value: str, **changes: Any) -> DevnetState:

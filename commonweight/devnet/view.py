@@ -1,6 +1,7 @@
 """A devnet as people see it: pure functions from the state to lines and tables."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -8,13 +9,16 @@ from rich.text import Text
 
 from commonweight.cli.output import format_amount, format_engineering, format_percent, format_rounded
 from commonweight.devnet.ownership import Ownership
+from commonweight.devnet.penalties import Penalties
 from commonweight.devnet.revenue import Revenue
 from commonweight.devnet.spec import NAME
-from commonweight.devnet.state import DevnetState, NodeState
+from commonweight.devnet.state import DRAWN, FAILED, PASSED, DevnetState, NodeState
 from commonweight.events import Event
 
 DECIMALS = 6
 """Of play money."""
+CAME_TO = {"failed": "found fraud", "withheld": "didn't get what it takes", "undecided": "came to nothing"}
+"""What is said of an audit that didn't pass, by its verdict."""
 BARS = "▁▂▃▄▅▆▇█"
 
 
@@ -25,7 +29,7 @@ def round_line(state: DevnetState) -> str:
     return (
         f"round {last.round:>4}  epoch {last.epoch:>3}  loss {last.loss:7.4f}  {last.tokens_per_s:>8,.0f} tokens/s  "
         f"{_boundaries(last.bytes_per_token)} B/token  {state.nodes_alive}/{len(state.nodes)} nodes  "
-        f"{format_rounded(state.minted)} shares"
+        f"{format_rounded(state.minted)} shares{_audits_passed(state)}"
     )
 
 
@@ -46,6 +50,17 @@ def event_line(state: DevnetState, source: str, event: Event) -> str | None:
             return f"epoch {fields['epoch']}: final, {format_rounded(int(fields['minted']))} shares minted"
         case "gateway", "payment.collected":
             return f"an answer was sold for {dollars(int(fields['charged']))}; in all {dollars(state.paid_in)}"
+        case "coordinator", "audit.decided" if fields["verdict"] != PASSED and _is_news(state, fields):
+            audit, who = f"{fields['kind']} audit of {_unit(fields)}", name_of(state, fields["node"])
+            return f"stage {fields['stage']}: the {audit}, {who}'s work, {CAME_TO[fields['verdict']]}. {fields['why']}"
+        case "coordinator", "provider.equivocated":
+            who = name_of(state, fields["node"])
+            return f"stage {fields['stage']}: {who} signed two different reports of round {fields['round']}"
+        case "coordinator", "slash.proposed":
+            who = name_of(state, fields["node"])
+            return f"stage {fields['stage']}: slashing {who} is proposed, evidence {fields['evidence']}"
+        case "coordinator", "slash.executed":
+            return f"stage {fields['stage']}: {name_of(state, fields['node'])} is slashed"
         case "coordinator", "node.lost":
             return f"stage {fields['stage']}: its node {fields['node']} is lost, the network waits for it"
         case "coordinator", "generation.formed" if fields["generation"] > 1:
@@ -69,6 +84,7 @@ def progress(state: DevnetState, now: float) -> dict[str, str]:
         "boundaries": f"{_boundaries(last.bytes_per_token)} bytes per token, both ways" if last else "–",
         "nodes": f"{state.nodes_alive} of {len(state.nodes)} online",
         "revenue": _revenue(state),
+        "audits": _audits(state),
         "minted": f"{format_rounded(state.minted)} shares, final epochs: {state.epochs_finalised}",
         "time": f"{elapsed // 60}:{elapsed % 60:02d}",
     }
@@ -134,6 +150,26 @@ def revenue_facts(revenue: Revenue) -> dict[str, str]:
     }
 
 
+def fraud_lines(state: DevnetState, penalties: Penalties, ownership: Ownership) -> list[str]:
+    """Who was found to cheat, by what, and what it lost."""
+    shares = {holding.address: holding.shares for holding in ownership.holdings}
+    lines = []
+    for fraud in state.frauds:
+        lost = sum(each.amount for each in penalties.slashed if (each.address, each.stage) == (fraud.node, fraud.stage))
+        lines.append(
+            f"{name_of(state, fraud.node)} ({fraud.node}) cheated on stage {fraud.stage}: {fraud.kind}, round "
+            f"{fraud.round}, epoch {fraud.epoch}. It lost {dollars(lost)} of stake, "
+            f"{format_engineering(penalties.unpaid.get(fraud.node, 0))} FLOPs weren't paid, and it owns "
+            f"{format_rounded(shares.get(fraud.node, 0))} shares.\n  {fraud.why}"
+        )
+    return lines
+
+
+def name_of(state: DevnetState, address: str) -> str:
+    """Of the node with this address; the address where there is none."""
+    return next((node.name for node in state.nodes if node.address.lower() == address.lower()), address)
+
+
 def sparkline(values: Sequence[float], width: int = 40) -> str:
     """The course of `values` in at most `width` characters."""
     if not values:
@@ -193,12 +229,40 @@ def _boundaries(bytes_per_token: Sequence[float]) -> str:
     return "/".join(f"{rate:.0f}" for rate in bytes_per_token) or "0"
 
 
+def _audits_passed(state: DevnetState) -> str:
+    counts = state.audit_counts
+    failed = f", {counts[FAILED]} failed" if counts[FAILED] else ""
+    return f"  {counts[PASSED]}/{counts[DRAWN]} audits passed{failed}" if counts else ""
+
+
+def _audits(state: DevnetState) -> str:
+    counts = state.audit_counts
+    if not counts:
+        return "none was drawn yet"
+    decided = ", ".join(f"{number} {what}" for what, number in counts.items() if what != DRAWN)
+    cheated = ", ".join(f"{name_of(state, fraud.node)} ({fraud.kind})" for fraud in state.frauds)
+    return f"{counts[DRAWN]} drawn{decided and ': '}{decided}" + (f"; cheated: {cheated}" if cheated else "")
+
+
+def _is_news(state: DevnetState, fields: Mapping[str, Any]) -> bool:
+    """Whether this is not just one more failed audit of who is known to cheat."""
+    known = {(fraud.node, fraud.stage): (fraud.round, fraud.kind, fraud.why) for fraud in state.frauds}
+    found = known.get((fields["node"], fields["stage"]))
+    return found is None or found == (fields["round"], fields["kind"], fields["why"])
+
+
+def _unit(fields: Mapping[str, Any]) -> str:
+    microbatch = "" if fields["microbatch"] is None else f", microbatch {fields['microbatch']}"
+    return f"round {fields['round']}{microbatch}"
+
+
 def _goal(state: DevnetState) -> str:
     return f" (ends when {state.until_epoch} are final)" if state.until_epoch is not None else ""
 
 
 def _condition(node: NodeState) -> str:
+    cheats = f", cheats: {node.byzantine}" if node.byzantine else ""
     again = f", restarted {node.restarts}×" if node.restarts else ""
     if node.online:
-        return "online" + again
-    return ("lost" if node.joined else "starting" if node.pid else "waiting") + again
+        return "online" + again + cheats
+    return ("lost" if node.joined else "starting" if node.pid else "waiting") + again + cheats

@@ -13,6 +13,7 @@ numbers fixed.
 """
 
 import math
+from functools import lru_cache
 from hashlib import sha256
 
 import numpy as np
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor
 
 from commonweight.model.decoder import Decoder
+from commonweight.model.hashing import tensors_hash
 from commonweight.rules.spec import Architecture
 
 F_SCALE = 0.5
@@ -71,3 +73,17 @@ def initialize(decoder: Decoder, arch: Architecture, seed: int) -> None:
     with torch.no_grad():
         for name, tensor in tensors.items():
             tensor.copy_(torch.from_numpy(initial_tensor(arch, seed, name, tuple(tensor.shape))))
+
+
+@lru_cache(maxsize=2)
+def frozen_tensors(
+    arch: Architecture, seed: int, device: torch.device, dtype: torch.dtype
+) -> tuple[dict[str, Tensor], bytes]:
+    """U and F (nothing where dense) as `initialize` fills them, and their `tensors_hash`.
+
+    They are public, and kept for the next call: **never change them**.
+    """
+    shapes = {} if arch.is_dense else {"U": (arch.d_model, arch.boundary_dim), "F": (arch.vocab_size, arch.d_model)}
+    drawn = {name: initial_tensor(arch, seed, f"subspace.{name}", shape) for name, shape in shapes.items()}
+    tensors = {name: torch.from_numpy(array).to(device, dtype) for name, array in drawn.items()}
+    return tensors, tensors_hash(tensors)

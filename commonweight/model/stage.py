@@ -18,7 +18,7 @@ from commonweight.errors import CheckpointError, MalformedMessage, NonFiniteTens
 from commonweight.model.adamw import AdamW
 from commonweight.model.decoder import Decoder
 from commonweight.model.hashing import tensors_hash
-from commonweight.model.initial import initialize
+from commonweight.model.initial import frozen_tensors, initialize
 from commonweight.model.schedule import learning_rate
 from commonweight.rules.spec import ModelSpec
 from commonweight.rules.stages import stage_layers
@@ -39,7 +39,8 @@ class Stage:
 
     `dtype` float64 is for reference computations: all arithmetic and the boundary are float64 then, whatever
     the spec says. `frozen_hash` is the `tensors_hash` of U and F (of nothing where dense), equal on all stages that
-    can be chained. Raises IndexError where the spec has no such stage.
+    can be chained. A `blank` stage is cheap to make: its parameters are undefined until `load`, and it shares U and
+    F, which are public, with other blank ones. Raises IndexError where the spec has no such stage.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class Stage:
         *,
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
+        blank: bool = False,
     ) -> None:
         if not 0 <= index < spec.stages:
             raise IndexError(f"stage {index} doesn't exist: the model has stages 0 to {spec.stages - 1}")
@@ -70,10 +72,15 @@ class Stage:
             last=self.is_last,
         )
         self.module = module.to(self.device, dtype)
-        initialize(self.module, spec.architecture, spec.seed)
         self._parameters = dict(self.module.named_parameters())
-        frozen = {} if module.subspace is None else dict(module.subspace.named_buffers())
-        self.frozen_hash = tensors_hash(frozen)
+        if blank:
+            frozen, self.frozen_hash = frozen_tensors(spec.architecture, spec.seed, self.device, dtype)
+            if module.subspace is not None:
+                module.subspace.U, module.subspace.F = frozen["U"], frozen["F"]
+        else:
+            initialize(self.module, spec.architecture, spec.seed)
+            frozen = {} if module.subspace is None else dict(module.subspace.named_buffers())
+            self.frozen_hash = tensors_hash(frozen)
         self._adamw = AdamW(self._parameters, training)
 
     def forward(self, tokens: Tensor, code: Tensor | None) -> Forward:
@@ -103,18 +110,29 @@ class Stage:
         loss, so that float16 doesn't flush it to zero in a large round. Raises MalformedMessage for a wrong
         shape or dtype.
         """
-        if self.is_last:
-            assert gradient is None, "the last stage starts the backward pass"
-            incoming = torch.full_like(pending.result, 1 / self.spec.training.microbatches_per_round)
-        else:
-            self._check_boundary("gradient", gradient, tuple(pending.result.shape))
-            assert gradient is not None
-            incoming = gradient.to(self.device, self.dtype) / self._gradient_scale
-        torch.autograd.backward(pending.result, incoming)
+        torch.autograd.backward(pending.result, self._incoming(pending, gradient))
+        return None if pending.leaf is None else self._outgoing(pending.leaf.grad)
+
+    def input_gradient(self, pending: Forward, gradient: Tensor | None) -> Tensor | None:
+        """What `backward` returns, bit for bit, without adding to the round's gradient: cheaper by the products that
+        only the weights' gradients need, and free on the first stage.
+        """
+        incoming = self._incoming(pending, gradient)
         if pending.leaf is None:
             return None
-        assert pending.leaf.grad is not None
-        return (pending.leaf.grad * self._gradient_scale).to(self.boundary_dtype)
+        return self._outgoing(torch.autograd.grad(pending.result, pending.leaf, incoming)[0])
+
+    def _incoming(self, pending: Forward, gradient: Tensor | None) -> Tensor:
+        if self.is_last:
+            assert gradient is None, "the last stage starts the backward pass"
+            return torch.full_like(pending.result, 1 / self.spec.training.microbatches_per_round)
+        self._check_boundary("gradient", gradient, tuple(pending.result.shape))
+        assert gradient is not None
+        return gradient.to(self.device, self.dtype) / self._gradient_scale
+
+    def _outgoing(self, gradient: Tensor | None) -> Tensor:
+        assert gradient is not None
+        return (gradient * self._gradient_scale).to(self.boundary_dtype)
 
     def gradients(self) -> dict[str, Tensor]:
         """The gradient accumulated so far, by parameter name: the live tensors. `step` clips them in

@@ -57,14 +57,14 @@ class Report:
         return MerkleTree([hop.leaf(number) for number, hop in enumerate(self.hops)]).root
 
 
-def report_receipt(model_id: bytes, generation: int, report: Report) -> Receipt:
-    """What the provider signs about its round."""
-    commitments = (report.hops_root, report.gradient_hash, report.state_before, report.state_after)
+def report_receipt(model_id: bytes, generation: int, report: Report, beacon_tip: bytes) -> Receipt:
+    """What the provider signs about its round, in the epoch whose audits follow from this tip."""
+    commitments = (report.hops_root, report.gradient_hash, report.state_before, report.state_after, beacon_tip)
     return round_receipt(model_id, generation, report.round, report.stage, commitments)
 
 
 def round_receipt(model_id: bytes, generation: int, round_: int, stage: int, commitments: Iterable[bytes]) -> Receipt:
-    """The receipt of one stage's round. `commitments`: hops root, gradient hash, state before, state after.
+    """The receipt of one stage's round. `commitments`: hops root, gradient hash, state before, state after, beacon tip.
 
     The unit is one attempt at one round: after a fault the round is trained again in a new generation, by right with
     other bits where another kind of machine has taken a seat. The output is all that the report says.

@@ -32,6 +32,12 @@ def _below_one(text: str) -> str:
     return text
 
 
+def _at_most_one(text: str) -> str:
+    if not text.startswith("0") and text != "1":
+        raise ValueError("must be at most 1")
+    return text
+
+
 def _integer(text: str) -> str:
     if not text.isascii() or not text.isdigit() or (text[0] == "0" and text != "0"):
         raise ValueError(f"{text!r} must be a plain decimal integer")
@@ -45,6 +51,9 @@ Fraction = Annotated[str, Field(max_length=40), AfterValidator(_decimal)]
 
 Beta = Annotated[Fraction, AfterValidator(_below_one)]
 """The decay of a running mean: at 1 it would never learn, and its bias correction would divide by zero."""
+
+Rate = Annotated[Fraction, AfterValidator(_at_most_one)]
+"""A probability."""
 
 Amount = Annotated[str, Field(max_length=40), AfterValidator(_integer)]
 """An integer of base units as a decimal string; at most 2^96."""
@@ -124,6 +133,15 @@ class Training(Record):
         return self.tokens_per_microbatch * self.microbatches_per_round
 
 
+class Verification(Record):
+    """How much of the work is replayed, and what counts as the same result. See docs/verification.md."""
+
+    round_rate: Rate = Field(description="of each stage's rounds: replayed whole, with the step that ends them")
+    microbatch_rate: Rate = Field(description="of each stage's microbatches: outputs and the gradient sent back")
+    data_rate: Rate = Field(description="of the microbatches of the first stage: that their tokens are those due")
+    tolerance: Fraction = Field(description="relative L2 error allowed between numerics classes; within one: none")
+
+
 class Data(Record):
     """Which text, by content."""
 
@@ -155,12 +173,13 @@ class Economics(Record):
 class ModelSpec(Record):
     """A model that can be trained by strangers: see the parts."""
 
-    format: Literal["commonweight.model/1"]
+    format: Literal["commonweight.model/2"]
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
     seed: Annotated[int, Field(ge=0, le=2**53 - 1)]
     stages: Annotated[int, Field(gt=0, le=1024)]
     architecture: Architecture
     training: Training
+    verification: Verification
     data: Data
     economics: Economics
 

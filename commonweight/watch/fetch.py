@@ -1,4 +1,4 @@
-"""Getting a statement from wherever somebody says that it is. The hash decides; the address is a stranger's text."""
+"""Getting a text from wherever somebody says that it is. Its hash decides; the address is a stranger's text."""
 
 import asyncio
 import stat
@@ -25,12 +25,9 @@ def fetch_statement(uris: Iterable[str], statement_hash: bytes, *, timeout_s: fl
     answers = []
     for uri in uris:
         try:
-            text = _read(uri, timeout_s)
-        except (TimeoutError, httpx.TimeoutException):
-            answers.append(f"{uri!r:.200}: it hadn't sent all within {timeout_s:g} s")
-            continue
-        except (OSError, ValueError, httpx.HTTPError, httpx.InvalidURL) as error:
-            answers.append(f"{uri!r:.200}: {_reason(error)}")
+            text = fetch_text(uri, MAX_STATEMENT_BYTES, timeout_s=timeout_s)
+        except ValueError as error:
+            answers.append(f"{uri!r:.200}: {error}")
             continue
         if keccak(text) == statement_hash:
             return text
@@ -41,26 +38,39 @@ def fetch_statement(uris: Iterable[str], statement_hash: bytes, *, timeout_s: fl
     )
 
 
+def fetch_text(uri: str, max_bytes: int, *, timeout_s: float = TIMEOUT_S) -> bytes:
+    """What is at `uri` (http, https, file, or a path), at most `max_bytes`, by the rules of `fetch_statement`.
+
+    Raises ValueError that says what was answered instead.
+    """
+    try:
+        return _read(uri, max_bytes, timeout_s)
+    except (TimeoutError, httpx.TimeoutException) as error:
+        raise ValueError(f"it hadn't sent all within {timeout_s:g} s") from error
+    except (OSError, ValueError, httpx.HTTPError, httpx.InvalidURL) as error:
+        raise ValueError(_reason(error)) from error
+
+
 def mirror_uris(mirrors: Iterable[str], statement_hash: bytes) -> list[str]:
     """Where each mirror (the base URL of a coordinator's or a node's HTTP service) has the statement, if it has it."""
     return [f"{mirror.rstrip('/')}/statements/{to_hex(statement_hash)}.json" for mirror in mirrors]
 
 
-def _read(uri: str, timeout_s: float) -> bytes:
+def _read(uri: str, max_bytes: int, timeout_s: float) -> bytes:
     parts = urlsplit(uri)
     if parts.scheme in ("http", "https"):
-        return asyncio.run(_get(uri, timeout_s))
+        return asyncio.run(_get(uri, max_bytes, timeout_s))
     if parts.scheme not in ("", "file") or parts.netloc not in ("", "localhost"):
         raise ValueError("only http, https and files on this machine are read")
     path = Path(uri if parts.scheme == "" else unquote(parts.path))
     status = path.stat()
-    if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_STATEMENT_BYTES:
-        raise ValueError(f"it isn't an ordinary file of at most {MAX_STATEMENT_BYTES} bytes")
+    if not stat.S_ISREG(status.st_mode) or status.st_size > max_bytes:
+        raise ValueError(f"it isn't an ordinary file of at most {max_bytes} bytes")
     with path.open("rb") as file:
-        return file.read(MAX_STATEMENT_BYTES)
+        return file.read(max_bytes)
 
 
-async def _get(url: str, timeout_s: float) -> bytes:
+async def _get(url: str, max_bytes: int, timeout_s: float) -> bytes:
     """On an event loop of its own: there one deadline holds for all, be it a header that comes byte by byte."""
     async with (
         asyncio.timeout(timeout_s),
@@ -72,8 +82,8 @@ async def _get(url: str, timeout_s: float) -> bytes:
         text = bytearray()
         async for chunk in response.aiter_raw():
             text += chunk
-            if len(text) > MAX_STATEMENT_BYTES:
-                raise ValueError(f"it sends more than {MAX_STATEMENT_BYTES} bytes")
+            if len(text) > max_bytes:
+                raise ValueError(f"it sends more than {max_bytes} bytes")
         return bytes(text)
 
 

@@ -1,6 +1,6 @@
 """What is wrong with a proposed epoch: pure, from the statement, the chain's numbers and one's own receipts."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -8,11 +8,10 @@ from pydantic import Field
 
 from commonweight.errors import MalformedMessage, StatementMismatch
 from commonweight.identity import recover_address
-from commonweight.rules.accounting import Balance
+from commonweight.rules.epoch import audit_receipt, check_statement, credited_receipt
 from commonweight.rules.receipt import Domain, Receipt
-from commonweight.rules.report import round_receipt
 from commonweight.rules.spec import ModelSpec, Record
-from commonweight.rules.statement import CreditedReport, Number, Statement, check_statement, to_hex
+from commonweight.rules.statement import Carried, Number, Statement, to_hex
 
 
 @dataclass(frozen=True)
@@ -29,6 +28,10 @@ class Proposal:
     """At which the epoch before was finalised; 0 for the first."""
     operator_earned: int
     """All that the router had set aside for operators when it was asked, in the revenue token's smallest unit."""
+    beacon_tip: bytes | None
+    """To which its proposer has committed for the epoch; None if to none."""
+    auditors: frozenset[str]
+    """Whose verdicts count."""
 
 
 class OwnReceipt(Record):
@@ -54,14 +57,20 @@ class Own:
 def check_epoch(
     spec: ModelSpec,
     statement: Statement,
-    balances_before: Mapping[str, Balance],
+    before: Carried,
     proposal: Proposal,
     own: Own | None = None,
 ) -> None:
     """Recompute everything that can be recomputed. Raises StatementMismatch that names the first fault.
 
-    Each of a node's `own` receipts must be credited, as it was signed, to one of the node's accounts.
+    Each of a node's `own` receipts must be credited, as it was signed, to one of the node's accounts. Whether it is
+    paid follows from the audits, as for everybody.
     """
+    if proposal.beacon_tip is None:
+        raise StatementMismatch(
+            f"Epoch {proposal.epoch} has the beacon tip {statement.beacon_tip}; on chain its proposer has committed to "
+            "none."
+        )
     pairs: tuple[tuple[str, object, object], ...] = (
         ("chain id", statement.chain_id, proposal.chain_id),
         ("settlement", statement.settlement.lower(), proposal.settlement.lower()),
@@ -70,6 +79,7 @@ def check_epoch(
         ("root", statement.root, to_hex(proposal.root)),
         ("minted", int(statement.minted), proposal.minted),
         ("accumulator of the epoch before", int(statement.accumulator_before), proposal.accumulator_before),
+        ("beacon tip", statement.beacon_tip, to_hex(proposal.beacon_tip)),
     )
     for name, stated, found in pairs:
         if stated != found:
@@ -81,33 +91,47 @@ def check_epoch(
             f"Epoch {proposal.epoch} divides {statement.operator_pool} among operators; on chain they have earned "
             f"{proposal.operator_earned}."
         )
-    check_statement(spec, statement, balances_before)
+    check_statement(spec, statement, before)
     _check_signatures(statement)
+    _check_verdicts(statement, proposal.auditors)
     if own is not None:
         _check_own(statement, own)
 
 
-def credited_receipt(model_id: bytes, round_: int, line: CreditedReport) -> Receipt:
-    """What the provider of a credited line has signed."""
-    commitments = (line.hops_root, line.gradient_hash, line.state_before, line.state_after)
-    hashes = (bytes.fromhex(text[2:]) for text in commitments)
-    return round_receipt(model_id, line.generation, round_, line.stage, hashes)
+def signer_of(receipt: Receipt, domain: Domain, signature: str) -> str | None:
+    """Whose key signed the receipt; None where that is no signature."""
+    try:
+        return recover_address(receipt.digest(domain), bytes.fromhex(signature[2:]))
+    except MalformedMessage:
+        return None
 
 
 def _check_signatures(statement: Statement) -> None:
     domain, model_id = Domain(statement.chain_id, statement.settlement), bytes.fromhex(statement.model_id[2:])
+    tip = bytes.fromhex(statement.beacon_tip[2:])
     for sealed in statement.rounds:
         for line in sealed.reports:
-            digest = credited_receipt(model_id, sealed.round, line).digest(domain)
-            try:
-                signer = recover_address(digest, bytes.fromhex(line.signature[2:]))
-            except MalformedMessage as error:
-                signer = f"nobody: {error.args[0]}"
+            signer = signer_of(credited_receipt(model_id, sealed.round, line, tip), domain, line.signature)
             if signer != line.node:
                 raise StatementMismatch(
                     f"Round {sealed.round} credits stage {line.stage} to node {line.node}; its report is signed by "
-                    f"{signer}"
+                    f"{signer or 'nobody'}."
                 )
+
+
+def _check_verdicts(statement: Statement, auditors: frozenset[str]) -> None:
+    domain, model_id = Domain(statement.chain_id, statement.settlement), bytes.fromhex(statement.model_id[2:])
+    for line in statement.audits:
+        if line.auditor not in auditors:
+            raise StatementMismatch(
+                f"Epoch {statement.epoch}: {line.auditor} is no auditor, and gave the verdict on {line.audit}."
+            )
+        signer = signer_of(audit_receipt(model_id, line), domain, line.signature)
+        if signer != line.auditor:
+            raise StatementMismatch(
+                f"Epoch {statement.epoch}: that {line.audit} {line.verdict} is the verdict of {line.auditor}; it is "
+                f"signed by {signer or 'nobody'}."
+            )
 
 
 def _check_own(statement: Statement, own: Own) -> None:

@@ -23,10 +23,14 @@ _NAME = re.compile("(?:0x)?([0-9a-f]{64})\\.json")
 
 
 class StatementStore:
-    """A folder of statements, each in the file `<hash>.json`. Safe to share between processes."""
+    """A folder of statements, each in the file `<hash>.json`. Safe to share between processes.
 
-    def __init__(self, folder: Path) -> None:
+    `kind`: what else the texts are that it keeps and serves; the path begins with it.
+    """
+
+    def __init__(self, folder: Path, kind: str = "statements") -> None:
         self.folder = folder
+        self.kind = kind
 
     def path_of(self, statement_hash: bytes) -> Path:
         """Where the statement with this hash is, or would be."""
@@ -52,7 +56,7 @@ class StatementStore:
 
     def routes(self) -> list[Route]:
         """What the store answers over HTTP."""
-        return [Route("/statements/{name}", self._serve, methods=["GET"])]
+        return [Route(f"/{self.kind}/{{name}}", self._serve, methods=["GET"])]
 
     def app(self) -> Starlette:
         """A service of nothing but the statements."""

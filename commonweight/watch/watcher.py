@@ -1,4 +1,5 @@
-"""Follows a model's epochs on the chain, recomputes each from its public statement, and challenges a wrong one.
+"""Follows a model's epochs on the chain, recomputes each from its public statement, and challenges a wrong one. Tells
+what is proposed against seats, too.
 
 A statement that nobody serves is a fault, too: who can't recompute an epoch can't claim from it either. The watcher
 waits for it until a quarter of the window is left, then challenges.
@@ -23,12 +24,12 @@ from commonweight.chain.settlement import EpochSettlement
 from commonweight.chain.token import Token
 from commonweight.errors import ChainError, CommonweightError, MalformedMessage, StatementMismatch, StatementUnavailable
 from commonweight.events import emit
-from commonweight.rules.accounting import Balance
 from commonweight.rules.canonical import canonical_json
 from commonweight.rules.spec import ModelSpec
-from commonweight.rules.statement import Statement, parse_statement, to_hex
+from commonweight.rules.statement import Carried, Statement, parse_statement, to_hex
 from commonweight.watch.fetch import fetch_statement, mirror_uris
 from commonweight.watch.judge import Own, Proposal, check_epoch
+from commonweight.watch.slashes import SlashWatch
 from commonweight.watch.store import StatementStore
 
 MAX_POLL_S = 5.0
@@ -51,7 +52,7 @@ class Fault:
 
 @dataclass
 class Watcher:
-    """One model's watcher. `step` and all that it calls block: call them off the event loop."""
+    """One model's watcher. `step`, `look_for_slashes` and what they call block: call them off the event loop."""
 
     spec: ModelSpec
     chain: Chain
@@ -64,8 +65,10 @@ class Watcher:
     """Who posts the challenger's bond; None: faults are only told."""
     own: Callable[[int], Own] | None = None
     """What the node knows of an epoch, where this is a node's watcher."""
-    _balances: dict[str, Balance] = field(default_factory=dict)
-    """After `_last`."""
+    node: str | None = None
+    """Its address; then only proposals to slash its owner's seats are told."""
+    _carried: Carried = field(default_factory=Carried)
+    """What `_last` leaves to the next epoch."""
     _last: EpochRecord | None = None
     """The last final epoch that was taken in."""
     _verdict: tuple[EpochRecord, Fault | None] | None = None
@@ -87,11 +90,17 @@ class Watcher:
     async def run(self) -> None:
         """Watch until cancelled. Outlasts a chain that doesn't answer, and a disk that is full."""
         while True:
-            try:
-                await asyncio.to_thread(self.step)
-            except CommonweightError as error:
-                emit("watch.failed", code=error.code, message=error.args[0], retry_s=self.poll_s)
+            for look in (self.look_for_slashes, self.step):
+                try:
+                    await asyncio.to_thread(look)
+                except CommonweightError as error:
+                    emit("watch.failed", code=error.code, message=error.args[0], retry_s=self.poll_s)
             await asyncio.sleep(self.poll_s)  # JSON-RPC over HTTP has nothing to wait on
+
+    def look_for_slashes(self) -> None:
+        """Tell the proposals to slash a seat that weren't told yet. Raises ChainError."""
+        if self.model.terms.seat_stake:
+            self._slashes.look()
 
     def step(self) -> None:
         """Catch up with the final epochs, then judge the pending one. Raises ChainError where that can't be done.
@@ -101,7 +110,7 @@ class Watcher:
         """
         settlement = self._settlement.at(self.chain.block_number())
         if self._last is not None and settlement.epoch(self._last.epoch) != self._last:
-            self._last, self._balances, self._verdict = None, {}, None  # the chain was reorganised: begin anew
+            self._last, self._carried, self._verdict = None, Carried(), None  # the chain was reorganised: begin anew
         while (epoch := self._next_epoch) < settlement.next_epoch():
             self._take_final(settlement, epoch)
         pending = settlement.pending()
@@ -122,14 +131,22 @@ class Watcher:
             self._dispute(record, fault, is_challenged)
 
     @cached_property
-    def _settlement(self) -> EpochSettlement:
+    def _first_block(self) -> int:
         registry = ModelRegistry(self.chain, RevenueRouter(self.chain, self.model.router).terms().registry)
-        first_block = registry.registration_block(self.model.model_id)
-        return EpochSettlement(self.chain, self.model.settlement, first_block=first_block)
+        return registry.registration_block(self.model.model_id)
+
+    @cached_property
+    def _settlement(self) -> EpochSettlement:
+        return EpochSettlement(self.chain, self.model.settlement, first_block=self._first_block)
+
+    @cached_property
+    def _slashes(self) -> SlashWatch:
+        providers = ProviderRegistry(self.chain, self.model.terms.providers, first_block=self._first_block)
+        return SlashWatch(providers, self.model.model_id, self.node)
 
     @property
     def _next_epoch(self) -> int:
-        """Every epoch before it is in `_balances`."""
+        """Every epoch before it is in `_carried`."""
         return 0 if self._last is None else self._last.epoch + 1
 
     def _take_final(self, settlement: EpochSettlement, epoch: int) -> None:
@@ -154,7 +171,7 @@ class Watcher:
             emit("epoch.faulty", epoch=epoch, code=error.code, message=error.args[0])
         else:
             self._keep(record, text)
-        self._balances, self._last = statement.balances(), record
+        self._carried, self._last = statement.carried(), record
 
     def _judge(self, settlement: EpochSettlement, record: EpochRecord) -> Fault | None:
         """What is wrong with the pending epoch; looked for once. Raises StatementUnavailable."""
@@ -180,8 +197,10 @@ class Watcher:
             minted=record.minted,
             accumulator_before=0 if self._last is None else self._last.accumulator,
             operator_earned=RevenueRouter(settlement.chain, self.model.router).operator_earned(),
+            beacon_tip=settlement.beacon_of(record.epoch, record.proposer),
+            auditors=frozenset({record.proposer}),
         )
-        check_epoch(self.spec, statement, self._balances, proposal, self.own(record.epoch) if self.own else None)
+        check_epoch(self.spec, statement, self._carried, proposal, self.own(record.epoch) if self.own else None)
 
     def _keep(self, record: EpochRecord, text: bytes) -> None:
         self.store.put(text)

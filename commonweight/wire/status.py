@@ -6,6 +6,7 @@ import grpc
 
 from commonweight.errors import (
     CommonweightError,
+    EvidenceMissing,
     IdentityMismatch,
     MalformedMessage,
     MessageTooLarge,
@@ -29,8 +30,9 @@ _CODES: tuple[tuple[type[CommonweightError], grpc.StatusCode], ...] = (
     (NotServed, grpc.StatusCode.UNAVAILABLE),
     (NoRoom, grpc.StatusCode.RESOURCE_EXHAUSTED),
     (StageLost, grpc.StatusCode.UNAVAILABLE),
+    (EvidenceMissing, grpc.StatusCode.NOT_FOUND),
 )
-_NAMED = (NotServed, NoRoom, StageLost)
+_NAMED = (NotServed, NoRoom, StageLost, EvidenceMissing)
 """Said by the other side's code: gRPC has the same status for what it finds out by itself."""
 
 

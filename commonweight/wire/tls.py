@@ -197,16 +197,21 @@ async def fetch_certificate(host: str, port: int, expected_peer_id: str, timeout
     return der
 
 
+def certificate_of(context: Any) -> bytes:
+    """The certificate (DER) of the client that makes this call. Raises IdentityMismatch where it presented none."""
+    presented = context.auth_context().get("x509_pem_cert")
+    if not presented:
+        raise IdentityMismatch("The client presented no certificate.")
+    return ssl.PEM_cert_to_DER_cert(presented[0].decode())
+
+
 def peer_of(context: Any, admitted: Admitted | None = None) -> str:
     """The PeerId of the client that makes this call, from a servicer's `context`.
 
     With `admitted`, its certificate must also be among these now: a connection outlives an admission. Raises
     IdentityMismatch; the servicer answers with PERMISSION_DENIED.
     """
-    presented = context.auth_context().get("x509_pem_cert")
-    if not presented:
-        raise IdentityMismatch("The client presented no certificate.")
-    der = ssl.PEM_cert_to_DER_cert(presented[0].decode())
+    der = certificate_of(context)
     peer_id = peer_id_of(der)
     if admitted is not None and der not in admitted():
         raise IdentityMismatch(f"{peer_id} is no longer admitted with the certificate of this connection.")

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,19 +26,13 @@ from commonweight.chain.token import TestUSD
 from commonweight.cli.main import app
 from commonweight.devnet.spec import devnet_spec
 from commonweight.errors import CommonweightError
+from commonweight.rules.audits import Audit, Verdict
 from commonweight.rules.canonical import canonical_json
-from commonweight.rules.receipt import Domain
-from commonweight.rules.spec import ModelSpec
-from commonweight.rules.statement import (
-    CreditedReport,
-    SealedRound,
-    ServedLine,
-    Statement,
-    make_statement,
-    report_units,
-    to_hex,
-)
-from commonweight.watch.judge import credited_receipt
+from commonweight.rules.epoch import credited_receipt, make_statement, report_units
+from commonweight.rules.receipt import Domain, Receipt
+from commonweight.rules.spec import ModelSpec, build_spec
+from commonweight.rules.statement import Carried, CreditedReport, SealedRound, ServedLine, Statement, to_hex
+from tools.build_vectors import beacon_chain, judged, seal
 
 REPO = Path(__file__).parents[2]
 COORDINATOR, DESIGNER, ALICE, BOB, STRANGER, JUDGE_0, JUDGE_1, TREASURY, NODE, CAROL = (
@@ -147,12 +141,14 @@ ALICE_AND_BOB = ((ALICE, ALICE.address), (NODE, BOB.address))
 
 def sealed_round(world: World, number: int, workers: Sequence[tuple[Key, str]] = ALICE_AND_BOB) -> SealedRound:
     """A round of which each stage is done by the nodes of `workers` in turn, and signed by them."""
-    return SealedRound(
-        round=number,
-        reports=tuple(
-            _signed(world, number, stage, *workers[stage % len(workers)]) for stage in range(world.spec.stages)
-        ),
-    )
+    stages = range(world.spec.stages)
+    return seal(world.spec, number, [_signed(world, number, stage, *workers[stage % len(workers)]) for stage in stages])
+
+
+def signing(world: World, key: Key) -> Callable[[Receipt], bytes]:
+    """Signs receipts."""
+    domain = Domain(world.chain.chain_id, world.model.settlement)
+    return lambda receipt: key.sign_digest(receipt.digest(domain))
 
 
 def _signed(world: World, number: int, stage: int, node: Key, account: str) -> CreditedReport:
@@ -169,10 +165,9 @@ def _signed(world: World, number: int, stage: int, node: Key, account: str) -> C
         signature=to_hex(bytes(65)),
         units=str(report_units(world.spec, stage)),
     )
-    digest = credited_receipt(world.model.model_id, number, line).digest(
-        Domain(world.chain.chain_id, world.model.settlement)
-    )
-    return line.model_copy(update={"signature": to_hex(node.sign_digest(digest))})
+    tip = beacon_chain(world.spec, number // world.spec.economics.rounds_per_epoch)[0]
+    receipt = credited_receipt(world.model.model_id, number, line, tip)
+    return line.model_copy(update={"signature": to_hex(signing(world, node)(receipt))})
 
 
 def statement_of(
@@ -180,25 +175,36 @@ def statement_of(
     epoch: int,
     workers: Sequence[tuple[Key, str]] = ALICE_AND_BOB,
     served: tuple[ServedLine, ...] = (),
+    verdict: Callable[[Audit], Verdict] = lambda _: Verdict.PASSED,
 ) -> Statement:
-    """The epoch's honest statement, with all that operators have earned so far divided if anybody served."""
+    """The epoch's honest statement, with all that operators have earned so far divided if anybody served.
+
+    Every stage's round is audited, by the coordinator.
+    """
     before = world.settlement.epoch(epoch - 1) if epoch else None
+    rounds, sign = [sealed_round(world, epoch, workers)], signing(world, COORDINATOR)
     return make_statement(
         world.spec,
         chain_id=world.chain.chain_id,
         settlement=world.model.settlement,
         model_id=world.model.model_id,
         epoch=epoch,
-        rounds=[sealed_round(world, epoch, workers)],
+        beacon_tip=beacon_chain(world.spec, epoch)[0],
+        rounds=rounds,
+        audits=judged(
+            world.spec, rounds, world.model.model_id, auditor=COORDINATOR.address, sign=sign, verdict=verdict
+        ),
         served=served,
         operator_earned=world.router.operator_earned(),
-        balances_before=world.statements[epoch - 1].balances() if epoch else {},
+        before=world.statements[epoch - 1].carried() if epoch else Carried(),
         accumulator_before=before.accumulator if before else 0,
     )
 
 
 def propose(world: World, statement: Statement, root: bytes | None = None, uri: str | None = None) -> None:
-    """Publishes and proposes it; `root` and `uri` replace the honest ones."""
+    """Publishes and proposes it, its beacon committed; `root` and `uri` replace the honest ones."""
+    if world.settlement.beacon_of(statement.epoch, world.settlement.sender.address) is None:
+        world.settlement.commit_beacon(statement.epoch, beacon_chain(world.spec, statement.epoch)[0])
     world.statements.append(statement)
     path = world.statement_file(-1)
     path.write_bytes(canonical_json(statement.model_dump()))
@@ -244,7 +250,9 @@ def _register(dir: Path, local: LocalChain) -> World:
     registry = ModelRegistry.deploy(sender, [usd.address])
     providers = ProviderRegistry.deploy(sender, registry.address, usd.address, TREASURY.address, REPORTER_BOND)
     arbiter = Arbiter.deploy(sender, [JUDGE_0.address, JUDGE_1.address], threshold=2, delay_s=DELAY_S)
-    spec = devnet_spec(4, 1, "0x" + "ab" * 32, 10**6, rounds_per_epoch=1)
+    fields = devnet_spec(4, 1, "0x" + "ab" * 32, 10**6, rounds_per_epoch=1).model_dump()
+    rates = {"round_rate": "1", "data_rate": "0"}
+    spec = build_spec(fields | {"verification": fields["verification"] | rates})
     (dir / "spec.json").write_bytes(canonical_json(spec.model_dump()))
     e = spec.economics
     model = registry.register_model(

@@ -2,14 +2,17 @@
 
 import asyncio
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import pytest
+
 from commonweight.chain.arbiter import Arbiter
 from commonweight.chain.child import Ready
+from commonweight.chain.events import EpochChallenged
 from commonweight.chain.local import LocalChain
 from commonweight.chain.registry import ModelRegistry
 from commonweight.chain.router import RevenueRouter
@@ -20,14 +23,17 @@ from commonweight.chain.token import TestUSD
 from commonweight.devnet.accounts import Account, devnet_accounts
 from commonweight.devnet.deployment import deploy_contracts, hand_out_money, register_model
 from commonweight.http import serving_http
-from commonweight.rules.accounting import Balance
+from commonweight.rules.audits import Audit, Verdict
 from commonweight.rules.canonical import canonical_json
-from commonweight.rules.receipt import Domain
+from commonweight.rules.epoch import audit_line, credit_report, make_statement
+from commonweight.rules.receipt import Domain, Receipt
 from commonweight.rules.report import report_receipt
-from commonweight.rules.statement import SealedRound, ServedLine, Statement, credit_report, make_statement, to_hex
+from commonweight.rules.spec import build_spec
+from commonweight.rules.statement import AuditLine, Carried, SealedRound, ServedLine, Statement, to_hex
 from commonweight.watch.store import StatementStore
+from commonweight.watch.watcher import Watcher
 from tests.integration.network import tiny_spec
-from tools.build_vectors import honest_reports, mark
+from tools.build_vectors import beacon_chain, honest_reports, judged, mark, seal
 
 WINDOW_S = 60
 
@@ -57,15 +63,18 @@ class Server:
 class Epochs:
     """On entry the chain stands and the model is registered: two stages, held by node-0 and node-1."""
 
-    def __init__(self, folder: Path, **terms: Any) -> None:
+    def __init__(self, folder: Path, rates: Mapping[str, str] | None = None, **terms: Any) -> None:
+        """`rates` are those of the spec's audits; none is drawn without."""
         self.folder = folder
+        self.rates = rates or {}
         self.terms = {"window_s": WINDOW_S, "seat_stake": 0, "seat_cooldown_s": 10**5} | terms
         self.published = StatementStore(folder / "published")
         """Where `propose` publishes; it is served over HTTP."""
 
     def __enter__(self) -> "Epochs":
         self._server = Server(self.published.app())
-        self.spec = tiny_spec("0x" + "11" * 32, 10**4)
+        fields = tiny_spec("0x" + "11" * 32, 10**4).model_dump()
+        self.spec = build_spec(fields | {"verification": fields["verification"] | self.rates})
         self.spec_file = self.folder / "spec.json"
         self.spec_file.write_bytes(canonical_json(self.spec.model_dump()))
         self.accounts: dict[str, Account] = devnet_accounts(2, 1)
@@ -97,6 +106,11 @@ class Epochs:
     def address(self, role: str) -> str:
         return self.accounts[role].address
 
+    def signing(self, role: str) -> Callable[[Receipt], bytes]:
+        """Signs receipts with the role's key."""
+        domain = Domain(self.chain.chain_id, self.model.settlement)
+        return lambda receipt: self.accounts[role].key.sign_digest(receipt.digest(domain))
+
     def statement(
         self,
         epoch: int = 0,
@@ -105,24 +119,40 @@ class Epochs:
         paid: Mapping[int, str] | None = None,
         served: tuple[ServedLine, ...] = (),
         signer: str | None = None,
+        verdict: Callable[[Audit], Verdict] = lambda _: Verdict.PASSED,
+        auditor: str = "coordinator",
     ) -> Statement:
-        """An honest epoch; `paid` replaces the role that is paid for a stage, `signer` the key that signs stage 0."""
-        domain = Domain(self.chain.chain_id, self.model.settlement)
+        """An honest epoch; `paid` replaces the role that is paid for a stage, `signer` the key that signs stage 0,
+        `auditor` the one that signs all verdicts.
+        """
         per_epoch = self.spec.economics.rounds_per_epoch
+        tip = beacon_chain(self.spec, epoch)[0]
         rounds = []
         for number in range(epoch * per_epoch, (epoch + 1) * per_epoch):
             lines = []
             reports = honest_reports(self.spec.stages, self.spec.training.microbatches_per_round, number)
             for stage, report in enumerate(reports):
-                key = self.accounts[signer if signer and stage == 0 else f"node-{stage}"].key
-                signature = key.sign_digest(report_receipt(self.model.model_id, 1, report).digest(domain))
+                sign = self.signing(signer if signer and stage == 0 else f"node-{stage}")
+                signature = sign(report_receipt(self.model.model_id, 1, report, tip))
                 account = self.address((paid or {}).get(stage, f"node-{stage}"))
                 node = self.address(f"node-{stage}")
                 lines.append(
                     credit_report(self.spec, report, node=node, account=account, generation=1, signature=signature)
                 )
-            rounds.append(SealedRound(round=number, reports=tuple(lines)))
-        balances: Mapping[str, Balance] = before.balances() if before else {}
+            rounds.append(seal(self.spec, number, lines))
+        by, sign = self.address(auditor), self.signing(auditor)
+        audits = judged(self.spec, rounds, self.model.model_id, auditor=by, sign=sign, verdict=verdict)
+        return self.state(epoch, before.carried() if before else Carried(), rounds, audits, served)
+
+    def state(
+        self,
+        epoch: int,
+        before: Carried,
+        rounds: Sequence[SealedRound],
+        audits: Sequence[AuditLine],
+        served: tuple[ServedLine, ...] = (),
+    ) -> Statement:
+        """What follows from these rounds and verdicts."""
         previous = self.settlement.epoch(epoch - 1) if epoch else None
         return make_statement(
             self.spec,
@@ -130,15 +160,26 @@ class Epochs:
             settlement=self.model.settlement,
             model_id=self.model.model_id,
             epoch=epoch,
+            beacon_tip=beacon_chain(self.spec, epoch)[0],
             rounds=rounds,
+            audits=audits,
             served=served,
             operator_earned=self.router.operator_earned(),
-            balances_before=balances,
+            before=before,
             accumulator_before=previous.accumulator if previous else 0,
         )
 
-    def propose(self, statement: Statement, *, publish: bool = True, uri: str | None = None) -> None:
-        """By the coordinator's key, with the text in the published folder."""
+    def verdict_line(self, audit: Audit, verdict: Verdict, auditor: str = "coordinator") -> AuditLine:
+        """Signed by the auditor."""
+        sign = self.signing(auditor)
+        return audit_line(self.model.model_id, audit, verdict, auditor=self.address(auditor), sign=sign)
+
+    def propose(
+        self, statement: Statement, *, publish: bool = True, uri: str | None = None, commit: bool = True
+    ) -> None:
+        """By the coordinator's key, with the text in the published folder, and the tip of its beacon committed."""
+        if commit and self.settlement.beacon_of(statement.epoch, self.settlement.sender.address) is None:
+            self.settlement.commit_beacon(statement.epoch, beacon_chain(self.spec, statement.epoch)[0])
         text = canonical_json(statement.model_dump())
         if publish:
             self.published.put(text)
@@ -180,3 +221,31 @@ def with_one_unit_more(statement: Statement, account: str) -> Statement:
     )
     draft = statement.model_copy(update={"accounts": lines})
     return draft.model_copy(update={"root": to_hex(draft.tree().root)})
+
+
+@pytest.fixture
+def epochs(base: Epochs, tmp_path: Path) -> Iterator[Epochs]:
+    """The test file's `base` as it was when the model had been registered; nothing is published."""
+    snapshot = base.chain.request("evm_snapshot")
+    base.published.folder = tmp_path / "published"
+    yield base
+    base.chain.request("evm_revert", snapshot)
+    base.settlement = type(base.settlement)(base.chain, base.model.settlement, base.sender("coordinator"))
+
+
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, Any]]]:
+    """What the watcher says."""
+    said: list[tuple[str, dict[str, Any]]] = []
+    monkeypatch.setattr("commonweight.watch.watcher.emit", lambda name, /, **fields: said.append((name, fields)))
+    return said
+
+
+def watcher_of(epochs: Epochs, folder: Path, **options: Any) -> Watcher:
+    """That challenges with node-1's key."""
+    store = StatementStore(folder / "kept")
+    return Watcher(epochs.spec, epochs.chain, epochs.model, store, challenger=epochs.sender("node-1"), **options)
+
+
+def challenges(epochs: Epochs) -> list[EpochChallenged]:
+    return epochs.settlement.events(EpochChallenged)

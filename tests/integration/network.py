@@ -29,11 +29,11 @@ WAIT_S = 90.0
 TEXT = "It is a truth universally acknowledged, that a stage alone holds nothing worth stealing. " * 200
 
 
-def tiny_spec(manifest_hash: str, tokens: int, *, stages: int = 2, **training: Any) -> ModelSpec:
+def tiny_spec(manifest_hash: str, tokens: int, *, stages: int = 2, audit_rate: str = "0", **training: Any) -> ModelSpec:
     """A model that trains a round in milliseconds: 16 wide, one layer for each stage."""
     return build_spec(
         {
-            "format": "commonweight.model/1",
+            "format": "commonweight.model/2",
             "name": "tiny",
             "seed": 7,
             "stages": stages,
@@ -65,6 +65,8 @@ def tiny_spec(manifest_hash: str, tokens: int, *, stages: int = 2, **training: A
                 "grad_clip": "1",
             }
             | training,
+            "verification": dict.fromkeys(("round_rate", "microbatch_rate", "data_rate"), audit_rate)
+            | {"tolerance": "0.00001"},
             "data": {"tokenizer": "bytes", "manifest": manifest_hash, "tokens": tokens},
             "economics": {
                 "rounds_per_epoch": 3,
@@ -157,16 +159,17 @@ class Process:
 class Network:
     """On entry a chain with the registered model; coordinator and nodes are started by the test."""
 
-    def __init__(self, folder: Path, *, stages: int = 2, **terms: Any) -> None:
-        """`terms` replaces fields of ModelTerms; without, no seat needs a stake."""
+    def __init__(self, folder: Path, *, stages: int = 2, audit_rate: str = "0", **terms: Any) -> None:
+        """`audit_rate` is that of each kind; `terms` replaces fields of ModelTerms; without, no seat needs a stake."""
         self.folder = folder
         self.terms = terms
         self.stages = stages
+        self.audit_rate = audit_rate
         self.processes: list[Process] = []
 
     def __enter__(self) -> "Network":
         manifest, tokens = pack_text(self.folder / "data")
-        self.spec = tiny_spec(manifest, tokens, stages=self.stages)
+        self.spec = tiny_spec(manifest, tokens, stages=self.stages, audit_rate=self.audit_rate)
         self.spec_file = self.folder / "spec.json"
         self.spec_file.write_bytes(canonical_json(self.spec.model_dump()))
         self.accounts = devnet_accounts(self.stages + 1)

@@ -35,6 +35,8 @@ class ScriptedNode:
         self.coordinator = coordinator
         self.certificate = make_certificate(identity)
         self.assignment = pb.Assignment()
+        self.tip = bytes(32)
+        """Of the last plan: reports are signed over it."""
         self._outbox: asyncio.Queue[pb.NodeMessage | None] = asyncio.Queue()
         self._call: Any = None
 
@@ -81,6 +83,7 @@ class ScriptedNode:
     def join(self, **fields: Any) -> pb.Join:
         right = {
             "data_address": "127.0.0.1:9",
+            "evidence_address": "127.0.0.1:9",
             "certificate": self.certificate.der,
             "payout_account": self.identity.address,
             "has_data": True,
@@ -98,6 +101,8 @@ class ScriptedNode:
         """The next message of this kind; others are passed over."""
         async with asyncio.timeout(DEADLINE_S):
             while (message := await self._call.read()) is not grpc.aio.EOF:
+                if message.HasField("plan"):
+                    self.tip = message.plan.beacon_tip
                 if message.WhichOneof("body") == kind:
                     return getattr(message, kind)
         raise AssertionError(f"the stream ended before a {kind}")
@@ -114,7 +119,7 @@ class ScriptedNode:
 
     def sign(self, generation: int, report: Report) -> bytes:
         domain = Domain(self.assignment.chain_id, self.assignment.settlement)
-        receipt = report_receipt(self.assignment.model_id, generation, report)
+        receipt = report_receipt(self.assignment.model_id, generation, report, self.tip)
         return self.identity.sign_digest(receipt.digest(domain))
 
     def signed(self, generation: int, report: Report, /, **fields: Any) -> pb.SignedReport:

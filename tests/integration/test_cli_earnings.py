@@ -3,6 +3,7 @@
 import pytest
 
 from commonweight.errors import ConfigError, StatementUnavailable
+from commonweight.rules.audits import Audit, Verdict
 from commonweight.rules.merkle import verify_proof
 from tests.integration import cli_world
 from tests.integration.cli_world import (
@@ -16,6 +17,7 @@ from tests.integration.cli_world import (
     STRANGER,
     USD,
     World,
+    account,
     challenge,
     finalize,
     pay,
@@ -96,6 +98,24 @@ def test_each_step_has_its_source(world: World) -> None:
         assert said in text
 
 
+def test_the_audits_that_touched_the_work(world: World) -> None:
+    def withheld(audit: Audit) -> Verdict:
+        return Verdict.WITHHELD if audit.stage == 3 else Verdict.PASSED
+
+    propose(world, statement_of(world, 2, verdict=withheld))
+    (epoch,) = world.json("earnings", BOB.address, "--epoch", "2", "--explain")["epochs"]
+    assert [(work["stage"], work["rounds"], work["unpaid_rounds"]) for work in epoch["work"]] == [(1, 1, 0), (3, 1, 1)]
+    audits = [(each["stage"], each["kind"], each["verdict"]) for each in epoch["sources"]["audits"]]
+    assert audits == [(1, "round", "passed"), (3, "round", "withheld")]
+    why = "what the round audit of round 2, stage 3 takes was withheld"
+    assert epoch["sources"]["unpaid"] == [{"stage": 3, "node": NODE.address, "rounds": [2], "why": why}]
+    assert int(epoch["shares"]) > 0
+    text = world.run("earnings", BOB.address, "--epoch", "2", "--explain").stdout
+    assert "2, 1 unpaid" in text
+    assert f"stage 1, node {NODE.address}: 1 of 1 rounds; round: 1 passed" in text
+    assert f"stage 3, node {NODE.address}: round 2, {why}" in text
+
+
 def test_a_forged_receipt_is_seen(world: World) -> None:
     statement = statement_of(world, 2)
     (sealed,) = statement.rounds
@@ -140,6 +160,23 @@ class TestZero:
         found = world.json("earnings", CAROL.address, "--epoch", "2")
         assert found["nodes"] == [CAROL.address, BOB.address, NODE.address]
         assert int(found["epochs"][0]["shares"]) > 0
+
+    def test_fraud_costs_the_epoch_and_all_that_follow(self, world: World) -> None:
+        def cheated(audit: Audit) -> Verdict:
+            return Verdict.FAILED if audit.stage in (1, 3) else Verdict.PASSED
+
+        propose(world, statement_of(world, 2, verdict=cheated))
+        finalize(world)
+        propose(world, statement_of(world, 3))
+        evidence = [line.evidence for line in world.statements[2].audits if line.verdict == "failed"]
+        for epoch in (2, 3):
+            reason = self.reason(world, BOB.address, epoch)
+            for stage, proof in zip((1, 3), evidence, strict=True):
+                assert (
+                    f"stage {stage}, node {NODE.address}: round {epoch}, convicted of fraud in epoch 2: the round "
+                    f"audit of round 2, stage {stage} failed, evidence {proof}"
+                ) in reason
+        assert "provider" in account(world.json("ownership", "show"), BOB.address)["roles"]  # by what it earned before
 
     def test_an_epoch_that_goes_on(self, world: World) -> None:
         assert "not all of its rounds are sealed yet" in self.reason(world, ALICE.address, 2)

@@ -1,14 +1,12 @@
 """`epochs` and `arbiter` on a real local chain: honest and wrong proposals, challenges and what becomes of them."""
 
-from collections.abc import Callable
-
 import pytest
 
 from commonweight.chain.arbiter import Arbiter
 from commonweight.chain.reverts import ContractReverted
 from commonweight.cli.output import format_time
-from commonweight.errors import ConfigError, NotAllowed, SpecError, StatementMismatch, StatementUnavailable
-from commonweight.rules.statement import Statement, to_hex
+from commonweight.errors import ConfigError, NotAllowed
+from commonweight.rules.audits import Verdict
 from tests.integration import cli_world
 from tests.integration.cli_world import (
     ALICE,
@@ -18,15 +16,16 @@ from tests.integration.cli_world import (
     COORDINATOR,
     DELAY_S,
     JUDGE_0,
+    NODE,
     PROPOSER_BOND,
     STRANGER,
-    USD,
     World,
     challenge,
     finalize,
     propose,
     statement_of,
 )
+from tests.integration.epochs import with_one_unit_more
 
 world = cli_world.world  # pytest finds fixtures by their names here
 
@@ -56,86 +55,22 @@ class TestList:
         assert "1,000,000 shares, 800,000 of them for computing" in text
         assert "389,979.123173277661795407" in text
         assert world.json("epochs", "show", "1")["statement"] == world.statements[1].model_dump(mode="json")
+        assert "\naudits       round: 4 passed\n" in text
         with pytest.raises(ConfigError, match="has not been proposed: 2 epochs are final"):
             world.run("epochs", "show", "2")
 
-
-def with_more_for_a_friend(statement: Statement) -> Statement:
-    """One unit too many."""
-    first, *rest = statement.accounts
-    changed = first.model_copy(
-        update={"shares": str(int(first.shares) + 1), "cumulative_shares": str(int(first.cumulative_shares) + 1)}
-    )
-    forged = statement.model_copy(update={"accounts": (changed, *rest)})
-    return forged.model_copy(update={"root": to_hex(forged.tree().root)})
-
-
-def signed_by_nobody(statement: Statement) -> Statement:
-    (sealed,) = statement.rounds
-    report = sealed.reports[2].model_copy(update={"signature": sealed.reports[1].signature})
-    reports = (*sealed.reports[:2], report, *sealed.reports[3:])
-    return statement.model_copy(update={"rounds": (sealed.model_copy(update={"reports": reports}),)})
-
-
-def with_another_accumulator(statement: Statement) -> Statement:
-    return statement.model_copy(update={"accumulator_before": "1"})
-
-
-def with_too_much_for_operators(statement: Statement) -> Statement:
-    return statement.model_copy(update={"operator_pool": str(21 * USD)})
-
-
-class TestVerify:
-    def test_all_epochs_and_one(self, world: World) -> None:
-        propose(world, statement_of(world, 2))
-        text = world.run("epochs", "verify").stdout.splitlines()
-        assert text[1] == "epoch 1: 1 rounds, 4 signed reports, 2 accounts, all as stated"
-        assert text[2].endswith("all as stated (pending)")
-        only = world.json("epochs", "verify", "1", "--spec", str(world.dir / "spec.json"))["verified"]
-        assert [(each["epoch"], each["final"], each["reports"]) for each in only] == [(1, True, 4)]
-
-    @pytest.mark.parametrize(
-        ("forge", "named"),
-        [
-            (with_more_for_a_friend, "a line reads"),
-            (signed_by_nobody, "Round 2 credits stage 2 to node"),
-            (with_another_accumulator, "accumulator of the epoch before is 1"),
-            (with_too_much_for_operators, "divides 21000000 among operators"),
-        ],
-    )
-    def test_the_first_fault_is_named(self, world: World, forge: Callable[[Statement], Statement], named: str) -> None:
-        propose(world, forge(statement_of(world, 2)))
-        with pytest.raises(StatementMismatch, match=named):
-            world.run("epochs", "verify")
-        with pytest.raises(StatementMismatch, match=named):
-            world.run("epochs", "verify", "2")
-        assert len(world.json("epochs", "verify", "1")["verified"]) == 1
-
-    def test_a_root_that_isn_t_the_statement_s(self, world: World) -> None:
-        propose(world, statement_of(world, 2), root=bytes(31) + b"\1")
-        with pytest.raises(StatementMismatch, match="don't give the root"):
-            world.run("epochs", "verify")
-
-    def test_a_statement_that_nobody_serves(self, world: World) -> None:
-        world.statement_file(0).unlink()
-        with pytest.raises(StatementUnavailable):
-            world.run("epochs", "verify")
-
-    def test_an_epoch_that_isn_t(self, world: World) -> None:
-        with pytest.raises(StatementMismatch, match="Epoch 2 is neither pending nor final"):
-            world.run("epochs", "verify", "2")
-
-    def test_the_spec_must_be_the_registered_one(self, world: World) -> None:
-        text = (world.dir / "spec.json").read_text()
-        (world.dir / "other.json").write_text(text.replace('"seed":1', '"seed":2'))
-        with pytest.raises(SpecError, match="the one registered as"):
-            world.run("epochs", "verify", "--spec", str(world.dir / "other.json"))
+    def test_show_what_did_not_survive_its_audit(self, world: World) -> None:
+        propose(world, statement_of(world, 2, verdict=lambda audit: list(Verdict)[audit.stage]))
+        text = world.run("epochs", "show", "2").stdout
+        assert "audits       round: 1 failed, 1 passed, 1 undecided, 1 withheld" in text
+        assert "unpaid       2 reports" in text
+        assert f"convicted    stage 1, node {NODE.address}" in text
 
 
 class TestArbiter:
     def test_a_wrong_epoch_is_rejected_and_the_challenger_paid(self, world: World) -> None:
         """All by hand: propose, confirm, wait, execute."""
-        propose(world, with_more_for_a_friend(statement_of(world, 2)))
+        propose(world, with_one_unit_more(statement_of(world, 2), ALICE.address))
         challenge(world)
         decide = ["arbiter", "resolve-epoch", "2", "--reject"]
         planned = world.run(*decide, "--key", str(world.dir / "judge-0.json"), "--dry-run").stdout

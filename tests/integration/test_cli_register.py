@@ -107,6 +107,7 @@ def test_registered_as_written(world: World, tmp_path: Path) -> None:
 
     shown = world.run("model", "show", "--model", done["model_id"]).stdout
     assert "share token        Mine (MINE)" in shown
+    assert "seat stake covers  166.666666 tUSD of outside gain from a round's work being false" in shown
     again = world.run("model", "register", file, "--out", str(out), *world.key_options("designer")).stdout
     assert f"has registered this spec already, as model {done['model_id']}" in again
 

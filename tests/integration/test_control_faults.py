@@ -152,10 +152,11 @@ async def test_a_certificate_that_was_never_enrolled_gets_no_connection(site: Si
         ({"data_address": "nowhere"}, "INVALID_ARGUMENT", "'nowhere' is not host:port"),
         ({"data_address": "127.0.0.1:0"}, "INVALID_ARGUMENT", "port 0"),
         ({"data_address": "127.0.0.1:99999"}, "INVALID_ARGUMENT", "is not host:port"),
+        ({"evidence_address": ""}, "INVALID_ARGUMENT", "The evidence service's address"),
     ],
     ids=[
         *("foreign certificate", "no certificate", "short account", "no account"),
-        *("no address", "no port", "no such port"),
+        *("no address", "no port", "no such port", "no evidence service"),
     ],
 )
 async def test_a_join_is_refused_with_its_reason(site: Site, fields: dict, status: str, match: str) -> None:
@@ -216,6 +217,12 @@ async def test_a_node_too_many_is_refused(site: Site) -> None:
 # Reports
 
 
+def with_numerics(report: Report, numerics: str) -> dict[str, object]:
+    message = report_to_proto(report)
+    message.numerics = numerics
+    return {"report": message}
+
+
 def with_loss(report: Report, loss: float) -> dict[str, object]:
     message = report_to_proto(report)
     message.hops[1].loss = loss
@@ -240,6 +247,12 @@ REPORT_FAULTS: dict[str, tuple[Callable[[Report], tuple[Report, dict]], str, str
     "stage that isn't there": (lambda r: (replace(r, stage=9), {}), "FAILED_PRECONDITION", "the report is of stage 9"),
     "later round": (lambda r: (replace(r, round=r.round + 1), {}), "FAILED_PRECONDITION", "is being trained"),
     "earlier round": (lambda r: (replace(r, round=r.round - 1), {}), "FAILED_PRECONDITION", "is being trained"),
+    "round of a later epoch": (
+        lambda r: (replace(r, round=2**62), {}),
+        "FAILED_PRECONDITION",
+        "has no beacon tip now",
+    ),
+    "numerics without end": (lambda r: (r, with_numerics(r, 201 * "x")), "INVALID_ARGUMENT", "at most 200 characters"),
     "fewer hops": (lambda r: (replace(r, hops=r.hops[1:]), {}), "FAILED_PRECONDITION", "has 3 microbatches"),
     "more hops": (lambda r: (replace(r, hops=r.hops * 2), {}), "FAILED_PRECONDITION", "has 8 microbatches"),
     "no hops": (lambda r: (r, {"report": pb.StageReport()}), "INVALID_ARGUMENT", "this one has 0"),
@@ -272,6 +285,36 @@ async def test_a_report_is_refused_with_its_reason_and_the_round_is_trained_agai
         pause = await head.hear("pause")
         assert (pause.generation, pause.why) == (plan.generation, "stage 1 is lost")
     assert await site.goes_on() == plan.round
+
+
+@on_one_loop
+async def test_a_report_signed_over_another_tip_is_refused(site: Site) -> None:
+    """Whose provider was shown another chain than the one that will choose the audits."""
+    head, tail = site.node(HEAD), site.node(TAIL)
+    async with a_round(head, tail) as plan:
+        assert len(plan.beacon_tip) == 32
+        tail.tip = mark("another")
+        tail.send(report=tail.signed(plan.generation, honest(plan.round, TAIL)))
+        await refused(tail, grpc.StatusCode.FAILED_PRECONDITION, "is signed by")
+    assert await site.goes_on() == plan.round
+
+
+@on_one_loop
+async def test_a_round_that_was_sealed_takes_no_other_report_and_the_second_word_is_proof(site: Site) -> None:
+    head, tail = site.node(HEAD), site.node(TAIL)
+    async with a_round(head, tail) as plan:
+        for stage, node in enumerate((head, tail)):
+            node.send(report=node.signed(plan.generation, honest(plan.round, stage)))
+        sealed = await tail.hear("sealed")
+        assert (sealed.round, len(sealed.beacon), len(sealed.outputs)) == (plan.round, 32, STAGES)
+        await tail.hear("plan")
+        other = replace(honest(plan.round, TAIL), gradient_hash=mark("another"))
+        tail.tip = plan.beacon_tip
+        tail.send(report=tail.signed(plan.generation, other))
+        await refused(tail, grpc.StatusCode.FAILED_PRECONDITION, "is being trained")
+    told = await site.told("provider.equivocated", lambda e: e.fields["round"] == plan.round)
+    assert (told.fields["node"], told.fields["stage"]) == (site.identities[TAIL].address, TAIL)
+    assert await site.goes_on() == plan.round + 1
 
 
 @on_one_loop
@@ -382,6 +425,12 @@ def test_a_ledger_that_cant_be_opened_is_named(network: Network) -> None:
     fails(command, 5, "[STATE_LEDGER]", "unable to open database file")
 
 
+def test_text_that_isn_t_there_is_named(network: Network) -> None:
+    fails(
+        [*network.coordinator_command(1), "--data", "/nowhere"], 2, "[CONFIG_INVALID]", "--data /nowhere is no folder"
+    )
+
+
 def test_a_port_that_is_taken_is_named(network: Network) -> None:
     command = replaced(network.coordinator_command(1), listen=f"127.0.0.1:{network.local.port}")
     fails(command, 2, "[CONFIG_INVALID]", f"Can't listen on 127.0.0.1:{network.local.port}")
@@ -420,9 +469,10 @@ def test_a_coordinator_without_gas_money_doesnt_begin(poor: tuple[str, list[str]
 
 
 @pytest.mark.asyncio
-async def test_a_coordinator_that_runs_out_of_gas_money_says_so_and_settles_once_it_has_some(
+async def test_a_coordinator_that_runs_out_of_gas_money_says_so_and_goes_on_once_it_has_some(
     network: Network, poor: tuple[str, list[str]]
 ) -> None:
+    """Without it no beacon tip is on chain, and so nothing is trained that could be audited."""
     address, command = poor
     rich = Sender(network.chain, network.accounts["deployer"].key)
     await asyncio.to_thread(rich.send, Action("too little", address, value_wei=1))
@@ -430,14 +480,19 @@ async def test_a_coordinator_that_runs_out_of_gas_money_says_so_and_settles_once
     network.processes.append(process)
     listening = await asyncio.to_thread(process.wait_for, "coordinator.listening")
     node = ScriptedNode(STRANGER, listening.fields["peer"])
-    async with a_round(node) as plan:
-        for round_ in range(network.spec.economics.rounds_per_epoch):
-            node.send(report=node.signed(plan.generation, honest_report(round_, 0, 1, MICROBATCHES)))
-            assert (await node.hear("sealed")).round == round_
+    async with node.seated():
+        formation = await node.hear("formation")
+        node.send(pipes_open=pb.PipesOpen(generation=formation.generation))
         failed = await asyncio.to_thread(process.wait_for, "chain.failed")
         assert (failed.fields["epoch"], failed.fields["code"]) == (0, "CHAIN_NO_FUNDS")
         assert address in failed.fields["message"]
+        waiting = await asyncio.to_thread(process.wait_for, "training.waiting")
+        assert waiting.fields["why"] == "the beacon tip of epoch 0 isn't on chain yet"
         await asyncio.to_thread(rich.send, Action("enough", address, value_wei=10**18))
+        for round_ in range(network.spec.economics.rounds_per_epoch):
+            assert (await node.hear("plan")).round == round_
+            node.send(report=node.signed(formation.generation, honest_report(round_, 0, 1, MICROBATCHES)))
+            assert (await node.hear("sealed")).round == round_
         await node.hear("finished")
     assert await asyncio.to_thread(process.wait) == 0, process.describe()
     assert process.wait_for("epoch.finalised").fields["epoch"] == 0

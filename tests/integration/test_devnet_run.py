@@ -16,13 +16,15 @@ from typing import Any, Self
 
 import pytest
 
+from commonweight.devnet.deployment import SEAT_STAKE
 from commonweight.devnet.observer import StateFile, read_state
 from commonweight.devnet.processes import family, start_time, wait_for_end
 from commonweight.devnet.state import DevnetState, fold
 from commonweight.events import parse_event
 from commonweight.rules.emission import emission
+from commonweight.rules.epoch import check_statement, report_units
 from commonweight.rules.spec import parse_spec
-from commonweight.rules.statement import check_statement, parse_statement
+from commonweight.rules.statement import Carried, parse_statement
 
 ROOT = Path(__file__).parents[2]
 WAIT_S = 120.0
@@ -128,6 +130,9 @@ def test_a_run_reports_what_it_trained_minted_and_who_owns_it(undisturbed: Devne
     assert sum(int(part["shares"]) for part in report["ownership"].values()) == minted
     workers = [part for part in report["ownership"].values() if part["work_units"] != "0"]
     assert len(workers) == spec.stages
+    assert (report["slashed"], report["unpaid_units"]) == ([], {"total": "0", "by_address": {}})
+    for counts in report["audits"].values():
+        assert counts["drawn"] == counts["passed"]
     assert report["deployments"] == json.loads((undisturbed.folder / "deployments.json").read_text())
 
 
@@ -146,7 +151,7 @@ def test_its_statement_can_be_recomputed_by_anyone(undisturbed: Devnet) -> None:
     (epoch,) = undisturbed.report()["epochs"]
     (file,) = (undisturbed.folder / "statements").glob("*.json")
     statement = parse_statement(file.read_bytes(), bytes.fromhex(epoch["statement_hash"][2:]))
-    check_statement(spec, statement, {})
+    check_statement(spec, statement, Carried())
     assert statement.root == epoch["root"]
 
 
@@ -210,6 +215,31 @@ def test_the_loop_closes_work_shares_answer_payment_revenue(tmp_path: Path) -> N
     assert {line["stage"] for line in paid} == {0, 1}
 
 
+def test_who_cheats_loses_its_stake_and_owns_nothing(tmp_path: Path) -> None:
+    """Of 256 texts one in twenty is audited, by chance: none in one run of half a million."""
+    rounds = 16
+    with Devnet(tmp_path, "--rounds-per-epoch", str(rounds), "--byzantine", "0:wrong-data") as devnet:
+        assert devnet.wait() == 0, "\n".join(devnet.printed)
+    spec = parse_spec((devnet.folder / "spec.json").read_bytes())
+    report, cheater = devnet.report(), devnet.state().state.nodes[0]
+    assert '"event": "cheated"' in (devnet.folder / cheater.log).read_text()
+    (slash,) = report["slashed"]
+    assert slash["evidence_hash"] != "0x" + "00" * 32
+    assert (slash["address"], slash["stage"], slash["epoch"]) == (cheater.address, 0, 0)
+    assert slash["amount"] == str(SEAT_STAKE)
+    unpaid = str(rounds * report_units(spec, 0))
+    assert report["unpaid_units"] == {"total": unpaid, "by_address": {cheater.address: unpaid}}
+    assert report["ownership"][cheater.address]["shares"] == "0"
+    counts = report["audits"]["data"]
+    assert counts["failed"] == counts["drawn"] > 0
+    assert [fraud.node for fraud in devnet.state().state.frauds] == [cheater.address]
+    text = "\n".join(devnet.printed)
+    for said in ("cheats: wrong-data", "found fraud", "slashing node-0 is proposed", "node-0 is slashed"):
+        assert said in text
+    assert f"node-0 ({cheater.address}) cheated on stage 0: " in text
+    assert "It lost 1,000 tUSD of stake" in text
+
+
 def test_sigterm_leaves_a_report_and_no_process(tmp_path: Path) -> None:
     with Devnet(tmp_path, "--rounds-per-epoch", "1000", "--backend", "embedded") as devnet:
         devnet.wait_for_line(r"round +0 ")
@@ -260,6 +290,7 @@ def test_ctrl_c_before_anything_stands_leaves_nothing(tmp_path: Path) -> None:
     [
         (("--stages", "9"), "[SPEC_INVALID]"),
         (("--backend", "geth"), "[CONFIG_INVALID] --backend 'geth'"),
+        (("--byzantine", "2:zeros"), "[CONFIG_INVALID] --byzantine '2:zeros': there is no stage 2; there are 0 to 1."),
         (("--dir", "/proc/run"), "[CONFIG_INVALID] /proc/run can't hold a run"),
     ],
 )

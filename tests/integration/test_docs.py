@@ -257,7 +257,7 @@ def anchors(page: Path) -> set[str]:
 def emitted() -> dict[str, set[str]]:
     """Fields of each event that the code emits, and that a devnet notes."""
     found: dict[str, set[str]] = {}
-    for package in ("commonweight", "node", "coordinator", "gateway"):
+    for package in ("commonweight", "node", "coordinator", "gateway", "referee", "adversary"):
         for file in (ROOT / package).rglob("*.py"):
             for call in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
                 if not isinstance(call, ast.Call) or not call.args or not isinstance(call.args[0], ast.Constant):

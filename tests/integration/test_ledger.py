@@ -12,12 +12,15 @@ import pytest
 from sqlalchemy.engine import make_url
 
 from commonweight.errors import ConfigError, LedgerError, StatementMismatch
+from commonweight.rules.audits import NO_EVIDENCE, Audit, Kind, Verdict
 from commonweight.rules.canonical import canonical_json
+from commonweight.rules.epoch import audit_line, credit_report, make_statement
 from commonweight.rules.report import Report
-from commonweight.rules.statement import CreditedReport, ServedLine, Statement, credit_report, make_statement
-from coordinator.ledger import Ledger, Progress
+from commonweight.rules.statement import AuditLine, Carried, CreditedReport, SealedRound, ServedLine, Statement
+from coordinator.ledger import Equivocation, Ledger, Progress
 from tests.integration.network import tiny_spec
 from tests.integration.scripted import honest_report
+from tools.build_vectors import beacon_chain, mark, seal
 
 SPEC = tiny_spec("0x" + "00" * 32, 10_000, stages=2)
 MODEL = {
@@ -41,6 +44,20 @@ def credits(round_: int) -> list[CreditedReport]:
         )
         for s in range(2)
     ]
+
+
+def sealed(round_: int) -> SealedRound:
+    return seal(SPEC, round_, credits(round_))
+
+
+def record(ledger: Ledger, *rounds: int) -> None:
+    for round_ in rounds:
+        ledger.record_round(sealed(round_), {})
+
+
+def verdict_line(audit: Audit, verdict: Verdict = Verdict.PASSED) -> AuditLine:
+    evidence = mark("evidence", audit.order) if verdict is Verdict.FAILED else NO_EVIDENCE
+    return audit_line(b"\xaa" * 32, audit, verdict, auditor=NODES[0], sign=lambda _: bytes(65), evidence_hash=evidence)
 
 
 @pytest.fixture(scope="session")
@@ -100,10 +117,12 @@ def statement_of(ledger: Ledger, epoch: int, before: Statement | None = None) ->
         settlement=str(MODEL["settlement"]),
         model_id=b"\xaa" * 32,
         epoch=epoch,
+        beacon_tip=beacon_chain(SPEC, epoch)[0],
         rounds=ledger.sealed_rounds(epoch * per_epoch, (epoch + 1) * per_epoch),
+        audits=(),
         served=(),
         operator_earned=0,
-        balances_before=before.balances() if before else {},
+        before=before.carried() if before else Carried(),
         accumulator_before=0,
     )
 
@@ -117,7 +136,7 @@ def test_progress_is_what_another_process_finds(ledger: Ledger, connect: Callabl
     seats = {0: NODES[0], 1: NODES[1]}
     assert connect().open_model(**MODEL) == Progress(7, 0, seats, ())
     for round_ in range(12):  # past 9: an order by text would show
-        ledger.record_round(round_, credits(round_))
+        record(ledger, round_)
         roots = tuple(report(round_, stage).state_after for stage in range(2))
         assert ledger.open_model(**MODEL) == Progress(7, round_ + 1, seats, roots)
     assert connect().open_model(**MODEL) == Progress(7, 12, seats, roots)
@@ -125,37 +144,35 @@ def test_progress_is_what_another_process_finds(ledger: Ledger, connect: Callabl
 
 def test_large_numbers_fit(ledger: Ledger) -> None:
     ledger.record_generation(2**62)
-    ledger.record_round(2**40, credits(2**40))
+    record(ledger, 2**40)
     progress = ledger.open_model(**MODEL)
     assert (progress.generation, progress.round) == (2**62, 2**40 + 1)
 
 
 def test_sealed_rounds_come_in_order_and_as_they_were_credited(ledger: Ledger) -> None:
     for round_ in (2, 0, 1):
-        ledger.record_round(round_, credits(round_)[::-1])
-    rounds = ledger.sealed_rounds(0, 3)
-    assert [sealed.round for sealed in rounds] == [0, 1, 2]
-    assert [list(sealed.reports) for sealed in rounds] == [credits(0), credits(1), credits(2)]
-    assert [sealed.round for sealed in ledger.sealed_rounds(1, 2)] == [1]
+        ledger.record_round(seal(SPEC, round_, credits(round_)[::-1]), {})
+    assert ledger.sealed_rounds(0, 3) == tuple(sealed(round_) for round_ in range(3))
+    assert ledger.sealed_rounds(1, 2) == (sealed(1),)
     assert ledger.sealed_rounds(3, 9) == ()
 
 
 def test_a_round_is_credited_once(ledger: Ledger, connect: Callable[[], Ledger]) -> None:
-    ledger.record_round(0, credits(0))
+    record(ledger, 0)
     for again in (ledger, connect()):
         with pytest.raises(LedgerError, match=r"Round 0 is sealed already; it can't be credited twice"):
-            again.record_round(0, credits(0))
+            record(again, 0)
         with pytest.raises(LedgerError, match="Round 0"):
-            again.record_round(0, credits(0)[1:])  # a part of it neither
-    assert [list(sealed.reports) for sealed in ledger.sealed_rounds(0, 9)] == [credits(0)]
+            again.record_round(seal(SPEC, 0, credits(0)[1:]), {})  # a part of it neither
+    assert ledger.sealed_rounds(0, 9) == (sealed(0),)
 
 
 def test_a_round_is_recorded_whole_or_not_at_all(ledger: Ledger) -> None:
     twice = [credits(0)[0], credits(0)[1], credits(0)[1]]
     with pytest.raises(LedgerError):
-        ledger.record_round(0, twice)
-    assert ledger.sealed_rounds(0, 9) == ()
-    ledger.record_round(0, credits(0))
+        ledger.record_round(seal(SPEC, 0, twice), {0: b"whole"})
+    assert (ledger.sealed_rounds(0, 9), ledger.unaudited()) == ((), ())
+    record(ledger, 0)
 
 
 def test_of_two_that_seal_at_once_one_is_credited(ledger: Ledger, connect: Callable[[], Ledger]) -> None:
@@ -167,7 +184,7 @@ def test_of_two_that_seal_at_once_one_is_credited(ledger: Ledger, connect: Calla
         def seal(contender: Ledger, round_: int = round_, barrier: threading.Barrier = barrier) -> None:
             barrier.wait(10)
             try:
-                contender.record_round(round_, credits(round_))
+                record(contender, round_)
             except LedgerError as error:
                 outcomes.append(error.args[0])  # noqa: B023 - joined before the next turn
             else:
@@ -179,7 +196,7 @@ def test_of_two_that_seal_at_once_one_is_credited(ledger: Ledger, connect: Calla
         for thread in threads:
             thread.join(30)
         assert sorted(outcomes) == [f"Round {round_} is sealed already; it can't be credited twice.", "sealed"]
-    assert [list(sealed.reports) for sealed in ledger.sealed_rounds(0, 99)] == [credits(r) for r in range(10)]
+    assert ledger.sealed_rounds(0, 99) == tuple(sealed(round_) for round_ in range(10))
 
 
 def test_a_seat_is_given_once(ledger: Ledger) -> None:
@@ -201,7 +218,7 @@ def test_a_seat_is_given_once(ledger: Ledger) -> None:
     ids=lambda other: next(iter(other)),
 )
 def test_another_model_is_refused(ledger: Ledger, connect: Callable[[], Ledger], other: dict[str, object]) -> None:
-    ledger.record_round(0, credits(0))
+    record(ledger, 0)
     with pytest.raises(LedgerError, match=rf"is of model 0x{'aa' * 32}.*give another --ledger"):
         connect().open_model(**(MODEL | other))
     assert connect().open_model(**MODEL).round == 1
@@ -209,7 +226,7 @@ def test_another_model_is_refused(ledger: Ledger, connect: Callable[[], Ledger],
 
 def test_a_statement_comes_back_as_it_was_closed(ledger: Ledger, connect: Callable[[], Ledger]) -> None:
     for round_ in range(6):
-        ledger.record_round(round_, credits(round_))
+        record(ledger, round_)
     first = statement_of(ledger, 0)
     second = statement_of(ledger, 1, first)
     assert ledger.statement(0) is None
@@ -227,7 +244,7 @@ def test_a_statement_comes_back_as_it_was_closed(ledger: Ledger, connect: Callab
 
 def test_an_epoch_has_one_statement(ledger: Ledger) -> None:
     for round_ in range(3):
-        ledger.record_round(round_, credits(round_))
+        record(ledger, round_)
     statement = statement_of(ledger, 0)
     text = canonical_json(statement.model_dump())
     ledger.record_statement(0, text, statement.hash)
@@ -242,7 +259,7 @@ def test_an_epoch_has_one_statement(ledger: Ledger) -> None:
 
 def test_a_statement_that_was_changed_is_noticed(ledger: Ledger) -> None:
     for round_ in range(3):
-        ledger.record_round(round_, credits(round_))
+        record(ledger, round_)
     ledger.record_statement(0, canonical_json(statement_of(ledger, 0).model_dump()), b"\1" * 32)
     with pytest.raises(StatementMismatch):
         ledger.statement(0)
@@ -286,7 +303,7 @@ def test_a_database_that_breaks_later_is_a_ledger_error(ledger: Ledger, url: str
         connection.execute(text("DROP TABLE reports"))
     engine.dispose()
     with pytest.raises(LedgerError, match=r"The ledger's database failed: .*reports"):
-        ledger.record_round(0, credits(0))
+        record(ledger, 0)
 
 
 def test_a_file_that_is_no_database_is_a_ledger_error(tmp_path: Path) -> None:
@@ -314,11 +331,11 @@ def test_what_was_served_counts_once_and_in_the_epoch_that_is_trained(
     ledger: Ledger, connect: Callable[[], Ledger]
 ) -> None:
     for round_ in range(3):
-        ledger.record_round(round_, credits(round_))
+        record(ledger, round_)
     assert serve(ledger, "first") == (1, True)
     assert serve(ledger, "second", tokens=(0, 4)) == (1, True)
     for round_ in range(3, 6):
-        ledger.record_round(round_, credits(round_))
+        record(ledger, round_)
     assert serve(connect(), "first", tokens=(9, 9)) == (1, False)  # as it was reported the first time
     assert serve(ledger, "third") == (2, True)
     assert ledger.served_in(0) == ()
@@ -327,7 +344,7 @@ def test_what_was_served_counts_once_and_in_the_epoch_that_is_trained(
 
 
 def test_nobody_serves_a_version_that_isn_t_trained_yet(ledger: Ledger) -> None:
-    ledger.record_round(0, credits(0))
+    record(ledger, 0)
     for round_ in (0, 2):
         with pytest.raises(LedgerError, match=f"round {round_ - 1} isn't sealed"):
             serve(ledger, "too early", round_)
@@ -338,7 +355,7 @@ def test_no_token_is_missing_where_an_epoch_ends_while_requests_are_reported(
     ledger: Ledger, connect: Callable[[], Ledger]
 ) -> None:
     """What counts in an epoch is in the ledger before the epoch's last round is sealed, or it counts in the next."""
-    ledger.record_round(0, credits(0))
+    record(ledger, 0)
     others = [connect() for _ in range(3)]
     epochs: list[int] = []
     at_seal: list[tuple[ServedLine, ...]] = []
@@ -348,7 +365,7 @@ def test_no_token_is_missing_where_an_epoch_ends_while_requests_are_reported(
 
     def seal() -> None:
         for round_ in (1, 2):
-            ledger.record_round(round_, credits(round_))
+            record(ledger, round_)
         at_seal.append(ledger.served_in(0))
 
     threads = [threading.Thread(target=report, args=(number,)) for number in range(3)] + [threading.Thread(target=seal)]
@@ -369,3 +386,66 @@ def test_the_last_published_version_is_found_again(ledger: Ledger, connect: Call
     assert connect().published() == 30
     with pytest.raises(LedgerError, match="round 9 was published before"):
         ledger.record_published(9)
+
+
+def test_an_epoch_s_seed_is_drawn_once(ledger: Ledger, connect: Callable[[], Ledger]) -> None:
+    assert ledger.beacon_seed(3, b"\1" * 32) == b"\1" * 32
+    assert connect().beacon_seed(3, b"\2" * 32) == b"\1" * 32
+    assert ledger.beacon_seed(4, b"\2" * 32) == b"\2" * 32
+
+
+def test_whole_reports_are_kept_until_the_last_audit_of_their_round_is_decided(
+    ledger: Ledger, connect: Callable[[], Ledger]
+) -> None:
+    audits = [Audit(1, 0, Kind.ROUND), Audit(1, 1, Kind.LOSS, 2), Audit(1, 0, Kind.DATA, 1)]
+    ledger.record_round(sealed(0), {})
+    ledger.record_round(sealed(1), {0: b"of the head", 1: b"of the tail"})
+    ledger.record_round(sealed(2), {1: b"later"})
+    assert connect().unaudited() == (1, 2)
+    assert connect().unaudited_report(1, 1) == b"of the tail"
+    for audit in audits[:2]:
+        ledger.record_verdict(verdict_line(audit), last=False)
+    assert connect().unaudited() == (1, 2)
+    ledger.record_verdict(verdict_line(audits[2]), last=True)
+    assert connect().unaudited() == (2,)
+    with pytest.raises(LedgerError, match="No row was found"):
+        ledger.unaudited_report(1, 0)
+    assert [line.audit for line in connect().verdicts(0, 2)] == sorted(audits, key=lambda audit: audit.order)
+    assert ledger.verdicts(2, 9) == ()
+    assert len(ledger.sealed_rounds(1, 2)[0].reports) == 2  # the credited lines stay
+
+
+def test_an_audit_is_decided_once(ledger: Ledger, connect: Callable[[], Ledger]) -> None:
+    ledger.record_round(sealed(0), {0: b"whole"})
+    audit = Audit(0, 0, Kind.ROUND)
+    ledger.record_verdict(verdict_line(audit), last=False)
+    for again in (ledger, connect()):
+        with pytest.raises(LedgerError, match=r"This audit of round 0 is decided already"):
+            again.record_verdict(verdict_line(audit, Verdict.FAILED), last=True)
+    assert ledger.verdicts(0, 1) == (verdict_line(audit),)
+    assert ledger.unaudited() == (0,)  # what was refused has deleted nothing
+    ledger.record_verdict(verdict_line(Audit(0, 0, Kind.DATA, 0)), last=True)
+
+
+def test_who_was_convicted_is_found_once_for_each_stage(ledger: Ledger, connect: Callable[[], Ledger]) -> None:
+    record(ledger, 0, 1, 2)
+    lines = [
+        verdict_line(Audit(2, 0, Kind.ROUND), Verdict.FAILED),
+        verdict_line(Audit(1, 0, Kind.MICROBATCH, 3), Verdict.FAILED),
+        verdict_line(Audit(1, 1, Kind.LOSS, 3), Verdict.WITHHELD),
+        verdict_line(Audit(0, 1, Kind.ROUND), Verdict.PASSED),
+    ]
+    for line in lines:
+        ledger.record_verdict(line, last=False)
+    assert connect().frauds() == ((NODES[0], lines[1]),)
+    ledger.record_verdict(verdict_line(Audit(2, 1, Kind.ROUND), Verdict.FAILED), last=False)
+    assert [node for node, _ in ledger.frauds()] == [NODES[0], NODES[1]]
+
+
+def test_of_a_node_s_equivocations_the_first_is_kept(ledger: Ledger, connect: Callable[[], Ledger]) -> None:
+    first, second = (
+        Equivocation(1, NODES[1], mark(name), (mark(1), mark(2)), (bytes(65), b"\1" * 65)) for name in "ab"
+    )
+    assert ledger.record_equivocation(first)
+    assert not connect().record_equivocation(second)
+    assert connect().equivocations() == (first,)

@@ -23,7 +23,7 @@ from commonweight.wire.channel import PIPE_FRAME_BYTES, PIPE_PART_BYTES
 from commonweight.wire.generated import control_pb2, pipe_pb2_grpc, tensor_pb2, worker_pb2
 from commonweight.wire.generated import pipe_pb2 as pb
 from commonweight.wire.tls import make_certificate
-from node.trainer import Item, Outlet, Quit, Restore, open_trainer
+from node.trainer import Item, Outlet, Quit, Restore, Trainer
 from tests.integration.rogue import (
     DEADLINE_S,
     NEXT,
@@ -430,7 +430,7 @@ async def test_a_formation_that_was_given_up_before_its_turn_is_passed_over(benc
         report=lambda _: None,
         fail=lambda _, error, __: failures.append(error),
     )
-    trainer = open_trainer(
+    trainer = Trainer.open(
         bench.recording.spec, 1, state_dir=tmp_path, data_dir=None, device="cpu", inbox=inbox, outlet=outlet
     )
     given_up, wanted = Future[None](), Future[None]()

@@ -11,21 +11,26 @@ import pytest
 
 from commonweight.chain.rpc import Chain
 from commonweight.chain.settlement import EpochSettlement
-from commonweight.errors import ChainError, Refused
+from commonweight.errors import ChainError, LedgerError, Refused
+from commonweight.rules.audits import Verdict
 from commonweight.rules.canonical import canonical_json
+from commonweight.rules.epoch import check_statement
 from commonweight.rules.receipt import Domain
-from commonweight.rules.statement import ServedLine, Statement
+from commonweight.rules.statement import Carried, ServedLine, Statement
 from commonweight.watch.store import StatementStore
 from coordinator import settlement as module
 from coordinator.ledger import Ledger
+from coordinator.members import Place
 from coordinator.settlement import Settlement
-from coordinator.training import Place
 from tests.integration.epochs import WINDOW_S, Epochs
+from tools.build_vectors import beacon_chain, mark
+
+RATES = {"microbatch_rate": "0.3", "data_rate": "0.5"}
 
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Epochs]:
-    with Epochs(tmp_path_factory.mktemp("settled")) as epochs:
+    with Epochs(tmp_path_factory.mktemp("settled"), RATES) as epochs:
         yield epochs
 
 
@@ -43,13 +48,14 @@ def told(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return said
 
 
-def settlement_of(epochs: Epochs, folder: Path, **options: Any) -> Settlement:
-    """With a ledger in which every round of epoch 0 is sealed."""
+def settlement_of(epochs: Epochs, folder: Path, done: Statement | None = None, **options: Any) -> Settlement:
+    """With a ledger in which every round of epoch 0 is sealed, and every audit decided; as in `done`, if given."""
     ledger = Ledger(f"sqlite:///{folder}/ledger.sqlite")
     ids = {"model_id": epochs.model.model_id, "spec_hash": epochs.spec.spec_hash}
     ledger.open_model(**ids, settlement=epochs.model.settlement, chain_id=epochs.chain.chain_id)
-    for sealed in epochs.statement(0).rounds:
-        ledger.record_round(sealed.round, sealed.reports)
+    for epoch in range(2):
+        ledger.beacon_seed(epoch, mark("seed", epoch))
+    record(ledger, done or epochs.statement(0))
     contract = EpochSettlement(epochs.chain, epochs.model.settlement, epochs.sender("coordinator"))
     return Settlement(
         epochs.spec,
@@ -62,6 +68,13 @@ def settlement_of(epochs: Epochs, folder: Path, **options: Any) -> Settlement:
         "http://127.0.0.1:1",
         **options,
     )
+
+
+def record(ledger: Ledger, statement: Statement) -> None:
+    for sealed in statement.rounds:
+        ledger.record_round(sealed, {})
+    for line in statement.audits:
+        ledger.record_verdict(line, last=False)
 
 
 def pass_time(epochs: Epochs, seconds: int = WINDOW_S + 1) -> None:
@@ -120,8 +133,7 @@ def test_no_epoch_is_closed_on_one_that_was_taken_back(epochs: Epochs, tmp_path:
     before = epochs.chain.request("evm_snapshot")
     settlement._advance(0)
     assert settlement._advance(0) is None
-    for sealed in epochs.statement(1, settlement.ledger.statement(0)).rounds:
-        settlement.ledger.record_round(sealed.round, sealed.reports)
+    record(settlement.ledger, epochs.statement(1, settlement.ledger.statement(0)))
 
     epochs.chain.request("evm_revert", before)
     with pytest.raises(ChainError, match="Epoch 0 was final and isn't any more"):
@@ -219,3 +231,69 @@ async def test_a_chain_that_is_away_is_waited_for_and_caught_up_with(
     assert pauses[:3] == [1.0, 2.0, 4.0]
     assert told.count("chain.failed") == 3
     assert settlement.ledger.final_epochs() == 1
+
+
+def test_the_statement_lists_every_audit_and_pays_nothing_for_fraud(epochs: Epochs, tmp_path: Path) -> None:
+    honest = epochs.statement(0)
+    caught = next(line.audit for line in honest.audits if line.stage == 0)
+    done = epochs.statement(0, verdict=lambda audit: Verdict.FAILED if audit == caught else Verdict.PASSED)
+    settlement = settlement_of(epochs, tmp_path, done)
+    settlement._advance(0)
+    statement = settlement.ledger.statement(0)
+    assert statement == done
+    check_statement(epochs.spec, statement, Carried())
+    assert [(each.stage, each.node) for each in statement.convicted] == [(0, epochs.address("node-0"))]
+    units = {report.stage: report.units for sealed in statement.rounds for report in sealed.reports}
+    assert units[0] == "0" != units[1]
+
+
+def test_who_was_convicted_in_an_epoch_isn_t_paid_in_the_next(epochs: Epochs, tmp_path: Path) -> None:
+    caught = next(line.audit for line in epochs.statement(0).audits if line.stage == 0)
+    done = epochs.statement(0, verdict=lambda audit: Verdict.FAILED if audit == caught else Verdict.PASSED)
+    settlement = settlement_of(epochs, tmp_path, done)
+    settlement._advance(0)
+    pass_time(epochs)
+    settlement._advance(0)
+    assert settlement._advance(0) is None
+    record(settlement.ledger, epochs.statement(1, done))
+    settlement._advance(1)
+    second = settlement.ledger.statement(1)
+    assert second is not None
+    check_statement(epochs.spec, second, done.carried())
+    assert second.convicted == done.convicted
+    assert {report.units for sealed in second.rounds for report in sealed.reports if report.stage == 0} == {"0"}
+
+
+def test_a_successor_signs_the_verdicts_that_it_takes_over(epochs: Epochs, tmp_path: Path) -> None:
+    settlement = settlement_of(epochs, tmp_path, epochs.statement(0, auditor="node-1"))
+    settlement._advance(0)
+    assert settlement.ledger.statement(0) == epochs.statement(0)
+
+
+def test_nothing_is_minted_where_nothing_is_paid(epochs: Epochs, tmp_path: Path) -> None:
+    done = epochs.statement(0, verdict=lambda _: Verdict.FAILED)
+    settlement = settlement_of(epochs, tmp_path, done)
+    settlement._advance(0)
+    pass_time(epochs)
+    settlement._advance(0)
+    assert settlement._advance(0) is None
+    record_ = epochs.settlement.epoch(0)
+    assert record_ is not None
+    assert (record_.finalized, record_.minted) == (True, 0)
+
+
+def test_an_epoch_with_an_undecided_audit_is_not_closed(epochs: Epochs, tmp_path: Path, told: list[str]) -> None:
+    whole = epochs.statement(0)
+    settlement = settlement_of(epochs, tmp_path, whole.model_copy(update={"audits": whole.audits[1:]}))
+    drawn = len(whole.audits)
+    with pytest.raises(LedgerError, match=rf"{drawn} audits were drawn in epoch 0; the ledger has {drawn - 1} verd"):
+        settlement._advance(0)
+    assert told == []
+
+
+def test_a_tip_that_a_reorganisation_took_is_committed_again(epochs: Epochs, tmp_path: Path) -> None:
+    settlement = settlement_of(epochs, tmp_path)
+    coordinator = epochs.address("coordinator")
+    assert epochs.settlement.beacon_of(0, coordinator) is None
+    settlement._advance(0)
+    assert epochs.settlement.beacon_of(0, coordinator) == beacon_chain(epochs.spec, 0)[0]

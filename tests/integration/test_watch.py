@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from eth_hash.auto import keccak
 
-from commonweight.chain.events import EpochChallenged, EpochRejected
+from commonweight.chain.events import EpochRejected
 from commonweight.chain.rpc import Chain
 from commonweight.devnet.accounts import key_file, password_file, write_keys
 from commonweight.errors import ChainError, StatementUnavailable
@@ -21,41 +21,17 @@ from commonweight.watch.fetch import fetch_statement, mirror_uris
 from commonweight.watch.judge import Own, OwnReceipt
 from commonweight.watch.store import StatementStore
 from commonweight.watch.watcher import Watcher
-from tests.integration.epochs import WINDOW_S, Epochs, with_one_unit_more
+from tests.integration import epochs as world
+from tests.integration.epochs import WINDOW_S, Epochs, challenges, watcher_of, with_one_unit_more
 from tests.integration.network import Process
+
+epochs, told = world.epochs, world.told  # pytest finds fixtures by their names here
 
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Epochs]:
     with Epochs(tmp_path_factory.mktemp("epochs")) as epochs:
         yield epochs
-
-
-@pytest.fixture
-def epochs(base: Epochs, tmp_path: Path) -> Iterator[Epochs]:
-    """The chain as it was when the model had been registered; nothing is published."""
-    snapshot = base.chain.request("evm_snapshot")
-    base.published.folder = tmp_path / "published"
-    yield base
-    base.chain.request("evm_revert", snapshot)
-    base.settlement = type(base.settlement)(base.chain, base.model.settlement, base.sender("coordinator"))
-
-
-@pytest.fixture
-def told(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, Any]]]:
-    """What the watcher says."""
-    said: list[tuple[str, dict[str, Any]]] = []
-    monkeypatch.setattr("commonweight.watch.watcher.emit", lambda name, /, **fields: said.append((name, fields)))
-    return said
-
-
-def watcher_of(epochs: Epochs, folder: Path, **options: Any) -> Watcher:
-    store = StatementStore(folder / "kept")
-    return Watcher(epochs.spec, epochs.chain, epochs.model, store, challenger=epochs.sender("node-1"), **options)
-
-
-def challenges(epochs: Epochs) -> list[EpochChallenged]:
-    return epochs.settlement.events(EpochChallenged)
 
 
 def test_honest_epochs_pass_and_are_kept(epochs: Epochs, tmp_path: Path, told: list[Any]) -> None:

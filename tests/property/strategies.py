@@ -25,6 +25,7 @@ json_values = st.recursive(
 addresses = st.binary(min_size=20, max_size=20).map(lambda raw: "0x" + raw.hex())
 hashes = st.binary(min_size=32, max_size=32)
 domains = st.builds(Domain, st.integers(0, 2**256 - 1), addresses)
+rates = st.sampled_from(["0", "0.1", "0.5", "1"])
 
 
 @st.composite
@@ -39,7 +40,7 @@ def spec_fields(draw: st.DrawFn, max_layers: int = 12) -> dict[str, Any]:
     initial_emission = draw(st.integers(0, 10**24))
     designer_bps = draw(st.integers(0, 10_000))
     return {
-        "format": "commonweight.model/1",
+        "format": "commonweight.model/2",
         "name": draw(st.from_regex(r"[a-z0-9][a-z0-9-]{0,8}", fullmatch=True)),
         "seed": draw(st.integers(0, 2**53 - 1)),
         "stages": draw(st.integers(1, n_layers)),
@@ -69,6 +70,12 @@ def spec_fields(draw: st.DrawFn, max_layers: int = 12) -> dict[str, Any]:
             "adam_eps": "0.00000001",
             "weight_decay": "0.1",
             "grad_clip": "1",
+        },
+        "verification": {
+            "round_rate": draw(rates),
+            "microbatch_rate": draw(rates),
+            "data_rate": draw(rates),
+            "tolerance": "0.00001",
         },
         "data": {
             "tokenizer": "bytes",

@@ -27,12 +27,12 @@ reports = st.builds(
 CLOSED = (("activation_in", 0), ("gradient_out", 0), ("activation_out", -1), ("gradient_in", -1))
 
 
-@given(hashes, generations, reports, st.integers(0, 255), st.data())
+@given(hashes, generations, reports, hashes, st.integers(0, 255), st.data())
 def test_every_change_of_what_came_of_a_unit_changes_the_output_alone(
-    model_id: bytes, generation: int, report: Report, bit: int, data: st.DataObject
+    model_id: bytes, generation: int, report: Report, beacon_tip: bytes, bit: int, data: st.DataObject
 ) -> None:
     """So two stories about one unit are two receipts for it, which convict."""
-    receipt = report_receipt(model_id, generation, report)
+    receipt = report_receipt(model_id, generation, report, beacon_tip)
     told = [
         replace(report, **{name: flipped(getattr(report, name), bit)})
         for name in ("gradient_hash", "state_before", "state_after")
@@ -43,22 +43,20 @@ def test_every_change_of_what_came_of_a_unit_changes_the_output_alone(
     changed.append(replace(hop, loss=-hop.loss))  # 0.0 and -0.0 are equal and differ in their bits
     told += [replace(report, hops=(*report.hops[:number], other, *report.hops[number + 1 :])) for other in changed]
     told.append(replace(report, hops=(*report.hops, hop)))
-    outputs = {receipt.output}
-    for other_report in told:
-        other_receipt = report_receipt(model_id, generation, other_report)
-        assert other_receipt == replace(receipt, output=other_receipt.output)
-        outputs.add(other_receipt.output)
-    assert len(outputs) == 1 + len(told)
+    others = [report_receipt(model_id, generation, each, beacon_tip) for each in told]
+    others.append(report_receipt(model_id, generation, report, flipped(beacon_tip, bit)))
+    assert all(other == replace(receipt, output=other.output) for other in others)
+    assert len({receipt.output, *(other.output for other in others)}) == 1 + len(others)
 
 
-@given(hashes, st.tuples(generations, rounds, stages), st.tuples(generations, rounds, stages), reports)
+@given(hashes, st.tuples(generations, rounds, stages), st.tuples(generations, rounds, stages), reports, hashes)
 def test_another_generation_round_or_stage_is_another_unit(
-    model_id: bytes, one: tuple[int, int, int], two: tuple[int, int, int], report: Report
+    model_id: bytes, one: tuple[int, int, int], two: tuple[int, int, int], report: Report, beacon_tip: bytes
 ) -> None:
     """An honest node trains a round again after a fault: that must not look like two stories about one unit."""
     units = []
     for generation, number, stage in (one, two, (one[1], one[0], one[2]), (one[0], one[1], two[2])):
-        receipt = report_receipt(model_id, generation, replace(report, round=number, stage=stage))
+        receipt = report_receipt(model_id, generation, replace(report, round=number, stage=stage), beacon_tip)
         assert (receipt.model_id, receipt.stage) == (model_id, stage)
         assert receipt.unit == keccak(encode(["uint256"] * 3, [generation, number, stage]))
         units.append(receipt.unit)

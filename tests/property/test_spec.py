@@ -42,7 +42,7 @@ def with_field(path: str, value: Any) -> dict[str, Any]:
 
 
 FIELDS: dict[str, Any] = {
-    "format": "commonweight.model/1",
+    "format": "commonweight.model/2",
     "name": "example",
     "seed": 0,
     "stages": 2,
@@ -73,6 +73,7 @@ FIELDS: dict[str, Any] = {
         "weight_decay": "0.1",
         "grad_clip": "1",
     },
+    "verification": {"round_rate": "0.02", "microbatch_rate": "0", "data_rate": "1", "tolerance": "0.00001"},
     "data": {"tokenizer": "bytes", "manifest": "0x" + "00" * 32, "tokens": 9},
     "economics": {
         "rounds_per_epoch": 2,
@@ -184,6 +185,10 @@ def test_what_is_no_object_is_a_spec_error(value: Any) -> None:
         ("training.learning_rate", "0." + "0" * 50 + "1", "40"),
         ("training.beta1", "1", "below 1"),
         ("training.beta2", "1.5", "below 1"),
+        ("verification.round_rate", "1.1", "at most 1"),
+        ("verification.microbatch_rate", "2", "at most 1"),
+        ("verification.data_rate", "-1", "plain decimal"),
+        ("verification.data_rate", 1, "string"),
     ],
 )
 def test_an_inconsistent_spec_is_refused_by_name(path: str, value: Any, why: str) -> None:
@@ -196,6 +201,12 @@ def test_an_inconsistent_spec_is_refused_by_name(path: str, value: Any, why: str
 @pytest.mark.parametrize("value", ["0", "1", "10", "0.1", "123.456", "0." + "0" * 37 + "1"])
 def test_plain_decimals_are_taken(value: str) -> None:
     assert build_spec(with_field("training.learning_rate", value)).training.learning_rate == value
+
+
+@pytest.mark.parametrize("name", ["round_rate", "microbatch_rate", "data_rate"])
+@pytest.mark.parametrize("value", ["0", "0.5", "1"])
+def test_rates_from_never_to_always_are_taken(name: str, value: str) -> None:
+    assert getattr(build_spec(with_field(f"verification.{name}", value)).verification, name) == value
 
 
 def test_a_spec_over_its_limit_is_refused_and_many_faults_make_a_short_message() -> None:

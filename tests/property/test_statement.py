@@ -1,15 +1,16 @@
 """Whoever has an epoch's statement and the spec can recompute it, and notices any number that was changed."""
 
-import copy
 import json
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from fractions import Fraction
+from math import floor
 from typing import Any
 
 import pytest
 from eth_utils.address import to_checksum_address
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -17,155 +18,33 @@ from commonweight.errors import CommonweightError, StatementMismatch
 from commonweight.rules.accounting import MAX_ACCUMULATOR, NOTHING, Balance, divide_shares
 from commonweight.rules.canonical import canonical_json, content_hash
 from commonweight.rules.emission import emission, split_emission
+from commonweight.rules.epoch import MAX_OPERATOR_POOL, check_statement, credited_receipt, report_units
 from commonweight.rules.merkle import verify_proof
 from commonweight.rules.report import report_receipt
 from commonweight.rules.spec import ModelSpec
 from commonweight.rules.stages import stage_units
-from commonweight.rules.statement import (
-    MAX_OPERATOR_POOL,
-    CreditedReport,
-    SealedRound,
-    ServedLine,
-    Statement,
-    check_statement,
-    credit_report,
-    make_statement,
-    parse_statement,
+from commonweight.rules.statement import Carried, CreditedReport, ServedLine, Statement, parse_statement
+from tests.property.histories import (
+    FEWER,
+    MODEL_ID,
+    NODES,
+    OWNERS,
+    Epoch,
+    altered,
+    build,
+    histories,
+    owners,
+    remake,
+    served_lines,
 )
-from commonweight.watch.judge import credited_receipt
 from tests.property.strategies import json_values, specs
 from tools.build_vectors import honest_reports, mark
 
-OWNERS = tuple(to_checksum_address(mark("owner", i)[:20]) for i in range(4))
-MODEL_ID = mark("model")
 NUMBERS = (
     *("units", "shares", "cumulative_shares", "debt_before", "operator_revenue"),
     *("minted", "compute_shares", "accumulator_before", "operator_pool"),
 )
-FEWER = settings(max_examples=settings().max_examples // 2)
-"""Half as many as elsewhere: drawing a history takes milliseconds."""
-COUNTERS = ("chain_id", "epoch", "round", "stage", "generation", "tokens")
-
-
-@dataclass(frozen=True)
-class Epoch:
-    """A statement and what it was made from."""
-
-    spec: ModelSpec
-    statement: Statement
-    before: dict[str, Balance]
-    operator_earned: int
-
-    @property
-    def divided_before(self) -> int:
-        return sum(balance.operator_revenue for balance in self.before.values())
-
-    def check(self, statement: Statement) -> None:
-        check_statement(self.spec, statement, self.before)
-
-    @property
-    def fields(self) -> dict[str, Any]:
-        return json.loads(canonical_json(self.statement.model_dump()))
-
-
-NODES = tuple(to_checksum_address(mark("node", i)[:20]) for i in range(4))
-owners = st.sampled_from(OWNERS)
-
-
-@st.composite
-def served_lines(draw: st.DrawFn, stages: int) -> tuple[ServedLine, ...]:
-    """What at least one has served, in order."""
-    subjects = st.tuples(st.integers(0, stages - 1), st.sampled_from(NODES), owners)
-    tokens = st.integers(1, 9) | st.integers(1, 2**53 - 1)
-    lines = draw(st.dictionaries(subjects, tokens, min_size=1, max_size=6))
-    return tuple(
-        ServedLine(stage=stage, node=node, account=account, tokens=lines[stage, node, account])
-        for stage, node, account in sorted(lines)
-    )
-
-
-@st.composite
-def histories(draw: st.DrawFn, max_epochs: int = 3) -> list[Epoch]:
-    """Successive epochs of a model whose stages change hands, trained and served."""
-    spec = draw(specs(max_layers=4))
-    balances: dict[str, Balance] = {}
-    accumulator, earned, generation, history = 0, 0, 1, []
-    for epoch in range(draw(st.integers(1, max_epochs))):
-        first = epoch * spec.economics.rounds_per_epoch
-        rounds = []
-        for number in range(first, first + spec.economics.rounds_per_epoch):
-            generation += draw(st.integers(0, 2))
-            reports = tuple(
-                credit_report(
-                    spec,
-                    report,
-                    node=NODES[report.stage],
-                    account=draw(owners),
-                    generation=generation,
-                    signature=mark("signature", number) * 2 + b"\x1b",
-                )
-                for report in honest_reports(spec.stages, spec.training.microbatches_per_round, number)
-            )
-            rounds.append(SealedRound(round=number, reports=reports))
-        earned += draw(st.integers(0, 100) | st.integers(0, 2**96))
-        statement = make_statement(
-            spec,
-            chain_id=31337,
-            settlement=OWNERS[0],
-            model_id=MODEL_ID,
-            epoch=epoch,
-            rounds=rounds,
-            served=draw(st.just(()) | served_lines(spec.stages)),
-            operator_earned=earned,
-            balances_before=balances,
-            accumulator_before=accumulator,
-        )
-        history.append(Epoch(spec, statement, balances, earned))
-        balances = statement.balances()
-        accumulator += draw(st.integers(0, 2**140))
-    return history
-
-
-def numbers_in(value: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
-    """The way to every number, written as a string or not."""
-    if isinstance(value, dict):
-        for key, item in value.items():
-            if key in NUMBERS or key in COUNTERS:
-                yield (*path, key)
-            yield from numbers_in(item, (*path, key))
-    elif isinstance(value, list):
-        for index, item in enumerate(value):
-            yield from numbers_in(item, (*path, index))
-
-
-def altered(fields: dict[str, Any], path: tuple[str | int, ...], value: Any) -> dict[str, Any]:
-    fields = copy.deepcopy(fields)
-    part: Any = fields
-    for key in path[:-1]:
-        part = part[key]
-    part[path[-1]] = value
-    return fields
-
-
-def remake(epoch: Epoch, **changes: Any) -> Statement:
-    """The statement made again, from something else."""
-    statement = epoch.statement
-    made_from: dict[str, Any] = {
-        "chain_id": statement.chain_id,
-        "settlement": statement.settlement,
-        "model_id": MODEL_ID,
-        "epoch": statement.epoch,
-        "rounds": statement.rounds,
-        "served": statement.served,
-        "operator_earned": epoch.operator_earned,
-        "balances_before": epoch.before,
-        "accumulator_before": int(statement.accumulator_before),
-    }
-    return make_statement(epoch.spec, **(made_from | changes))
-
-
-def build(fields: dict[str, Any]) -> Statement:
-    return Statement.model_validate_json(canonical_json(fields))
+COUNTERS = ("chain_id", "epoch", "round", "stage", "microbatch", "generation", "tokens")
 
 
 @FEWER
@@ -185,11 +64,13 @@ def test_sums_are_those_of_the_emission(history: list[Epoch]) -> None:
     earned: dict[str, int] = {}
     for epoch in history:
         economics, statement = epoch.spec.economics, epoch.statement
-        minted = emission(economics, statement.epoch)
-        assert int(statement.minted) == minted
+        reports = [report for sealed in statement.rounds for report in sealed.reports]
+        credited = sum(int(report.units) for report in reports)
+        done = sum(report_units(epoch.spec, report.stage) for report in reports)
+        minted = int(statement.minted)
+        assert minted == floor(Fraction(emission(economics, statement.epoch) * credited, done))
         compute = split_emission(minted, economics.designer_bps, economics.data_bps).compute
         assert sum(int(line.shares) for line in statement.accounts) == compute == int(statement.compute_shares)
-        credited = sum(int(report.units) for sealed in statement.rounds for report in sealed.reports)
         assert sum(int(line.units) for line in statement.accounts) == credited
         for line in statement.accounts:
             earned[line.account] = earned.get(line.account, 0) + int(line.shares)
@@ -206,12 +87,12 @@ def test_sums_are_those_of_the_emission(history: list[Epoch]) -> None:
 @given(histories())
 def test_operators_divide_all_that_they_earned_once_somebody_serves(history: list[Epoch]) -> None:
     for epoch in history:
-        statement, divided = epoch.statement, epoch.divided_before
+        statement, divided = epoch.statement, epoch.before.operator_revenue
         pool = int(statement.operator_pool)
         assert sum(int(line.operator_revenue) for line in statement.accounts) == pool
         assert pool == (epoch.operator_earned if statement.served else divided)
         gained = {
-            line.account: int(line.operator_revenue) - epoch.before.get(line.account, NOTHING).operator_revenue
+            line.account: int(line.operator_revenue) - epoch.before.balances.get(line.account, NOTHING).operator_revenue
             for line in statement.accounts
         }
         weights: dict[str, int] = {}
@@ -241,11 +122,11 @@ def test_a_token_is_worth_the_work_of_the_stage_that_it_went_through(
 def test_what_nobody_served_waits_for_who_serves_next(
     history: list[Epoch], earned: int, first: tuple[ServedLine, ...], last: tuple[ServedLine, ...], more: int
 ) -> None:
-    spec, balances, pools = history[0].spec, {}, []
+    spec, before, pools = history[0].spec, Carried(), []
     for served, amount in ((first, earned), ((), earned + more), ((), earned + 2 * more), (last, earned + 3 * more)):
-        statement = remake(history[0], served=served, operator_earned=amount, balances_before=balances)
-        check_statement(spec, statement, balances)
-        balances = statement.balances()
+        statement = remake(history[0], served=served, operator_earned=amount, before=before)
+        check_statement(spec, statement, before)
+        before = replace(statement.carried(), states={})  # the same rounds once more
         pools.append(int(statement.operator_pool))
     assert pools == [earned, earned, earned, earned + 3 * more]
 
@@ -254,9 +135,9 @@ def test_what_nobody_served_waits_for_who_serves_next(
 @given(histories(1), st.integers(0, 2**96), st.integers(1, 2**96))
 def test_a_pool_below_what_is_divided_is_refused(history: list[Epoch], pool: int, missing: int) -> None:
     epoch, divided = history[0], pool + missing
-    before = {OWNERS[0]: replace(NOTHING, operator_revenue=divided)}
+    before = Carried({OWNERS[0]: replace(NOTHING, operator_revenue=divided)})
     with pytest.raises(ValueError, match=f"have earned {pool}; {divided} is divided among them already"):
-        remake(epoch, operator_earned=pool, balances_before=before)
+        remake(epoch, operator_earned=pool, before=before)
     short = build(altered(epoch.fields, ("operator_pool",), str(pool)))
     with pytest.raises(StatementMismatch, match=f"divides {pool} among operators, after {divided} before"):
         check_statement(epoch.spec, short, before)
@@ -273,12 +154,12 @@ def test_a_pool_that_no_contract_can_count_is_refused(history: list[Epoch], pool
 @FEWER
 @given(histories(1))
 def test_a_credited_line_is_what_its_provider_signed(history: list[Epoch]) -> None:
-    spec = history[0].spec
+    spec, tip = history[0].spec, bytes.fromhex(history[0].statement.beacon_tip[2:])
     for sealed in history[0].statement.rounds:
         honest = honest_reports(spec.stages, spec.training.microbatches_per_round, sealed.round)
         for line, report in zip(sealed.reports, honest, strict=True):
-            signed = report_receipt(MODEL_ID, line.generation, report)
-            assert credited_receipt(MODEL_ID, sealed.round, line) == signed
+            signed = report_receipt(MODEL_ID, line.generation, report, tip)
+            assert credited_receipt(MODEL_ID, sealed.round, line, tip) == signed
 
 
 @given(histories(), st.data())
@@ -293,9 +174,9 @@ def test_any_one_changed_number_is_noticed(history: list[Epoch], data: st.DataOb
         | st.sampled_from([-2, -1, 1, 2]).map(lambda step: int(part) + step)
     )
     assume(value >= (path[-1] == "tokens") and value != int(part))
-    if path == ("accumulator_before",) and epoch.before and value <= MAX_ACCUMULATOR:
+    if path == ("accumulator_before",) and epoch.before.balances and value <= MAX_ACCUMULATOR:
         # Where nobody earned anything in the epoch before, it decides nothing.
-        assume(any(balance.epoch_shares for balance in epoch.before.values()))
+        assume(any(balance.epoch_shares for balance in epoch.before.balances.values()))
     if path[-1] == "generation" and epoch.spec.stages == 1:
         assume(not is_increasing(epoch, path, value))  # only the signature tells
     other = altered(epoch.fields, path, type(part)(value))
@@ -312,9 +193,21 @@ def test_any_one_changed_number_is_noticed(history: list[Epoch], data: st.DataOb
 def test_balances_that_no_contract_holds_are_a_fault_and_no_crash(history: list[Epoch], name: str) -> None:
     """A final epoch that nobody challenged may have left them; what follows is measured against it."""
     epoch = history[-1]
-    absurd = {OWNERS[0]: replace(Balance(0, 0, 0, 0), **{name: 10**78 - 1})}
+    absurd = replace(epoch.before, balances={OWNERS[0]: replace(Balance(0, 0, 0, 0), **{name: 10**78 - 1})})
     with pytest.raises(StatementMismatch, match="can't follow the balances before it"):
         check_statement(epoch.spec, epoch.statement, absurd)
+
+
+def numbers_in(value: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
+    """The way to every number, written as a string or not."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            if key in NUMBERS or (key in COUNTERS and item is not None):
+                yield (*path, key)
+            yield from numbers_in(item, (*path, key))
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from numbers_in(item, (*path, index))
 
 
 def is_increasing(epoch: Epoch, path: tuple[str | int, ...], value: int) -> bool:
@@ -357,7 +250,7 @@ def test_other_changes_are_noticed(history: list[Epoch], data: st.DataObject) ->
         others.append(altered(fields, ("served", 0, "account"), stranger))
     if len(fields["served"]) > 1:
         others.append(altered(fields, ("served",), fields["served"][::-1]))
-    if int(fields["operator_pool"]) > epoch.divided_before:
+    if int(fields["operator_pool"]) > epoch.before.operator_revenue:
         others.append(altered(fields, ("served",), []))
     for other in others:
         with pytest.raises(StatementMismatch):
@@ -374,13 +267,14 @@ def served_line(stage: int) -> dict[str, Any]:
 def test_other_balances_before_are_noticed(history: list[Epoch], data: st.DataObject) -> None:
     epoch = history[-1]
     account = data.draw(owners)
-    old = epoch.before.get(account, NOTHING)
+    old = epoch.before.balances.get(account, NOTHING)
     others = [replace(old, cumulative_shares=old.cumulative_shares + 1), replace(old, debt_before=old.debt_before + 1)]
     if account not in {line.account for line in epoch.statement.served}:
         others.append(replace(old, operator_revenue=old.operator_revenue + 1))
     for other in others:
+        before = replace(epoch.before, balances={**epoch.before.balances, account: other})
         with pytest.raises(StatementMismatch):
-            check_statement(epoch.spec, epoch.statement, {**epoch.before, account: other})
+            check_statement(epoch.spec, epoch.statement, before)
 
 
 @FEWER
@@ -388,7 +282,7 @@ def test_other_balances_before_are_noticed(history: list[Epoch], data: st.DataOb
 def test_another_spec_is_noticed(history: list[Epoch], other: ModelSpec) -> None:
     if other != history[0].spec:
         with pytest.raises(StatementMismatch, match="is of spec"):
-            check_statement(other, history[0].statement, {})
+            check_statement(other, history[0].statement, Carried())
 
 
 @FEWER
@@ -445,13 +339,29 @@ def test_an_account_has_one_spelling(account: str) -> None:
 
 
 @FEWER
-@given(histories(max_epochs=1), st.data())
+@given(histories(), st.data())
 def test_a_round_that_goes_on_from_another_state_is_named(history: list[Epoch], data: st.DataObject) -> None:
-    epoch = history[0]
-    assume(len(epoch.statement.rounds) > 1)
-    number = data.draw(st.integers(1, len(epoch.statement.rounds) - 1))
+    """The first round of an epoch, too: it goes on from the last of the epoch before."""
+    epoch = data.draw(st.sampled_from(history))
+    index = data.draw(st.integers(0, len(epoch.statement.rounds) - 1))
+    assume(epoch.first + index > 0)
     stage = data.draw(st.integers(0, epoch.spec.stages - 1))
-    path = ("rounds", number, "reports", stage, "state_before")
+    path = ("rounds", index, "reports", stage, "state_before")
     statement = Statement.model_validate_json(json.dumps(altered(epoch.fields, path, "0x" + "ab" * 32)))
-    with pytest.raises(StatementMismatch, match=rf"Round {number} begins stage {stage} from state 0xabab"):
+    with pytest.raises(StatementMismatch, match=rf"Round {epoch.first + index} begins stage {stage} from state 0xabab"):
         epoch.check(statement)
+
+
+@FEWER
+@given(histories(), st.data())
+def test_an_epoch_after_another_state_is_named(history: list[Epoch], data: st.DataObject) -> None:
+    """Be it that of another stage: states can't be swapped where nobody has sealed a round."""
+    epoch = history[-1]
+    assume(epoch.before.states)
+    stage = data.draw(st.integers(0, epoch.spec.stages - 1))
+    other = data.draw(st.integers(0, epoch.spec.stages - 1))
+    assume(other != stage or epoch.spec.stages == 1)
+    swapped = epoch.before.states[other] if other != stage else "0x" + "ab" * 32
+    before = replace(epoch.before, states={**epoch.before.states, stage: swapped})
+    with pytest.raises(StatementMismatch, match=rf"Round {epoch.first} begins stage {stage} .* left it at {swapped}"):
+        check_statement(epoch.spec, epoch.statement, before)

@@ -8,11 +8,12 @@ import pytest
 from typer.testing import CliRunner
 
 from commonweight.cli import data, model
-from commonweight.cli.model_facts import eras_of
+from commonweight.cli.model_facts import cheats_of, eras_of
 from commonweight.cli.output import format_amount, format_engineering, format_percent, format_rounded
 from commonweight.devnet.spec import devnet_spec
 from commonweight.errors import CommonweightError, DataError, SpecError
 from commonweight.rules.canonical import canonical_json
+from commonweight.rules.economics import Cheat
 from commonweight.rules.emission import emission
 from commonweight.rules.spec import ModelSpec, build_spec
 from commonweight.rules.stages import boundary_bytes_per_token, stage_layers, stage_parameters
@@ -70,6 +71,44 @@ def test_a_model_is_told_in_words(spec_file: Path) -> None:
     assert [line.split()[:2] for line in stages] == [["0", "0–1"], ["1", "2–3"], ["2", "4–5"], ["3", "6–7"]]
     assert "0–3                   1,000,000       4,000,000" in lines
     assert "10.00 % designer, 10.00 % data, 80.00 % compute" in lines[-1]
+
+
+def rates(**changed: str) -> ModelSpec:
+    fields = spec_with().model_dump()
+    fields["verification"] |= {f"{kind}_rate": rate for kind, rate in changed.items()}
+    return build_spec(fields)
+
+
+def test_verification_is_told_in_words(spec_file: Path) -> None:
+    spec_file.write_bytes(canonical_json(rates(round="0.02", microbatch="0.005", data="0.05").model_dump()))
+    lines = [" ".join(line.split()) for line in show(spec_file).splitlines()]
+    assert "whole round 2.00 % 0.6 2.00 %" in lines
+    assert "microbatch 0.50 % 2.352 0.33 %" in lines
+    assert "text, on stage 0 5.00 % 24 0.00 %" in lines
+    assert "together 2.33 %" in lines
+    # 1 - 0.98^15, 1 - 0.98^30; and with a third of the auditors colluding (1/3) / (1 - (1 - 0.02 * 2/3)^30) - 1
+    assert "steps of rounds 26.14 % 45.45 % 0.006" in lines
+    assert "text, on stage 0 > 99.99 % > 99.99 % 0.000" in lines
+    assert any("to who leaves for good at most 15.7 rounds' pay" in line for line in lines)  # (1/3) / 0.02 - 1
+
+
+def test_the_numbers_of_cheats_agree_with_each_other() -> None:
+    scattered, whole, step, text = cheats_of(rates(round="0.02", microbatch="0.005", data="0.05"))
+    assert [each.cheat for each in (scattered, whole, step, text)] == [Cheat.WORK, Cheat.WORK, Cheat.STEP, Cheat.TEXT]
+    assert 1 > scattered.caught > whole.caught > step.caught > 0
+    assert scattered.stake == whole.stake > step.stake > text.stake == 0
+    assert step.leaving > whole.leaving == scattered.leaving > text.leaving == 0
+
+
+def test_without_audits_no_stake_is_enough(spec_file: Path) -> None:
+    spec_file.write_bytes(canonical_json(rates(round="0", microbatch="0", data="0").model_dump()))
+    assert "whole rounds 0.00 % 0.00 % none is enough" in [
+        " ".join(line.split()) for line in show(spec_file).splitlines()
+    ]
+    verification = json.loads(show(spec_file, "--json"))["verification"]
+    assert [each["stake"] for each in verification["cheats"]] == [None, None, None, 0]
+    assert [each["leaving"] for each in verification["cheats"]] == [None, None, None, 0]
+    assert all(each["per_stage_and_epoch"] == each["of_stage_work"] == 0 for each in verification["audits"])
 
 
 def test_json_has_the_exact_numbers(spec_file: Path) -> None:

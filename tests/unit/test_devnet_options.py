@@ -1,11 +1,19 @@
 """What a devnet is started with: bad input is one clear error, before anything is started."""
 
 import os
+import re
+import sys
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from commonweight.devnet.byzantine import KINDS, Cheating
+from commonweight.devnet.commands import node_command
+from commonweight.devnet.deployment import Deployment
 from commonweight.devnet.folder import RunFolder, write_json
 from commonweight.devnet.observer import read_state
 from commonweight.devnet.options import DevnetOptions
@@ -16,7 +24,7 @@ MANIFEST = "0x" + "ab" * 32
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("options", "said"),
     [
         ({"backend": "geth"}, "--backend 'geth' is none of auto, anvil, embedded"),
         ({"stages": 0}, "--stages 0 must be at least 1"),
@@ -24,11 +32,59 @@ MANIFEST = "0x" + "ab" * 32
         ({"until_epoch": 0}, "--until-epoch 0"),
         ({"rounds_per_epoch": 0}, "--rounds-per-epoch 0"),
         ({"report": Path("/nowhere/at/all.json")}, "there is no folder /nowhere/at"),
+        ({"byzantine": ("zeros",)}, "--byzantine 'zeros' must be STAGE:KIND or STAGE:KIND:FRACTION, as in 1:zeros:0.1"),
+        ({"byzantine": ("x:zeros",)}, "--byzantine 'x:zeros' must be STAGE:KIND"),
+        ({"byzantine": ("-1:zeros",)}, "--byzantine '-1:zeros' must be STAGE:KIND"),
+        ({"byzantine": ("4:zeros",)}, "there is no stage 4; there are 0 to 3"),
+        ({"byzantine": ("1:zero",)}, "--byzantine '1:zero': 'zero' is no way of cheating. There are: zeros, noise,"),
+        ({"byzantine": ("1:",)}, "'' is no way of cheating"),
+        ({"byzantine": ("1:zeros:",)}, "the fraction '' must be a number above 0 and at most 1"),
+        ({"byzantine": ("1:zeros:0",)}, "the fraction '0' must be"),
+        ({"byzantine": ("1:zeros:1.1",)}, "the fraction '1.1' must be"),
+        ({"byzantine": ("1:zeros:1e-3",)}, "the fraction '1e-3' must be"),
+        ({"byzantine": ("1:zeros:nan",)}, "the fraction 'nan' must be"),
+        ({"byzantine": ("1:zeros:0.1:2",)}, "the fraction '0.1:2' must be"),
+        ({"byzantine": ("1:wrong-data",)}, "wrong-data is possible on the first stage only"),
+        ({"byzantine": ("2:false-loss",)}, "false-loss is possible on the last stage only"),
+        ({"byzantine": ("0:copied",)}, "copied is possible on a stage between two others only"),
+        ({"byzantine": ("3:copied",)}, "copied is possible on a stage between two others only"),
+        ({"byzantine": ("1:zeros", "1:noise")}, "--byzantine '1:noise': stage 1 cheats by zeros already"),
     ],
 )
-def test_bad_options_are_named(given: dict[str, Any], said: str) -> None:
-    with pytest.raises(ConfigError, match=said):
-        DevnetOptions(**given)
+def test_bad_options_are_named(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        DevnetOptions(**options)
+
+
+def test_who_cheats_is_known_by_stage() -> None:
+    options = DevnetOptions(byzantine=("3:false-loss:.25", "0:zeros"))
+    assert options.cheating == {3: Cheating("false-loss", 0.25), 0: Cheating("zeros")}
+    assert [str(cheating) for cheating in options.cheating.values()] == ["false-loss:0.25", "zeros"]
+    assert DevnetOptions().cheating == {}
+
+
+@given(st.sampled_from(sorted(KINDS)), st.integers(1, 10**6))
+def test_what_is_passed_on_to_the_process_is_read_as_the_same(kind: str, millionths: int) -> None:
+    cheating = Cheating(kind, millionths / 10**6)
+    assert Cheating.parse(str(cheating)) == cheating
+
+
+def test_a_model_of_one_stage_has_first_and_last_in_one() -> None:
+    for kind in ("wrong-data", "false-loss", "under-tolerance", "adaptive", "flood"):
+        assert DevnetOptions(stages=1, byzantine=(f"0:{kind}",)).cheating == {0: Cheating(kind)}
+    with pytest.raises(ConfigError, match="between two others"):
+        DevnetOptions(stages=1, byzantine=("0:copied",))
+
+
+def test_a_node_that_cheats_is_started_as_an_adversary() -> None:
+    deployment = Deployment(**dict.fromkeys((field.name for field in fields(Deployment)), "0xaa"))
+    honest, cheat = (
+        node_command(RunFolder(Path("run")), deployment, "node-1", "peer", how)
+        for how in (None, Cheating("zeros", 0.1))
+    )
+    assert honest[:5] == [sys.executable, "-m", "commonweight", "node", "run"]
+    assert cheat[:4] == [sys.executable, "-m", "adversary", "zeros:0.1"]
+    assert honest[5:] == cheat[4:]
 
 
 def test_a_report_may_go_into_the_runs_own_folder(tmp_path: Path) -> None:

@@ -8,10 +8,19 @@ import pytest
 
 from commonweight.devnet.observer import StateFile
 from commonweight.devnet.ownership import Holding, Ownership
+from commonweight.devnet.penalties import Penalties, Penalty
 from commonweight.devnet.report import build_report
 from commonweight.devnet.revenue import Revenue
 from commonweight.devnet.state import MAX_ERRORS, DevnetState, fold
-from commonweight.devnet.view import event_line, next_commands, node_rows, ownership_rows, progress, sparkline
+from commonweight.devnet.view import (
+    event_line,
+    fraud_lines,
+    next_commands,
+    node_rows,
+    ownership_rows,
+    progress,
+    sparkline,
+)
 from commonweight.errors import StateError
 from commonweight.events import Event
 
@@ -30,7 +39,7 @@ def sealed(round_: int, loss: float, at: float = 107.5) -> tuple[str, Event]:
 
 
 START = [
-    ("devnet", event("devnet.started", folder="/runs/one", seed=7, until_epoch=2)),
+    ("devnet", event("devnet.started", folder="/runs/one", seed=7, until_epoch=2, rounds_per_epoch=2)),
     ("devnet", event("chain.ready", backend="anvil", rpc_url="http://127.0.0.1:1", chain_id=31337)),
     ("devnet", event("node.created", name="node-0", address=ALICE, log="logs/node-0.jsonl")),
     ("devnet", event("node.created", name="node-1", address=BOB, log="logs/node-1.jsonl")),
@@ -141,7 +150,8 @@ def test_a_line_per_round_and_per_event_that_matters() -> None:
 @pytest.mark.parametrize("events", [[], START, [*START, *SETTLED]])
 def test_progress_is_shown_at_every_point(events: list[tuple[str, Event]]) -> None:
     shown = progress(after(*events), now=161.0)
-    assert set(shown) == {"epoch", "round", "loss", "speed", "boundaries", "nodes", "revenue", "minted", "time"}
+    names = {"epoch", "round", "loss", "speed", "boundaries", "nodes", "audits", "revenue", "minted", "time"}
+    assert set(shown) == names
 
 
 def test_revenue_is_what_the_gateway_collected_and_the_chain_showed() -> None:
@@ -165,6 +175,83 @@ def test_a_unit_that_is_missing_is_noticed() -> None:
     for wrong in ({"paid_in": 101, "remainder": 1}, {"paid_in": 100, "remainder": 0}):
         with pytest.raises(StateError, match="doesn't add up"):
             Revenue(**wrong, **parts).check()
+
+
+def audited(round_: int, stage: int, kind: str, verdict: str, node: str, why: str = "because") -> list[Any]:
+    """An audit that was drawn, and what came of it."""
+    unit: dict[str, Any] = {"round": round_, "stage": stage, "kind": kind, "microbatch": None}
+    decided = event("audit.decided", **unit, node=node, verdict=verdict, why=why)
+    return [("coordinator", event("audit.drawn", **unit)), ("coordinator", decided)]
+
+
+CAUGHT = [
+    *audited(2, 1, "round", "passed", ALICE),
+    *audited(2, 0, "data", "failed", BOB, "other tokens"),
+    *audited(3, 0, "round", "failed", BOB, "once more"),
+    *audited(3, 1, "round", "withheld", ALICE),
+    ("coordinator", event("audit.drawn", round=4, stage=0, kind="round", microbatch=None)),
+    ("coordinator", event("provider.equivocated", node=ALICE, stage=1, round=4)),
+    ("coordinator", event("slash.executed", stage=0, node=BOB, transaction="0x1")),
+]
+PENALTIES = Penalties(slashed=(Penalty(BOB, 0, 1_000_000, ROOT), Penalty(ALICE, 7, 5, ROOT)), unpaid={BOB: 4 * 10**20})
+
+
+def test_audits_are_counted_and_a_fraud_is_kept_as_it_was_first_found() -> None:
+    state = after(*START, *CAUGHT)
+    assert state.audits["round"] == {"drawn": 4, "passed": 1, "failed": 1, "withheld": 1}
+    assert state.audit_counts == {"drawn": 5, "passed": 1, "failed": 2, "withheld": 1}
+    bob, alice = state.frauds
+    assert (bob.node, bob.stage, bob.round, bob.epoch, bob.kind, bob.why) == (BOB, 0, 2, 1, "data", "other tokens")
+    assert (alice.node, alice.round, alice.epoch, alice.kind) == (ALICE, 4, 2, "equivocation")
+    assert state.slashed == (BOB,)
+    assert after(*START, *(("node-0", told) for _, told in CAUGHT)).audits == {}, "only the coordinator may say"
+
+
+def test_audits_and_frauds_are_shown() -> None:
+    assert progress(after(*START), now=161.0)["audits"] == "none was drawn yet"
+    state = after(*START, *CAUGHT)
+    shown = "5 drawn: 1 passed, 2 failed, 1 withheld; cheated: node-1 (data), node-0 (equivocation)"
+    assert progress(state, now=161.0)["audits"] == shown
+    lines = [
+        line for number, told in enumerate(CAUGHT) if (line := event_line(after(*START, *CAUGHT[: number + 1]), *told))
+    ]
+    assert lines == [
+        "stage 0: the data audit of round 2, node-1's work, found fraud. other tokens",
+        "stage 1: the round audit of round 3, node-0's work, didn't get what it takes. because",
+        "stage 1: node-0 signed two different reports of round 4",
+        "stage 0: node-1 is slashed",
+    ]
+    (line, _) = (event_line(after(*START, *CAUGHT, *SETTLED[:2]), *each) for each in SETTLED[:2])
+    assert line is not None
+    assert line.endswith("0 shares  1/5 audits passed, 2 failed")
+
+
+def test_the_summary_names_who_cheated_and_what_it_lost() -> None:
+    ownership = Ownership((Holding(ALICE, 3 * 10**23, 10**20), Holding(BOB, 0, 0)), supply=3 * 10**23)
+    bob, alice = fraud_lines(after(*START, *CAUGHT), PENALTIES, ownership)
+    assert bob == (
+        f"node-1 ({BOB}) cheated on stage 0: data, round 2, epoch 1. It lost 1 tUSD of stake, 400 E FLOPs "
+        "weren't paid, and it owns 0 shares.\n  other tokens"
+    )
+    assert alice.startswith(f"node-0 ({ALICE}) cheated on stage 1: equivocation, round 4, epoch 2. It lost 0 tUSD")
+
+
+def test_a_node_that_is_to_cheat_is_marked() -> None:
+    created = event("node.created", name="node-2", address=ROOT[:42], log="", byzantine="zeros:0.1")
+    assert node_rows(fold(after(*START), "devnet", created).nodes)[2][-1] == "waiting, cheats: zeros:0.1"
+
+
+def test_the_report_has_audits_stakes_and_unpaid_work() -> None:
+    facts: dict[str, Any] = {"deployments": {}, "exit_reason": "finished", "peak_rss_bytes": 5, "versions": {}}
+    state = after(*START, *CAUGHT)
+    report = json.loads(json.dumps(build_report(state, ownership=Ownership(), penalties=PENALTIES, **facts)))
+    nothing = {"drawn": 0, "passed": 0, "failed": 0, "withheld": 0, "undecided": 0}
+    assert report["audits"]["data"] == nothing | {"drawn": 1, "failed": 1}
+    assert report["slashed"] == [
+        {"address": BOB, "stage": 0, "epoch": 1, "amount": "1000000", "evidence_hash": ROOT},
+        {"address": ALICE, "stage": 7, "epoch": None, "amount": "5", "evidence_hash": ROOT},
+    ]
+    assert report["unpaid_units"] == {"total": "400000000000000000000", "by_address": {BOB: "400000000000000000000"}}
 
 
 def test_progress_names_loss_speed_bytes_and_time() -> None:
@@ -193,6 +280,7 @@ def test_the_report_is_json_and_keeps_big_integers() -> None:
             build_report(
                 state,
                 ownership=ownership,
+                penalties=Penalties(),
                 deployments={"model_id": ROOT},
                 exit_reason="finished",
                 peak_rss_bytes=5,

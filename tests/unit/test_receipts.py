@@ -11,17 +11,21 @@ import grpc
 import pytest
 
 from commonweight.disk import replace_file
-from commonweight.errors import PeerUnreachable, StateError
+from commonweight.errors import CommitmentBroken, MalformedMessage, PeerUnreachable, StateError
 from commonweight.identity import NodeIdentity
+from commonweight.rules.beacon import hash_chain
 from commonweight.rules.canonical import canonical_json
-from commonweight.rules.report import Hop, Report
+from commonweight.rules.report import Hop, Report, report_receipt
 from commonweight.rules.statement import to_hex
 from commonweight.watch.judge import OwnReceipt
 from commonweight.wire.generated import control_pb2 as pb
 from commonweight.wire.generated import worker_pb2
 from commonweight.wire.messages import report_to_proto
+from commonweight.wire.tls import make_certificate
+from node import control as control_module
 from node import receipts as receipts_module
-from node.control import _Session
+from node.control import Session
+from node.evidence import Evidence
 from node.receipts import Receipts
 from node.watching import Watch
 from tests.unit.tiny import tiny_spec
@@ -76,10 +80,15 @@ def test_only_sealed_rounds_are_kept_and_a_torn_line_is_left_out(tmp_path: Path)
 
 
 IDENTITY = NodeIdentity(b"\1" * 32)
-ASSIGNMENT = pb.Assignment(spec=canonical_json(tiny_spec().model_dump()), model_id=bytes(32), chain_id=1)
+SPEC = tiny_spec()
+ASSIGNMENT = pb.Assignment(spec=canonical_json(SPEC.model_dump()), model_id=bytes(32), chain_id=1)
 ASSIGNMENT.settlement = "0x5FbDB2315678afecb367f032d93F642f64180aa3"
 HASH = b"\2" * 32
 REPORT = Report(5, 0, (Hop(HASH, HASH, HASH, HASH, HASH, loss=0.0),), HASH, HASH, HASH)
+CHAIN = hash_chain(HASH, SPEC.economics.rounds_per_epoch)
+PLAN = pb.RoundPlan(generation=1, round=5, beacon_tip=CHAIN[0])
+OUTPUTS = [report_receipt(bytes(32), 1, REPORT, CHAIN[0]).output, HASH]
+SEALED = pb.RoundSealed(round=5, beacon=CHAIN[6], outputs=OUTPUTS, retained=[5])
 
 
 def watch_of(folder: Path) -> Watch:
@@ -92,6 +101,7 @@ class Worker:
     """Has trained one round."""
 
     def __init__(self) -> None:
+        self.commands: list[str | None] = []
         report = worker_pb2.WorkerReport(generation=1, report=report_to_proto(REPORT))
         self._events = [worker_pb2.WorkerEvent(report=report)]
 
@@ -100,18 +110,32 @@ class Worker:
             await asyncio.Event().wait()
         return self._events.pop()
 
+    async def send(self, command: worker_pb2.WorkerCommand) -> None:
+        self.commands.append(command.WhichOneof("body"))
+
 
 class Call:
-    """The coordinator's stream: the round is sealed."""
+    """The coordinator's stream: these messages."""
 
-    def __init__(self) -> None:
-        self._messages = [grpc.aio.EOF, pb.CoordinatorMessage(sealed=pb.RoundSealed(round=5))]
+    def __init__(self, *messages: pb.CoordinatorMessage) -> None:
+        self._messages = [grpc.aio.EOF, *reversed(messages)]
 
     async def read(self) -> Any:
         return self._messages.pop()
 
     async def details(self) -> str:
         return ""
+
+
+def a_session(folder: Path) -> "tuple[Watch, asyncio.Queue[pb.NodeMessage], Worker, Session]":
+    """A node with its stage assigned."""
+    watch, outbox, worker = watch_of(folder), asyncio.Queue[pb.NodeMessage](), Worker()
+    evidence = Evidence(folder, make_certificate(IDENTITY))
+    evidence.begin(ASSIGNMENT)
+    parts: Any = (SimpleNamespace(identity=IDENTITY), worker, outbox, watch, None, evidence)
+    session = Session(*parts)
+    session._assigned.set_result(ASSIGNMENT)
+    return watch, outbox, worker, session
 
 
 @pytest.mark.asyncio
@@ -131,20 +155,52 @@ async def test_the_event_loop_doesn_t_wait_for_the_disk(tmp_path: Path, monkeypa
 
     for method in (Receipts.promise, Receipts.seal):
         monkeypatch.setattr(Receipts, method.__name__, slow(method))
-    watch, outbox, config = watch_of(tmp_path), asyncio.Queue[pb.NodeMessage](), SimpleNamespace(identity=IDENTITY)
-    parts: Any = (config, Worker(), outbox, watch, None)
-    session = _Session(*parts)
-    session._assigned.set_result(ASSIGNMENT)
+    watch, outbox, worker, session = a_session(tmp_path)
     async with asyncio.timeout(30):
+        with pytest.raises(PeerUnreachable, match="ended the stream"):
+            await session.obey(Call(pb.CoordinatorMessage(plan=PLAN)))
         relaying = asyncio.create_task(session.relay())
         signed = (await outbox.get()).report
         with pytest.raises(PeerUnreachable, match="ended the stream"):
-            await session.obey(Call())
+            await session.obey(Call(pb.CoordinatorMessage(sealed=SEALED), pb.CoordinatorMessage(plan=PLAN)))
         relaying.cancel()
+    assert worker.commands == ["plan", "retain", "plan"]
     assert written == ["promise", "seal"]
     assert watch.receipts is not None
     (receipt,) = watch.receipts.of_epoch(0)
     assert receipt.signature == to_hex(signed.signature)
+
+
+LIES: dict[str, pb.CoordinatorMessage] = {
+    "no tip": pb.CoordinatorMessage(plan=pb.RoundPlan(generation=1, round=6)),
+    "another tip": pb.CoordinatorMessage(plan=pb.RoundPlan(generation=1, round=6, beacon_tip=HASH)),
+    "another value": pb.CoordinatorMessage(
+        sealed=pb.RoundSealed(round=5, beacon=CHAIN[5], outputs=OUTPUTS, retained=[5])
+    ),
+    "another output": pb.CoordinatorMessage(
+        sealed=pb.RoundSealed(round=5, beacon=CHAIN[6], outputs=[HASH, HASH], retained=[5])
+    ),
+}
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("lie", LIES.values(), ids=LIES.keys())
+async def test_a_coordinator_that_would_choose_what_is_audited_is_left(
+    tmp_path: Path, lie: pb.CoordinatorMessage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[tuple[str, str]] = []
+    monkeypatch.setattr(control_module, "emit", lambda name, **fields: told.append((name, fields.get("code", ""))))
+    _, outbox, worker, session = a_session(tmp_path)
+    async with asyncio.timeout(30):
+        with pytest.raises(PeerUnreachable):
+            await session.obey(Call(pb.CoordinatorMessage(plan=PLAN)))
+        relaying = asyncio.create_task(session.relay())
+        await outbox.get()
+        relaying.cancel()
+        with pytest.raises((CommitmentBroken, MalformedMessage)) as raised:
+            await session.obey(Call(lie))
+    assert worker.commands == ["plan"]
+    assert told[-1] == ("round.disputed", raised.value.code)
 
 
 def test_a_signature_that_nobody_awaits_any_more_is_none_over_a_later_one(

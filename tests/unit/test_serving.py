@@ -11,8 +11,8 @@ from commonweight.rules.receipt import Domain
 from commonweight.wire.generated import control_pb2 as pb
 from commonweight.wire.generated import serving_pb2
 from commonweight.wire.serving import route_from_proto
+from coordinator.members import Member, Place
 from coordinator.serving import Serving
-from coordinator.training import Member, Place
 from tests.unit.tiny import tiny_spec
 
 pytestmark = pytest.mark.asyncio
@@ -47,6 +47,7 @@ class World:
             node=f"node {stage}",
             peer_id=f"peer {stage}",
             data_address="127.0.0.1:9",
+            evidence_address="127.0.0.1:9",
             certificate=b"certificate %d" % stage,
             account=f"account {stage}",
             has_data=True,

@@ -1,7 +1,7 @@
 """The host of the round state machine: stores before it speaks, and tells the right members the right things."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from typing import Any
@@ -11,14 +11,17 @@ import pytest
 from commonweight.errors import CommonweightError, LedgerError, Refused
 from commonweight.rules.receipt import Domain
 from commonweight.rules.report import Report
-from commonweight.rules.statement import CreditedReport, to_hex
+from commonweight.rules.statement import CreditedReport, SealedRound, to_hex
 from commonweight.wire.generated import control_pb2 as pb
+from commonweight.wire.messages import report_to_proto
 from coordinator import training
-from coordinator.ledger import Progress
-from coordinator.training import MAX_REFORM_DELAY_S, Member, Place, Submission, Training
+from coordinator.draws import Draw
+from coordinator.ledger import Equivocation, Progress
+from coordinator.members import Member, Place, Submission
+from coordinator.training import MAX_REFORM_DELAY_S, Training
 from tests.integration.scripted import honest_report
 from tests.unit.tiny import tiny_spec
-from tools.build_vectors import mark
+from tools.build_vectors import beacon_chain, mark
 
 pytestmark = pytest.mark.asyncio
 
@@ -43,12 +46,21 @@ class World:
     def __init__(self, progress: Progress = START, end_round: int | None = None, faulty: str = "") -> None:
         """`faulty`: the ledger's operation that fails."""
         self.log: list[Entry] = []
+        self.heard: list[pb.CoordinatorMessage] = []
+        """By all members, in order."""
         self.delays: list[float] = []
         self.faulty = faulty
         self.credits: dict[int, list[CreditedReport]] = {}
+        self.sealed: dict[int, SealedRound] = {}
+        self.unaudited: dict[int, Mapping[int, bytes]] = {}
+        self.equivocations: list[Equivocation] = []
+        self.committed = 10
+        """Epochs whose tip is on chain."""
+        self.obstacles: dict[int, str] = {}
+        """By round, why it can't be planned."""
         self._loop = asyncio.get_running_loop()
         self._written = asyncio.Event()
-        self.training = Training(SPEC, PLACE, self, progress, end_round)  # type: ignore[arg-type]
+        self.training = Training(SPEC, PLACE, self, progress, end_round, self, Audits(self))  # type: ignore[arg-type]
         self.task = asyncio.create_task(self.training.run())
 
     # The ledger's side; called from a thread.
@@ -59,9 +71,27 @@ class World:
     def record_generation(self, generation: int) -> None:
         self.write("ledger", "generation", generation)
 
-    def record_round(self, round_: int, reports: Sequence[CreditedReport]) -> None:
-        self.write("ledger", "round", round_)
-        self.credits[round_] = list(reports)
+    def record_round(self, sealed: SealedRound, unaudited: Mapping[int, bytes]) -> None:
+        self.write("ledger", "round", sealed.round)
+        self.sealed[sealed.round], self.unaudited[sealed.round] = sealed, unaudited
+        self.credits[sealed.round] = list(sealed.reports)
+
+    def sealed_rounds(self, first: int, end: int) -> tuple[SealedRound, ...]:
+        return tuple(self.sealed[number] for number in range(first, end) if number in self.sealed)
+
+    def record_equivocation(self, found: Equivocation) -> bool:
+        self.equivocations.append(found)
+        return True
+
+    # The beacons' side.
+
+    def tip(self, round_: int) -> bytes | None:
+        epoch = round_ // SPEC.economics.rounds_per_epoch
+        return beacon_chain(SPEC, epoch)[0] if epoch < self.committed else None
+
+    def value(self, round_: int) -> bytes:
+        epoch, index = divmod(round_, SPEC.economics.rounds_per_epoch)
+        return beacon_chain(SPEC, epoch)[index + 1]
 
     # The members' side.
 
@@ -74,13 +104,15 @@ class World:
             if isinstance(message, CommonweightError):
                 self.write(NAMES[node], "refused", message.args[0])
                 return
+            self.heard.append(message)
             kind = message.WhichOneof("body")
             body = getattr(message, kind)
             numbers = [getattr(body, name) for name in ("generation", "round", "stage") if hasattr(body, name)]
             self.write(NAMES[node], kind, *numbers)
 
         peer_id, account = f"peer of {NAMES[node]}", account or node
-        return Member(node, peer_id, "127.0.0.1:9", b"certificate", account, has_data, stages, send)
+        address = "127.0.0.1:9"
+        return Member(node, peer_id, address, address, b"certificate", account, has_data, stages, send)
 
     def write(self, *entry: Any) -> None:
         if entry[:2] == ("ledger", self.faulty):
@@ -126,7 +158,8 @@ class World:
         """The member reports; returns what."""
         signature = changes.pop("signature", bytes([stage + 1]) * 65)
         report = replace(honest_report(round_, stage, 2, MICROBATCHES), **changes)
-        self.training.submit(member, generation, Submission(report, signature, 0.1, 10, 10))
+        message = report_to_proto(report, 0.1, 10, 10)
+        self.training.submit(member, Submission(member.node, member.account, generation, report, signature, message))
         return report
 
     async def seal(self, members: Sequence[Member], generation: int, round_: int) -> None:
@@ -134,6 +167,28 @@ class World:
         for stage, member in enumerate(members):
             self.report(member, generation, round_, stage)
         await self.until(NAMES[members[-1].node], "sealed", round_)
+
+
+class Audits:
+    """Says of the world's rounds what nodes are told, and notes what it hears."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+
+    def joined(self, stage: int, member: Member) -> None:
+        pass
+
+    def lost(self, stage: int) -> None:
+        pass
+
+    def sealed(self, drawn: Draw) -> pb.RoundSealed:
+        return drawn.announcement([])
+
+    def obstacle(self, round_: int) -> str | None:
+        return self.world.obstacles.get(round_)
+
+    def equivocated(self) -> None:
+        self.world.write("audits", "equivocated")
 
 
 @asynccontextmanager

@@ -3,6 +3,7 @@
 import json
 import shutil
 import struct
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +11,20 @@ import pytest
 
 from commonweight.identity import recover_address
 from commonweight.rules.accounting import divide_shares
+from commonweight.rules.audits import Audit, Kind, Verdict, draw_audits, left_outstanding, paid_rounds, verdict_receipt
+from commonweight.rules.beacon import follows, hash_chain, round_beacon, round_root
 from commonweight.rules.canonical import canonical_json, parse_json
 from commonweight.rules.emission import emission, split_emission
+from commonweight.rules.epoch import audit_receipt, check_statement
 from commonweight.rules.merkle import MerkleTree, settlement_leaf, verify_proof
 from commonweight.rules.receipt import RECEIPT_TYPE, Domain, Receipt
 from commonweight.rules.report import HOP_HASHES, Hop, Report, report_receipt
 from commonweight.rules.sampling import permute, sample_indices, window_count
 from commonweight.rules.spec import Economics, ModelSpec, build_spec, parse_spec
 from commonweight.rules.stages import head_flops, layer_flops, stage_layers, stage_units
-from commonweight.rules.statement import check_statement, parse_statement
+from commonweight.rules.statement import Carried, parse_statement
 from tools import build_vectors
-from tools.build_vectors import VECTORS
+from tools.build_vectors import SETTLEMENT, VECTORS
 
 
 def load(name: str) -> Any:
@@ -115,7 +119,7 @@ def test_report() -> None:
         domain = Domain(case["chain_id"], case["settlement"])
         assert report.hops_root == raw(case["hops_root"])
         assert domain.separator == raw(case["domain_separator"])
-        receipt = report_receipt(raw(case["model_id"]), case["generation"], report)
+        receipt = report_receipt(raw(case["model_id"]), case["generation"], report, raw(case["beacon_tip"]))
         assert receipt == Receipt(raw(case["model_id"]), case["stage"], raw(case["unit"]), raw(case["output"]))
         assert receipt.digest(domain) == raw(case["digest"])
 
@@ -134,15 +138,78 @@ def test_receipt() -> None:
     assert proofs == ["another output"]  # each of the others lacks one thing to convict
 
 
+def test_beacon() -> None:
+    vectors = load("beacon")
+    for case in vectors["chains"]:
+        chain = hash_chain(raw(case["seed"]), case["rounds"])
+        assert list(chain) == [raw(value) for value in case["tip_and_values"]]
+        assert len(chain) == case["rounds"] + 1
+        assert all(follows(after, before) for before, after in pairwise(chain))
+    for case in vectors["rounds"]:
+        assert round_root([raw(output) for output in case["outputs"]]) == raw(case["round_root"])
+        assert round_beacon(raw(case["value"]), raw(case["round_root"])) == raw(case["beacon"])
+
+
+def audit_of(fields: dict[str, Any]) -> Audit:
+    return Audit(fields["round"], fields["stage"], Kind(fields["kind"]), fields["microbatch"])
+
+
+def test_audits(specs: dict[str, ModelSpec]) -> None:
+    vectors = load("audits")
+    for case in vectors["draws"]:
+        drawn = draw_audits(specs[case["spec"]], case["round"], raw(case["beacon"]))
+        assert drawn == tuple(map(audit_of, case["audits"]))
+    for case in vectors["verdicts"]:
+        receipt = verdict_receipt(
+            raw(case["model_id"]), audit_of(case), Verdict(case["verdict"]), raw(case["evidence"])
+        )
+        assert receipt == Receipt(raw(case["model_id"]), case["stage"], raw(case["unit"]), raw(case["output"]))
+        assert receipt.digest(Domain(31337, SETTLEMENT)) == raw(case["digest"])
+    for case in vectors["paid"]:
+        verdicts = {audit_of(fields): Verdict(fields["verdict"]) for fields in case["verdicts"]}
+        outstanding = [Kind(name) for name in case["outstanding"]]
+        assert sorted(paid_rounds(case["rounds"], verdicts, outstanding)) == case["paid"], case["name"]
+        left = sorted(kind.value for kind in left_outstanding(verdicts, outstanding))
+        assert left == case["left_outstanding"], case["name"]
+
+
 def test_statement(specs: dict[str, ModelSpec]) -> None:
     vectors = load("statement")
-    spec, balances = specs[vectors["spec"]], {}
+    spec, before = specs[vectors["spec"]], Carried()
     for epoch in vectors["epochs"]:
         statement = parse_statement(canonical_json(epoch["statement"]), raw(epoch["hash"]))
-        check_statement(spec, statement, balances)
-        balances = statement.balances()
-    pools = [int(epoch["statement"]["operator_pool"]) for epoch in vectors["epochs"]]
+        check_statement(spec, statement, before)
+        before = statement.carried()
+        domain = Domain(statement.chain_id, statement.settlement)
+        for line in statement.audits:
+            digest = audit_receipt(raw(statement.model_id), line).digest(domain)
+            assert recover_address(digest, raw(line.signature)) == line.auditor
+    statements = [epoch["statement"] for epoch in vectors["epochs"]]
+    pools = [int(statement["operator_pool"]) for statement in statements]
     assert pools[0] == pools[1] < pools[2]  # nobody serves in the second
+    unpaid = [
+        {
+            (sealed["round"], line["stage"])
+            for sealed in statement["rounds"]
+            for line in sealed["reports"]
+            if line["units"] == "0"
+        }
+        for statement in statements
+    ]
+    # What was withheld voids up to what passed, be it an epoch later; fraud, all that provider's work in the stage.
+    assert unpaid[0] == {(1, 1), (2, 1), (3, 1), (4, 1), (4, 0), (5, 0), (7, 0), (7, 1)}
+    assert unpaid[1] == {(8, 0), *((number, 2) for number in range(8, 16))}
+    assert unpaid[2] == {(number, 2) for number in range(16, 24)}
+    outstanding = [[(line["stage"], line["kind"]) for line in each["outstanding"]] for each in statements]
+    assert outstanding == [[(0, "data"), (1, "microbatch")], [(1, "microbatch")], [(1, "microbatch")]]
+    units = [sum(int(line["units"]) for line in each["accounts"]) for each in statements]
+    done = 8 * spec.training.microbatches_per_round * sum(stage_units(spec, stage) for stage in range(spec.stages))
+    assert [int(each["minted"]) for each in statements] == [
+        emission(spec.economics, epoch) * paid // done for epoch, paid in enumerate(units)
+    ]
+    assert [len(statement["convicted"]) for statement in statements] == [0, 1, 1]
+    convicted, line = statements[1]["convicted"][0], statements[1]["rounds"][0]["reports"][1]
+    assert (line["node"], line["units"] != "0") == (convicted["node"], True)  # in another stage it is paid
 
 
 def test_the_files_are_what_the_tool_writes() -> None:

@@ -39,16 +39,18 @@ class NodeMessage(_message.Message):
     def __init__(self, join: _Optional[_Union[Join, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., pipes_open: _Optional[_Union[PipesOpen, _Mapping]] = ..., report: _Optional[_Union[SignedReport, _Mapping]] = ..., pipes_failed: _Optional[_Union[PipesFailed, _Mapping]] = ..., version_ready: _Optional[_Union[VersionReady, _Mapping]] = ..., version_failed: _Optional[_Union[VersionFailed, _Mapping]] = ...) -> None: ...
 
 class Join(_message.Message):
-    __slots__ = ("data_address", "certificate", "payout_account", "has_data")
+    __slots__ = ("data_address", "certificate", "payout_account", "has_data", "evidence_address")
     DATA_ADDRESS_FIELD_NUMBER: _ClassVar[int]
     CERTIFICATE_FIELD_NUMBER: _ClassVar[int]
     PAYOUT_ACCOUNT_FIELD_NUMBER: _ClassVar[int]
     HAS_DATA_FIELD_NUMBER: _ClassVar[int]
+    EVIDENCE_ADDRESS_FIELD_NUMBER: _ClassVar[int]
     data_address: str
     certificate: bytes
     payout_account: str
     has_data: bool
-    def __init__(self, data_address: _Optional[str] = ..., certificate: _Optional[bytes] = ..., payout_account: _Optional[str] = ..., has_data: _Optional[bool] = ...) -> None: ...
+    evidence_address: str
+    def __init__(self, data_address: _Optional[str] = ..., certificate: _Optional[bytes] = ..., payout_account: _Optional[str] = ..., has_data: _Optional[bool] = ..., evidence_address: _Optional[str] = ...) -> None: ...
 
 class Heartbeat(_message.Message):
     __slots__ = ()
@@ -81,7 +83,7 @@ class SignedReport(_message.Message):
     def __init__(self, generation: _Optional[int] = ..., report: _Optional[_Union[StageReport, _Mapping]] = ..., signature: _Optional[bytes] = ...) -> None: ...
 
 class StageReport(_message.Message):
-    __slots__ = ("round", "stage", "hops", "gradient_hash", "state_before", "state_after", "seconds", "bytes_down", "bytes_up")
+    __slots__ = ("round", "stage", "hops", "gradient_hash", "state_before", "state_after", "seconds", "bytes_down", "bytes_up", "numerics")
     ROUND_FIELD_NUMBER: _ClassVar[int]
     STAGE_FIELD_NUMBER: _ClassVar[int]
     HOPS_FIELD_NUMBER: _ClassVar[int]
@@ -91,6 +93,7 @@ class StageReport(_message.Message):
     SECONDS_FIELD_NUMBER: _ClassVar[int]
     BYTES_DOWN_FIELD_NUMBER: _ClassVar[int]
     BYTES_UP_FIELD_NUMBER: _ClassVar[int]
+    NUMERICS_FIELD_NUMBER: _ClassVar[int]
     round: int
     stage: int
     hops: _containers.RepeatedCompositeFieldContainer[Hop]
@@ -100,7 +103,8 @@ class StageReport(_message.Message):
     seconds: float
     bytes_down: int
     bytes_up: int
-    def __init__(self, round: _Optional[int] = ..., stage: _Optional[int] = ..., hops: _Optional[_Iterable[_Union[Hop, _Mapping]]] = ..., gradient_hash: _Optional[bytes] = ..., state_before: _Optional[bytes] = ..., state_after: _Optional[bytes] = ..., seconds: _Optional[float] = ..., bytes_down: _Optional[int] = ..., bytes_up: _Optional[int] = ...) -> None: ...
+    numerics: str
+    def __init__(self, round: _Optional[int] = ..., stage: _Optional[int] = ..., hops: _Optional[_Iterable[_Union[Hop, _Mapping]]] = ..., gradient_hash: _Optional[bytes] = ..., state_before: _Optional[bytes] = ..., state_after: _Optional[bytes] = ..., seconds: _Optional[float] = ..., bytes_down: _Optional[int] = ..., bytes_up: _Optional[int] = ..., numerics: _Optional[str] = ...) -> None: ...
 
 class Hop(_message.Message):
     __slots__ = ("tokens", "activation_in", "activation_out", "gradient_in", "gradient_out", "loss")
@@ -119,7 +123,7 @@ class Hop(_message.Message):
     def __init__(self, tokens: _Optional[bytes] = ..., activation_in: _Optional[bytes] = ..., activation_out: _Optional[bytes] = ..., gradient_in: _Optional[bytes] = ..., gradient_out: _Optional[bytes] = ..., loss: _Optional[float] = ...) -> None: ...
 
 class CoordinatorMessage(_message.Message):
-    __slots__ = ("assignment", "formation", "plan", "pause", "heartbeat", "sealed", "finished", "publish", "decode_peers")
+    __slots__ = ("assignment", "formation", "plan", "pause", "heartbeat", "sealed", "finished", "publish", "decode_peers", "audit")
     ASSIGNMENT_FIELD_NUMBER: _ClassVar[int]
     FORMATION_FIELD_NUMBER: _ClassVar[int]
     PLAN_FIELD_NUMBER: _ClassVar[int]
@@ -129,6 +133,7 @@ class CoordinatorMessage(_message.Message):
     FINISHED_FIELD_NUMBER: _ClassVar[int]
     PUBLISH_FIELD_NUMBER: _ClassVar[int]
     DECODE_PEERS_FIELD_NUMBER: _ClassVar[int]
+    AUDIT_FIELD_NUMBER: _ClassVar[int]
     assignment: Assignment
     formation: Formation
     plan: RoundPlan
@@ -138,7 +143,8 @@ class CoordinatorMessage(_message.Message):
     finished: Finished
     publish: Publish
     decode_peers: DecodePeers
-    def __init__(self, assignment: _Optional[_Union[Assignment, _Mapping]] = ..., formation: _Optional[_Union[Formation, _Mapping]] = ..., plan: _Optional[_Union[RoundPlan, _Mapping]] = ..., pause: _Optional[_Union[Pause, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., sealed: _Optional[_Union[RoundSealed, _Mapping]] = ..., finished: _Optional[_Union[Finished, _Mapping]] = ..., publish: _Optional[_Union[Publish, _Mapping]] = ..., decode_peers: _Optional[_Union[DecodePeers, _Mapping]] = ...) -> None: ...
+    audit: AuditGrant
+    def __init__(self, assignment: _Optional[_Union[Assignment, _Mapping]] = ..., formation: _Optional[_Union[Formation, _Mapping]] = ..., plan: _Optional[_Union[RoundPlan, _Mapping]] = ..., pause: _Optional[_Union[Pause, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., sealed: _Optional[_Union[RoundSealed, _Mapping]] = ..., finished: _Optional[_Union[Finished, _Mapping]] = ..., publish: _Optional[_Union[Publish, _Mapping]] = ..., decode_peers: _Optional[_Union[DecodePeers, _Mapping]] = ..., audit: _Optional[_Union[AuditGrant, _Mapping]] = ...) -> None: ...
 
 class Assignment(_message.Message):
     __slots__ = ("spec", "stage", "model_id", "chain_id", "settlement")
@@ -177,18 +183,46 @@ class Neighbour(_message.Message):
     def __init__(self, peer_id: _Optional[str] = ..., data_address: _Optional[str] = ..., certificate: _Optional[bytes] = ...) -> None: ...
 
 class RoundPlan(_message.Message):
-    __slots__ = ("generation", "round")
+    __slots__ = ("generation", "round", "beacon_tip")
     GENERATION_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
+    BEACON_TIP_FIELD_NUMBER: _ClassVar[int]
     generation: int
     round: int
-    def __init__(self, generation: _Optional[int] = ..., round: _Optional[int] = ...) -> None: ...
+    beacon_tip: bytes
+    def __init__(self, generation: _Optional[int] = ..., round: _Optional[int] = ..., beacon_tip: _Optional[bytes] = ...) -> None: ...
 
 class RoundSealed(_message.Message):
-    __slots__ = ("round",)
+    __slots__ = ("round", "beacon", "outputs", "retained")
     ROUND_FIELD_NUMBER: _ClassVar[int]
+    BEACON_FIELD_NUMBER: _ClassVar[int]
+    OUTPUTS_FIELD_NUMBER: _ClassVar[int]
+    RETAINED_FIELD_NUMBER: _ClassVar[int]
     round: int
-    def __init__(self, round: _Optional[int] = ...) -> None: ...
+    beacon: bytes
+    outputs: _containers.RepeatedScalarFieldContainer[bytes]
+    retained: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, round: _Optional[int] = ..., beacon: _Optional[bytes] = ..., outputs: _Optional[_Iterable[bytes]] = ..., retained: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class AuditGrant(_message.Message):
+    __slots__ = ("unit", "auditor")
+    UNIT_FIELD_NUMBER: _ClassVar[int]
+    AUDITOR_FIELD_NUMBER: _ClassVar[int]
+    unit: AuditUnit
+    auditor: bytes
+    def __init__(self, unit: _Optional[_Union[AuditUnit, _Mapping]] = ..., auditor: _Optional[bytes] = ...) -> None: ...
+
+class AuditUnit(_message.Message):
+    __slots__ = ("round", "stage", "kind", "microbatch")
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    STAGE_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    MICROBATCH_FIELD_NUMBER: _ClassVar[int]
+    round: int
+    stage: int
+    kind: str
+    microbatch: int
+    def __init__(self, round: _Optional[int] = ..., stage: _Optional[int] = ..., kind: _Optional[str] = ..., microbatch: _Optional[int] = ...) -> None: ...
 
 class Pause(_message.Message):
     __slots__ = ("generation", "why")

@@ -1,24 +1,35 @@
 from commonweight.wire.generated import control_pb2 as _control_pb2
+from google.protobuf.internal import containers as _containers
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
-from collections.abc import Mapping as _Mapping
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
 from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class WorkerCommand(_message.Message):
-    __slots__ = ("listen", "start", "formation", "plan", "pause")
+    __slots__ = ("listen", "start", "formation", "plan", "pause", "retain")
     LISTEN_FIELD_NUMBER: _ClassVar[int]
     START_FIELD_NUMBER: _ClassVar[int]
     FORMATION_FIELD_NUMBER: _ClassVar[int]
     PLAN_FIELD_NUMBER: _ClassVar[int]
     PAUSE_FIELD_NUMBER: _ClassVar[int]
+    RETAIN_FIELD_NUMBER: _ClassVar[int]
     listen: WorkerListen
     start: WorkerStart
     formation: _control_pb2.Formation
     plan: _control_pb2.RoundPlan
     pause: _control_pb2.Pause
-    def __init__(self, listen: _Optional[_Union[WorkerListen, _Mapping]] = ..., start: _Optional[_Union[WorkerStart, _Mapping]] = ..., formation: _Optional[_Union[_control_pb2.Formation, _Mapping]] = ..., plan: _Optional[_Union[_control_pb2.RoundPlan, _Mapping]] = ..., pause: _Optional[_Union[_control_pb2.Pause, _Mapping]] = ...) -> None: ...
+    retain: Retain
+    def __init__(self, listen: _Optional[_Union[WorkerListen, _Mapping]] = ..., start: _Optional[_Union[WorkerStart, _Mapping]] = ..., formation: _Optional[_Union[_control_pb2.Formation, _Mapping]] = ..., plan: _Optional[_Union[_control_pb2.RoundPlan, _Mapping]] = ..., pause: _Optional[_Union[_control_pb2.Pause, _Mapping]] = ..., retain: _Optional[_Union[Retain, _Mapping]] = ...) -> None: ...
+
+class Retain(_message.Message):
+    __slots__ = ("round", "retained")
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    RETAINED_FIELD_NUMBER: _ClassVar[int]
+    round: int
+    retained: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, round: _Optional[int] = ..., retained: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class WorkerListen(_message.Message):
     __slots__ = ("address", "certificate", "private_key")

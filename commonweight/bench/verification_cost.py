@@ -1,0 +1,97 @@
+"""What verification costs one stage: processor seconds of each part beside those of training a round."""
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from torch import Tensor
+
+from commonweight.bench.lies import INNER
+from commonweight.bench.measure import interleave
+from commonweight.bench.replays import Made, Taken, compute, work
+from commonweight.bench.round_files import read_round
+from commonweight.identity import NodeIdentity
+from commonweight.model.data import Dataset
+from commonweight.model.stage import Stage
+from commonweight.rules.receipt import Domain
+from commonweight.rules.report import Hop, Report, report_receipt
+from commonweight.rules.spec import ModelSpec
+from commonweight.wire.tensors import digest, to_bytes
+
+KEY = NodeIdentity(b"\x01" * 32)
+DOMAIN = Domain(31337, "0x" + "5e" * 20)
+
+
+def measure_cost(spec: ModelSpec, dataset: Dataset, file: Path, turns: int) -> dict[str, list[float]]:
+    """By part, for a whole round of an inner stage, and for an audit of each kind. `file`: of `write_round`.
+
+    An audit has what it needs in memory: it checks the hashes of state and inputs, replays, and hashes what results.
+    """
+    taken, made = read_round(file)
+    stage = Stage(spec, INNER, blank=True)
+    stage.load(taken.state, taken.round)
+    trace = file.with_name("trace")
+
+    def train() -> None:
+        stage.load(taken.state, taken.round)
+        compute(stage, taken)
+        stage.step()
+
+    crossing = [tensor for n in made.outputs for tensor in _sides(taken, made, n)]
+
+    def hash_crossing() -> list[bytes]:
+        return [digest(tensor) for tensor in crossing]
+
+    hashes = hash_crossing()
+    hops = tuple(Hop(a, b, c, d, e, 0.0) for a, b, c, d, e in zip(*(hashes[side::5] for side in range(5)), strict=True))
+
+    def receipt() -> None:
+        report = Report(taken.round, INNER, hops, made.gradient_hash, made.next_root, made.next_root)
+        KEY.sign_digest(report_receipt(bytes(32), 1, report, bytes(32)).digest(DOMAIN))
+
+    def commit() -> None:
+        stage.root_of(taken.state, taken.round)
+        stage.root_of({name: t for name, t in taken.state.items() if name.startswith("parameter.")}, 0)  # a gradient
+
+    def write_trace() -> None:
+        with trace.open("wb") as out:
+            for name, tensor in zip(hashes, crossing, strict=True):
+                os.statvfs(trace.parent)
+                out.write(name + tensor.nbytes.to_bytes(8, "little"))
+                out.write(to_bytes(tensor))
+
+    def audit(microbatches: list[int] | None) -> None:
+        blank = Stage(spec, INNER, blank=True)
+        blank.root_of(taken.state, taken.round)
+        found = work(blank, taken, microbatches)
+        for n in found.outputs:
+            for tensor in _sides(taken, found, n):
+                digest(tensor)
+
+    parts: dict[str, Callable[[], object]] = {
+        "train": train,
+        "hash what crosses": hash_crossing,
+        "hash gradient and state": commit,
+        "receipt": receipt,
+        "trace": write_trace,
+        "round": lambda: audit(None),
+        "microbatch": lambda: audit([0]),
+        "data": lambda: digest(dataset.microbatch(taken.round, 0)),
+    }
+    return interleave({name: _timed(part) for name, part in parts.items()}, turns)
+
+
+def _sides(taken: Taken, made: Made, n: int) -> list[Tensor]:
+    """What crosses the sides of an inner stage for a microbatch, in the order of a hop."""
+    sides = taken.tokens[n], taken.codes[n], made.outputs[n], taken.gradients[n], made.input_gradients[n]
+    return [tensor for tensor in sides if tensor is not None]
+
+
+def _timed(part: Callable[[], object]) -> Callable[[int], float]:
+    def run(_: int) -> float:
+        started_s = time.process_time()
+        part()
+        return time.process_time() - started_s
+
+    return run

@@ -1,0 +1,222 @@
+"""What a bench process does: a method of `Orders` for each order; arguments and results are JSON."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from commonweight.bench.bias import Bias, train_biased
+from commonweight.bench.lies import INNER, LIES, listen
+from commonweight.bench.replays import Made, Taken, Tensors, apart, bits, finish, judge, put_together, take_apart, work
+from commonweight.bench.round_files import read_round, write_made, write_round
+from commonweight.bench.verification_cost import measure_cost
+from commonweight.bench.verification_model import simulate, suite
+from commonweight.bench.verification_workers import Setting
+from commonweight.model.compare import worst
+from commonweight.model.data import Dataset
+from commonweight.model.numerics import numerics_class
+from commonweight.model.replay import finish_round
+from commonweight.model.stage import Stage
+from commonweight.rules.audits import Audit, Kind
+from commonweight.rules.report import NO_TENSOR, Hop, Report, report_receipt
+from commonweight.rules.spec import ModelSpec, parse_spec
+from commonweight.wire.tensors import digest
+
+STALE_AGE = 2
+"""Rounds between stale weights and those due."""
+
+
+class Orders:
+    """One process. `spec` and `data` are paths, others paths of files that `round_file` names."""
+
+    def __init__(self, setting: Setting) -> None:
+        self._setting = setting
+        self._trained: list[Stage] = []
+        self._states: dict[int, list[Tensors]] = {}
+
+    def numerics(self, spec: str) -> str:
+        """The class of this process."""
+        return numerics_class(self._setting.device, _spec(spec))
+
+    def train(
+        self,
+        spec: str,
+        data: str,
+        folder: str,
+        rounds: Sequence[int],
+        keep: Sequence[int],
+        tip: str = "",
+        stale: bool = False,
+    ) -> list[str]:
+        """Train these rounds, which follow those of the order before; of those to `keep` write what each stage took
+        and made. Returns the outputs of their reports' receipts in hex, round by round and stage by
+        stage; `tip` is the beacon's, in hex.
+        """
+        model, outputs = _spec(spec), []
+        dataset = Dataset.open(data, model)
+        self._trained = self._trained or [Stage(model, index) for index in range(model.stages)]
+        for round_ in rounds:
+            batches = [dataset.microbatch(round_, n) for n in range(model.training.microbatches_per_round)]
+            kept = round_ in keep
+            before = [_copy(stage) for stage in self._trained]
+            everything = _train_round(self._trained, batches)
+            self._states[round_] = before
+            for index, (taken, made) in enumerate(everything):
+                if kept:
+                    old = self._states[round_ - STALE_AGE][index] if stale else {}
+                    taken = replace(taken, round=round_, state=before[index], stale=old)
+                    write_round(round_file(Path(folder), round_, index), taken, made)
+                    outputs.append(
+                        _commitment(
+                            round_, index, taken, made, self._trained[index], bytes.fromhex(tip).rjust(32, b"\0")
+                        )
+                    )
+            self._states.pop(round_ - STALE_AGE, None)
+        return outputs
+
+    def replay(self, spec: str, files: Sequence[str], out: str) -> list[str]:
+        """Do whole rounds of stages again, and write what came of each to a file of the same name in `out`. Returns
+        their bits, hashed.
+        """
+        model = _spec(spec)
+        found = []
+        for file in map(Path, files):
+            taken, _ = read_round(file)
+            made = self._replay(model, _stage_of(file), taken)
+            write_made(Path(out) / file.name, made)
+            found.append(bits(made).hex())
+        return found
+
+    def _replay(self, model: ModelSpec, index: int, taken: Taken) -> Made:
+        if not self._setting.apart:
+            return work(Stage(model, index, device=self._setting.device, blank=True), taken)
+        stage = Stage(apart(model), index, device=self._setting.device, blank=True)
+        return put_together(work(stage, take_apart(taken)), model.training.microbatch_sequences)
+
+    def lie(self, spec: str, file: str, out: str, names: Sequence[str], seed: int) -> list[str]:
+        """Write what each of these liars says about a stage's round to a file in `out`, see `lie_file`. Returns the
+        names of those that are possible there.
+        """
+        model, path = _spec(spec), Path(file)
+        index = _stage_of(path)
+        taken, _ = read_round(path)
+        liar = listen(Stage(model, index, blank=True), taken, seed)
+        told = []
+        for number, lie in enumerate(LIES):
+            if lie.name in names and lie.stage % model.stages == index:
+                write_made(lie_file(Path(out), path, number), lie.tell(liar))
+                told.append(lie.name)
+        return told
+
+    def audit(self, spec: str, data: str, folder: str, audits: Sequence[Sequence[Any]], exact: bool) -> dict[str, Any]:
+        """Audit units of trained rounds. Each is [round, stage, kind, microbatch]. Counts by verdict and kind, how many
+        came to other bits, and the largest error over its tolerance.
+        """
+        model = _spec(spec)
+        dataset = Dataset.open(data, model)
+        verdicts: Counter[str] = Counter()
+        kinds: Counter[str] = Counter()
+        other, largest, what = 0, 0.0, ""
+        loaded: tuple[int, int] | None = None
+        for round_, index, kind, microbatch in audits:
+            unit = Audit(round_, index, Kind(kind), microbatch)
+            if loaded != (round_, index):
+                loaded = round_, index
+                taken, claimed = read_round(round_file(Path(folder), round_, index))
+            if unit.kind is Kind.DATA:
+                assert microbatch is not None, "an audit of data is of one microbatch"
+                replayed = Made(tokens={microbatch: dataset.microbatch(round_, microbatch)})
+            else:
+                stage = Stage(model, index, device=self._setting.device, blank=True)
+                replayed = work(stage, taken, None if microbatch is None else [microbatch])
+            verdict, found = judge(model, unit, taken.state, claimed, replayed, exact=exact)
+            verdicts[verdict.value] += 1
+            kinds[unit.kind.value] += 1
+            if not exact and unit.kind is not Kind.DATA:
+                _, same = judge(model, unit, taken.state, claimed, replayed, exact=True)
+                other += any(not each.passed for each in same)
+                most = worst([each for each in found if each.tolerance > 0])
+                if most.error / most.tolerance > largest:
+                    largest, what = most.error / most.tolerance, most.what
+        return {"verdicts": verdicts, "kinds": kinds, "other_bits": other, "largest": largest, "what": what}
+
+    def cost(self, spec: str, data: str, folder: str, round: int, turns: int) -> dict[str, list[float]]:
+        """Processor seconds of an inner stage's round and of its audits, by part."""
+        model = _spec(spec)
+        return measure_cost(model, Dataset.open(data, model), round_file(Path(folder), round, INNER), turns)
+
+    def bias(self, spec: str, data: str, rounds: int, bias: dict[str, Any]) -> list[float]:
+        """The mean loss of each round of a training run with a bias."""
+        model = _spec(spec)
+        return train_biased(model, Dataset.open(data, model), rounds, Bias(**bias))
+
+    def simulate(self, spec: str, epochs: int, seed: int, stake: float, cost: float) -> list[dict[str, Any]]:
+        """Play every adversary of the suite."""
+        model = _spec(spec)
+        adversaries = suite(model, stake=stake, cost=cost)
+        outcomes = simulate(model, adversaries, epochs=epochs, seed=seed, stake=stake, cost=cost)
+        return [asdict(outcome) for outcome in outcomes]
+
+
+def round_file(folder: Path, round_: int, stage: int) -> Path:
+    """Where a trained round of a stage lies."""
+    return folder / f"{round_}-{stage}"
+
+
+def lie_file(folder: Path, round_: Path, number: int) -> Path:
+    """Where the lie of this number about the round in a file lies."""
+    return folder / f"{round_.name}.{number}"
+
+
+def _stage_of(file: Path) -> int:
+    return int(file.name.partition("-")[2].partition(".")[0])
+
+
+def _spec(path: str) -> ModelSpec:
+    return parse_spec(Path(path).read_bytes())
+
+
+def _copy(stage: Stage) -> Tensors:
+    return {name: tensor.clone() for name, tensor in stage.state().items()}
+
+
+def _train_round(stages: Sequence[Stage], batches: Sequence[Tensor]) -> list[tuple[Taken, Made]]:
+    """Train a round; what each stage took, without states, and made."""
+    parts = [(Taken(0, {}, list(batches), [], []), Made()) for _ in stages]
+    for n, tokens in enumerate(batches):
+        pending, code = [], None
+        for stage, (taken, made) in zip(stages, parts, strict=True):
+            forward = stage.forward(tokens, code)
+            pending.append(forward)
+            taken.codes.append(code)
+            code = forward.output if isinstance(forward.output, Tensor) else None
+            made.outputs[n], made.tokens[n] = code, tokens
+            made.losses[n] = 0.0 if isinstance(forward.output, Tensor) else forward.output
+        gradient: Tensor | None = None
+        for stage, (taken, made) in zip(reversed(stages), reversed(parts), strict=True):
+            taken.gradients.append(gradient)
+            gradient = made.input_gradients[n] = stage.backward(pending.pop(), gradient)
+    return [(taken, finish(made, finish_round(stage))) for stage, (taken, made) in zip(stages, parts, strict=True)]
+
+
+def _commitment(round_: int, index: int, taken: Taken, made: Made, stage: Stage, tip: bytes) -> str:
+    def named(tensor: Tensor | None) -> bytes:
+        return NO_TENSOR if tensor is None else digest(tensor)
+
+    hops = tuple(
+        Hop(
+            digest(tokens),
+            named(taken.codes[n]),
+            named(made.outputs[n]),
+            named(taken.gradients[n]),
+            named(made.input_gradients[n]),
+            made.losses[n],
+        )
+        for n, tokens in enumerate(taken.tokens)
+    )
+    before = stage.root_of(taken.state, round_)
+    report = Report(round_, index, hops, made.gradient_hash, before, made.next_root)
+    return report_receipt(bytes(32), 1, report, tip).output.hex()

@@ -1,0 +1,157 @@
+"""What became of a provider's work under audit: what was drawn, and why rounds are unpaid."""
+
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+
+from commonweight.cli.place import Place
+from commonweight.cli.statements import Published, find_statement
+from commonweight.errors import StatementMismatch, StatementUnavailable
+from commonweight.rules.audits import Audit, Kind, Verdict, paid_rounds
+from commonweight.rules.statement import AuditLine, Conviction, CreditedReport, Statement
+
+SINCE_EARLIER = (
+    "a {} audit is outstanding since an earlier epoch, in which what it takes was withheld: nothing is paid until one "
+    "that looks at as much has passed"
+)
+
+
+@dataclass(frozen=True)
+class Unpaid:
+    """Rounds that one reason leaves unpaid."""
+
+    rounds: tuple[int, ...]
+    """Ascending."""
+    why: str
+
+    @property
+    def span(self) -> str:
+        first, last = self.rounds[0], self.rounds[-1]
+        return f"round {first}" if first == last else f"rounds {first} to {last}"
+
+
+@dataclass(frozen=True)
+class Audited:
+    """One node's work at one stage in one epoch."""
+
+    provider: Conviction
+    """Stage and node; convicted or not."""
+    rounds: tuple[int, ...]
+    """That it did, ascending."""
+    audits: tuple[AuditLine, ...]
+    """Of its work."""
+    unpaid: tuple[Unpaid, ...]
+
+    @property
+    def counts(self) -> Counter[tuple[str, str]]:
+        """Audits by kind and verdict."""
+        return count_audits(self.audits)
+
+    @property
+    def audited_rounds(self) -> int:
+        """Of which anything was audited."""
+        return len({line.round for line in self.audits})
+
+
+def count_audits(lines: Sequence[AuditLine]) -> Counter[tuple[str, str]]:
+    """By kind and verdict."""
+    return Counter((line.kind, line.verdict) for line in lines)
+
+
+@dataclass
+class Earlier:
+    """What earlier epochs' statements say about providers; each conviction is looked for once."""
+
+    place: Place
+    _found: dict[Conviction, str] = field(default_factory=dict)
+
+    def conviction(self, provider: Conviction, published: Published) -> str:
+        """Why `provider` is in this epoch's list of the convicted: the epoch, the audit and the evidence's hash."""
+        if provider not in self._found:
+            self._found[provider] = self._search(provider, published)
+        return self._found[provider]
+
+    def outstanding(self, provider: Conviction, published: Published) -> frozenset[Kind]:
+        """The kinds of audit that `provider` has withheld before this epoch and has still to pass.
+
+        Raises StatementUnavailable or StatementMismatch where the statement of the epoch before can't be had.
+        """
+        if not published.statement.epoch:
+            return frozenset()
+        before = self._statement(published.statement.epoch - 1).outstanding
+        mine = (each for each in before if (each.stage, each.node) == (provider.stage, provider.node))
+        return frozenset(Kind(each.kind) for each in mine)
+
+    def _search(self, provider: Conviction, published: Published) -> str:
+        """Who is once in the list stays: the first statement that has it has the audit, too."""
+        try:
+            first = bisect_left(
+                range(published.statement.epoch), True, key=lambda epoch: provider in self._statement(epoch).convicted
+            )
+            statement = published.statement if first == published.statement.epoch else self._statement(first)
+        except (StatementUnavailable, StatementMismatch) as error:
+            return f"convicted of fraud in an epoch whose statement can't be had: {error.args[0]}"
+        failed = (line for line in _audits_of(statement, provider) if line.verdict == Verdict.FAILED.value)
+        line = next(failed, None)
+        if line is None:
+            return f"convicted of fraud in epoch {first}, whose statement has no audit that failed"
+        return f"convicted of fraud in epoch {first}: {line.audit} failed, evidence {line.evidence}"
+
+    def _statement(self, epoch: int) -> Statement:
+        record = self.place.settlement.epoch(epoch)
+        if record is None:
+            raise StatementUnavailable(f"Epoch {epoch} isn't on the chain any more.")
+        return find_statement(self.place, record).statement
+
+
+def audited_work(published: Published, provider: Conviction, earlier: Earlier) -> Audited:
+    """What became of the work that `provider` did in the epoch."""
+    statement = published.statement
+    lines = {sealed.round: line for sealed in statement.rounds for line in sealed.reports if _is_by(line, provider)}
+    rounds, audits = tuple(sorted(lines)), _audits_of(statement, provider)
+    left = frozenset(number for number, line in lines.items() if line.units == "0")
+    found: dict[frozenset[int], list[str]] = {}
+    if left and provider in statement.convicted:
+        found[left] = [earlier.conviction(provider, published)]
+    else:
+        for line in audits:
+            if line.verdict == Verdict.WITHHELD.value and (void := _voided(rounds, audits, {line.audit}) & left):
+                found.setdefault(void, []).append(f"what {line.audit} takes was withheld")
+        why = "no audit says why: `commonweight audit` finds what is wrong with the statement"
+        if left.difference(*found):
+            try:
+                for kind in sorted(earlier.outstanding(provider, published), key=lambda kind: kind.value):
+                    if void := _voided(rounds, audits, outstanding={kind}) & left:
+                        found.setdefault(void, []).append(SINCE_EARLIER.format(kind.value))
+            except (StatementUnavailable, StatementMismatch) as error:
+                why = f"no audit of the epoch says why, and the statement before it can't be had: {error.args[0]}"
+        if unexplained := left.difference(*found):
+            found[unexplained] = [why]
+    unpaid = (Unpaid(tuple(sorted(void)), _first_of(reasons)) for void, reasons in found.items())
+    return Audited(provider, rounds, audits, tuple(sorted(unpaid, key=lambda each: each.rounds)))
+
+
+def _first_of(reasons: Sequence[str]) -> str:
+    return reasons[0] + (f", and {len(reasons) - 1} more like it" if len(reasons) > 1 else "")
+
+
+def _is_by(line: CreditedReport, provider: Conviction) -> bool:
+    return (line.stage, line.node) == (provider.stage, provider.node)
+
+
+def _audits_of(statement: Statement, provider: Conviction) -> tuple[AuditLine, ...]:
+    """Of this provider's work."""
+    done = {sealed.round for sealed in statement.rounds for line in sealed.reports if _is_by(line, provider)}
+    return tuple(line for line in statement.audits if line.stage == provider.stage and line.round in done)
+
+
+def _voided(
+    rounds: Sequence[int],
+    audits: Sequence[AuditLine],
+    withheld: Collection[Audit] = (),
+    outstanding: Collection[Kind] = (),
+) -> frozenset[int]:
+    """The rounds that these alone leave unpaid."""
+    verdicts = {line.audit: Verdict(line.verdict) for line in audits if line.verdict == Verdict.PASSED.value}
+    return frozenset(rounds) - paid_rounds(rounds, verdicts | dict.fromkeys(withheld, Verdict.WITHHELD), outstanding)

@@ -1,0 +1,107 @@
+"""Which nodes of a devnet cheat, and how: what `--byzantine` takes, and what `python -m adversary` does.
+
+None colludes with its auditor: the coordinator's referee is the only one, and nothing of the coordinator cheats here.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from enum import Enum
+
+from commonweight.errors import ConfigError
+
+
+class Where(Enum):
+    """The stages that a way of cheating is possible on."""
+
+    ANY = "any stage"
+    FIRST = "the first stage"
+    LAST = "the last stage"
+    INNER = "a stage between two others"
+
+    def includes(self, stage: int, stages: int) -> bool:
+        """Whether it can be done on `stage` of a model with so many."""
+        first, last = stage == 0, stage == stages - 1
+        return {Where.ANY: True, Where.FIRST: first, Where.LAST: last, Where.INNER: not first and not last}[self]
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way of cheating."""
+
+    does: str
+    """For people. What is said of an output is, on the last stage, done with the loss."""
+    fraction: str = "microbatches"
+    """What a fraction is of."""
+    where: Where = Where.ANY
+
+
+KINDS: Mapping[str, Way] = {
+    "zeros": Way("computes nothing and sends zeros, both ways"),
+    "noise": Way("computes nothing and sends noise, both ways"),
+    "cached": Way("computes nothing and sends what it computed for an earlier microbatch, both ways"),
+    "copied": Way("computes nothing and sends on what came in, both ways", where=Where.INNER),
+    "no-backward": Way("makes up the gradient that it sends back, and its own"),
+    "biased": Way("adds a small constant to what it sends on"),
+    "under-tolerance": Way("claims another numerics class, and adds as much as the tolerance between classes hides"),
+    "low-precision": Way("computes in bfloat16 although the spec says float32"),
+    "false-loss": Way("reports half the loss", where=Where.LAST),
+    "wrong-data": Way("draws other text than is due", where=Where.FIRST),
+    "scaled-gradient": Way("steps with ten times its gradient", "rounds"),
+    "flipped-gradient": Way("steps against its gradient", "rounds"),
+    "stale": Way("computes with the weights of two rounds ago", "rounds"),
+    "no-step": Way("doesn't step, and says that the state is the next one", "rounds"),
+    "false-root": Way("makes up the root of its next state", "rounds"),
+    "equivocate": Way("signs two reports of one round, and sends both", "rounds"),
+    "withhold": Way("works honestly and gives auditors nothing", "rounds"),
+    "adaptive": Way("sends zeros in as many rounds as pay, and withholds these when they are drawn", "its stake"),
+    "flood": Way("sends zeros, contests that it is slashed, and proposes to slash everybody else"),
+}
+
+
+@dataclass(frozen=True)
+class Cheating:
+    """A way of cheating, and how often."""
+
+    kind: str
+    fraction: float = 1.0
+    """See `Way.fraction`."""
+
+    def __str__(self) -> str:
+        return self.kind if self.fraction == 1 else f"{self.kind}:{Decimal(repr(self.fraction)):f}"
+
+    @classmethod
+    def parse(cls, text: str) -> "Cheating":
+        """From KIND[:FRACTION]. Raises ConfigError."""
+        kind, colon, fraction = text.partition(":")
+        if kind not in KINDS:
+            raise ConfigError(f"{kind!r} is no way of cheating. There are: {', '.join(KINDS)}.")
+        if not colon:
+            return cls(kind)
+        if not re.fullmatch(r"[0-9]*\.?[0-9]+", fraction, re.ASCII) or not 0 < float(fraction) <= 1:
+            raise ConfigError(f"{text!r}: the fraction {fraction!r} must be a number above 0 and at most 1, as in 0.1.")
+        return cls(kind, float(fraction))
+
+
+def parse_byzantine(texts: Sequence[str], stages: int) -> dict[int, Cheating]:
+    """By stage, from STAGE:KIND[:FRACTION] for each that cheats. Raises ConfigError that names the text."""
+    found: dict[int, Cheating] = {}
+    for text in texts:
+        number, colon, rest = text.partition(":")
+        if not colon or not re.fullmatch(r"[0-9]{1,6}", number, re.ASCII):
+            raise ConfigError(f"--byzantine {text!r} must be STAGE:KIND or STAGE:KIND:FRACTION, as in 1:zeros:0.1.")
+        stage = int(number)
+        if stage >= stages:
+            raise ConfigError(f"--byzantine {text!r}: there is no stage {stage}; there are 0 to {stages - 1}.")
+        if stage in found:
+            raise ConfigError(f"--byzantine {text!r}: stage {stage} cheats by {found[stage]} already.")
+        try:
+            cheating = Cheating.parse(rest)
+        except ConfigError as error:
+            raise ConfigError(f"--byzantine {text!r}: {error.args[0]}") from None
+        where = KINDS[cheating.kind].where
+        if not where.includes(stage, stages):
+            raise ConfigError(f"--byzantine {text!r}: {cheating.kind} is possible on {where.value} only.")
+        found[stage] = cheating
+    return found

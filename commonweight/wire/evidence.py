@@ -1,0 +1,117 @@
+"""Fetching what nodes keep of their rounds: what an auditor does.
+
+    async with EvidenceClient(certificate) as client:
+        tokens = await client.fetch_tensor(source, round_, digest, size, timeout_s=30)
+        state = await client.fetch_state(source, round_, after=False, max_bytes=limit, timeout_s=300)
+
+A source is believed nothing: a tensor is what its digest says, or refused; a state is held against its root by whoever
+asked for it.
+"""
+
+from dataclasses import dataclass
+from hashlib import sha256
+
+import grpc
+
+from commonweight.errors import MalformedMessage, MessageTooLarge
+from commonweight.wire.channel import PIPE_FRAME_BYTES, PIPE_PART_BYTES, PIPE_PING_TIMEOUT_MS, open_channel
+from commonweight.wire.generated import evidence_pb2 as pb
+from commonweight.wire.generated import evidence_pb2_grpc
+from commonweight.wire.status import wire_error
+from commonweight.wire.tls import Certificate, check_certificate
+
+EVIDENCE_PART_BYTES = PIPE_PART_BYTES
+"""In one part, at most."""
+MAX_RETAINED_ROUNDS = 16
+"""A node keeps evidence of so many sealed rounds at most, the last ones: who audits must be no further behind."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A node that may have evidence."""
+
+    peer_id: str
+    address: str
+    """host:port of its Evidence service."""
+    certificate: bytes
+    """What it presents there (DER)."""
+
+
+class EvidenceClient:
+    """An auditor's connections; each is opened with the first fetch from its source and then kept.
+
+    Fetches raise EvidenceMissing where the source doesn't keep what is asked for, MalformedMessage or MessageTooLarge
+    where it sends something else, IdentityMismatch where the certificate isn't its own, Refused or PeerUnreachable
+    where it doesn't let this auditor fetch, isn't there, or hasn't sent all of it `timeout_s` after the call.
+    """
+
+    def __init__(self, certificate: Certificate) -> None:
+        """`certificate` is what the nodes were told that the auditor presents."""
+        self._certificate = certificate
+        self._channels: dict[Source, grpc.aio.Channel] = {}
+
+    async def fetch_tensor(self, source: Source, round_: int, digest: bytes, size: int, *, timeout_s: float) -> bytes:
+        """The `size` bytes with this SHA-256 that crossed one of the source's sides in the round."""
+        request = pb.EvidenceRequest(round=round_, tensor=digest)
+        data = await self._fetch(source, request, size, size, timeout_s)
+        if sha256(data).digest() != digest:
+            raise MalformedMessage(f"{source.peer_id} sent {size} bytes with another SHA-256 than {digest.hex()}.")
+        return data
+
+    async def fetch_state(self, source: Source, round_: int, *, after: bool, max_bytes: int, timeout_s: float) -> bytes:
+        """The state of the source's stage before or after the round, in safetensors' format."""
+        request = pb.EvidenceRequest(round=round_, state_after=after)
+        return await self._fetch(source, request, 1, max_bytes, timeout_s)
+
+    async def _fetch(
+        self, source: Source, request: pb.EvidenceRequest, least: int, most: int, timeout_s: float
+    ) -> bytes:
+        """What is sent. Nothing is kept of it before its size is known to be in range."""
+        call = evidence_pb2_grpc.EvidenceStub(self._channel(source)).Fetch(
+            request, timeout=timeout_s, wait_for_ready=True
+        )
+        parts: list[bytes] = []
+        size = received = 0
+        try:
+            async for part in call:
+                if not parts:
+                    size = part.size
+                    if not least <= size <= most:
+                        raise MessageTooLarge(f"{source.peer_id} would send {size} bytes; due are {least} to {most}.")
+                parts.append(part.data)
+                received += len(parts[-1])
+                if not parts[-1] or received > size:
+                    raise MalformedMessage(
+                        f"{source.peer_id} sent an empty part, or more than the {size} bytes it said."
+                    )
+        except grpc.aio.AioRpcError as error:
+            raise wire_error(error, f"{source.peer_id} at {source.address}") from error
+        finally:
+            call.cancel()
+        if received != size or not parts:
+            raise MalformedMessage(f"{source.peer_id} ended after {received} of {size} bytes.")
+        return b"".join(parts)
+
+    def _channel(self, source: Source) -> grpc.aio.Channel:
+        if source not in self._channels:
+            check_certificate(source.certificate, source.peer_id)
+            self._channels[source] = open_channel(
+                source.address,
+                self._certificate,
+                source.certificate,
+                max_message_bytes=PIPE_FRAME_BYTES,
+                ping_timeout_ms=PIPE_PING_TIMEOUT_MS,
+            )
+        return self._channels[source]
+
+    async def close(self) -> None:
+        """Close all connections."""
+        channels, self._channels = self._channels, {}
+        for channel in channels.values():
+            await channel.close()
+
+    async def __aenter__(self) -> "EvidenceClient":
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()

@@ -1,0 +1,112 @@
+"""The epochs' beacon chains: drawn in secret, and fixed on chain before the work that they choose audits of.
+
+See commonweight/rules/beacon.py. Tips are committed an epoch ahead, so that a chain that is away for less than an epoch
+doesn't stop training. The seeds are in the ledger before anything of them is on chain: a coordinator that was killed in
+between commits the same.
+"""
+
+import asyncio
+import secrets
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+
+from commonweight.chain.events import BeaconCommitted
+from commonweight.chain.settlement import EpochSettlement
+from commonweight.errors import ChainError, LedgerError
+from commonweight.events import emit
+from commonweight.failpoints import failpoint
+from commonweight.rules.beacon import hash_chain
+from commonweight.rules.statement import to_hex
+from coordinator.ledger import Ledger
+from coordinator.training import Training
+
+POLL_S = 1.0
+"""Between looks at a commitment that isn't deep enough."""
+MAX_RETRY_S = 15.0
+"""Between attempts while the chain doesn't answer, or refuses."""
+SEED_BYTES = 32
+
+
+def beacon_chain(ledger: Ledger, epoch: int, rounds_per_epoch: int) -> tuple[bytes, ...]:
+    """The tip of the epoch, then the value of each of its rounds. Blocks."""
+    return hash_chain(ledger.beacon_seed(epoch, secrets.token_bytes(SEED_BYTES)), rounds_per_epoch)
+
+
+@dataclass
+class Beacons:
+    """Those of one model."""
+
+    rounds_per_epoch: int
+    ledger: Ledger
+    contract: EpochSettlement
+    confirmations: int = 0
+    """Blocks on top of a commitment before a round of its epoch is planned."""
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+    _chains: dict[int, tuple[bytes, ...]] = field(default_factory=dict)
+    """By epoch, where the tip is on chain: that of the last epoch, too, for reports that come after the seal."""
+
+    def tip(self, round_: int) -> bytes | None:
+        """As `Tips.tip`."""
+        chain = self._chains.get(round_ // self.rounds_per_epoch)
+        return None if chain is None else chain[0]
+
+    def value(self, round_: int) -> bytes:
+        """As `Tips.value`."""
+        epoch, index = divmod(round_, self.rounds_per_epoch)
+        return self._chains[epoch][index + 1]
+
+    async def run(self, training: Training, end_epoch: int | None) -> None:
+        """Commit what the epoch that is trained, and the next one, need. Runs until cancelled.
+
+        Raises LedgerError where the chain has another tip: that of another coordinator.
+        """
+        while True:
+            epoch = training.round // self.rounds_per_epoch
+            self._chains = {known: chain for known, chain in self._chains.items() if known >= epoch - 1}
+            for each in (epoch, epoch + 1):
+                if end_epoch is None or each < end_epoch:
+                    await self.commit(each)
+                    training.reconsider()
+            await training.wait_until_sealed((epoch + 1) * self.rounds_per_epoch)
+
+    async def commit(self, epoch: int) -> None:
+        """Return when the epoch's tip is on chain, and deep enough."""
+        retry_s = 1.0
+        while epoch not in self._chains:
+            try:
+                chain = await asyncio.to_thread(self._advance, epoch)
+            except ChainError as error:
+                emit("chain.failed", epoch=epoch, code=error.code, message=error.args[0], retry_s=retry_s)
+                await self.sleep(retry_s)
+                retry_s = min(2 * retry_s, MAX_RETRY_S)
+                continue
+            if chain is None:
+                await self.sleep(POLL_S)
+            else:
+                self._chains[epoch] = chain
+
+    def _advance(self, epoch: int) -> tuple[bytes, ...] | None:
+        """The epoch's chain once its tip is on chain, and deep enough."""
+        chain = beacon_chain(self.ledger, epoch, self.rounds_per_epoch)
+        failpoint("beacon.drawn")
+        ensure_tip(self.contract, epoch, chain[0])
+        failpoint("beacon.committed")
+        if self.confirmations:
+            deep = self.contract.chain.confirmed_block(self.confirmations)
+            commitments = self.contract.events(BeaconCommitted, epoch=epoch, coordinator=self.contract.sender.address)
+            if not commitments or commitments[-1].block_number > deep:
+                return None
+        return chain
+
+
+def ensure_tip(contract: EpochSettlement, epoch: int, tip: bytes) -> None:
+    """Commit the epoch's tip where none is on chain. Raises LedgerError where another one is, otherwise ChainError."""
+    found = contract.beacon_of(epoch, contract.sender.address)
+    if found is None:
+        receipt = contract.commit_beacon(epoch, tip)
+        emit("beacon.committed", epoch=epoch, tip=to_hex(tip), transaction=receipt.transaction)
+    elif found != tip:
+        raise LedgerError(
+            f"Epoch {epoch} is on chain with the beacon tip {to_hex(found)}; this ledger's is {to_hex(tip)}. Two "
+            "coordinators with different ledgers serve this model: stop one."
+        )

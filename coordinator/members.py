@@ -1,0 +1,96 @@
+"""What training and the parts around it say to each other: places, nodes, reports, and who is told what."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from commonweight.errors import CommonweightError
+from commonweight.rules.receipt import Domain
+from commonweight.rules.report import Report
+from commonweight.wire.generated import control_pb2 as pb
+from coordinator.draws import Draw
+
+Send = Callable[[pb.CoordinatorMessage | CommonweightError], None]
+"""Puts a message, or the reason to hang up, on a node's control stream."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where on which chain a model's work is settled."""
+
+    model_id: bytes
+    domain: Domain
+
+
+@dataclass(frozen=True)
+class Member:
+    """A node that is connected."""
+
+    node: str
+    peer_id: str
+    data_address: str
+    evidence_address: str
+    certificate: bytes
+    account: str
+    """Who is paid for its work."""
+    has_data: bool
+    """Whether it can hold the first stage."""
+    stages: frozenset[int] | None
+    """Those that its owner's seats let it hold; None: any."""
+    send: Send
+
+
+@dataclass(frozen=True)
+class Submission:
+    """A report with what came beside it, and from whom."""
+
+    node: str
+    account: str
+    """Who is paid for it."""
+    generation: int
+    report: Report
+    signature: bytes
+    message: pb.StageReport
+    """The same report as it came, with what isn't signed."""
+
+
+class Follower(Protocol):
+    """Is told how training goes, in order, before any node is told what follows from it."""
+
+    def joined(self, stage: int, member: Member) -> None:
+        """A node has taken its seat."""
+
+    def lost(self, stage: int) -> None:
+        """Its connection is gone."""
+
+    async def sealed(self, round_: int) -> None:
+        """This round is sealed."""
+
+
+class Tips(Protocol):
+    """The epochs' beacon chains."""
+
+    def tip(self, round_: int) -> bytes | None:
+        """Of the round's epoch, as it stands on chain; None while it doesn't: the round can't be planned."""
+
+    def value(self, round_: int) -> bytes:
+        """Of a round whose tip stands on chain; secret until it is sealed."""
+
+
+class Audits(Protocol):
+    """The audits of the rounds that were sealed."""
+
+    def joined(self, stage: int, member: Member) -> None:
+        """As `Follower.joined`."""
+
+    def lost(self, stage: int) -> None:
+        """As `Follower.lost`."""
+
+    def sealed(self, draw: Draw) -> pb.RoundSealed:
+        """This round is sealed and in the ledger; returns what nodes are told of it."""
+
+    def obstacle(self, round_: int) -> str | None:
+        """Why the round can't be planned before more audits are decided; None if it can."""
+
+    def equivocated(self) -> None:
+        """An equivocation was recorded."""

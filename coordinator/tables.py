@@ -1,0 +1,118 @@
+"""The ledger's tables."""
+
+from sqlalchemy import JSON, LargeBinary, String, UniqueConstraint
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from commonweight.database import Counter
+
+
+class Table(DeclarativeBase):
+    """Base of the ledger's tables."""
+
+
+class ModelRow(Table):
+    """The one model that this ledger is of, and the last generation that was formed."""
+
+    __tablename__ = "model"
+    model_id: Mapped[bytes] = mapped_column(LargeBinary(32), primary_key=True)
+    spec_hash: Mapped[bytes] = mapped_column(LargeBinary(32))
+    settlement: Mapped[str] = mapped_column(String(42))
+    chain_id: Mapped[int] = mapped_column(Counter)
+    generation: Mapped[int] = mapped_column(Counter, default=0)
+
+
+class SeatRow(Table):
+    """Who holds a stage, for good."""
+
+    __tablename__ = "seats"
+    stage: Mapped[int] = mapped_column(Counter, primary_key=True, autoincrement=False)
+    node: Mapped[str] = mapped_column(String(42), unique=True)
+
+
+class BeaconRow(Table):
+    """The secret that an epoch's audits follow from: who reads it before the epoch is over can cheat unseen."""
+
+    __tablename__ = "beacons"
+    epoch: Mapped[int] = mapped_column(Counter, primary_key=True, autoincrement=False)
+    seed: Mapped[bytes] = mapped_column(LargeBinary(32))
+
+
+class RoundRow(Table):
+    """A sealed round, with the beacon value that was revealed then."""
+
+    __tablename__ = "rounds"
+    round: Mapped[int] = mapped_column(Counter, primary_key=True, autoincrement=False)
+    beacon: Mapped[str] = mapped_column(String(66))
+
+
+class ReportRow(Table):
+    """One stage's credited work in one sealed round, as the epoch's statement will show it before its audits."""
+
+    __tablename__ = "reports"
+    round: Mapped[int] = mapped_column(Counter, primary_key=True, autoincrement=False)
+    stage: Mapped[int] = mapped_column(Counter, primary_key=True, autoincrement=False)
+    credited: Mapped[dict[str, object]] = mapped_column(JSON)
+
+
+class UnauditedRow(Table):
+    """A whole report, hops and all, of a stage of which something was drawn; until its round's audits are decided."""
+
+    __tablename__ = "unaudited"
+    round: Mapped[int] = mapped_column(Counter, primary_key=True, autoincrement=False)
+    stage: Mapped[int] = mapped_column(Counter, primary_key=True, autoincrement=False)
+    report: Mapped[bytes] = mapped_column(LargeBinary)
+
+
+class VerdictRow(Table):
+    """What one audit came to, as the epoch's statement will show it."""
+
+    __tablename__ = "verdicts"
+    round: Mapped[int] = mapped_column(Counter, primary_key=True, autoincrement=False)
+    stage: Mapped[int] = mapped_column(Counter, primary_key=True, autoincrement=False)
+    kind: Mapped[str] = mapped_column(String(16), primary_key=True)
+    microbatch: Mapped[int] = mapped_column(Counter, primary_key=True, autoincrement=False)
+    """-1: the whole round."""
+    verdict: Mapped[str] = mapped_column(String(16))
+    line: Mapped[dict[str, object]] = mapped_column(JSON)
+
+
+class EquivocationRow(Table):
+    """Two receipts for one unit of work, both signed by the node that holds the stage: fraud that proves itself."""
+
+    __tablename__ = "equivocations"
+    stage: Mapped[int] = mapped_column(Counter, primary_key=True, autoincrement=False)
+    node: Mapped[str] = mapped_column(String(42), primary_key=True)
+    unit: Mapped[bytes] = mapped_column(LargeBinary(32))
+    outputs: Mapped[list[str]] = mapped_column(JSON)
+    signatures: Mapped[list[str]] = mapped_column(JSON)
+
+
+class EpochRow(Table):
+    """A closed epoch: its statement, and whether the chain has made it final."""
+
+    __tablename__ = "epochs"
+    epoch: Mapped[int] = mapped_column(Counter, primary_key=True, autoincrement=False)
+    statement: Mapped[bytes] = mapped_column(LargeBinary)
+    statement_hash: Mapped[bytes] = mapped_column(LargeBinary(32))
+    final: Mapped[bool] = mapped_column(default=False)
+    __table_args__ = (UniqueConstraint("statement_hash"),)
+
+
+class PublishedRow(Table):
+    """A version that nodes were told to keep and to generate with."""
+
+    __tablename__ = "published"
+    round: Mapped[int] = mapped_column(Counter, primary_key=True, autoincrement=False)
+
+
+class ServedRow(Table):
+    """A request that the model has answered: how many tokens went through each stage, and in which epoch they count."""
+
+    __tablename__ = "served"
+    request_id: Mapped[bytes] = mapped_column(LargeBinary(32), primary_key=True)
+    epoch: Mapped[int] = mapped_column(Counter, index=True)
+    round: Mapped[int] = mapped_column(Counter)
+    prompt_tokens: Mapped[int] = mapped_column(Counter)
+    completion_tokens: Mapped[int] = mapped_column(Counter)
+    stages: Mapped[list[list[str]]] = mapped_column(JSON)
+    """Node and account of each stage, in order."""

@@ -1,0 +1,167 @@
+"""The Evidence service of a node: what it keeps of its rounds, for auditors of what is drawn.
+
+It runs in the control process, so the compute worker waits for nobody who fetches. Who may fetch what is decided by
+draws.py; every call is held against it, because a connection outlives an admission.
+"""
+
+import asyncio
+import os
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import grpc
+
+from commonweight.errors import (
+    CommonweightError,
+    EvidenceMissing,
+    MalformedMessage,
+    PeerUnreachable,
+    Refused,
+    UnplannedMessage,
+    WireError,
+)
+from commonweight.events import emit
+from commonweight.wire.channel import PIPE_FRAME_BYTES, PIPE_PING_TIMEOUT_MS, serve
+from commonweight.wire.evidence import EVIDENCE_PART_BYTES
+from commonweight.wire.generated import control_pb2, evidence_pb2_grpc
+from commonweight.wire.generated import evidence_pb2 as pb
+from commonweight.wire.status import refuse
+from commonweight.wire.tls import Certificate, certificate_of, server_credentials
+from node.draws import Draws
+from node.published import STATE_FILE, version_path
+from node.receipts import Signed
+from node.traces import read_index, trace_path
+
+GRANT_S = 5.0
+"""A call may come before the grant that it needs, which takes another way."""
+FETCH_S = 600.0
+"""For one fetch: a state of 6 GB at 80 Mbit/s."""
+MAX_FETCHES = 4
+"""At a time; the next ones wait."""
+
+
+class Evidence(evidence_pb2_grpc.EvidenceServicer):
+    """Of one node. Methods run on the event loop."""
+
+    def __init__(self, directory: Path, certificate: Certificate) -> None:
+        """`directory` is the node's, with its checkpoints and receipts."""
+        self.port = 0
+        """On which it listens."""
+        self._directory = directory
+        self._certificate = certificate
+        self._draws: Draws | None = None
+        self._granted = asyncio.Condition()
+        self._room = asyncio.Semaphore(MAX_FETCHES)
+        self._index = lru_cache(maxsize=4)(read_index)  # a trace that may be fetched never changes
+        self._server: grpc.aio.Server | None = None
+
+    async def listen(self, address: str) -> None:
+        """Serve on host:port. Raises ConfigError where that can't be."""
+        self._server, self.port = await serve(
+            [(evidence_pb2_grpc.add_EvidenceServicer_to_server, self)],
+            address,
+            server_credentials(self._certificate, lambda: self._draws.admitted() if self._draws else ()),
+            max_message_bytes=PIPE_FRAME_BYTES,
+            ping_timeout_ms=PIPE_PING_TIMEOUT_MS,
+        )
+        emit("evidence.listening", port=self.port)
+
+    async def close(self) -> None:
+        """End it, and every fetch."""
+        if self._server is not None:
+            await self._server.stop(grace=0)
+
+    def begin(self, assignment: control_pb2.Assignment) -> None:
+        """The node knows its model now. Later calls change nothing."""
+        if self._draws is None:
+            self._draws = Draws.open(self._directory / "receipts" / assignment.model_id.hex(), assignment)
+
+    async def plan(self, plan: control_pb2.RoundPlan) -> None:
+        """A round is to be trained; raises as `Draws.plan`."""
+        await asyncio.to_thread(self._known().plan, plan.round, plan.beacon_tip)
+
+    def tip(self, round_: int) -> bytes:
+        """What a report of this round signs; raises as `Draws.tip`."""
+        return self._known().tip(round_)
+
+    async def seal(self, sealed: control_pb2.RoundSealed, signed: Signed | None) -> None:
+        """A round is sealed; raises as `Draws.seal`."""
+        await asyncio.to_thread(self._known().seal, sealed, signed)
+
+    async def grant(self, grant: control_pb2.AuditGrant) -> None:
+        """Let an auditor fetch, where this node finds the unit drawn."""
+        unit = grant.unit
+        try:
+            audit = await asyncio.to_thread(self._known().grant, grant)
+        except WireError as error:
+            code, message = error.code, error.args[0]
+            emit("audit.refused", round=unit.round, stage=unit.stage, kind=unit.kind, code=code, message=message)
+            return
+        emit("audit.granted", round=audit.round, stage=audit.stage, kind=unit.kind, microbatch=audit.microbatch)
+        async with self._granted:
+            self._granted.notify_all()
+
+    async def Fetch(self, request: pb.EvidenceRequest, context: Any) -> None:  # noqa: N802 - gRPC's name
+        """See the proto."""
+        try:
+            async with asyncio.timeout(FETCH_S):
+                await self._check(request, certificate_of(context))
+                async with self._room:
+                    await self._send(request, context)
+        except TimeoutError:
+            await self._refuse(context, PeerUnreachable(f"The fetch isn't over after {FETCH_S:g} s."))
+        except CommonweightError as error:
+            await self._refuse(context, error)
+
+    async def _check(self, request: pb.EvidenceRequest, auditor: bytes) -> None:
+        draws, kind = self._known(), request.WhichOneof("what")
+        if kind is None:
+            raise MalformedMessage("A fetch asks for a tensor or for a state.")
+
+        def allowed() -> bool:
+            if kind == "tensor":
+                return draws.allows_tensors(auditor, request.round)
+            return draws.allows_state(auditor, request.round, after=request.state_after)
+
+        try:
+            async with asyncio.timeout(GRANT_S), self._granted:
+                await self._granted.wait_for(allowed)
+        except TimeoutError:
+            raise Refused(
+                f"No audit that needs this {kind} of round {request.round} is granted to the caller."
+            ) from None
+
+    async def _send(self, request: pb.EvidenceRequest, context: Any) -> None:
+        file, position, left = await asyncio.to_thread(self._open, request)
+        with file:
+            size = left
+            while left:
+                data = await asyncio.to_thread(os.pread, file.fileno(), min(left, EVIDENCE_PART_BYTES), position)
+                if not data:
+                    raise EvidenceMissing(f"The file ended {left} bytes before it should.")
+                await context.write(pb.EvidencePart(size=size, data=data))
+                size, position, left = 0, position + len(data), left - len(data)
+
+    def _open(self, request: pb.EvidenceRequest) -> tuple[BinaryIO, int, int]:
+        """The file, where in it what is asked for begins, and how many bytes it has. Raises EvidenceMissing."""
+        folder = self._directory / f"stage-{self._known().stage}"
+        try:
+            if request.WhichOneof("what") == "tensor":
+                trace = trace_path(folder / "traces", request.round)
+                position, size = self._index(trace)[request.tensor]
+                return trace.open("rb"), position, size
+            file = (version_path(folder, request.round + request.state_after) / STATE_FILE).open("rb")
+            return file, 0, os.fstat(file.fileno()).st_size
+        except (OSError, KeyError) as error:
+            what = f"tensor {request.tensor.hex()[:16]}…" if request.WhichOneof("what") == "tensor" else "state"
+            raise EvidenceMissing(f"This {what} of round {request.round} isn't kept here.") from error
+
+    async def _refuse(self, context: Any, error: CommonweightError) -> None:
+        emit("evidence.refused", peer=context.peer(), code=error.code, message=error.args[0])
+        await refuse(context, error)
+
+    def _known(self) -> Draws:
+        if self._draws is None:
+            raise UnplannedMessage("The coordinator speaks of rounds before it has assigned a stage.")
+        return self._draws

@@ -1,0 +1,117 @@
+"""What crossed a stage's sides in each round, on this machine's disk until the round's audits are decided.
+
+    FOLDER/round-00000041.trace    for each tensor: SHA-256 (32 bytes), size (8 bytes, little-endian), its bytes
+    FOLDER/.writing                of the round that is being trained
+
+The worker writes, the control process reads. A trace appears whole, before the round is reported, and is never changed;
+that of a round which is trained again takes its place. Nothing is synced: it outlives the node, and after a power cut
+an auditor finds another digest, and asks the neighbours. No torch here.
+"""
+
+import os
+from collections.abc import Collection
+from contextlib import suppress
+from io import BufferedWriter
+from pathlib import Path
+
+from commonweight.events import emit
+from commonweight.wire.evidence import MAX_RETAINED_ROUNDS
+
+_DIGEST_BYTES = 32
+_HEAD_BYTES = _DIGEST_BYTES + 8
+
+TraceIndex = dict[bytes, tuple[int, int]]
+"""By digest: where the tensor's bytes begin, and how many there are."""
+
+
+class Traces:
+    """Writes the traces of one stage. A disk that is full or fails costs a trace, and is told; it raises nothing."""
+
+    def __init__(self, folder: Path, reserve_bytes: int) -> None:
+        """`reserve_bytes` stay free on the disk for the next checkpoint: training goes first."""
+        self._folder = folder
+        self._scratch = folder / ".writing"
+        self._reserve_bytes = reserve_bytes
+        self._round = 0
+        self._file: BufferedWriter | None = None
+        self._written: set[bytes] = set()
+
+    def begin(self, round_: int) -> None:
+        """Write the trace of this round from now on; one that wasn't finished is forgotten."""
+        self._close()
+        self._round, self._written = round_, set()
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._file = self._scratch.open("wb")
+        except OSError as error:
+            self._drop(error)
+
+    def add(self, digest: bytes, data: memoryview) -> None:
+        """A tensor has crossed one of the stage's sides; `digest` is the SHA-256 of `data`."""
+        if self._file is None or digest in self._written:
+            return
+        try:
+            disk = os.statvfs(self._folder)
+            if disk.f_bavail * disk.f_frsize < self._reserve_bytes + data.nbytes:
+                raise OSError(f"less than {self._reserve_bytes} bytes are free, which the next checkpoint may take")
+            self._file.write(digest + data.nbytes.to_bytes(8, "little"))
+            self._file.write(data)
+        except OSError as error:
+            self._drop(error)
+        self._written.add(digest)
+
+    def finish(self) -> None:
+        """The round is trained: its trace can be read from now on."""
+        if self._file is None:
+            return
+        try:
+            self._close()
+            self._scratch.replace(trace_path(self._folder, self._round))
+        except OSError as error:
+            self._drop(error)
+        self._remove(self.rounds()[:-MAX_RETAINED_ROUNDS])
+
+    def retain(self, round_: int, retained: Collection[int]) -> None:
+        """Of the rounds up to `round_` keep these only."""
+        self._remove([old for old in self.rounds() if old <= round_ and old not in retained])
+
+    def rounds(self) -> list[int]:
+        """The rounds that there are traces of, ascending."""
+        names = (path.name.removeprefix("round-").removesuffix(".trace") for path in self._folder.glob("round-*.trace"))
+        return sorted(int(name) for name in names if name.isascii() and name.isdigit())
+
+    def _remove(self, rounds: Collection[int]) -> None:
+        for round_ in rounds:
+            with suppress(OSError):  # it is tried again after the next round
+                trace_path(self._folder, round_).unlink()
+
+    def _drop(self, error: OSError) -> None:
+        with suppress(OSError):
+            self._close()
+        with suppress(OSError):
+            self._scratch.unlink()
+        emit("trace.dropped", round=self._round, message=f"{self._folder}: {error.strerror or error}")
+
+    def _close(self) -> None:
+        file, self._file = self._file, None
+        if file is not None:
+            file.close()
+
+
+def trace_path(folder: Path, round_: int) -> Path:
+    """Where the trace of a round lies."""
+    return folder / f"round-{round_:08d}.trace"
+
+
+def read_index(path: Path) -> TraceIndex:
+    """What is in a trace. Raises OSError where there is none; one that was cut short ends where it was."""
+    index: TraceIndex = {}
+    with path.open("rb") as file:
+        total, position = os.fstat(file.fileno()).st_size, 0
+        while len(head := os.pread(file.fileno(), _HEAD_BYTES, position)) == _HEAD_BYTES:
+            begin, size = position + _HEAD_BYTES, int.from_bytes(head[_DIGEST_BYTES:], "little")
+            position = begin + size
+            if position > total:
+                break
+            index[head[:_DIGEST_BYTES]] = (begin, size)
+    return index

@@ -1,0 +1,104 @@
+"""The referee: `python -m referee --link-fd N`, started by a coordinator, whose only link to it is that socket.
+
+It replays one unit at a time, at the lowest claim to the processor, and goes on after whatever befalls an audit. The
+event loop fetches; one other thread computes, and nothing runs beside it.
+"""
+
+import argparse
+import asyncio
+import gc
+import os
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+
+from commonweight.errors import CommonweightError, UnplannedMessage
+from commonweight.model.data import Dataset
+from commonweight.rules.audits import Audit, Kind
+from commonweight.rules.spec import parse_spec
+from commonweight.wire.evidence import EvidenceClient
+from commonweight.wire.generated import referee_pb2 as pb
+from commonweight.wire.link import Link, connect_link
+from commonweight.wire.messages import report_from_proto
+from commonweight.wire.tls import Certificate, peer_id_of
+from referee.auditor import Auditor
+from referee.nodes import NodeSource
+
+NICENESS = 10
+
+
+async def serve(link: Link) -> None:
+    """Answer the coordinator's commands, one after the other, until it closes the link.
+
+    Raises what makes a start impossible: SpecError, IdentityMismatch, or DataError where the text isn't the spec's.
+    """
+    auditor: Auditor | None = None
+    certificate: Certificate | None = None
+    while (command := await link.receive(pb.RefereeCommand)) is not None:
+        match command.WhichOneof("body"):
+            case "start" if auditor is None:
+                start = command.start
+                certificate = Certificate(start.certificate, start.private_key, peer_id_of(start.certificate))
+                auditor = await asyncio.to_thread(_open_auditor, start)
+                gc.collect()
+                gc.freeze()  # of a module's hundred thousand objects none is looked at again after each audit
+                await link.send(pb.RefereeEvent(ready=pb.RefereeReady(numerics=auditor.numerics)))
+            case "audit" if auditor is not None and certificate is not None:
+                verdict = await _audit(auditor, certificate, command.audit)
+                await link.send(pb.RefereeEvent(verdict=verdict))
+            case other:
+                raise UnplannedMessage(f"The coordinator sent {other}, which this referee doesn't expect now.")
+
+
+def _open_auditor(start: pb.RefereeStart) -> Auditor:
+    spec = parse_spec(start.spec)
+    dataset = Dataset.open(start.data_dir, spec) if start.data_dir else None
+    return Auditor(spec, start.device or "cpu", dataset)
+
+
+async def _audit(auditor: Auditor, certificate: Certificate, asked: pb.RefereeAudit) -> pb.RefereeVerdict:
+    started_s, cpu_started_s = time.monotonic(), time.process_time()
+    unit = asked.unit
+    microbatch = unit.microbatch if unit.HasField("microbatch") else None
+    async with EvidenceClient(certificate) as client:
+        outcome = await auditor.audit(
+            Audit(unit.round, unit.stage, Kind(unit.kind), microbatch),
+            report_from_proto(asked.report),
+            asked.report.numerics,
+            [NodeSource(client, source) for source in asked.sources],
+        )
+    return pb.RefereeVerdict(
+        unit=unit,
+        verdict=outcome.verdict.value,
+        why=outcome.why,
+        evidence=outcome.evidence,
+        seconds=time.monotonic() - started_s,
+        cpu_seconds=time.process_time() - cpu_started_s,
+        fetched_bytes=outcome.fetched_bytes,
+    )
+
+
+def main() -> None:
+    """Run until the coordinator closes the link."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--link-fd", type=int, required=True)
+    link_fd: int = parser.parse_args().link_fd
+    os.nice(NICENESS)
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+
+    async def run() -> None:
+        # One thread, so that every replay runs where the numerics class was measured.
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1, "compute"))
+        async with await connect_link(link_fd) as link:
+            await serve(link)
+
+    try:
+        asyncio.run(run())
+    except CommonweightError as error:
+        sys.exit(f"The referee ends: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,277 @@
+"""One audit: fetch what the unit was computed from, compute it again, compare with what its provider has signed.
+
+What makes it fail is always the provider's own signature:
+
+* Another result than the replay's: to the bit within one numerics class, else beyond `commonweight.model.compare`.
+* A signed input that an honest provider refuses before it computes (NaN or infinity from a neighbour, tokens outside
+  the vocabulary), or signed results where the replay has NaN or infinity, which an honest provider never sends.
+* On the first stage, where the auditor has the text: tokens that aren't those due.
+* In round 0: another state before it than the spec's, within one class.
+
+The first difference ends the audit, before anything later is fetched: fraud that is shown isn't undone by what else
+may be withheld.
+"""
+
+import asyncio
+import gc
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from commonweight.errors import NonFiniteTensor
+from commonweight.model.compare import Deviation, compare_loss, compare_round, compare_travelled, worst
+from commonweight.model.data import Dataset
+from commonweight.model.numerics import numerics_class
+from commonweight.model.replay import finish_round, replay_microbatch
+from commonweight.model.stage import Stage
+from commonweight.rules.audits import Audit, Kind, Verdict
+from commonweight.rules.report import NO_TENSOR, Report
+from commonweight.rules.spec import ModelSpec
+from commonweight.rules.statement import to_hex
+from commonweight.wire.tensors import check_finite, digest
+from referee.fraud import Difference, fraud_evidence
+from referee.sources import Evidence, Source, Withheld, boundary_plan, tokens_plan
+
+MAX_WHY = 2000
+"""Characters."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What an audit came to."""
+
+    verdict: Verdict
+    why: str
+    """For people, at most MAX_WHY characters."""
+    evidence: bytes
+    """Of fraud; otherwise empty."""
+    fetched_bytes: int
+
+
+class Contradicted(Exception):
+    """The replay differs from what was signed."""
+
+    def __init__(self, difference: Difference) -> None:
+        super().__init__(str(difference))
+        self.difference = difference
+
+
+class Undecidable(Exception):
+    """This auditor can't say, for reasons of its own."""
+
+
+class Auditor:
+    """Audits units of one model, one at a time. Between audits it holds nothing that isn't public."""
+
+    def __init__(self, spec: ModelSpec, device: str = "cpu", dataset: Dataset | None = None) -> None:
+        """Without `dataset` audits of the tokens are undecided."""
+        self.spec, self.dataset = spec, dataset
+        self.device = torch.device(device)
+        self.numerics = numerics_class(self.device, spec)
+
+    async def audit(self, unit: Audit, report: Report, numerics: str, sources: Sequence[Source]) -> Outcome:
+        """Decide about a unit of `report`'s round. Raises nothing: what goes wrong here leaves the unit undecided.
+
+        `numerics` is the class in which the provider says that it computed; `sources` are the provider, then its
+        neighbours. When this returns no tensor of the stage's state is left.
+        """
+        evidence, proof = Evidence(unit.round, sources), b""
+        try:
+            exact = numerics == self.numerics
+            verdict, why = Verdict.PASSED, await _Case(self, unit, report, evidence, exact=exact).decide()
+        except Contradicted as found:
+            verdict, why = Verdict.FAILED, str(found)
+            proof = fraud_evidence(self.spec, unit, report, found.difference, provider=numerics, auditor=self.numerics)
+        except Withheld as missing:
+            verdict, why = Verdict.WITHHELD, str(missing)
+        except Undecidable as reason:
+            verdict, why = Verdict.UNDECIDED, str(reason)
+        except Exception as error:  # noqa: BLE001 - an audit's outermost edge: the next one mustn't suffer
+            traceback.print_exc()
+            verdict, why = Verdict.UNDECIDED, f"The audit broke off: {type(error).__name__}: {error}"
+        gc.collect()  # an error's traceback may hold a replay in a cycle
+        return Outcome(verdict, why[:MAX_WHY], proof, evidence.fetched_bytes)
+
+
+class _Case:
+    """One audit under way."""
+
+    def __init__(self, auditor: Auditor, unit: Audit, report: Report, evidence: Evidence, *, exact: bool) -> None:
+        spec = auditor.spec
+        assert (unit.round, unit.stage) == (report.round, report.stage), "the report is of the unit's round and stage"
+        assert len(report.hops) == spec.training.microbatches_per_round, "a report has all hops of its round"
+        self._spec, self._dataset, self._device = spec, auditor.dataset, auditor.device
+        self._unit, self._report, self._evidence, self._exact = unit, report, evidence, exact
+        self._deviations: list[Deviation] = []
+        self._compared = 0
+
+    async def decide(self) -> str:
+        """Why it passed. Raises Contradicted, Withheld or Undecidable."""
+        match self._unit.kind, self._unit.microbatch:
+            case Kind.DATA, int(microbatch):
+                await self._check_text(microbatch)
+            case Kind.ROUND, None:
+                await self._check_round()
+            case Kind.MICROBATCH | Kind.LOSS, int(microbatch):
+                stage, _ = await self._stage()
+                await self._check_microbatch(stage, microbatch, accumulate=False)
+            case kind, microbatch:
+                raise AssertionError(f"an audit ({kind.value}) of microbatch {microbatch}")
+        if self._deviations:
+            most = worst(self._deviations)
+            return (
+                f"Of {self._compared} results of another numerics class {len(self._deviations)} have other bits; the "
+                f"largest error is {most.error:.3g} ({most.what}), allowed is {most.tolerance:.3g}."
+            )
+        return f"{self._compared} results are the signed ones to the bit."
+
+    async def _check_text(self, microbatch: int) -> None:
+        if self._dataset is None:
+            raise Undecidable("This auditor doesn't have the text. Start its coordinator with --data.")
+        self._compared += 1
+        due = await asyncio.to_thread(self._dataset.microbatch, self._unit.round, microbatch)
+        self._check_tokens(microbatch, due)
+
+    def _check_tokens(self, microbatch: int, due: Tensor) -> None:
+        signed, found = self._report.hops[microbatch].tokens, digest(due)
+        if signed != found:
+            raise Contradicted(
+                Difference(
+                    "tokens", microbatch, to_hex(signed), to_hex(found), note="The tokens aren't those the spec draws."
+                )
+            )
+
+    async def _check_round(self) -> None:
+        stage, before = await self._stage()
+        for microbatch in range(len(self._report.hops)):
+            await self._check_microbatch(stage, microbatch, accumulate=True)
+        report = self._report
+        try:
+            replayed = await asyncio.to_thread(finish_round, stage)
+        except NonFiniteTensor as error:
+            raise Contradicted(
+                Difference("state_after", None, to_hex(report.state_after), "", note=error.args[0])
+            ) from error
+        self._compared += 2
+        if before is None:
+            for what, found in (("gradient_hash", replayed.gradient_hash), ("state_after", replayed.next_root)):
+                if (signed := getattr(report, what)) != found:
+                    raise Contradicted(Difference(what, None, to_hex(signed), to_hex(found)))
+        elif replayed.next_root != report.state_after:
+            claimed = await self._evidence.state(stage, after=True, root=report.state_after)
+            own = {name: tensor.cpu() for name, tensor in replayed.next_state.items()}
+            deviations = await asyncio.to_thread(compare_round, self._spec, report.round, before, claimed, own)
+            self._settle(worst(deviations), None, to_hex(report.state_after), to_hex(replayed.next_root))
+
+    async def _stage(self) -> tuple[Stage, dict[str, Tensor] | None]:
+        """The stage with the state that was signed as the one before the round, and that state where a round is to be
+        compared across classes.
+        """
+        index, round_, signed = self._unit.stage, self._unit.round, self._report.state_before
+        is_measured = self._unit.kind is Kind.ROUND and not self._exact
+        if round_ == 0:
+            stage = await asyncio.to_thread(Stage, self._spec, index, device=self._device)
+            if (found := await asyncio.to_thread(stage.state_root)) != signed:
+                self._refuse_start(found)
+            return stage, {
+                name: tensor.cpu().clone() for name, tensor in stage.state().items()
+            } if is_measured else None
+        stage = await asyncio.to_thread(Stage, self._spec, index, device=self._device, blank=True)
+        state = await self._evidence.state(stage, after=False, root=signed)
+        await asyncio.to_thread(stage.load, state, round_)
+        return stage, state if is_measured else None
+
+    def _refuse_start(self, found: bytes) -> None:
+        signed = self._report.state_before
+        if self._exact:
+            raise Contradicted(
+                Difference(
+                    "state_before", None, to_hex(signed), to_hex(found), note="Version 0 follows from the spec alone."
+                )
+            )
+        raise Undecidable(
+            f"This machine draws a version 0 with root {found.hex()}, the provider's has {signed.hex()}: the last bits "
+            "of U may differ between numerics classes. Run the referee on a machine like the nodes'."
+        )
+
+    async def _check_microbatch(self, stage: Stage, microbatch: int, *, accumulate: bool) -> None:
+        hop = self._report.hops[microbatch]
+        tokens = await self._tokens(stage, microbatch)
+        code = None if stage.is_first else await self._input("activation_in", microbatch)
+        gradient = None if stage.is_last else await self._input("gradient_in", microbatch)
+        output, input_gradient, loss = await asyncio.to_thread(
+            replay_microbatch, stage, tokens, code, gradient, accumulate=accumulate
+        )
+        await self._check_travelled("activation_out", microbatch, output)
+        self._check_loss(microbatch, hop.loss, loss)
+        await self._check_travelled("gradient_out", microbatch, input_gradient)
+
+    async def _tokens(self, stage: Stage, microbatch: int) -> Tensor:
+        """The tokens that were signed."""
+        signed = self._report.hops[microbatch].tokens
+        if self._dataset is not None:
+            due = await asyncio.to_thread(self._dataset.microbatch, self._unit.round, microbatch)
+            if stage.is_first:
+                self._check_tokens(microbatch, due)
+            if digest(due) == signed:
+                return due
+        tokens = await self._evidence.tensor(f"tokens of microbatch {microbatch}", signed, tokens_plan(self._spec))
+        lowest, highest = torch.aminmax(tokens.to(torch.int64))
+        if lowest < 0 or highest >= (size := self._spec.architecture.vocab_size):
+            note = f"An honest stage refuses tokens {int(lowest)} to {int(highest)} of a vocabulary of {size}."
+            raise Contradicted(Difference("tokens", microbatch, to_hex(signed), "", note=note))
+        return tokens
+
+    async def _input(self, what: str, microbatch: int) -> Tensor:
+        """The code or gradient that was signed as taken."""
+        signed: bytes = getattr(self._report.hops[microbatch], what)
+        tensor = await self._evidence.tensor(f"{what} of microbatch {microbatch}", signed, boundary_plan(self._spec))
+        try:
+            check_finite(tensor)
+        except NonFiniteTensor as error:
+            note = f"An honest stage refuses it: {error.args[0]}"
+            raise Contradicted(Difference(what, microbatch, to_hex(signed), "", note=note)) from error
+        return tensor
+
+    async def _check_travelled(self, what: str, microbatch: int, replayed: Tensor | None) -> None:
+        signed: bytes = getattr(self._report.hops[microbatch], what)
+        found = NO_TENSOR if replayed is None else digest(replayed)
+        self._compared += 1
+        if replayed is not None:
+            try:
+                check_finite(replayed)
+            except NonFiniteTensor as error:
+                note = f"An honest stage fails here: {error.args[0]}"
+                raise Contradicted(Difference(what, microbatch, to_hex(signed), to_hex(found), note=note)) from error
+        if signed == found:
+            return
+        if replayed is None or signed == NO_TENSOR:
+            raise Contradicted(Difference(what, microbatch, to_hex(signed), to_hex(found)))
+        try:
+            claimed = await self._evidence.tensor(
+                f"{what} of microbatch {microbatch}", signed, boundary_plan(self._spec)
+            )
+        except Withheld:
+            if not self._exact:
+                raise
+            raise Contradicted(Difference(what, microbatch, to_hex(signed), to_hex(found))) from None
+        measured = compare_travelled(f"{what} of microbatch {microbatch}", claimed, replayed, self._spec)
+        self._settle(measured, microbatch, to_hex(signed), to_hex(found), what)
+
+    def _check_loss(self, microbatch: int, signed: float, found: float) -> None:
+        self._compared += 1
+        if signed != found:
+            measured = compare_loss(f"loss of microbatch {microbatch}", signed, found, self._spec)
+            self._settle(measured, microbatch, repr(signed), repr(found), "loss")
+
+    def _settle(
+        self, measured: Deviation, microbatch: int | None, signed: str, found: str, what: str | None = None
+    ) -> None:
+        """Other bits than the signed ones: fraud within one class, and beyond the tolerance across classes."""
+        tolerance = 0.0 if self._exact else measured.tolerance
+        if self._exact or not measured.passed:
+            raise Contradicted(Difference(what or measured.what, microbatch, signed, found, measured.error, tolerance))
+        self._deviations.append(measured)

@@ -1,0 +1,96 @@
+"""The evidence of fraud: what a provider has signed, what the replay found instead, and how far apart they are.
+
+Its keccak256 is in the verdict's receipt and, as the reason, in the slashing. Anybody who has the round's evidence
+replays the unit and finds the same; without it, the document still binds the difference to the provider's signature:
+`commitments` are what its round receipt is made of, and `hop` with its `proof` leads to their `hops_root`.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from commonweight.rules.audits import Audit
+from commonweight.rules.canonical import canonical_json
+from commonweight.rules.merkle import MerkleTree
+from commonweight.rules.report import HOP_HASHES, Report
+from commonweight.rules.spec import ModelSpec
+from commonweight.rules.statement import to_hex
+
+MAX_EVIDENCE_BYTES = 64 * 1024
+MAX_NUMERICS = 200
+"""Characters of a numerics class; a node can write more."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The first result in which a replay contradicts what was signed."""
+
+    what: str
+    """A field of the hop or of the report; across numerics classes a round's also "gradient …", "movement …",
+    "moment2 …" and "parameter …" of the state after it.
+    """
+    microbatch: int | None
+    """None: the round's."""
+    signed: str
+    """A hash as 0x…, or a loss as the shortest decimal number of its bits."""
+    found: str
+    """The same of the replay; empty where there is none."""
+    error: float | None = None
+    """As commonweight.model.compare measures it; None where the signed tensor wasn't at hand, or is none."""
+    tolerance: float = 0.0
+    """0 within one numerics class."""
+    note: str = ""
+    """What else is to be said."""
+
+    def __str__(self) -> str:
+        where = self.what if self.microbatch is None else f"{self.what} of microbatch {self.microbatch}"
+        measured = "" if self.error is None else f" The error is {self.error:.3g}; allowed is {self.tolerance:.3g}."
+        found = f"the replay has {self.found}" if self.found else "the replay has none"
+        return f"{where}: signed is {self.signed}, {found}.{measured}{self.note and ' '}{self.note}"
+
+
+def fraud_evidence(
+    spec: ModelSpec, unit: Audit, report: Report, difference: Difference, *, provider: str, auditor: str
+) -> bytes:
+    """Canonical JSON, `commonweight.fraud/1`, at most MAX_EVIDENCE_BYTES. `provider` and `auditor` are the numerics
+    classes in which either computed.
+    """
+    return canonical_json(
+        {
+            "format": "commonweight.fraud/1",
+            "spec_hash": to_hex(spec.spec_hash),
+            "unit": {
+                "round": unit.round,
+                "stage": unit.stage,
+                "kind": unit.kind.value,
+                "microbatch": unit.microbatch,
+            },
+            "commitments": {
+                "hops_root": to_hex(report.hops_root),
+                "gradient_hash": to_hex(report.gradient_hash),
+                "state_before": to_hex(report.state_before),
+                "state_after": to_hex(report.state_after),
+            },
+            "hop": None if difference.microbatch is None else _hop(report, difference.microbatch),
+            "numerics": {"provider": provider[:MAX_NUMERICS], "auditor": auditor[:MAX_NUMERICS]},
+            "difference": {
+                "what": difference.what,
+                "microbatch": difference.microbatch,
+                "signed": difference.signed,
+                "found": difference.found,
+                "error": None if difference.error is None else repr(difference.error),
+                "tolerance": repr(difference.tolerance),
+                "note": difference.note,
+            },
+        }
+    )
+
+
+def _hop(report: Report, microbatch: int) -> dict[str, Any]:
+    hop = report.hops[microbatch]
+    tree = MerkleTree([each.leaf(number) for number, each in enumerate(report.hops)])
+    return {
+        "microbatch": microbatch,
+        **{name: to_hex(getattr(hop, name)) for name in HOP_HASHES},
+        "loss": repr(hop.loss),
+        "proof": [to_hex(sibling) for sibling in tree.proof(microbatch)],
+    }

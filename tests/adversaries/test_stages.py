@@ -1,0 +1,162 @@
+"""Every way of cheating on a stage, by the real trainer: which audits convict it, and that nobody else is convicted."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from adversary import cheat as cheat_module
+from adversary.cheat import Cheat
+from adversary.node import NODES
+from adversary.versions import Stale
+from adversary.worker import STAGES
+from commonweight.devnet.byzantine import KINDS, Cheating
+from commonweight.rules.audits import Audit, Kind, Verdict
+from commonweight.rules.spec import ModelSpec
+from tests.adversaries.pipeline import Pipeline
+from tests.integration.network import pack_text, tiny_spec
+
+ADDRESS = "0x70997970C51812dc3A010C7d01b50e0d17dc79C8"
+ROUNDS = 3
+FIRST, INNER, LAST = 0, 1, 2
+ONE, WHOLE, LOSS, DATA = Kind.MICROBATCH, Kind.ROUND, Kind.LOSS, Kind.DATA
+
+CAUGHT_BY: dict[tuple[str, int], set[Kind]] = {
+    ("zeros", FIRST): {ONE, WHOLE},
+    ("zeros", INNER): {ONE, WHOLE},
+    ("zeros", LAST): {LOSS, WHOLE},
+    ("noise", FIRST): {ONE, WHOLE},
+    ("noise", INNER): {ONE, WHOLE},
+    ("noise", LAST): {LOSS, WHOLE},
+    ("cached", FIRST): {ONE, WHOLE},
+    ("cached", INNER): {ONE, WHOLE},
+    ("cached", LAST): {LOSS, WHOLE},
+    ("copied", INNER): {ONE, WHOLE},
+    ("no-backward", FIRST): {WHOLE},  # it sends nothing back
+    ("no-backward", INNER): {ONE, WHOLE},
+    ("no-backward", LAST): {LOSS, WHOLE},
+    ("biased", INNER): {ONE, WHOLE},
+    ("biased", LAST): {LOSS, WHOLE},
+    ("low-precision", INNER): {ONE, WHOLE},
+    ("low-precision", LAST): {LOSS, WHOLE},
+    ("false-loss", LAST): {LOSS, WHOLE},
+    ("wrong-data", FIRST): {DATA, ONE, WHOLE},
+    ("scaled-gradient", INNER): {WHOLE},
+    ("flipped-gradient", INNER): {WHOLE},
+    ("stale", INNER): {ONE, WHOLE},
+    ("stale", LAST): {LOSS, WHOLE},
+    ("no-step", FIRST): {WHOLE},
+    ("no-step", INNER): {WHOLE},
+    ("false-root", INNER): {WHOLE},
+}
+"""The audits of a unit that was cheated on that convict, by kind and stage."""
+
+Done = list[tuple[int, int | None]]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> tuple[ModelSpec, Path]:
+    torch.set_num_threads(1)
+    data = tmp_path_factory.mktemp("text") / "data"
+    return tiny_spec(*pack_text(data), stages=3), data
+
+
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> Done:
+    """The units that were cheated on, as the cheater's own events say: rounds and microbatches."""
+    done: Done = []
+
+    def emit(name: str, **fields: Any) -> None:
+        assert name == "cheated"
+        done.append((fields["round"], fields["microbatch"]))
+
+    monkeypatch.setattr(cheat_module, "emit", emit)
+    return done
+
+
+def cheating(model: tuple[ModelSpec, Path], folder: Path, text: str, stage: int) -> Pipeline:
+    return Pipeline(*model, folder, at=stage, cheat=Cheat(Cheating.parse(text), ADDRESS))
+
+
+def test_every_kind_is_tried() -> None:
+    """Those of the control process are in test_processes.py; that which isn't caught is in test_choosing.py."""
+    assert {kind for kind, _ in CAUGHT_BY} | {"under-tolerance"} == KINDS.keys() - NODES.keys()
+    assert STAGES.keys() | NODES.keys() | {"wrong-data"} == KINDS.keys()
+
+
+@pytest.mark.parametrize(("kind", "stage"), CAUGHT_BY)
+def test_it_is_caught_in_the_first_round_that_it_cheats_in(
+    model: tuple[ModelSpec, Path], tmp_path: Path, told: Done, kind: str, stage: int
+) -> None:
+    with cheating(model, tmp_path, kind, stage) as pipeline:
+        for round_ in range(ROUNDS):
+            assert not told, "until now it worked honestly"
+            pipeline.train(round_)
+            verdicts = {unit: pipeline.audit(unit) for unit in pipeline.units(round_)}
+            failed = {unit for unit, outcome in verdicts.items() if outcome.verdict is Verdict.FAILED}
+            assert failed == due(kind, stage, verdicts, told)
+            assert {verdicts[unit].verdict for unit in verdicts.keys() - failed} <= {Verdict.PASSED}
+            if failed:
+                return
+    raise AssertionError(f"it never cheated in {ROUNDS} rounds")
+
+
+def due(kind: str, stage: int, units: Any, told: Done) -> set[Audit]:
+    """The units of these whose audits must convict."""
+    if not told:
+        return set()
+    numbers = {number for _, number in told}
+    return {
+        unit
+        for unit in units
+        if unit.stage == stage and unit.kind in CAUGHT_BY[kind, stage]
+        if unit.kind is WHOLE or None in numbers or unit.microbatch in numbers
+    }
+
+
+@pytest.mark.parametrize("text", ["zeros:0.4", "no-step:0.4"])
+def test_a_fraction_of_the_units_is_cheated_on_and_the_same_ones_again(
+    model: tuple[ModelSpec, Path], tmp_path: Path, told: Done, text: str
+) -> None:
+    runs = []
+    for name in ("a", "b"):
+        told.clear()
+        with cheating(model, tmp_path / name, text, INNER) as pipeline:
+            for round_ in range(4):
+                pipeline.train(round_)
+                unit = Audit(round_, INNER, WHOLE)
+                lied = any(number == round_ for number, _ in told)
+                assert (pipeline.audit(unit).verdict is Verdict.FAILED) == lied
+            runs.append((list(told), {unit: report.state_after for unit, report in pipeline.sealed.items()}))
+    assert runs[0] == runs[1]
+    units = 4 * (1 if KINDS[text.partition(":")[0]].fraction == "rounds" else 4)
+    assert 0 < len(runs[0][0]) < units
+
+
+def test_the_fraction_is_kept_in_the_long_run() -> None:
+    cheat = Cheat(Cheating("zeros", 0.1), ADDRESS)
+    picked = sum(cheat.picks(round_, number) for round_ in range(1000) for number in range(10))
+    assert picked == pytest.approx(1000, abs=100)
+    assert all(Cheat(Cheating("no-step"), ADDRESS).picks(round_) for round_ in range(100))
+
+
+def test_it_goes_on_after_a_round_that_is_given_up(model: tuple[ModelSpec, Path], tmp_path: Path) -> None:
+    """Stale weights are put back before anything else is loaded."""
+    spec, _ = model
+    stage = Stale(Cheat(Cheating("stale"), ADDRESS), spec, LAST)
+    tokens = torch.zeros((2, 17), dtype=torch.uint8)
+    code = torch.ones((2, 16, spec.architecture.boundary_dim))
+    roots = []
+    for _ in range(3):
+        stage.backward(stage.forward(tokens, code), None)
+        stage.step()
+        roots.append(stage.state_root())
+    before = {name: tensor.clone() for name, tensor in stage.state().items()}
+    stage.forward(tokens, code)
+    assert stage.state_root() != roots[-1], "it computes with older weights"
+    stage.discard_gradients()
+    assert stage.state_root() == roots[-1]
+    stage.forward(tokens, code)
+    stage.load(before, 3)
+    assert stage.state_root() == roots[-1]

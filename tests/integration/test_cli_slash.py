@@ -1,0 +1,284 @@
+"""`slash` on a real local chain: what an owner sees of a proposal, and contests; what anybody may end."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from eth_hash.auto import keccak
+
+from commonweight.chain.records import SlashStatus
+from commonweight.cli.output import format_time
+from commonweight.errors import ConfigError, InsufficientFunds, NotAllowed
+from commonweight.rules.audits import Audit, Kind
+from commonweight.rules.canonical import canonical_json
+from commonweight.rules.statement import to_hex
+from commonweight.watch.store import StatementStore
+from referee.fraud import Difference, fraud_evidence
+from tests.integration import cli_world
+from tests.integration.cli_world import (
+    ALICE,
+    ARBITRATION_S,
+    BOB,
+    CAROL,
+    DELAY_S,
+    REPORTER_BOND,
+    SEAT_STAKE,
+    STRANGER,
+    USD,
+    WINDOW_S,
+    World,
+)
+from tests.integration.epochs import Server
+from tools.build_vectors import honest_reports
+
+world = cli_world.world  # pytest finds fixtures by their names here
+NOWHERE = "http://127.0.0.1:1/evidence.json"
+
+
+def fraud_of(world: World, stage: int = 0) -> bytes:
+    """Evidence as the referee writes it: an output that isn't the replay's."""
+    report = honest_reports(world.spec.stages, 4, 3)[stage]
+    difference = Difference(
+        "activation_out", 2, to_hex(report.hops[2].activation_out), "0x" + 64 * "f", 0.125, 1e-05, "Half of it is 0."
+    )
+    unit = Audit(3, stage, Kind.MICROBATCH, 2)
+    return fraud_evidence(world.spec, unit, report, difference, provider="torch A", auditor="torch B")
+
+
+def report(world: World, text: bytes = b"", uri: str = NOWHERE, owner: Any = ALICE, stage: int = 0) -> None:
+    """A stranger proposes to slash a seat for this evidence."""
+    world.give(STRANGER, REPORTER_BOND, world.model.terms.providers)
+    world.providers(STRANGER).propose_slash(world.model.model_id, owner.address, stage, keccak(text), uri)
+
+
+@pytest.fixture
+def published(tmp_path: Path) -> Iterator[Any]:
+    """Puts a text where a coordinator serves evidence; returns its address."""
+    store = StatementStore(tmp_path / "evidence", "evidence")
+    server = Server(store.app())
+    yield lambda text: f"http://{server.address}/evidence/{to_hex(store.put(text))}.json"
+    server.stop()
+
+
+class TestList:
+    def test_of_the_model_of_an_owner_and_of_a_node_s_owner(self, world: World) -> None:
+        assert "Nobody has proposed to slash a seat in this model" in world.run("slash", "list").stdout
+        report(world, b"a")
+        report(world, b"b", owner=BOB, stage=1)
+        _, first, second = world.run("slash", "list").stdout.splitlines()
+        assert first.split()[:5] == ["1", "0", ALICE.address, "proposed,", "can"]
+        assert f"until {format_time(world.providers().slash(1).deadline)}, in " in first
+        assert second.split()[:3] == ["2", "1", BOB.address]
+        assert to_hex(keccak(b"b")) in second
+        key = ["--key", str(world.dir / "node.json")]  # bound to Bob
+        for options, owners in (
+            ((), [ALICE.address, BOB.address]),
+            (("--owner", ALICE.address), [ALICE.address]),
+            (("--mine", *key), [BOB.address]),
+            (key, [ALICE.address, BOB.address]),
+        ):
+            found = world.json("slash", "list", *options)["slashes"]
+            assert [each["owner"] for each in found] == owners
+        assert found[0]["evidence_hash"] == to_hex(keccak(b"a"))
+        assert (found[0]["status"], found[0]["contester"]) == ("proposed", None)
+        assert found[0]["deadline"] == world.providers().slash(1).deadline
+        with pytest.raises(ConfigError, match="--mine wants --key FILE"):
+            world.run("slash", "list", "--mine")
+
+    def test_how_each_stands(self, world: World) -> None:
+        for text in (b"a", b"b"):
+            report(world, text)
+        _contest(world, 2)
+        world.later(ARBITRATION_S + 1)
+        _, first, second = world.run("slash", "list").stdout.splitlines()
+        assert "proposed, could be contested until" in first
+        assert "contested, the arbiter could decide until" in second
+
+
+class TestShow:
+    def test_what_the_audit_found(self, world: World, published: Any) -> None:
+        text = fraud_of(world)
+        report(world, text, published(text))
+        shown = world.run("slash", "show", "1").stdout
+        lines = {line.split("  ")[0]: line.split("  ")[-1].strip() for line in shown.splitlines() if line}
+        assert lines["audit"] == "the microbatch audit of round 3, stage 0, microbatch 2"
+        assert lines["differs"] == "'activation_out' of microbatch 2"
+        assert lines["signed"] == repr(json.loads(text)["difference"]["signed"])
+        assert lines["found"] == repr("0x" + 64 * "f")
+        assert lines["error"] == "0.125; allowed is 1e-05"
+        assert (lines["provider's numerics"], lines["auditor's numerics"]) == ("'torch A'", "'torch B'")
+        assert lines["its stake"] == "1,000 tUSD"
+        assert "problem" not in lines
+        assert "committed to this, not that it is true" in lines["this means"]
+        found = world.json("slash", "show", "1")
+        assert canonical_json(found["evidence"]["document"]) == text
+        assert (found["evidence"]["problem"], found["stake"]) == (None, str(SEAT_STAKE))
+
+    def test_evidence_that_can_t_be_had_is_had_from_somebody_else(
+        self, world: World, published: Any, tmp_path: Path
+    ) -> None:
+        text = fraud_of(world)
+        report(world, text)
+        shown = world.run("slash", "show", "1").stdout
+        assert f"It can't be had from '{NOWHERE}': it can't be reached." in shown
+        assert "uncontested, the slash is executed all the same" in shown
+        (tmp_path / "copy").write_bytes(text)
+        for elsewhere in (str(tmp_path / "copy"), published(text)):
+            found = world.json("slash", "show", "1", "--evidence", elsewhere)
+            assert (found["evidence"]["problem"], found["evidence"]["document"]["unit"]["round"]) == (None, 3)
+
+    def test_no_file_of_this_machine_is_read_for_a_stranger(self, world: World, tmp_path: Path) -> None:
+        text = fraud_of(world)
+        (tmp_path / "secret").write_bytes(text)
+        report(world, text, (tmp_path / "secret").as_uri())
+        assert "is no http or https" in world.run("slash", "show", "1").stdout
+
+    @pytest.mark.parametrize(
+        ("committed", "served", "problem", "meaning"),
+        [
+            (b"{}", b"[]", "its hash isn't the one on chain", "It proves nothing"),
+            (b"\x1b[2J", b"\x1b[2J", r"It begins b'\x1b[2J'", "Any reporter may name any text"),
+            (bytes(65 * 1024), bytes(65 * 1024), "it sends more than 65536 bytes", "Nobody can check a claim"),
+        ],
+        ids=["another", "no form", "too long"],
+    )
+    def test_what_is_no_evidence(
+        self, world: World, published: Any, committed: bytes, served: bytes, problem: str, meaning: str
+    ) -> None:
+        report(world, committed, published(served))
+        shown = world.run("slash", "show", "1").stdout
+        assert problem in shown
+        assert meaning in shown
+        assert "\x1b" not in shown
+
+    def test_evidence_about_another_stage(self, world: World, published: Any) -> None:
+        text = fraud_of(world, stage=1)
+        report(world, text, published(text))
+        found = world.json("slash", "show", "1")["evidence"]
+        assert found["document"]["unit"]["stage"] == 1
+        assert "it is about stage 1, the proposal about stage 0" in found["problem"]
+        assert "can't be evidence against the seat" in found["meaning"]
+
+    def test_what_doesn_t_exist(self, world: World) -> None:
+        with pytest.raises(NotAllowed, match="Slash 1 doesn't exist: `commonweight slash list`"):
+            world.run("slash", "show", "1")
+
+
+class TestContest:
+    def test_to_the_arbiter_s_decision_for_the_owner(self, world: World) -> None:
+        report(world)
+        world.give(ALICE, REPORTER_BOND)
+        options = ["slash", "contest", "1", "--uri", "https://alice.example/answer"]
+        text = world.run(*options, *world.key_options("alice")).stdout
+        for line in (
+            f"slash 1, of the seat of stage 0 of {ALICE.address}, proposed, can be contested until",
+            "1,000 tUSD",
+            "40 tUSD, until it is decided",
+            "the arbiter has 1 h to decide",
+            "the bond of 40 tUSD is lost, and the stake",
+            "with 20 tUSD of the reporter's",
+            "Slash 1 is contested. The arbiter can decide until",
+        ):
+            assert line in text
+        found = world.json("slash", "show", "1")
+        assert (found["status"], found["contester"]) == ("contested", ALICE.address)
+        assert found["contest_uri"] == "https://alice.example/answer"
+        free = world.providers().free_stake_of(ALICE.address)
+        decide = ["arbiter", "resolve-slash", "1", "--reject"]
+        for judge in ("judge-0", "judge-1"):
+            world.run(*decide, *world.key_options(judge))
+        world.later(DELAY_S)
+        world.run(*decide, *world.key_options())
+        assert world.json("slash", "list")["slashes"][0]["status"] == "dropped"
+        assert world.providers().is_seated(world.model.model_id, ALICE.address, 0)
+        assert world.providers().free_stake_of(ALICE.address) == free + REPORTER_BOND * 3 // 2
+
+    def test_upheld_it_costs_bond_and_stake(self, world: World) -> None:
+        report(world)
+        _contest(world, 1)
+        free, stranger = (world.providers().free_stake_of(key.address) for key in (CAROL, STRANGER))
+        decide = ["arbiter", "resolve-slash", "1", "--accept"]
+        for judge in ("judge-0", "judge-1"):
+            world.run(*decide, *world.key_options(judge))
+        world.later(DELAY_S)
+        world.run(*decide, *world.key_options())
+        assert world.json("slash", "show", "1")["stake"] == "0"
+        assert "nothing any more: the seat is slashed or released" in world.run("slash", "show", "1").stdout
+        assert world.providers().free_stake_of(CAROL.address) == free
+        assert world.providers().free_stake_of(STRANGER.address) == stranger + (3 * REPORTER_BOND + SEAT_STAKE) // 2
+
+    def test_a_dry_run_sends_nothing_and_estimates_well(self, world: World) -> None:
+        report(world)
+        world.give(CAROL, REPORTER_BOND)
+        height = world.chain.block_number()
+        options = ["slash", "contest", "1", "--uri", "https://carol.example/why"]
+        planned = world.json(*options, "--key", str(world.dir / "carol.json"), "--dry-run")["steps"]
+        assert world.chain.block_number() == height
+        sent = world.json(*options, *world.key_options("carol"))
+        assert [step["what"].split()[0] for step in sent["steps"]] == ["allow", "contest"]
+        assert (sent["status"], sent["bond"]) == ("contested", str(REPORTER_BOND))
+        for plan, step in zip(planned, sent["steps"], strict=True):
+            assert step["gas"] <= plan["gas"] <= 1.5 * step["gas"], step
+
+    def test_it_asks(self, world: World) -> None:
+        report(world)
+        world.give(ALICE, REPORTER_BOND)
+        result = world.run("slash", "contest", "1", *world.key_options("alice")[:-1], input="n\n")
+        assert (result.exit_code, "Send these 2 transactions?" in result.stderr) == (1, True)
+        assert world.providers().slash(1).status is SlashStatus.PROPOSED
+
+    def test_without_the_bond(self, world: World) -> None:
+        report(world)
+        world.give(CAROL, 15 * USD)
+        with pytest.raises(InsufficientFunds, match=r"has 15 tUSD, 40 tUSD are needed: send it 25 tUSD"):
+            world.run("slash", "contest", "1", *world.key_options("carol"))
+
+    def test_what_can_t_be_contested(self, world: World) -> None:
+        report(world)
+        _contest(world, 1)
+        with pytest.raises(NotAllowed, match="Slash 1 is contested: only what is proposed can be contested"):
+            world.run("slash", "contest", "1", *world.key_options("alice"))
+        report(world)
+        world.later(WINDOW_S + 1)
+        with pytest.raises(NotAllowed, match=r"could be contested until .* ago: now anybody can have it executed"):
+            world.run("slash", "contest", "2", *world.key_options("alice"))
+
+
+class TestEnds:
+    def test_anybody_executes_what_nobody_contested(self, world: World) -> None:
+        report(world)
+        with pytest.raises(NotAllowed, match="too early to execute slash 1: proposed, can be contested until"):
+            world.run("slash", "execute", "1", *world.key_options("bob"))
+        with pytest.raises(NotAllowed, match="Slash 1 is proposed: only what is contested can be dropped"):
+            world.run("slash", "drop", "1", *world.key_options("bob"))
+        world.later(WINDOW_S)
+        assert "Nothing was sent" in world.run("slash", "execute", "1", "--dry-run").stdout  # whoever would
+        assert "Slash 1 is executed." in world.run("slash", "execute", "1", *world.key_options("bob")).stdout
+        assert not world.providers().is_seated(world.model.model_id, ALICE.address, 0)
+        again = world.run("slash", "execute", "1", *world.key_options("bob"))
+        assert "Nothing to execute: slash 1 is executed" in again.stdout
+
+    def test_what_was_slashed_meanwhile_is_dropped(self, world: World) -> None:
+        for text in (b"a", b"b"):
+            report(world, text)
+        world.later(WINDOW_S)
+        world.run("slash", "execute", "1", *world.key_options("bob"))
+        assert world.json("slash", "execute", "2", *world.key_options("bob"))["status"] == "dropped"
+
+    def test_anybody_drops_what_the_arbiter_left(self, world: World) -> None:
+        report(world)
+        _contest(world, 1)
+        with pytest.raises(NotAllowed, match="too early to drop slash 1: contested, the arbiter can decide until"):
+            world.run("slash", "drop", "1", *world.key_options("bob"))
+        world.later(ARBITRATION_S)
+        assert world.json("slash", "drop", "1", *world.key_options("bob"))["status"] == "dropped"
+        assert world.providers().is_seated(world.model.model_id, ALICE.address, 0)
+        assert world.providers().free_stake_of(CAROL.address) == REPORTER_BOND
+
+
+def _contest(world: World, slash_id: int) -> None:
+    """By Carol, who has no seat."""
+    world.give(CAROL, REPORTER_BOND, world.model.terms.providers)
+    world.providers(CAROL).contest_slash(slash_id, "https://carol.example")

@@ -1,0 +1,261 @@
+"""The referee as its coordinator starts it: a process of its own, with nodes to fetch from over mutual TLS."""
+
+import asyncio
+import contextlib
+import os
+import sys
+from asyncio.subprocess import Process
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from commonweight.errors import EvidenceMissing
+from commonweight.identity import NodeIdentity
+from commonweight.model.data import Dataset
+from commonweight.rules.audits import Audit, Kind
+from commonweight.rules.canonical import canonical_json
+from commonweight.rules.spec import ModelSpec
+from commonweight.wire.channel import PIPE_FRAME_BYTES, serve
+from commonweight.wire.evidence import EVIDENCE_PART_BYTES
+from commonweight.wire.generated import control_pb2, evidence_pb2, evidence_pb2_grpc
+from commonweight.wire.generated import referee_pb2 as pb
+from commonweight.wire.link import Link, spawn_worker
+from commonweight.wire.messages import report_to_proto
+from commonweight.wire.status import refuse
+from commonweight.wire.tls import Certificate, make_certificate, server_credentials
+from tests.integration.network import pack_text, tiny_spec
+from tests.unit.referee_world import Node, World, WrongOutput, single, whole
+
+DEADLINE_S = 60
+ROOT = Path(__file__).resolve().parents[2]
+ME = make_certificate(NodeIdentity(bytes([1]) * 32))
+pytestmark = pytest.mark.asyncio
+
+
+class Keeper(evidence_pb2_grpc.EvidenceServicer):
+    """Serves what a node of the world keeps, in small parts."""
+
+    def __init__(self, node: Node) -> None:
+        self.node = node
+        self.answer: Callable[[Any], Awaitable[None]] | None = None
+        """What it does instead."""
+
+    async def Fetch(self, request: Any, context: Any) -> None:
+        if self.answer is not None:
+            await self.answer(context)
+            return
+        if request.WhichOneof("what") == "tensor":
+            data = self.node.tensors.get(request.tensor)
+        else:
+            data = self.node.states.get((request.round, request.state_after))
+        if data is None:
+            await refuse(context, EvidenceMissing("It isn't kept here."))
+        part = min(EVIDENCE_PART_BYTES, max(1, len(data) // 3))
+        for start in range(0, len(data), part):
+            size = len(data) if start == 0 else 0
+            await context.write(evidence_pb2.EvidencePart(size=size, data=data[start : start + part]))
+
+
+async def cancel(context: Any) -> None:
+    await context.abort(grpc.StatusCode.CANCELLED, "no")
+
+
+async def fail(context: Any) -> None:
+    raise RuntimeError("a bug")
+
+
+async def send_nothing(context: Any) -> None:
+    """Ends at once."""
+
+
+async def announce_too_much(context: Any) -> None:
+    await context.write(evidence_pb2.EvidencePart(size=2**63, data=b"x"))
+
+
+async def send_empty_parts(context: Any) -> None:
+    await context.write(evidence_pb2.EvidencePart(size=20_000, data=b"x"))
+    while True:
+        await context.write(evidence_pb2.EvidencePart())
+
+
+async def send_rubbish(context: Any) -> None:
+    await context.write(evidence_pb2.EvidencePart(size=20_000, data=bytes(20_000)))
+
+
+@dataclass
+class Running:
+    """A referee, and a world that it audits."""
+
+    spec: ModelSpec
+    data: Path
+    world: World
+    process: Process
+    link: Link
+    sources: list[pb.EvidenceSource]
+    keepers: list[Keeper]
+    numerics: str = ""
+
+    async def start(self, certificate: Certificate = ME) -> None:
+        begin = pb.RefereeStart(
+            spec=canonical_json(self.spec.model_dump()),
+            certificate=certificate.der,
+            private_key=certificate.private_key_pem,
+            data_dir=str(self.data),
+            device="cpu",
+        )
+        await self.link.send(pb.RefereeCommand(start=begin))
+        self.numerics = (await self.event()).ready.numerics
+
+    async def event(self) -> pb.RefereeEvent:
+        event = await self.link.receive(pb.RefereeEvent)
+        assert event is not None, "the referee is gone"
+        return event
+
+    async def audit(self, unit: Audit) -> pb.RefereeVerdict:
+        report = report_to_proto(self.world.reports[unit.round, unit.stage])
+        report.numerics = self.numerics
+        where = (near for near in (unit.stage, unit.stage - 1, unit.stage + 1) if 0 <= near < len(self.sources))
+        drawn = control_pb2.AuditUnit(
+            round=unit.round, stage=unit.stage, kind=unit.kind.value, microbatch=unit.microbatch
+        )
+        asked = pb.RefereeAudit(unit=drawn, report=report, sources=[self.sources[near] for near in where])
+        await self.link.send(pb.RefereeCommand(audit=asked))
+        found = (await self.event()).verdict
+        assert found.unit == drawn
+        return found
+
+
+@contextlib.asynccontextmanager
+async def running(tmp_path: Path, lie: type[Node] = Node, at: int = -1) -> AsyncIterator[Running]:
+    """Two rounds of three stages, each served by its node; and a referee whose every folder is an empty one."""
+    manifest, tokens = pack_text(tmp_path / "data")
+    spec = tiny_spec(manifest, tokens, stages=3)
+    dataset = Dataset.open(tmp_path / "data", spec)
+    world = World([(lie if index == at else Node)(spec, index) for index in range(3)])
+    microbatches = range(spec.training.microbatches_per_round)
+    for round_ in range(2):
+        world.train(round_, [dataset.microbatch(round_, number) for number in microbatches])
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    environment = {"HOME": str(empty), "TMPDIR": str(empty), "PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": str(ROOT)}
+    async with contextlib.AsyncExitStack() as stack:
+        sources, keepers = [], [Keeper(node) for node in world.nodes]
+        for number, keeper in enumerate(keepers):
+            certificate = make_certificate(NodeIdentity(bytes([number + 2]) * 32))
+            server, port = await serve(
+                [(evidence_pb2_grpc.add_EvidenceServicer_to_server, keeper)],
+                "127.0.0.1:0",
+                server_credentials(certificate, lambda: [ME.der]),
+                max_message_bytes=PIPE_FRAME_BYTES,
+            )
+            stack.push_async_callback(server.stop, None)
+            address = f"127.0.0.1:{port}"
+            sources.append(pb.EvidenceSource(peer_id=certificate.peer_id, address=address, certificate=certificate.der))
+        with contextlib.chdir(empty):
+            process, link = await spawn_worker([sys.executable, "-m", "referee"], environment)
+        try:
+            async with asyncio.timeout(DEADLINE_S):
+                yield Running(spec, tmp_path / "data", world, process, link, sources, keepers)
+        finally:
+            await link.close()
+            try:
+                async with asyncio.timeout(DEADLINE_S):
+                    await process.wait()
+            finally:
+                if process.returncode is None:
+                    process.kill()
+
+
+def resident_kib(pid: int) -> int:
+    text = Path(f"/proc/{pid}/status").read_text()
+    return next(int(line.split()[1]) for line in text.splitlines() if line.startswith("VmRSS:"))
+
+
+def bytes_to_disk(pid: int) -> int:
+    text = Path(f"/proc/{pid}/io").read_text()
+    return next(int(line.split()[1]) for line in text.splitlines() if line.startswith("write_bytes:"))
+
+
+async def test_it_replays_what_nodes_serve_and_ends_with_its_link(tmp_path):
+    async with running(tmp_path) as referee:
+        await referee.start()
+        assert "1 thread" in referee.numerics
+        assert os.getpriority(os.PRIO_PROCESS, referee.process.pid) == os.getpriority(os.PRIO_PROCESS, 0) + 10
+        for unit in (whole(0), whole(1), whole(2), single(0), Audit(1, 2, Kind.LOSS, 0), Audit(1, 0, Kind.DATA, 0)):
+            found = await referee.audit(unit)
+            assert (found.verdict, found.evidence) == ("passed", b""), found.why
+            assert found.seconds > 0
+            assert 0 < found.cpu_seconds <= found.seconds * 2
+            assert (found.fetched_bytes > 0) == (unit.kind is not Kind.DATA)
+    assert referee.process.returncode == 0
+
+
+async def test_fraud_is_shown_and_withholding_said(tmp_path):
+    async with running(tmp_path, WrongOutput, 1) as referee:
+        await referee.start()
+        found = await referee.audit(single(1))
+        assert found.verdict == "failed"
+        assert found.evidence.startswith(b'{"commitments":')
+        assert "activation_out of microbatch 1" in found.why
+        del referee.world.nodes[1].states[1, False]
+        found = await referee.audit(single(1))
+        assert (found.verdict, found.evidence) == ("withheld", b"")
+        assert "[EVIDENCE_MISSING]" in found.why
+        assert (await referee.audit(single(2, 0))).verdict == "passed"
+
+
+async def test_who_presents_another_certificate_is_not_believed(tmp_path):
+    """The neighbours serve the tensors; the state only its holder has."""
+    async with running(tmp_path) as referee:
+        await referee.start()
+        referee.sources[1].certificate = referee.sources[0].certificate
+        found = await referee.audit(single(1, round_=0))
+        assert found.verdict == "passed", found.why
+        found = await referee.audit(single(1))
+        assert found.verdict == "withheld"
+        assert "[WIRE_IDENTITY]" in found.why
+
+
+async def test_whatever_a_node_answers_is_its_own_fault(tmp_path):
+    """Nothing that it does ends the referee, or leaves the unit undecided, which would cost it nothing."""
+    async with running(tmp_path) as referee:
+        await referee.start()
+        keeper = referee.keepers[1]
+        for keeper.answer in (cancel, fail, send_nothing, announce_too_much, send_empty_parts, send_rubbish):
+            found = await referee.audit(single(1))
+            assert (found.verdict, found.evidence) == ("withheld", b""), (keeper.answer, found.why)
+        keeper.answer = None
+        assert (await referee.audit(single(1))).verdict == "passed"
+
+
+async def test_nothing_is_written_and_nothing_stays(tmp_path):
+    async with running(tmp_path) as referee:
+        await referee.start()
+        pid, units = referee.process.pid, [whole(1), single(1)]
+
+        async def audit(times: int) -> int:
+            for number in range(times):
+                assert (await referee.audit(units[number % 2])).verdict == "passed"
+            return resident_kib(pid)
+
+        before = await audit(100)  # until then the allocator and gRPC take what they keep
+        grown = await audit(120) - before
+        states = 120 * len(referee.world.nodes[1].states[1, False]) // 1024
+        assert grown < states // 4, f"120 audits, of {states} KiB of states in all, left {grown} KiB"
+        assert bytes_to_disk(pid) == 0
+    assert list((tmp_path / "empty").iterdir()) == []
+
+
+async def test_text_of_another_model_ends_it_with_the_reason(tmp_path, capfd):
+    async with running(tmp_path) as referee:
+        manifest, _ = pack_text(tmp_path / "other", "Another text. " * 400)
+        assert manifest != referee.spec.data.manifest
+        referee.data = tmp_path / "other"
+        with pytest.raises(AssertionError, match="the referee is gone"):
+            await referee.start()
+        assert await referee.process.wait() == 1
+    assert "[DATA_INVALID]" in capfd.readouterr().err

@@ -1,0 +1,206 @@
+"""Successive epochs of a model, and their statements."""
+
+import copy
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from eth_utils.address import to_checksum_address
+from hypothesis import settings
+from hypothesis import strategies as st
+
+from commonweight.rules.audits import Audit, Verdict
+from commonweight.rules.canonical import canonical_json
+from commonweight.rules.epoch import check_statement, credit_report, make_statement
+from commonweight.rules.receipt import Receipt
+from commonweight.rules.spec import ModelSpec
+from commonweight.rules.statement import Carried, CreditedReport, SealedRound, ServedLine, Statement
+from tests.property.strategies import specs
+from tools.build_vectors import beacon_chain, honest_reports, judged, mark, seal
+
+OWNERS = tuple(to_checksum_address(mark("owner", i)[:20]) for i in range(4))
+NODES = tuple(to_checksum_address(mark("node", i)[:20]) for i in range(4))
+owners = st.sampled_from(OWNERS)
+MODEL_ID = mark("model")
+FEWER = settings(max_examples=settings().max_examples // 2)
+"""Half as many as elsewhere: drawing a history takes milliseconds."""
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """A statement and what it was made from."""
+
+    spec: ModelSpec
+    statement: Statement
+    before: Carried
+    operator_earned: int
+
+    @property
+    def first(self) -> int:
+        """The number of its first round."""
+        return self.statement.rounds[0].round
+
+    def check(self, statement: Statement) -> None:
+        check_statement(self.spec, statement, self.before)
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        return json.loads(canonical_json(self.statement.model_dump()))
+
+
+@st.composite
+def served_lines(draw: st.DrawFn, stages: int) -> tuple[ServedLine, ...]:
+    """What at least one has served, in order."""
+    subjects = st.tuples(st.integers(0, stages - 1), st.sampled_from(NODES), owners)
+    tokens = st.integers(1, 9) | st.integers(1, 2**53 - 1)
+    lines = draw(st.dictionaries(subjects, tokens, min_size=1, max_size=6))
+    return tuple(
+        ServedLine(stage=stage, node=node, account=account, tokens=lines[stage, node, account])
+        for stage, node, account in sorted(lines)
+    )
+
+
+Workers = Callable[[int, int], str]
+"""The node of a round and a stage."""
+
+
+def sealed_rounds(
+    spec: ModelSpec,
+    epoch: int,
+    *,
+    node: Workers = lambda _, stage: NODES[stage],
+    account: Workers = lambda _, stage: OWNERS[stage],
+    generation: Callable[[int], int] = lambda _: 1,
+) -> list[SealedRound]:
+    """An epoch's rounds, by honest nodes."""
+    first = epoch * spec.economics.rounds_per_epoch
+
+    def credit(number: int) -> Iterator[CreditedReport]:
+        for report in honest_reports(spec.stages, spec.training.microbatches_per_round, number):
+            yield credit_report(
+                spec,
+                report,
+                node=node(number, report.stage),
+                account=account(number, report.stage),
+                generation=generation(number),
+                signature=mark("signature", number) * 2 + b"\x1b",
+            )
+
+    return [seal(spec, number, credit(number)) for number in range(first, first + spec.economics.rounds_per_epoch)]
+
+
+def sign(receipt: Receipt) -> bytes:
+    """Stands for the auditor's signature; says what was signed."""
+    return receipt.unit + receipt.output + b"\x1b"
+
+
+def make_epoch(
+    spec: ModelSpec,
+    epoch: int,
+    before: Carried,
+    rounds: Sequence[SealedRound],
+    *,
+    verdict: Callable[[Audit], Verdict],
+    served: tuple[ServedLine, ...] = (),
+    operator_earned: int = 0,
+    accumulator_before: int = 0,
+) -> Epoch:
+    """With the audits that the beacons draw."""
+    statement = make_statement(
+        spec,
+        chain_id=31337,
+        settlement=OWNERS[0],
+        model_id=MODEL_ID,
+        epoch=epoch,
+        beacon_tip=beacon_chain(spec, epoch)[0],
+        rounds=rounds,
+        audits=judged(spec, rounds, MODEL_ID, auditor=OWNERS[0], sign=sign, verdict=verdict),
+        served=served,
+        operator_earned=operator_earned,
+        before=before,
+        accumulator_before=accumulator_before,
+    )
+    return Epoch(spec, statement, before, operator_earned)
+
+
+@st.composite
+def verdicts(draw: st.DrawFn) -> Callable[[Audit], Verdict]:
+    """Most audits pass, or most are withheld; the others come out otherwise."""
+    usual = draw(st.sampled_from([Verdict.PASSED] * 3 + [Verdict.WITHHELD]))
+    others = draw(st.dictionaries(st.integers(0, 9), st.sampled_from(Verdict), max_size=4))
+    return lambda audit: others.get(sum(audit.order) % 10, usual)
+
+
+@st.composite
+def histories(draw: st.DrawFn, max_epochs: int = 3) -> list[Epoch]:
+    """Successive epochs of a model whose stages change hands, trained, audited and served."""
+    spec = draw(specs(max_layers=4))
+    before = Carried()
+    accumulator, earned, generation, history = 0, 0, 1, []
+    for epoch in range(draw(st.integers(1, max_epochs))):
+        accounts: dict[tuple[int, int], str] = {}
+        nodes: dict[tuple[int, int], str] = {}
+        generations: dict[int, int] = {}
+        first = epoch * spec.economics.rounds_per_epoch
+        for number in range(first, first + spec.economics.rounds_per_epoch):
+            generation += draw(st.integers(0, 2))
+            generations[number] = generation
+            shift = draw(st.integers(0, 1))
+            for stage in range(spec.stages):
+                nodes[number, stage] = NODES[(stage + shift) % len(NODES)]
+                accounts[number, stage] = draw(owners)
+        rounds = sealed_rounds(
+            spec,
+            epoch,
+            node=lambda *place, nodes=nodes: nodes[place],
+            account=lambda *place, accounts=accounts: accounts[place],
+            generation=generations.__getitem__,
+        )
+        earned += draw(st.integers(0, 100) | st.integers(0, 2**96))
+        made = make_epoch(
+            spec,
+            epoch,
+            before,
+            rounds,
+            verdict=draw(verdicts()),
+            served=draw(st.just(()) | served_lines(spec.stages)),
+            operator_earned=earned,
+            accumulator_before=accumulator,
+        )
+        history.append(made)
+        before = made.statement.carried()
+        accumulator += draw(st.integers(0, 2**140))
+    return history
+
+
+def altered(fields: dict[str, Any], path: tuple[str | int, ...], value: Any) -> dict[str, Any]:
+    fields = copy.deepcopy(fields)
+    part: Any = fields
+    for key in path[:-1]:
+        part = part[key]
+    part[path[-1]] = value
+    return fields
+
+
+def remake(epoch: Epoch, **changes: Any) -> Statement:
+    """The statement made again, from something else."""
+    statement = epoch.statement
+    made_from: dict[str, Any] = {
+        "chain_id": statement.chain_id,
+        "settlement": statement.settlement,
+        "model_id": MODEL_ID,
+        "epoch": statement.epoch,
+        "beacon_tip": bytes.fromhex(statement.beacon_tip[2:]),
+        "rounds": statement.rounds,
+        "audits": statement.audits,
+        "served": statement.served,
+        "operator_earned": epoch.operator_earned,
+        "before": epoch.before,
+        "accumulator_before": int(statement.accumulator_before),
+    }
+    return make_statement(epoch.spec, **(made_from | changes))
+
+
+def build(fields: dict[str, Any]) -> Statement:
+    return Statement.model_validate_json(canonical_json(fields))

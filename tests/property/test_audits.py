@@ -1,0 +1,313 @@
+"""What is replayed follows from the beacon alone, and nobody gains by withholding what was drawn."""
+
+from collections.abc import Mapping, Sequence
+from math import sqrt
+
+import pytest
+from eth_abi import encode
+from eth_hash.auto import keccak
+from hypothesis import given
+from hypothesis import strategies as st
+
+from commonweight.rules.audits import (
+    NO_EVIDENCE,
+    Audit,
+    Kind,
+    Verdict,
+    draw_audits,
+    left_outstanding,
+    paid_rounds,
+    verdict_receipt,
+)
+from commonweight.rules.beacon import round_beacon, round_root
+from commonweight.rules.report import report_receipt
+from commonweight.rules.spec import ModelSpec, build_spec
+from tests.property.strategies import hashes, rates, specs
+from tools.build_vectors import changed, honest_reports, mark
+
+RATES = ("round_rate", "microbatch_rate", "data_rate")
+numbers = st.integers(0, 3) | st.integers(0, 2**53 - 1)
+
+
+def with_rates(spec: ModelSpec, *values: str, **parts: int) -> ModelSpec:
+    """With other rates (of rounds, microbatches and data); `parts` are fields of its training."""
+    fields = spec.model_dump()
+    return build_spec(
+        fields
+        | {
+            "verification": fields["verification"] | dict(zip(RATES, values, strict=False)),
+            "training": fields["training"] | parts,
+        }
+    )
+
+
+def all_units(spec: ModelSpec, round_: int) -> set[Audit]:
+    """All that can be drawn in a round."""
+    microbatches, last = range(spec.training.microbatches_per_round), spec.stages - 1
+    units = {Audit(round_, stage, Kind.ROUND) for stage in range(spec.stages)}
+    units |= {Audit(round_, 0, Kind.DATA, number) for number in microbatches}
+    units |= {Audit(round_, stage, Kind.MICROBATCH, number) for stage in range(last) for number in microbatches}
+    return units | {Audit(round_, last, Kind.LOSS, number) for number in microbatches}
+
+
+@given(specs(4), numbers, hashes)
+def test_a_draw_is_a_pure_function_and_in_order(spec: ModelSpec, round_: int, beacon: bytes) -> None:
+    drawn = draw_audits(spec, round_, beacon)
+    assert drawn == draw_audits(spec, round_, beacon)
+    assert [audit.order for audit in drawn] == sorted({audit.order for audit in drawn})
+    assert all_units(spec, round_).issuperset(drawn)
+    whole = {audit.stage for audit in drawn if audit.kind is Kind.ROUND}
+    assert all(audit.kind is Kind.DATA for audit in drawn if audit.stage in whole and audit.microbatch is not None)
+
+
+@given(specs(4), hashes)
+def test_rates_of_0_and_1_are_never_and_always(spec: ModelSpec, beacon: bytes) -> None:
+    units = all_units(spec, 3)
+    rounds, texts = ({unit for unit in units if unit.kind is kind} for kind in (Kind.ROUND, Kind.DATA))
+    microbatches = units - rounds - texts
+    for values, expected in (
+        (("0", "0", "0"), set()),
+        (("1", "0", "0"), rounds),
+        (("1", "1", "1"), rounds | texts),
+        (("0", "1", "0"), microbatches),
+        (("0", "1", "1"), microbatches | texts),
+        (("0", "0", "1"), texts),
+    ):
+        assert set(draw_audits(with_rates(spec, *values), 3, beacon)) == expected
+
+
+@given(specs(4), hashes, rates, rates, st.integers(1, 3))
+def test_each_unit_is_drawn_by_itself(spec: ModelSpec, beacon: bytes, rate: str, other: str, more: int) -> None:
+    """Whatever the rates of other kinds, the number of microbatches, and the round's number."""
+    base = with_rates(spec, "0", rate, other)
+    drawn = set(draw_audits(base, 3, beacon))
+    texts = {audit for audit in drawn if audit.kind is Kind.DATA}
+    assert set(draw_audits(with_rates(spec, "0", "0", other), 3, beacon)) == texts
+    assert set(draw_audits(with_rates(spec, "0", rate, "0"), 3, beacon)) == drawn - texts
+    count = spec.training.microbatches_per_round
+    longer = with_rates(base, microbatches_per_round=count + more)
+    assert {each for each in draw_audits(longer, 3, beacon) if (each.microbatch or 0) < count} == drawn
+    assert {each.order[1:] for each in draw_audits(base, 4, beacon)} == {each.order[1:] for each in drawn}
+
+
+@given(specs(4), hashes)
+def test_a_higher_rate_draws_the_same_and_more(spec: ModelSpec, beacon: bytes) -> None:
+    steps = [set(draw_audits(with_rates(spec, "0", rate, rate), 0, beacon)) for rate in ("0", "0.1", "0.5", "1")]
+    assert steps == sorted(steps, key=len)
+    assert all(fewer <= more for fewer, more in zip(steps, steps[1:], strict=False))
+
+
+@pytest.mark.parametrize("rate", ["0.005", "0.02", "0.3", "0.5", "0.95"])
+def test_units_are_drawn_as_often_as_their_rate_says(rate: str) -> None:
+    spec, rounds, p = changed(verification=dict.fromkeys(RATES, rate)), 2000, float(rate)
+    drawn = [set(draw_audits(spec, 0, mark("beacon", rate, number))) for number in range(rounds)]
+
+    def check(count: int, expected: float) -> None:
+        assert abs(count - rounds * expected) < 4 * sqrt(rounds * expected * (1 - expected))
+
+    for unit in all_units(spec, 0):
+        # A stage that is replayed whole needs no audit of its single microbatches.
+        single = unit.kind in (Kind.MICROBATCH, Kind.LOSS)
+        check(sum(unit in each for each in drawn), p * (1 - p) if single else p)
+    for pair in ({Audit(0, 1, Kind.ROUND), Audit(0, 2, Kind.ROUND)}, {Audit(0, 0, Kind.DATA, n) for n in (0, 1)}):
+        check(sum(pair <= each for each in drawn), p * p)
+
+
+def test_another_output_of_any_stage_draws_anew() -> None:
+    """Half of 1,280 units at even odds: who changes what it signs can't keep what it was dealt."""
+    spec = changed(
+        stages=4,
+        training={"microbatches_per_round": 256},
+        verification={"round_rate": "0", "microbatch_rate": "0.5", "data_rate": "0.5"},
+    )
+    model_id, tip, value = mark("model"), mark("tip"), mark("value")
+    outputs = [report_receipt(model_id, 1, report, tip).output for report in honest_reports(4, 256, 0)]
+
+    def draw(outputs: Sequence[bytes]) -> set[Audit]:
+        return set(draw_audits(spec, 0, round_beacon(value, round_root(outputs))))
+
+    drawn = draw(outputs)
+    assert 0.45 < len(drawn) / 1280 < 0.55
+    for stage in range(4):
+        other = draw([*outputs[:stage], mark("other"), *outputs[stage + 1 :]])
+        assert 0.45 < len(drawn ^ other) / 1280 < 0.55
+
+
+units = st.builds(Audit, numbers, st.integers(0, 2**32 - 1), st.sampled_from(Kind), st.none() | st.integers(0, 4095))
+
+
+@given(hashes, units, units, hashes.filter(bool))
+def test_an_auditor_that_gives_two_verdicts_about_one_unit_has_signed_both(
+    model_id: bytes, one: Audit, two: Audit, evidence: bytes
+) -> None:
+    receipts = [
+        verdict_receipt(model_id, one, verdict, proof) for verdict in Verdict for proof in (NO_EVIDENCE, evidence)
+    ]
+    assert {(receipt.model_id, receipt.stage) for receipt in receipts} == {(model_id, one.stage)}
+    assert len({receipt.unit for receipt in receipts}) == 1
+    assert len({receipt.output for receipt in receipts}) == len(Verdict) * len({NO_EVIDENCE, evidence})
+    other = verdict_receipt(model_id, two, Verdict.PASSED)
+    assert (other.unit == receipts[0].unit) == (one == two)
+
+
+@given(hashes, st.tuples(numbers, numbers, st.integers(0, 3)), units)
+def test_no_verdict_is_taken_for_a_report(model_id: bytes, report: tuple[int, int, int], audit: Audit) -> None:
+    """A node that audits, too, must never seem to have told two stories about one unit."""
+    assert verdict_receipt(model_id, audit, Verdict.PASSED).unit != keccak(encode(["uint256"] * 3, report))
+
+
+# One provider's rounds of an epoch, its audits in them, and what is outstanding from before.
+Case = tuple[list[int], dict[Audit, Verdict], frozenset[Kind]]
+FIRST, LAST, STAGE = 8, 15, 0
+
+
+outstanding_kinds = st.frozensets(st.sampled_from([Kind.ROUND, Kind.MICROBATCH, Kind.DATA]))
+
+
+@st.composite
+def cases(draw: st.DrawFn, verdicts: Sequence[Verdict] = tuple(Verdict)) -> Case:
+    """At times it had the seat for a part of the epoch only."""
+    reported = sorted(draw(st.sets(st.integers(FIRST, LAST), min_size=1)))
+    kinds = st.sampled_from([(Kind.ROUND, None), *((kind, n) for kind in (Kind.MICROBATCH, Kind.DATA) for n in (0, 1))])
+    drawn = draw(st.dictionaries(st.tuples(st.sampled_from(reported), kinds), st.sampled_from(verdicts), max_size=12))
+    verdicts_of = {Audit(number, STAGE, kind, n): verdict for (number, (kind, n)), verdict in drawn.items()}
+    return reported, verdicts_of, draw(outstanding_kinds if Verdict.WITHHELD in verdicts else st.just(frozenset()))
+
+
+def clears(passed: Audit, withheld: Kind) -> bool:
+    """Whether who passed the one has shown what the other would have."""
+    return passed.kind is withheld or (passed.kind is Kind.ROUND and withheld is Kind.MICROBATCH)
+
+
+def reference(reported: Sequence[int], verdicts: Mapping[Audit, Verdict], outstanding: frozenset[Kind]) -> set[int]:
+    """Walks from each withheld audit both ways, round by round, until one clears it."""
+    if Verdict.FAILED in verdicts.values():
+        return set()
+    paid = set(reported)
+    withheld = [(audit.round, audit.kind) for audit, verdict in verdicts.items() if verdict is Verdict.WITHHELD]
+    for start, kind in [*withheld, *((FIRST - 1, kind) for kind in outstanding)]:
+        paid.discard(start)
+        for direction in (-1, 1):
+            number = start + direction
+            while FIRST <= number <= LAST and not any(
+                verdict is Verdict.PASSED and audit.round == number and clears(audit, kind)
+                for audit, verdict in verdicts.items()
+            ):
+                paid.discard(number)
+                number += direction
+    return paid
+
+
+def without(verdicts: Mapping[Audit, Verdict], verdict: Verdict) -> dict[Audit, Verdict]:
+    return {audit: each for audit, each in verdicts.items() if each is not verdict}
+
+
+@given(cases() | cases([Verdict.PASSED, Verdict.WITHHELD]))
+def test_what_is_paid_is_what_no_withheld_audit_reaches(case: Case) -> None:
+    paid = paid_rounds(*case)
+    assert paid == reference(*case)
+    assert paid <= set(case[0])
+
+
+@given(cases() | cases([Verdict.PASSED, Verdict.WITHHELD]))
+def test_outstanding_is_left_what_nothing_that_looks_at_as_much_has_passed_since(case: Case) -> None:
+    """So that no round after the epoch would be paid either, if it were longer."""
+    reported, verdicts, before = case
+    left = left_outstanding(verdicts, before)
+    due = [(audit.round, audit.kind) for audit, verdict in verdicts.items() if verdict is Verdict.WITHHELD]
+    due += [(FIRST - 1, kind) for kind in before]
+    cleared = [audit for audit, verdict in verdicts.items() if verdict is Verdict.PASSED]
+    assert left == {
+        kind for number, kind in due if not any(audit.round > number and clears(audit, kind) for audit in cleared)
+    }
+    paid = paid_rounds([*reported, LAST + 1], verdicts, before)
+    assert (LAST + 1 in paid) == (not left and Verdict.FAILED not in verdicts.values())
+
+
+@given(cases(), st.data())
+def test_withholding_never_pays_more_than_passing_or_being_undecided(case: Case, data: st.DataObject) -> None:
+    reported, verdicts, before = case
+    if verdicts:
+        audit = data.draw(st.sampled_from(list(verdicts)))
+        changed_to = {verdict: verdicts | {audit: verdict} for verdict in Verdict}
+        paid = {verdict: paid_rounds(reported, changed, before) for verdict, changed in changed_to.items()}
+        assert paid[Verdict.FAILED] <= paid[Verdict.WITHHELD] <= paid[Verdict.UNDECIDED] <= paid[Verdict.PASSED]
+        assert audit.round not in paid[Verdict.WITHHELD]
+        left = {verdict: left_outstanding(changed, before) for verdict, changed in changed_to.items()}
+        assert left[Verdict.WITHHELD] >= left[Verdict.UNDECIDED] >= left[Verdict.PASSED]
+
+
+@given(cases(), outstanding_kinds)
+def test_what_is_outstanding_never_brings_pay(case: Case, more: frozenset[Kind]) -> None:
+    reported, verdicts, before = case
+    assert paid_rounds(reported, verdicts, before | more) <= paid_rounds(reported, verdicts, before)
+    assert left_outstanding(verdicts, before | more) >= left_outstanding(verdicts, before)
+
+
+@given(cases(), st.integers(FIRST, LAST + 1))
+def test_two_epochs_pay_what_one_long_one_would_but_for_what_is_settled(case: Case, cut: int) -> None:
+    """What was withheld voids as much of the later epoch as if there were none; of the earlier one nothing."""
+    reported, verdicts, before = case
+    verdicts = without(verdicts, Verdict.FAILED)
+    earlier, later = ([n for n in reported if (n < cut) is side] for side in (True, False))
+    first = {audit: verdict for audit, verdict in verdicts.items() if audit.round < cut}
+    last = {audit: verdict for audit, verdict in verdicts.items() if audit.round >= cut}
+    paid = paid_rounds(earlier, first, before) | paid_rounds(later, last, left_outstanding(first, before))
+    long = paid_rounds(reported, verdicts, before)
+    assert paid & set(later) == long & set(later)
+    assert paid & set(earlier) == paid_rounds(reported, first | without(last, Verdict.WITHHELD), before) & set(earlier)
+    assert paid >= long
+    assert left_outstanding(last, left_outstanding(first, before)) == left_outstanding(verdicts, before)
+
+
+@given(cases())
+def test_what_the_auditor_couldn_t_decide_is_as_if_it_hadn_t_been_drawn(case: Case) -> None:
+    reported, verdicts, before = case
+    decided = without(verdicts, Verdict.UNDECIDED)
+    assert paid_rounds(*case) == paid_rounds(reported, decided, before)
+    assert left_outstanding(verdicts, before) == left_outstanding(decided, before)
+
+
+@given(cases([Verdict.PASSED, Verdict.UNDECIDED]))
+def test_who_serves_what_is_drawn_and_computes_right_is_paid_for_all(case: Case) -> None:
+    assert paid_rounds(*case) == set(case[0])
+    assert not left_outstanding(*case[1:])
+
+
+@given(cases(), st.sampled_from([Kind.ROUND, Kind.MICROBATCH, Kind.DATA]))
+def test_fraud_pays_nothing_at_all(case: Case, kind: Kind) -> None:
+    reported, verdicts, before = case
+    number = None if kind is Kind.ROUND else 0
+    assert not paid_rounds(reported, verdicts | {Audit(reported[-1], STAGE, kind, number): Verdict.FAILED}, before)
+
+
+@given(
+    st.dictionaries(st.integers(FIRST, LAST), st.sampled_from([Verdict.PASSED, Verdict.WITHHELD])), outstanding_kinds
+)
+def test_who_withholds_all_that_it_can_t_show_loses_what_lies_between(
+    verdicts: dict[int, Verdict], before: frozenset[Kind]
+) -> None:
+    """With audits of whole rounds only: paid is each round whose nearest drawn ones, either way, passed."""
+    before -= {Kind.DATA}
+    audits = {Audit(n, STAGE, Kind.ROUND): each for n, each in verdicts.items()}
+    paid = paid_rounds(range(FIRST, LAST + 1), audits, before)
+    drawn = verdicts | ({FIRST - 1: Verdict.WITHHELD} if before else {})
+    for number in range(FIRST, LAST + 1):
+        nearest = {max((n for n in drawn if n <= number), default=None)}
+        nearest.add(min((n for n in drawn if n >= number), default=None))
+        assert (number in paid) == all(n is None or drawn[n] is Verdict.PASSED for n in nearest)
+
+
+ALL_BUT_DATA = [Audit(number, STAGE, kind, n) for number in (9, 13) for kind, n in ((Kind.ROUND, None), (Kind.LOSS, 0))]
+
+
+@pytest.mark.parametrize("kind", [Kind.ROUND, Kind.MICROBATCH, Kind.LOSS])
+def test_right_tokens_show_nothing_about_what_was_made_of_them(kind: Kind) -> None:
+    passed = {Audit(number, STAGE, Kind.DATA, 0): Verdict.PASSED for number in range(FIRST, LAST + 1)}
+    withheld = Audit(11, STAGE, kind, None if kind is Kind.ROUND else 0)
+    assert not paid_rounds(range(FIRST, LAST + 1), passed | {withheld: Verdict.WITHHELD})
+
+
+def test_nor_does_right_work_show_that_the_tokens_are_those_due() -> None:
+    verdicts = dict.fromkeys(ALL_BUT_DATA, Verdict.PASSED) | {Audit(11, STAGE, Kind.DATA, 0): Verdict.WITHHELD}
+    assert not paid_rounds(range(FIRST, LAST + 1), verdicts)

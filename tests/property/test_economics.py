@@ -1,0 +1,233 @@
+"""Whether cheating pays: formulas against each other, and by brute force against `draw_audits` and `paid_rounds`."""
+
+from collections.abc import Iterator
+from fractions import Fraction
+from itertools import product
+from math import inf, isclose
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from commonweight.bench.verification_model import best_withholding
+from commonweight.devnet.spec import devnet_spec
+from commonweight.rules.audits import Audit, Kind, Verdict, draw_audits, left_outstanding, paid_rounds
+from commonweight.rules.beacon import hash_chain, round_beacon
+from commonweight.rules.economics import (
+    Cheat,
+    audit_cost,
+    chance_caught,
+    cheating_profit,
+    expected_audits,
+    false_alarm_loss,
+    finding_power,
+    leaving_gain,
+    needed_rate,
+    needed_stake,
+    rate_to_catch,
+    round_risk,
+    scattered_risk,
+    share_paid,
+)
+from commonweight.rules.spec import ModelSpec, build_spec
+
+amounts = st.just(0.0) | st.floats(1e-9, 1e6)
+probabilities = st.floats(0, 1)
+
+
+def spec_with(rounds: int = 30, microbatches: int = 16, stages: int = 2, **rates: str) -> ModelSpec:
+    fields: dict[str, Any] = devnet_spec(stages, 1, "0x" + "ab" * 32, 10**6, rounds_per_epoch=rounds).model_dump()
+    fields["training"]["microbatches_per_round"] = microbatches
+    fields["verification"] |= {f"{name}_rate": rate for name, rate in rates.items()}
+    return build_spec(fields)
+
+
+@given(amounts, amounts, amounts, st.floats(0, 0.9), st.floats(0.1, 1))
+def test_at_the_needed_rate_cheating_brings_nothing(
+    reward: float, saved: float, gain: float, collusion: float, detection: float
+) -> None:
+    power = finding_power(detection, collusion)
+    assert isclose(power, detection - collusion * detection)
+    rate = needed_rate(reward=reward, stake=10, saved=saved, gain=gain, power=power)
+    assert isclose(
+        cheating_profit(rate * power, reward=reward, stake=10, saved=saved, gain=gain), 0, abs_tol=1e-9 * (saved + gain)
+    )
+
+
+@given(st.floats(1e-6, 1), amounts, amounts, amounts)
+def test_at_the_needed_stake_cheating_brings_nothing_and_with_more_it_loses(
+    found: float, reward: float, saved: float, gain: float
+) -> None:
+    stake = needed_stake(found, reward=reward, saved=saved, gain=gain)
+    at = cheating_profit(found, reward=reward, stake=stake, saved=saved, gain=gain)
+    assert at <= 1e-9 * (1 + saved + gain)
+    assert stake == 0 or isclose(at, 0, abs_tol=1e-9 * (1 + saved + gain))
+    assert cheating_profit(found, reward=reward, stake=stake + 1, saved=saved, gain=gain) < at
+
+
+def test_what_is_never_found_no_stake_stops() -> None:
+    assert needed_stake(0, reward=1, saved=0.5) == inf
+    assert needed_rate(reward=0, stake=0, saved=1) == inf
+    assert needed_stake(0, reward=1, saved=0) == 0
+
+
+def test_examples_of_proof_of_sampling() -> None:
+    assert isclose(needed_rate(reward=1, stake=10, saved=0.6), 0.0545, abs_tol=1e-4)
+    assert isclose(needed_rate(reward=1, stake=10, saved=0.6, power=finding_power(collusion=0.3)), 0.0779, abs_tol=1e-4)
+    assert isclose(needed_stake(0.01 * finding_power(collusion=0.3), reward=1, saved=0.6), 84.7, abs_tol=0.1)
+
+
+@given(st.floats(1e-4, 1), st.integers(1, 200), st.floats(0, 1), st.floats(0, 10))
+def test_the_stake_for_who_always_cheats_is_enough_for_who_cheats_less(
+    risk: float, rounds: int, cost: float, gain: float
+) -> None:
+    stake = needed_stake(chance_caught(risk, rounds), reward=1, saved=cost, gain=gain)
+    for bad in range(1, rounds + 1):
+        part = bad / rounds
+        found = chance_caught(risk, bad)
+        assert cheating_profit(found, reward=1, stake=stake, saved=part * cost, gain=part * gain) <= 1e-9 * (1 + gain)
+
+
+@pytest.mark.parametrize(("units", "rate"), [(480, 0.01901), (30, 0.26436)])
+def test_rate_to_catch(units: int, rate: float) -> None:
+    assert isclose(rate_to_catch(units), rate, abs_tol=1e-5)
+    assert isclose(chance_caught(rate_to_catch(units), 0.1 * units * 5), 0.99)
+
+
+def test_about_nine_draws_an_epoch_find_a_cheat_on_a_tenth() -> None:
+    assert isclose(rate_to_catch(10**6) * 10**6, 9.21, abs_tol=0.01)
+
+
+@given(probabilities, st.integers(0, 1000))
+def test_chance_caught_is_that_of_at_least_one(risk: float, times: int) -> None:
+    assert isclose(chance_caught(risk, times), 1 - (1 - risk) ** times, abs_tol=1e-9)
+
+
+def test_audits_cost_and_number() -> None:
+    spec = spec_with(round="0.02", microbatch="0.005", data="0.05", stages=3)
+    middle = {Kind.ROUND: Fraction(3, 5), Kind.MICROBATCH: Fraction(2352, 1000)}
+    assert expected_audits(spec, 1) == middle
+    assert expected_audits(spec, 0) == middle | {Kind.DATA: Fraction(24)}
+    assert expected_audits(spec, 2) == {Kind.ROUND: Fraction(3, 5), Kind.LOSS: Fraction(2352, 1000)}
+    assert audit_cost(spec, Kind.ROUND) == Fraction(1, 50)
+    assert audit_cost(spec, Kind.LOSS) == Fraction(98, 100) * Fraction(5, 1000) * Fraction(2, 3)
+    assert audit_cost(spec, Kind.DATA) == 0
+
+
+def test_the_number_of_audits_is_that_of_the_draws() -> None:
+    spec, epochs = spec_with(rounds=4, microbatches=4, round="0.3", microbatch="0.2", data="0.1"), 400
+    counts: dict[tuple[int, Kind], int] = {}
+    for epoch in range(epochs):
+        for value in hash_chain(epoch.to_bytes(32, "big"), 4)[1:]:
+            for audit in draw_audits(spec, 0, round_beacon(value, bytes(32))):
+                counts[audit.stage, audit.kind] = counts.get((audit.stage, audit.kind), 0) + 1
+    expected = {(stage, kind): n for stage in range(2) for kind, n in expected_audits(spec, stage).items()}
+    assert counts.keys() == expected.keys()
+    assert all(abs(counts[key] / epochs - n) < 4 * float(n / epochs) ** 0.5 for key, n in expected.items())
+
+
+def draws(spec: ModelSpec) -> Iterator[tuple[float, bool, frozenset[int]]]:
+    """Every draw of one stage's round with its probability: whether the whole round, and else which microbatches."""
+    whole, single = float(spec.verification.round_rate), float(spec.verification.microbatch_rate)
+    yield whole, True, frozenset()
+    microbatches = spec.training.microbatches_per_round
+    for drawn in product((False, True), repeat=microbatches):
+        n = sum(drawn)
+        probability = (1 - whole) * single**n * (1 - single) ** (microbatches - n)
+        yield probability, False, frozenset(i for i, is_drawn in enumerate(drawn) if is_drawn)
+
+
+some_rates = st.sampled_from(["0", "0.05", "0.3", "0.9", "1"])
+
+
+@given(some_rates, some_rates, probabilities, st.integers(0, 4))
+def test_round_risk_is_that_of_all_draws(whole: str, single: str, power: float, bad: int) -> None:
+    spec = spec_with(microbatches=4, round=whole, microbatch=single, data=single)
+
+    def found(count: int) -> float:
+        return 1 - (1 - power) ** count
+
+    by_hand = sum(
+        p * found(bool(bad) if is_whole else len(drawn & set(range(bad)))) for p, is_whole, drawn in draws(spec)
+    )
+    assert isclose(round_risk(spec, Cheat.WORK, bad, power), by_hand, abs_tol=1e-9)
+    assert isclose(round_risk(spec, Cheat.STEP, bad, power), float(whole) * power * bool(bad), abs_tol=1e-9)
+    assert isclose(round_risk(spec, Cheat.TEXT, bad, power), 1 - (1 - float(single) * power) ** bad, abs_tol=1e-9)
+
+
+@given(some_rates, some_rates, probabilities, probabilities)
+def test_scattered_risk_is_that_of_rounds_with_so_many_false_microbatches(
+    whole: str, single: str, share: float, power: float
+) -> None:
+    spec = spec_with(microbatches=3, round=whole, microbatch=single)
+    weights = [(1 - share) ** 3, 3 * share * (1 - share) ** 2, 3 * share**2 * (1 - share), share**3]
+    mean = sum(weight * round_risk(spec, Cheat.WORK, bad, power) for bad, weight in enumerate(weights))
+    assert isclose(scattered_risk(spec, share, power), mean, abs_tol=1e-9)
+
+
+@given(st.integers(1, 3), some_rates, some_rates, probabilities, st.sampled_from([Cheat.WORK, Cheat.STEP]))
+def test_share_paid_is_what_paid_rounds_leaves_over_all_draws(
+    rounds: int, whole: str, single: str, share: float, cheat: Cheat
+) -> None:
+    """In the long run: of every epoch that may follow, with whatever is outstanding by then."""
+    spec = spec_with(rounds=rounds, microbatches=2, round=whole, microbatch=single)
+    merged: dict[tuple[bool, bool, bool], float] = {}
+    for (p, is_whole, drawn), is_bad in product(draws(spec), (False, True)):
+        outcome = is_bad, is_whole, bool(drawn)
+        merged[outcome] = merged.get(outcome, 0) + p * (share if is_bad else 1 - share)
+    epochs = []
+    for played in product(merged.items(), repeat=rounds):
+        probability, verdicts = 1.0, {}
+        for round_, ((is_bad, is_whole, is_single), p) in enumerate(played):
+            probability *= p
+            shown = is_bad and (is_whole or cheat is Cheat.WORK)
+            if is_whole or is_single:
+                audit = Audit(round_, 1, Kind.ROUND) if is_whole else Audit(round_, 1, Kind.LOSS, 0)
+                verdicts[audit] = Verdict.WITHHELD if shown else Verdict.PASSED
+        epochs.append((probability, verdicts))
+    states = [frozenset(), frozenset({Kind.ROUND}), frozenset({Kind.LOSS}), frozenset({Kind.ROUND, Kind.LOSS})]
+    chain, pay = np.zeros((4, 4)), np.zeros(4)
+    for (before, outstanding), (p, verdicts) in product(enumerate(states), epochs):
+        chain[before, states.index(left_outstanding(verdicts, outstanding))] += p
+        pay[before] += p * len(paid_rounds(range(rounds), verdicts, outstanding)) / rounds
+    in_the_long_run = np.linalg.matrix_power(chain / chain.sum(axis=1, keepdims=True), 2**20)[0]
+    assert isclose(share_paid(spec, cheat, share), in_the_long_run @ pay, abs_tol=1e-6)
+
+
+@given(st.integers(1, 60), some_rates, some_rates)
+def test_who_withholds_and_cheats_in_all_is_never_paid_again(rounds: int, whole: str, single: str) -> None:
+    spec = spec_with(rounds=rounds, microbatches=4, round=whole, microbatch=single)
+    for cheat, bad in ((Cheat.WORK, 4), (Cheat.STEP, 1)):
+        assert share_paid(spec, cheat, 1) == (round_risk(spec, cheat, bad) == 0)
+        assert share_paid(spec, cheat, 0) == pytest.approx(1)
+    assert share_paid(spec, Cheat.TEXT, 1) == 1
+
+
+@given(st.floats(1e-4, 1), st.integers(1, 40), st.integers(1, 4), st.floats(0, 1))
+def test_withholding_brings_nothing_to_who_stays_and_a_bounded_sum_to_who_leaves(
+    risk: float, rounds: int, epochs: int, saved: float
+) -> None:
+    """By the best of all policies, at any rate, in epochs of any length, even if computing costs all that it earns."""
+    stays = best_withholding(risk, rounds, saved, epochs=epochs, stays=True)
+    assert abs(stays.gain) < 1e-6
+    assert not any(map(any, stays.cheats))
+    leaves = best_withholding(risk, rounds, saved, epochs=epochs)
+    assert -1e-9 <= leaves.gain <= leaving_gain(risk, saved) + 1e-6
+
+
+def test_who_has_patience_and_leaves_gains_the_bound() -> None:
+    """In long epochs, too: who only cheats in the first rounds of each has none before them to lose."""
+    bound = leaving_gain(0.02, 0.6)
+    assert bound == pytest.approx(29)
+    for rounds in (1, 10):
+        assert isclose(best_withholding(0.02, rounds, 0.6, epochs=2000 // rounds).gain, bound, rel_tol=0.01)
+    assert leaving_gain(0.5, 0.3) == leaving_gain(0, 0) == 0
+    assert leaving_gain(0, 0.3) == inf
+
+
+@given(st.floats(0, 0.01), st.integers(0, 100))
+def test_false_alarms_cost_about_their_number_times_what_is_lost(rate: float, audits: int) -> None:
+    alarms = rate * audits
+    assert 4 * (alarms - alarms**2) - 1e-9 <= false_alarm_loss(audits, rate, reward=1, stake=3) <= 4 * alarms + 1e-9

@@ -1,0 +1,219 @@
+"""Rounds that some nodes train, honestly or not, with what they report and keep of them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from commonweight.errors import MessageTooLarge, PeerUnreachable
+from commonweight.model.stage import Stage
+from commonweight.rules.audits import Audit, Kind
+from commonweight.rules.report import NO_TENSOR, Hop, Report
+from commonweight.rules.spec import ModelSpec
+from commonweight.wire.tensors import digest, to_bytes
+from tests.unit.tiny import random_batches, tiny_spec
+
+SPEC = tiny_spec(stages=3, grad_clip="1")
+MICROBATCHES = SPEC.training.microbatches_per_round
+
+
+class Node:
+    """A provider of one stage: computes, keeps what crossed its sides, and serves it. What is here is honest."""
+
+    def __init__(self, spec: ModelSpec, index: int) -> None:
+        self.spec, self.stage = spec, Stage(spec, index)
+        self.name = f"node {index}"
+        self.tensors: dict[bytes, bytes] = {}
+        self.states: dict[tuple[int, bool], bytes] = {}
+        self.asked: list[bytes | bool] = []
+
+    def keep(self, tensor: Tensor | None) -> bytes:
+        if tensor is None:
+            return NO_TENSOR
+        self.tensors[digest(tensor)] = bytes(to_bytes(tensor))
+        return digest(tensor)
+
+    def forward(self, microbatch: int, tokens: Tensor, code: Tensor | None) -> Any:
+        return self.stage.forward(tokens, code)
+
+    def output(self, microbatch: int, output: Tensor) -> Tensor:
+        return output
+
+    def loss(self, microbatch: int, loss: float) -> float:
+        return loss
+
+    def gradient(self, microbatch: int, gradient: Tensor) -> Tensor:
+        return gradient
+
+    def gradient_hash(self) -> bytes:
+        return self.stage.gradient_hash()
+
+    def step(self) -> None:
+        self.stage.step()
+
+    async def tensor(self, round_: int, wanted: bytes, size: int) -> bytes:
+        self.asked.append(wanted)
+        if wanted not in self.tensors:
+            raise PeerUnreachable("not kept.")
+        return self.tensors[wanted]
+
+    async def state(self, round_: int, *, after: bool, limit: int) -> bytes:
+        self.asked.append(after)
+        if (round_, after) not in self.states:
+            raise PeerUnreachable("not kept.")
+        if len(self.states[round_, after]) > limit:
+            raise MessageTooLarge("too large.")
+        return self.states[round_, after]
+
+
+@dataclass
+class World:
+    """A model that some nodes train, and their reports."""
+
+    nodes: list[Node]
+    reports: dict[tuple[int, int], Report] = field(default_factory=dict)
+
+    def train(self, round_: int, batches: list[Tensor]) -> None:
+        hops: list[list[dict[str, Any]]] = [[] for _ in self.nodes]
+        before = [node.stage.state_root() for node in self.nodes]
+        for node in self.nodes:
+            node.states[round_, False] = safetensors.torch.save(node.stage.state())
+        for number, tokens in enumerate(batches):
+            pending, code = [], None
+            for node, mine in zip(self.nodes, hops, strict=True):
+                mine.append({"tokens": node.keep(tokens), "activation_in": node.keep(code), "loss": 0.0})
+                pending.append(node.forward(number, tokens, code))
+                if isinstance(result := pending[-1].output, float):
+                    code = None
+                    mine[-1]["loss"] = node.loss(number, result)
+                else:
+                    code = node.output(number, result)
+                mine[-1]["activation_out"] = node.keep(code)
+            gradient = None
+            for node, mine in zip(reversed(self.nodes), reversed(hops), strict=True):
+                mine[-1]["gradient_in"] = node.keep(gradient)
+                gradient = node.stage.backward(pending.pop(), gradient)
+                gradient = None if gradient is None else node.gradient(number, gradient)
+                mine[-1]["gradient_out"] = node.keep(gradient)
+        for node, mine, root in zip(self.nodes, hops, before, strict=True):
+            summed = node.gradient_hash()
+            node.step()
+            node.states[round_, True] = safetensors.torch.save(node.stage.state())
+            self.reports[round_, node.stage.index] = Report(
+                round_, node.stage.index, tuple(Hop(**hop) for hop in mine), summed, root, node.stage.state_root()
+            )
+
+    def sources(self, stage: int) -> list[Node]:
+        """Who may have what an audit of this stage needs."""
+        return [self.nodes[near] for near in (stage, stage - 1, stage + 1) if 0 <= near < len(self.nodes)]
+
+
+@dataclass
+class Text:
+    """Stands for the data set."""
+
+    def microbatch(self, round_: int, microbatch: int) -> Tensor:
+        return batches_of(SPEC, round_)[microbatch]
+
+
+def batches_of(spec: ModelSpec, round_: int) -> list[Tensor]:
+    return [tokens.to(torch.uint8) for tokens in random_batches(spec, round_)]
+
+
+def train(lie: Callable[..., Node] = Node, at: int = -1, spec: ModelSpec = SPEC, rounds: int = 2) -> World:
+    """Two rounds; the provider of stage `at` is a `lie`, from the second round on."""
+    world = World([(lie if index == at else Node)(spec, index) for index in range(spec.stages)])
+    for round_ in range(rounds):
+        world.train(round_, batches_of(spec, round_))
+    return world
+
+
+def whole(stage: int, round_: int = 1) -> Audit:
+    return Audit(round_, stage, Kind.ROUND)
+
+
+def single(stage: int, microbatch: int = 1, round_: int = 1) -> Audit:
+    return Audit(round_, stage, Kind.LOSS if stage == SPEC.stages - 1 else Kind.MICROBATCH, microbatch)
+
+
+class WrongOutput(Node):
+    def output(self, microbatch: int, output: Tensor) -> Tensor:
+        return output.nextafter(output + 1) if microbatch == 1 else output
+
+
+class WrongGradient(Node):
+    def gradient(self, microbatch: int, gradient: Tensor) -> Tensor:
+        return -gradient if microbatch == 1 else gradient
+
+
+class WrongLoss(Node):
+    def loss(self, microbatch: int, loss: float) -> float:
+        return loss * (1 - 2**-50) if microbatch == 1 else loss
+
+
+class WrongHash(Node):
+    def gradient_hash(self) -> bytes:
+        return bytes(32)
+
+
+class NoStep(Node):
+    """Saves the optimizer's work: the next version has the same numbers."""
+
+    def step(self) -> None:
+        self.stage.discard_gradients()
+        self.stage.round += 1
+
+
+class StaleWeights(Node):
+    """Computes with version 0, whatever it signs."""
+
+    def forward(self, microbatch: int, tokens: Tensor, code: Tensor | None) -> Any:
+        if microbatch == 0:
+            self.stage.load(Stage(self.spec, self.stage.index).state(), self.stage.round)
+        return super().forward(microbatch, tokens, code)
+
+
+class HalfPrecision(Node):
+    """Computes in bfloat16 what the spec wants in float32."""
+
+    def __init__(self, spec: ModelSpec, index: int) -> None:
+        super().__init__(spec, index)
+        training = spec.training.model_copy(update={"compute_dtype": "bfloat16"})
+        self.stage = Stage(spec.model_copy(update={"training": training}), index)
+
+
+class OtherStart(Node):
+    """Starts from other weights than the spec's."""
+
+    def __init__(self, spec: ModelSpec, index: int) -> None:
+        super().__init__(spec, index)
+        with torch.no_grad():
+            next(self.stage.module.parameters()).add_(1e-3)
+
+
+class OtherRounding(Node):
+    """An honest machine of another class: every result is off by a rounding or so."""
+
+    def __init__(self, spec: ModelSpec, index: int) -> None:
+        super().__init__(spec, index)
+        self.generator = torch.Generator().manual_seed(index)
+
+    def blur(self, tensor: Tensor) -> Tensor:
+        return tensor * (1 + 1e-7 * torch.randn(tensor.shape, generator=self.generator))
+
+    def output(self, microbatch: int, output: Tensor) -> Tensor:
+        return self.blur(output)
+
+    def loss(self, microbatch: int, loss: float) -> float:
+        return loss * (1 + 1e-7)
+
+    def gradient(self, microbatch: int, gradient: Tensor) -> Tensor:
+        return self.blur(gradient)
+
+    def gradient_hash(self) -> bytes:
+        for gradient in self.stage.gradients().values():
+            gradient.copy_(self.blur(gradient))
+        return super().gradient_hash()

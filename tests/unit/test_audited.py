@@ -1,0 +1,174 @@
+"""Why a provider's rounds are unpaid, as its owner is told."""
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+from eth_hash.auto import keccak
+
+from commonweight.cli.audited import Audited, Earlier, audited_work
+from commonweight.cli.place import Place
+from commonweight.cli.statements import Published
+from commonweight.errors import StatementUnavailable
+from commonweight.identity import NodeIdentity
+from commonweight.rules.audits import Audit, Verdict
+from commonweight.rules.epoch import credit_report, make_statement
+from commonweight.rules.receipt import Domain
+from commonweight.rules.statement import Carried, Conviction, Statement
+from tools.build_vectors import SETTLEMENT, address, beacon_chain, changed, honest_reports, judged, seal
+
+SPEC = changed(economics={"rounds_per_epoch": 6}, verification={"round_rate": "1", "data_rate": "0"})
+"""The round of every stage is replayed, every time."""
+MODEL_ID = keccak(b"model")
+AUDITOR = NodeIdentity(keccak(b"auditor"))
+NODE = Conviction(stage=1, node=address("node 1"))
+
+
+def statement_of(epoch: int, verdict: Callable[[Audit], Verdict], before: Statement | None = None) -> Statement:
+    rounds = [
+        seal(
+            SPEC,
+            number,
+            [
+                credit_report(
+                    SPEC,
+                    report,
+                    node=address(f"node {report.stage}"),
+                    account=address("owner"),
+                    generation=1,
+                    signature=bytes(65),
+                )
+                for report in honest_reports(SPEC.stages, SPEC.training.microbatches_per_round, number)
+            ],
+        )
+        for number in range(6 * epoch, 6 * epoch + 6)
+    ]
+    domain = Domain(31337, SETTLEMENT)
+    return make_statement(
+        SPEC,
+        chain_id=31337,
+        settlement=SETTLEMENT,
+        model_id=MODEL_ID,
+        epoch=epoch,
+        beacon_tip=beacon_chain(SPEC, epoch)[0],
+        rounds=rounds,
+        audits=judged(
+            SPEC,
+            rounds,
+            MODEL_ID,
+            auditor=AUDITOR.address,
+            sign=lambda receipt: AUDITOR.sign_digest(receipt.digest(domain)),
+            verdict=verdict,
+        ),
+        served=(),
+        operator_earned=0,
+        before=before.carried() if before else Carried(),
+        accumulator_before=0,
+    )
+
+
+def told(statement: Statement, earlier: Earlier | None = None) -> Audited:
+    published = Published(cast(Any, None), statement)
+    return audited_work(published, NODE, earlier or Earlier(cast(Place, None)))
+
+
+def test_all_passed() -> None:
+    found = told(statement_of(0, lambda _: Verdict.PASSED))
+    assert (found.rounds, found.audited_rounds, found.unpaid) == ((0, 1, 2, 3, 4, 5), 6, ())
+    assert found.counts == {("round", "passed"): 6}
+
+
+def test_what_was_withheld_voids_a_span_up_to_the_audits_that_passed() -> None:
+    withheld = {2, 3}
+    found = told(statement_of(0, lambda audit: Verdict.WITHHELD if audit.round in withheld else Verdict.PASSED))
+    (unpaid,) = found.unpaid
+    assert (unpaid.span, unpaid.rounds) == ("rounds 2 to 3", (2, 3))
+    assert unpaid.why == "what the round audit of round 2, stage 1 takes was withheld, and 1 more like it"
+
+
+def test_each_span_has_its_own_reason() -> None:
+    verdicts = {0: Verdict.WITHHELD, 1: Verdict.UNDECIDED, 5: Verdict.WITHHELD}
+    found = told(statement_of(0, lambda audit: verdicts.get(audit.round, Verdict.PASSED)))
+    assert [unpaid.span for unpaid in found.unpaid] == ["rounds 0 to 1", "round 5"]
+
+
+def test_units_that_no_audit_explains_are_told() -> None:
+    honest = statement_of(0, lambda _: Verdict.PASSED)
+    robbed = [
+        sealed.model_copy(update={"reports": tuple(line.model_copy(update={"units": "0"}) for line in sealed.reports)})
+        for sealed in honest.rounds
+    ]
+    (unpaid,) = told(honest.model_copy(update={"rounds": tuple(robbed)})).unpaid
+    assert unpaid.span == "rounds 0 to 5"
+    assert unpaid.why.startswith("no audit says why")
+
+
+History = tuple[list[Any], list[int], Earlier]
+"""Statements, which of them were fetched, and what fetches them."""
+
+
+@pytest.fixture
+def convicted(monkeypatch: pytest.MonkeyPatch) -> History:
+    """Nine epochs, convicted in epoch 3."""
+    return history_of(monkeypatch, 9, {20: Verdict.FAILED})
+
+
+def history_of(monkeypatch: pytest.MonkeyPatch, epochs: int, verdicts: dict[int, Verdict]) -> History:
+    """`verdicts`: by round; the other audits passed."""
+    statements: list[Any] = []
+    for epoch in range(epochs):
+        last = statements[-1] if statements else None
+        statements.append(statement_of(epoch, lambda audit: verdicts.get(audit.round, Verdict.PASSED), last))
+    fetched: list[int] = []
+
+    def find(_: Place, record: Any) -> Published:
+        fetched.append(record.epoch)
+        if statements[record.epoch] is None:
+            raise StatementUnavailable("Nobody has it.")
+        return Published(record, statements[record.epoch])
+
+    monkeypatch.setattr("commonweight.cli.audited.find_statement", find)
+    place = SimpleNamespace(settlement=SimpleNamespace(epoch=lambda number: SimpleNamespace(epoch=number)))
+    return statements, fetched, Earlier(cast(Place, place))
+
+
+def test_the_epoch_of_a_conviction_is_found_in_few_steps_and_once(
+    convicted: History,
+) -> None:
+    statements, fetched, earlier = convicted
+    (line,) = (line for line in statements[3].audits if line.verdict == "failed" and line.stage == 1)
+    why = f"convicted of fraud in epoch 3: the round audit of round 20, stage 1 failed, evidence {line.evidence}"
+    for epoch in (8, 3, 4):
+        (unpaid,) = told(statements[epoch], earlier).unpaid
+        assert (unpaid.span, unpaid.why) == (f"rounds {6 * epoch} to {6 * epoch + 5}", why)
+    assert len(fetched) <= 5
+    assert told(statements[2], earlier).unpaid == ()
+
+
+def test_a_conviction_whose_statement_nobody_has(convicted: History) -> None:
+    statements, _, earlier = convicted
+    statements[4] = None
+    (unpaid,) = told(statements[8], earlier).unpaid
+    assert "in an epoch whose statement can't be had: Nobody has it." in unpaid.why
+
+
+def test_what_is_outstanding_since_an_earlier_epoch_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Withheld in the last round of epoch 0, undecided in the first two of epoch 1, and withheld later on."""
+    verdicts = {5: Verdict.WITHHELD, 6: Verdict.UNDECIDED, 7: Verdict.UNDECIDED, 10: Verdict.WITHHELD}
+    statements, fetched, earlier = history_of(monkeypatch, 3, verdicts)
+    since, later = told(statements[1], earlier).unpaid
+    assert since.span == "rounds 6 to 7"
+    assert since.why.startswith("a round audit is outstanding since an earlier epoch, in which what it takes was withh")
+    assert (later.span, later.why) == ("round 10", "what the round audit of round 10, stage 1 takes was withheld")
+    assert fetched == [0]
+    assert told(statements[0], earlier).unpaid[0].span == "round 5"
+    assert told(statements[2], earlier).unpaid == ()
+    assert fetched == [0], "nobody is asked where the epoch's own statement says it all"
+
+
+def test_what_is_outstanding_since_an_epoch_whose_statement_nobody_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    statements, _, earlier = history_of(monkeypatch, 2, {5: Verdict.WITHHELD, 6: Verdict.UNDECIDED})
+    statements[0] = None
+    (unpaid,) = told(statements[1], earlier).unpaid
+    assert unpaid.why.endswith("says why, and the statement before it can't be had: Nobody has it.")

@@ -1,0 +1,168 @@
+"""What a stage keeps of a round is what it reports, and no more than it must."""
+
+from concurrent.futures import Future
+from pathlib import Path
+from queue import SimpleQueue
+
+import torch
+
+from commonweight.errors import CommonweightError
+from commonweight.model.replay import replay
+from commonweight.model.stage import Stage
+from commonweight.rules.report import HOP_HASHES, NO_TENSOR
+from commonweight.wire.evidence import MAX_RETAINED_ROUNDS
+from commonweight.wire.tensors import digest
+from node.checkpoint import Checkpoints
+from node.traces import read_index, trace_path
+from node.trainer import Activation, Forget, Gradient, Item, Outlet, Quit, Restore, TrainedRound, Trainer, TrainRound
+from tests.unit.tiny import random_batches, tiny_spec
+
+torch.set_num_threads(1)
+
+SPEC = tiny_spec(stages=3)
+TRAINING = SPEC.training
+SHAPE = (TRAINING.microbatch_sequences, TRAINING.sequence_length, SPEC.architecture.boundary_dim)
+
+
+def codes(seed: int) -> torch.Tensor:
+    """What crosses one boundary in a round [microbatch, b, t, k]."""
+    count = TRAINING.microbatches_per_round
+    return torch.randn(count, *SHAPE, generator=torch.Generator().manual_seed(seed))
+
+
+GRADIENTS = codes(1000)
+
+
+class Middle:
+    """The middle stage of three, whose neighbours send noise."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.inbox: SimpleQueue[Item] = SimpleQueue()
+        self.failures: list[CommonweightError] = []
+        self._reports: list[TrainedRound] = []
+        self._answered = 0
+        outlet = Outlet(
+            send_down=lambda _: self._answer(),
+            send_up=lambda _: None,
+            report=self._report,
+            fail=lambda _, error, __: self.failures.append(error),
+        )
+        self.trainer = Trainer.open(
+            SPEC, 1, state_dir=folder, data_dir=None, device="cpu", inbox=self.inbox, outlet=outlet
+        )
+
+    def train(self, round_: int, *, generation: int = 1, meanwhile: Item | None = None) -> TrainedRound:
+        """Train this round; `meanwhile` comes while it is trained."""
+        self._answered = 0
+        self.inbox.put(Restore(generation, round_, Future()))
+        self.inbox.put(TrainRound(generation, round_))
+        if meanwhile is not None:
+            self.inbox.put(meanwhile)
+        for number, (tokens, code) in enumerate(zip(random_batches(SPEC, round_), codes(generation), strict=True)):
+            self.inbox.put(Activation(generation, number, tokens, code, (digest(tokens), digest(code))))
+        self.trainer.run()
+        assert self.failures == []
+        return self._reports.pop()
+
+    def forget(self, item: Forget) -> None:
+        self.inbox.put(item)
+        self.inbox.put(Quit())
+        self.trainer.run()
+
+    def _report(self, trained: TrainedRound) -> None:
+        self._reports.append(trained)
+        self.inbox.put(Quit())
+
+    def _answer(self) -> None:
+        """The next stage's gradient."""
+        gradient = GRADIENTS[self._answered]
+        self.inbox.put(Gradient(self.trainer.generation, self._answered, gradient, digest(gradient)))
+        self._answered += 1
+
+    def trace(self, round_: int) -> dict[bytes, bytes]:
+        path = trace_path(self.folder / "traces", round_)
+        content = path.read_bytes()
+        return {name: content[begin : begin + size] for name, (begin, size) in read_index(path).items()}
+
+    def versions(self) -> tuple[int, ...]:
+        return Checkpoints(self.folder, SPEC, 1).rounds()
+
+
+def test_a_round_can_be_replayed_from_its_trace_and_the_state_before(tmp_path: Path) -> None:
+    middle = Middle(tmp_path)
+    middle.train(0)
+    middle.forget(Forget(0, {0}))
+    report = middle.train(1).report
+    trace = middle.trace(1)
+    named = {getattr(hop, name) for hop in report.hops for name in HOP_HASHES}
+    assert NO_TENSOR not in named
+    assert trace.keys() == named
+
+    def read(name: bytes, dtype: torch.dtype, *shape: int) -> torch.Tensor:
+        return torch.frombuffer(bytearray(trace[name]), dtype=dtype).view(shape)
+
+    ids = TRAINING.microbatch_sequences, TRAINING.sequence_length + 1
+    stage, before = Stage(SPEC, 1), Stage(SPEC, 1)
+    Checkpoints(tmp_path, SPEC, 1).load(before, 1)
+    replayed = replay(
+        stage,
+        before.state(),
+        1,
+        [read(hop.tokens, torch.int32, *ids) for hop in report.hops],
+        [read(hop.activation_in, torch.float32, *SHAPE) for hop in report.hops],
+        [read(hop.gradient_in, torch.float32, *SHAPE) for hop in report.hops],
+    )
+    assert replayed.round is not None
+    assert (replayed.round.gradient_hash, replayed.round.next_root) == (report.gradient_hash, report.state_after)
+    assert [digest(output) for output in replayed.outputs if output is not None] == [
+        hop.activation_out for hop in report.hops
+    ]
+
+
+def test_a_round_that_is_trained_again_has_the_trace_of_the_last_time(tmp_path: Path) -> None:
+    middle = Middle(tmp_path)
+    first = middle.train(0, generation=1).report
+    last = middle.train(0, generation=2).report
+    assert last.hops[0].activation_in in middle.trace(0)
+    assert first.hops[0].activation_in not in middle.trace(0)
+
+
+def test_versions_and_traces_stay_for_as_long_as_the_round_is_retained(tmp_path: Path) -> None:
+    middle, retained = Middle(tmp_path), {0, 2}
+    for round_ in range(7):
+        middle.train(round_)
+        middle.forget(Forget(round_, {each for each in retained if each <= round_}))
+    assert middle.versions() == (1, 2, 3, 6, 7)
+    assert middle.trainer.traces.rounds() == [0, 2]
+    restarted = Middle(tmp_path)
+    restarted.train(7)
+    assert restarted.versions() == (1, 2, 3, 6, 7, 8)
+    restarted.forget(Forget(7, {2}))
+    restarted.train(8)
+    assert restarted.versions() == (2, 3, 8, 9)
+    assert restarted.trainer.traces.rounds() == [2, 8]
+
+
+def test_what_may_be_forgotten_interrupts_no_round(tmp_path: Path) -> None:
+    middle = Middle(tmp_path)
+    middle.train(0)
+    middle.train(1, meanwhile=Forget(0, ()))
+    assert middle.trainer.traces.rounds() == [1]
+
+
+def test_a_coordinator_that_never_lets_go_costs_a_bounded_number_of_versions(tmp_path: Path) -> None:
+    checkpoints, stage = Checkpoints(tmp_path, SPEC, 1), Stage(SPEC, 1)
+    for round_ in range(MAX_RETAINED_ROUNDS + 6):
+        stage.round = round_
+        checkpoints.save(stage)
+        checkpoints.retain(range(round_ + 1))
+    assert len(checkpoints.rounds()) == MAX_RETAINED_ROUNDS + 1
+
+
+def test_tracing_changes_nothing_in_what_is_reported(tmp_path: Path) -> None:
+    """A disk on which no trace can be written."""
+    report = Middle(tmp_path / "kept").train(0).report
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "traces").write_text("")
+    assert Middle(tmp_path / "full").train(0).report == report

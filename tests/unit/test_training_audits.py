@@ -1,0 +1,192 @@
+"""What the host of the rounds does so that work can be audited: tips before the work, values after it."""
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from commonweight.rules.beacon import follows
+from commonweight.rules.report import report_receipt
+from commonweight.rules.statement import to_hex
+from coordinator.ledger import Progress
+from tests.integration.scripted import honest_report
+from tests.unit.test_training_host import DEADLINE_S, MICROBATCHES, PLACE, SPEC, A, B, World, a_world
+from tools.build_vectors import beacon_chain, mark
+
+pytestmark = pytest.mark.asyncio
+
+PER_EPOCH = SPEC.economics.rounds_per_epoch
+SEATED = {0: A, 1: B}
+
+
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, Any]]]:
+    said: list[tuple[str, dict[str, Any]]] = []
+    for module in ("training", "recording"):
+        monkeypatch.setattr(f"coordinator.{module}.emit", lambda name, /, **fields: said.append((name, fields)))
+    return said
+
+
+def heard(world: World, kind: str) -> list[Any]:
+    """The messages of this kind that the head and the tail were sent, each twice, as one."""
+    bodies = [getattr(message, kind) for message in world.heard if message.WhichOneof("body") == kind]
+    assert bodies[::2] == bodies[1::2], "both heard the same"
+    return bodies[::2]
+
+
+async def open_pipes(world: World) -> list[Any]:
+    """All that is missing is the plan."""
+    members = await world.seat(A, B)
+    await world.until("B", "formation", 1)
+    for member in members:
+        world.training.open_pipes(member, 1)
+    world.training.join(world.member(A))  # its refusal shows that the openings were heard
+    await world.until("A", "refused", "a node with this key is already connected")
+    return members
+
+
+async def waiting(told: list[tuple[str, dict[str, Any]]], round_: int) -> str:
+    """Why this round isn't planned, once that was told."""
+    async with asyncio.timeout(DEADLINE_S):
+        while True:
+            for name, fields in told:
+                if name == "training.waiting" and fields["round"] == round_:
+                    return str(fields["why"])
+            await asyncio.sleep(0)
+
+
+def last_round_of_an_epoch() -> Progress:
+    roots = tuple(mark("state", PER_EPOCH - 1, stage) for stage in range(2))
+    return Progress(generation=0, round=PER_EPOCH - 1, seats=SEATED, roots=roots)
+
+
+async def test_a_plan_carries_its_epoch_s_tip_and_a_seal_what_the_beacon_follows_from() -> None:
+    async with a_world(last_round_of_an_epoch()) as world:
+        members = await world.seat(A, B)
+        await world.start(members, 1, PER_EPOCH - 1)
+        await world.seal(members, 1, PER_EPOCH - 1)
+        await world.until("B", "plan", 1, PER_EPOCH)
+        await world.seal(members, 1, PER_EPOCH)
+        await world.until("B", "plan", 1, PER_EPOCH + 1)
+        first, second = (beacon_chain(SPEC, epoch) for epoch in range(2))
+        assert [plan.beacon_tip for plan in heard(world, "plan")] == [first[0], second[0], second[0]]
+        ended, begun = heard(world, "sealed")
+        assert (ended.beacon, begun.beacon) == (first[-1], second[1])
+        assert follows(begun.beacon, second[0])
+        assert world.sealed[PER_EPOCH].beacon == to_hex(second[1])
+        reports = [honest_report(PER_EPOCH, stage, 2, MICROBATCHES) for stage in range(2)]
+        outputs = [report_receipt(PLACE.model_id, 1, report, second[0]).output for report in reports]
+        assert list(begun.outputs) == outputs
+
+
+async def test_an_epoch_whose_tip_isn_t_on_chain_waits_and_goes_on(told: list[tuple[str, dict[str, Any]]]) -> None:
+    async with a_world(last_round_of_an_epoch()) as world:
+        world.committed = 0
+        members = await open_pipes(world)
+        world.training.reconsider()
+        assert heard(world, "plan") == []
+        why = "the beacon tip of epoch 0 isn't on chain yet"
+        assert told.count(("training.waiting", {"round": PER_EPOCH - 1, "why": why})) == 1
+        world.committed = 1
+        world.training.reconsider()
+        world.training.reconsider()
+        assert [plan.round for plan in heard(world, "plan")] == [PER_EPOCH - 1]
+        await world.seal(members, 1, PER_EPOCH - 1)
+        await waiting(told, PER_EPOCH)
+        assert world.training.tip_of(PER_EPOCH) is None  # nor is a report of it taken
+        world.committed = 2
+        world.training.reconsider()
+        assert [plan.round for plan in heard(world, "plan")] == [PER_EPOCH - 1, PER_EPOCH]
+
+
+async def test_a_plan_that_waits_is_not_sent_to_a_generation_that_is_over() -> None:
+    async with a_world() as world:
+        world.committed = 0
+        members = await open_pipes(world)
+        world.training.break_pipes(members[1], 1, "gone")
+        await world.until("B", "formation", 2)
+        world.committed = 1
+        world.training.reconsider()
+        assert heard(world, "plan") == []
+        await world.start(members, 2)
+
+
+async def test_training_waits_for_audits_that_are_far_behind(told: list[tuple[str, dict[str, Any]]]) -> None:
+    async with a_world() as world:
+        world.obstacles[1] = "audits of round 0 aren't decided"
+        members = await world.seat(A, B)
+        await world.start(members, 1)
+        await world.seal(members, 1, 0)
+        assert await waiting(told, 1) == world.obstacles[1]
+        assert [plan.round for plan in heard(world, "plan")] == [0]
+        world.obstacles.clear()
+        world.training.reconsider()
+        assert [plan.round for plan in heard(world, "plan")] == [0, 1]
+
+
+async def test_two_words_about_one_unit_are_kept_as_proof() -> None:
+    async with a_world() as world:
+        members = await world.seat(A, B)
+        await world.start(members, 1)
+        first = world.report(members[1], 1, 0, 1)
+        other = world.report(members[1], 1, 0, 1, gradient_hash=mark("another"), signature=b"\x09" * 65)
+        await world.until("audits", "equivocated")
+        (found,) = world.equivocations
+        receipts = [report_receipt(PLACE.model_id, 1, each, beacon_chain(SPEC, 0)[0]) for each in (first, other)]
+        assert (found.stage, found.node, found.unit) == (1, B, receipts[0].unit) == (1, B, receipts[1].unit)
+        assert found.outputs == (receipts[0].output, receipts[1].output)
+        assert found.signatures == (b"\2" * 65, b"\x09" * 65)
+
+
+async def test_another_report_after_the_seal_is_proof_too_and_the_same_one_none() -> None:
+    async with a_world() as world:
+        members = await world.seat(A, B)
+        await world.start(members, 1)
+        await world.seal(members, 1, 0)
+        world.report(members[1], 1, 0, 1)  # replayed
+        late = "the report is of round 0; round 1 is being trained"
+        await world.until("B", "refused", late)
+        world.report(members[1], 1, 0, 1, gradient_hash=mark("another"), signature=b"\x09" * 65)
+        await world.until("B", "refused", late, times=2)
+        (found,) = world.equivocations
+        assert found.signatures == (b"\2" * 65, b"\x09" * 65)
+        assert world.credits[0][1].signature == to_hex(b"\2" * 65)  # what was credited stays
+
+
+@pytest.mark.parametrize("what", ["another's stage", "a later round", "another generation", "another microbatch count"])
+async def test_what_is_no_second_word_about_a_unit_is_no_proof(what: str) -> None:
+    async with a_world() as world:
+        members = await world.seat(A, B)
+        await world.start(members, 1)
+        world.report(members[0], 1, 0, 0)
+        if what == "another's stage":
+            world.report(members[1], 1, 0, 1, stage=0)
+        elif what == "a later round":
+            world.report(members[1], 1, 1, 1)
+        elif what == "another microbatch count":
+            world.report(members[1], 1, 0, 1, hops=honest_report(0, 1, 2, 1).hops)
+        else:
+            world.report(members[1], 7, 0, 1, gradient_hash=mark("another"))
+            world.report(members[1], 1, 0, 1)
+            world.report(members[1], 1, 0, 1, round=5)
+        await world.until("B", "refused") if what != "another generation" else await world.until("B", "sealed", 0)
+        assert world.equivocations == []
+
+
+async def test_a_generation_that_is_trained_again_may_say_otherwise() -> None:
+    """By right: another machine may have taken a seat."""
+    async with a_world() as world:
+        members = await world.seat(A, B)
+        await world.start(members, 1)
+        world.report(members[1], 1, 0, 1, gradient_hash=mark("of the first attempt"))
+        world.training.break_pipes(members[0], 1, "broken")
+        await world.start(members, 2)
+        await world.seal(members, 2, 0)
+        assert world.equivocations == []
+
+
+async def test_no_report_of_a_later_epoch_has_a_tip_to_be_signed_over() -> None:
+    async with a_world() as world:
+        assert world.training.tip_of(0) == beacon_chain(SPEC, 0)[0]
+        assert world.training.tip_of(PER_EPOCH) is None
+        assert world.training.tip_of(2**62) is None
