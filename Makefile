@@ -6,7 +6,7 @@ BIN := .venv/bin
 NPM := $(shell command -v npm 2>/dev/null || echo $(CURDIR)/$(BIN)/npm)
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: setup devnet test test-python test-contracts verify-contracts mutate-contracts deep-contracts lint format proto contracts vectors docs bench clean
+.PHONY: setup devnet test test-python test-long test-contracts verify-contracts mutate-contracts deep-contracts lint format proto contracts vectors docs bench clean
 
 setup: .venv/installed
 
@@ -30,7 +30,11 @@ devnet: setup
 test: lint test-contracts test-python
 
 test-python: setup contracts/node_modules/installed
-	$(BIN)/pytest $(ARGS)
+	$(BIN)/pytest -m "not long" $(ARGS)
+
+# A real network for each way to cheat.
+test-long: setup contracts/node_modules/installed
+	$(BIN)/pytest -m long $(ARGS)
 
 test-contracts: contracts/node_modules/installed
 	cd contracts && $(NPM) test && $(NPM) run --silent lint
@@ -81,6 +85,8 @@ bench: setup
 	$(BIN)/commonweight bench pipeline
 	$(BIN)/commonweight bench decode
 	$(BIN)/commonweight bench merkle
+	$(BIN)/commonweight bench calibrate
+	$(BIN)/commonweight bench verification
 
 clean:
 	rm -rf .venv contracts/node_modules contracts/out contracts/cache contracts/out-proofs contracts/cache-proofs contracts/.tools build *.egg-info

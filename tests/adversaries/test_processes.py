@@ -20,7 +20,7 @@ from commonweight.rules.epoch import check_statement, report_units
 from commonweight.rules.statement import Carried, parse_statement
 from tests.integration.network import Network, Process
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(300)]
 
 HONEST_VERDICTS = {"passed"}
 
