@@ -54,6 +54,15 @@ def run(
     http: Annotated[
         str | None, typer.Option(help="host:port on which to serve the checked statements to anyone; with --rpc.")
     ] = None,
+    contest: Annotated[
+        bool,
+        typer.Option(
+            "--contest",
+            help="Contest whatever is proposed to slash the owner's seats, with the bond from --key's account: half of "
+            "it comes on top if the arbiter rejects the slash, all is lost if it upholds it, as it will for a node "
+            "that was rightly convicted. With --rpc.",
+        ),
+    ] = False,
 ) -> None:
     """Join a coordinator, hold the stage that it assigns, train it and generate with it.
 
@@ -75,9 +84,9 @@ def run(
     for address in (serve_listen, evidence_listen):
         if address is not None:
             check_advertised(address, advertise)
-    if (rpc is None) != (registry is None) or (http is not None and rpc is None):
+    if (rpc is None) != (registry is None) or ((http is not None or contest) and rpc is None):
         raise ConfigError(
-            "To watch the chain a node needs both --rpc URL and --registry ADDRESS; --http goes with them."
+            "To watch the chain a node needs both --rpc URL and --registry ADDRESS; --http and --contest go with them."
         )
     if registry is not None and not is_address(registry):
         raise ConfigError(f"--registry {registry!r} is not an address: 0x and 40 hexadecimal digits.")
@@ -101,7 +110,7 @@ def run(
         cache_bytes=serve_mib << 20,
         watch=None
         if rpc is None or registry is None
-        else WatchConfig(rpc, registry, unlocked, tuple(mirror or ()), http),
+        else WatchConfig(rpc, registry, unlocked, tuple(mirror or ()), http, contest),
     )
     make: Callable[[NodeConfig], Node] = context.obj or Node
     run_until_stopped(make(config).run())

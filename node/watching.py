@@ -1,5 +1,5 @@
-"""A node's own watch: it holds its model's every statement against the chain and against its receipts, and tells what
-is proposed against its owner's seats.
+"""A node's own watch: it holds its model's every statement against the chain and against its receipts, and tells, or
+contests, what is proposed against its owner's seats.
 """
 
 import asyncio
@@ -35,11 +35,13 @@ class WatchConfig:
     rpc_url: str
     registry: str
     key: Key
-    """Posts the bond of a challenge; the node's own."""
+    """Posts the bonds of challenges and contests; the node's own."""
     mirrors: tuple[str, ...]
     """Base URLs of HTTP services that may have statements that the coordinator doesn't serve."""
     http: str | None
     """host:port on which it serves the statements that it keeps; None: it keeps them for itself."""
+    contests: bool = False
+    """Whether it contests what is proposed against its owner's seats."""
 
 
 @dataclass
@@ -138,6 +140,8 @@ class Watch:
         store = StatementStore(self.folder / "statements")
         sender = Sender(chain, config.key)
         watcher = Watcher(spec, chain, model, store, config.mirrors, sender, node=self.node)
+        if config.contests:
+            watcher.contester = sender
         watcher.own = lambda epoch: self._own(watcher, epoch)
         return watcher
 

@@ -128,7 +128,7 @@ def calibrate(
     Trains the devnet's model in one process and does its rounds again in others: with other thread counts, attention
     kernels, instruction sets and maths libraries, with sequences apart, and on a GPU if one is given. Exits with 1
     where two settings of one numerics class computed other bits: an audit would convict an honest provider. Takes
-    about five minutes on two idle cores.
+    about ten minutes on two idle cores.
 
     Example:
         commonweight bench calibrate --json calibration.json

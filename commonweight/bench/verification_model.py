@@ -65,6 +65,8 @@ class Adversary:
     leaves: bool = False
     """For good, after WITHIN_EPOCHS at the latest; then another one comes, who owes no audits. If it leaves earlier an
     honest one works until then."""
+    most: float = 0.0
+    """The most that it can bring over honesty, on average, in rewards of an epoch, where rates and stake are enough."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,8 @@ class Outcome:
     """Mean of what an epoch brought over honesty, in rewards of an epoch."""
     profit_error: float
     """Standard error of that mean."""
+    most: float
+    """See `Adversary.most`."""
     audits: float
     """Mean number of audits in an epoch, without those of data."""
 
@@ -179,8 +183,14 @@ def withholds_best(spec: ModelSpec, cheat: Cheat, *, cost: float) -> Adversary:
         since = seen.round - (last.round if last is not None else -1) - 1
         return everything if policy.cheats[left - 1][since] else frozenset()
 
-    shown = frozenset({Verdict.FAILED})
-    return Adversary(f"best withholding, false {cheat.value}, then leaves", cheat, plan, shown, leaves=True)
+    return Adversary(
+        f"best withholding, false {cheat.value}, then leaves",
+        cheat,
+        plan,
+        frozenset({Verdict.FAILED}),
+        leaves=True,
+        most=policy.gain / rounds / WITHIN_EPOCHS,
+    )
 
 
 def suite(spec: ModelSpec, *, stake: float, cost: float) -> list[Adversary]:
@@ -299,5 +309,6 @@ def _outcome(adversary: Adversary, played: Sequence[_Epoch], stake: float, cost:
         paid=fmean(each.paid for each in played),
         profit=fmean(profits),
         profit_error=stdev(profits) / len(profits) ** 0.5,
+        most=adversary.most,
         audits=fmean(each.audits for each in played),
     )

@@ -1,4 +1,4 @@
-"""Tells that somebody has proposed to slash a seat: what nobody contests in time is executed."""
+"""Tells that somebody has proposed to slash a seat, and has it contested: what nobody contests in time is executed."""
 
 from dataclasses import dataclass, field
 
@@ -6,6 +6,7 @@ from commonweight.chain.events import SlashProposed
 from commonweight.chain.providers import ProviderRegistry
 from commonweight.events import emit
 from commonweight.rules.statement import to_hex
+from commonweight.watch.contest import Contester
 
 BLOCKS_AGAIN = 64
 """Looked at again each time: the chain may have been reorganised there, or the endpoint have lagged behind itself."""
@@ -20,16 +21,19 @@ class SlashWatch:
     model_id: bytes
     node: str | None = None
     """Whose owner's seats are watched; None: all of the model."""
+    contester: Contester | None = None
+    """Contests what is found, with that node's key; None: it is only told."""
     _next_block: int = 0
     _told: set[tuple[int, str, int, bytes]] = field(default_factory=set)
 
     def look(self) -> None:
-        """Emit `slash.seen` for each proposal that this process hasn't told. Raises ChainError."""
+        """Emit `slash.seen` for each proposal that this process hasn't told, then contest. Raises ChainError."""
         head = self.providers.chain.block_number()
         providers = self.providers.at(head)
         whose = {} if self.node is None else {"owner": providers.owner_of(self.node)}
         first = max(providers.first_block, self._next_block)
-        for event in providers.events(SlashProposed, first, model_id=self.model_id, **whose):
+        found = providers.events(SlashProposed, first, model_id=self.model_id, **whose)
+        for event in found:
             case = event.slash_id, event.owner, event.stage, event.evidence_hash
             if case in self._told:
                 continue
@@ -45,4 +49,6 @@ class SlashWatch:
                 evidence_hash=to_hex(event.evidence_hash),
             )
             self._told.add(case)
+        if self.contester is not None:
+            self.contester.contest(event.slash_id for event in found)
         self._next_block = head - BLOCKS_AGAIN

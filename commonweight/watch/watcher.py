@@ -27,6 +27,7 @@ from commonweight.events import emit
 from commonweight.rules.canonical import canonical_json
 from commonweight.rules.spec import ModelSpec
 from commonweight.rules.statement import Carried, Statement, parse_statement, to_hex
+from commonweight.watch.contest import Contester
 from commonweight.watch.fetch import fetch_statement, mirror_uris
 from commonweight.watch.judge import Own, Proposal, check_epoch
 from commonweight.watch.slashes import SlashWatch
@@ -67,6 +68,8 @@ class Watcher:
     """What the node knows of an epoch, where this is a node's watcher."""
     node: str | None = None
     """Its address; then only proposals to slash its owner's seats are told."""
+    contester: Sender | None = None
+    """Sends with the node's key, and posts the bonds of contesting these; None: they are only told."""
     _carried: Carried = field(default_factory=Carried)
     """What `_last` leaves to the next epoch."""
     _last: EpochRecord | None = None
@@ -88,17 +91,24 @@ class Watcher:
         return frozenset({owner, *(event.payout for event in providers.events(PayoutSet, owner=owner))})
 
     async def run(self) -> None:
-        """Watch until cancelled. Outlasts a chain that doesn't answer, and a disk that is full."""
-        while True:
+        """Watch until cancelled. Outlasts a chain that doesn't answer, and a disk that is full.
+
+        Epochs and slashes each have a deadline of their own: neither look waits for what the other fetches or sends.
+        """
+        async with asyncio.TaskGroup() as looks:
             for look in (self.look_for_slashes, self.step):
-                try:
-                    await asyncio.to_thread(look)
-                except CommonweightError as error:
-                    emit("watch.failed", code=error.code, message=error.args[0], retry_s=self.poll_s)
+                looks.create_task(self._repeat(look))
+
+    async def _repeat(self, look: Callable[[], None]) -> None:
+        while True:
+            try:
+                await asyncio.to_thread(look)
+            except CommonweightError as error:
+                emit("watch.failed", code=error.code, message=error.args[0], retry_s=self.poll_s)
             await asyncio.sleep(self.poll_s)  # JSON-RPC over HTTP has nothing to wait on
 
     def look_for_slashes(self) -> None:
-        """Tell the proposals to slash a seat that weren't told yet. Raises ChainError."""
+        """Tell the proposals to slash a seat that weren't told yet, and contest them. Raises ChainError."""
         if self.model.terms.seat_stake:
             self._slashes.look()
 
@@ -141,8 +151,12 @@ class Watcher:
 
     @cached_property
     def _slashes(self) -> SlashWatch:
-        providers = ProviderRegistry(self.chain, self.model.terms.providers, first_block=self._first_block)
-        return SlashWatch(providers, self.model.model_id, self.node)
+        address, model_id = self.model.terms.providers, self.model.model_id
+        contester = None
+        if self.contester is not None:
+            contester = Contester(ProviderRegistry(self.chain, address, self.contester), model_id)
+        providers = ProviderRegistry(self.chain, address, first_block=self._first_block)
+        return SlashWatch(providers, model_id, self.node, contester)
 
     @property
     def _next_epoch(self) -> int:

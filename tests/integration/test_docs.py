@@ -228,9 +228,10 @@ def test_make_test_runs_every_check() -> None:
     assert "forge test" in json.loads((ROOT / "contracts" / "package.json").read_text())["scripts"]["test"]
 
 
-def test_ci_runs_every_check_of_the_contracts() -> None:
+def test_ci_runs_every_check() -> None:
     lines = (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()
-    assert lines[-3:] == ["make test", "make verify-contracts", "make mutate-contracts"]
+    assert lines[-4:] == ["make test", "make test-long", "make verify-contracts", "make mutate-contracts"]
+    assert any("pytest -m long" in command for command in plan("test-long"))
     commands = "\n".join(plan("verify-contracts") + plan("mutate-contracts"))
     for check in ("check_slither.py", "check_coverage.py", "bin/halmos", "mutate_contracts.py"):
         assert check in commands
