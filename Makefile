@@ -32,7 +32,7 @@ test: lint test-contracts test-python
 test-python: setup contracts/node_modules/installed
 	$(BIN)/pytest -m "not long" $(ARGS)
 
-# A real network for each way to cheat.
+# A real network for each way to cheat, and what else takes a minute.
 test-long: setup contracts/node_modules/installed
 	$(BIN)/pytest -m long $(ARGS)
 

@@ -20,7 +20,7 @@ def named(results: list[Result], *parts: str) -> list[Result]:
     return found
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_audits_spare_the_honest_find_lies_and_cost_something() -> None:
     told: list[str] = []
     sections = run_verification_bench(TINY, told.append)
@@ -43,7 +43,7 @@ def test_audits_spare_the_honest_find_lies_and_cost_something() -> None:
     assert len(named(bias, "cost of")) == 3
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_settings_of_equal_bits_are_one_and_lies_are_farther_than_honest_machines() -> None:
     (found,) = run_calibration(Calibration(3, ("float32",), settings=(ONE, MATH, *FOREIGN[:1]), spec=small_spec))
     assert found.groups[0] == ["trained", "1 thread"]
@@ -59,7 +59,7 @@ def test_settings_of_equal_bits_are_one_and_lies_are_farther_than_honest_machine
     assert show(found)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_one_class_with_two_kinds_of_bits_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
     """A class that doesn't tell settings apart: as if the probe saw nothing."""
     from commonweight.bench import calibration
