@@ -255,9 +255,10 @@ def _simulated(world: _World) -> list[Result]:
                 name, of = f"{rounds:,} rounds, {outcome['name']}", f"of {outcome['epochs']} epochs"
                 error = 2 * outcome["profit_error"]
                 profit = Summary(outcome["profit"], outcome["profit"] - error, outcome["profit"] + error)
+                limit = None if "honest" in name else outcome["most"]
                 results += [
                     Result(f"{name}: caught", of, Summary.of([outcome["caught"]])),
-                    Result(f"{name}: profit", "rewards/epoch", profit, limit=None if "honest" in name else 0),
+                    Result(f"{name}: profit", "rewards/epoch", profit, limit=limit),
                 ]
     return results
 

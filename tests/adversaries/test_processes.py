@@ -20,7 +20,7 @@ from commonweight.rules.epoch import check_statement, report_units
 from commonweight.rules.statement import Carried, parse_statement
 from tests.integration.network import Network, Process
 
-pytestmark = [pytest.mark.long, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 HONEST_VERDICTS = {"passed"}
 
@@ -138,9 +138,9 @@ def scene(folder: Path, stage: int, how: str, tokens: int | None = None, **optio
     ("how", "stage", "kinds", "why"),
     [
         ("zeros", 0, {"round"}, "activation_out of microbatch 0"),
-        ("no-step", 1, {"round"}, "state_after"),
-        ("wrong-data", 0, {"round", "data"}, "tokens of microbatch 0"),
-        ("false-loss", 1, {"round"}, "loss of microbatch 0"),
+        pytest.param("no-step", 1, {"round"}, "state_after", marks=pytest.mark.long),
+        pytest.param("wrong-data", 0, {"round", "data"}, "tokens of microbatch 0", marks=pytest.mark.long),
+        pytest.param("false-loss", 1, {"round"}, "loss of microbatch 0", marks=pytest.mark.long),
     ],
 )
 def test_who_cheats_is_convicted_slashed_and_not_paid(
@@ -168,6 +168,7 @@ def test_who_cheats_is_convicted_slashed_and_not_paid(
         assert {event.fields["node"] for event in accused} == {case.address}
 
 
+@pytest.mark.long
 def test_who_withholds_is_not_convicted_and_its_span_is_not_paid(tmp_path: Path) -> None:
     """Round 0 begins with a state that everybody knows, and its neighbour serves the rest."""
     with scene(tmp_path, 1, "withhold") as case:
@@ -181,6 +182,7 @@ def test_who_withholds_is_not_convicted_and_its_span_is_not_paid(tmp_path: Path)
         assert {found["verdict"] for found in case.verdicts(case.network.address(0))} == HONEST_VERDICTS
 
 
+@pytest.mark.long
 def test_who_signs_twice_is_slashed_for_its_two_signatures(tmp_path: Path) -> None:
     """Its work was true and is paid; nobody is convicted of having computed something else."""
     with scene(tmp_path, 1, "equivocate") as case:
@@ -193,6 +195,7 @@ def test_who_signs_twice_is_slashed_for_its_two_signatures(tmp_path: Path) -> No
         assert case.paid_rounds(0) == [0, 1, 2]
 
 
+@pytest.mark.long
 def test_who_stays_under_the_tolerance_passes_every_audit(tmp_path: Path) -> None:
     """That is what it lets through: docs/verification.md says what it costs."""
     with scene(tmp_path, 0, "under-tolerance") as case:
@@ -204,6 +207,7 @@ def test_who_stays_under_the_tolerance_passes_every_audit(tmp_path: Path) -> Non
         assert not case.statement().convicted
 
 
+@pytest.mark.long
 def test_who_adapts_to_rare_audits_isn_t_paid_once_one_is_drawn(tmp_path: Path) -> None:
     with scene(tmp_path, 1, "adaptive:0.01", audit_rate="0.08") as case:
         adapted = case.cheater.wait_for("adapted")
@@ -219,6 +223,7 @@ def test_who_adapts_to_rare_audits_isn_t_paid_once_one_is_drawn(tmp_path: Path) 
         assert case.network.slashed() == []
 
 
+@pytest.mark.long
 def test_who_floods_is_slashed_and_pays_for_every_dispute(tmp_path: Path) -> None:
     """Its neighbour contests what is worthless; see test_flood.py for what becomes of it otherwise."""
     with scene(tmp_path, 0, "flood", tokens=3 * REPORTER_BOND, window_s=60, seat_cooldown_s=10**5) as case:

@@ -215,6 +215,7 @@ def test_the_loop_closes_work_shares_answer_payment_revenue(tmp_path: Path) -> N
     assert {line["stage"] for line in paid} == {0, 1}
 
 
+@pytest.mark.long
 def test_who_cheats_loses_its_stake_and_owns_nothing(tmp_path: Path) -> None:
     """Of 256 texts one in twenty is audited, by chance: none in one run of half a million."""
     rounds = 16

@@ -139,6 +139,7 @@ async def test_nodes_generate_with_what_they_train_and_train_on_to_the_bit(tmp_p
         assert not [event for event in coordinator.events if event.name == "node.lost"]
 
 
+@pytest.mark.long
 async def test_generation_outlives_the_coordinator_and_comes_back_with_what_dies(tmp_path: Path) -> None:
     with Network(tmp_path) as network:
         coordinator = start_coordinator(network)
