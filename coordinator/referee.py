@@ -12,7 +12,7 @@ from commonweight.rules.epoch import report_units
 from commonweight.rules.spec import ModelSpec
 from commonweight.rules.stages import boundary_bytes_per_token, stage_parameters
 from commonweight.wire.generated import referee_pb2 as pb
-from commonweight.wire.link import Link, spawn_worker
+from commonweight.wire.link import Link, end_worker, spawn_worker
 
 START_S = 60.0
 """For the referee to import torch; a cold disk takes its time."""
@@ -94,13 +94,7 @@ class Referee:
 
     async def stop(self) -> None:
         """End it: by closing its link, and with SIGKILL where it doesn't end in time."""
-        await self._link.close()
-        try:
-            async with asyncio.timeout(STOP_S):
-                await self.process.wait()
-        except TimeoutError:
-            self.process.kill()
-            await self.process.wait()
+        await end_worker(self.process, self._link, STOP_S)
 
     async def _send(self, command: pb.RefereeCommand) -> None:
         try:

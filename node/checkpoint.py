@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import safetensors.torch
-import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 from torch import Tensor
@@ -25,7 +24,7 @@ from commonweight.disk import sync
 from commonweight.errors import CheckpointError, MalformedMessage
 from commonweight.events import emit
 from commonweight.model.hashing import tensors_hash
-from commonweight.model.initial import initial_tensor
+from commonweight.model.initial import draw_frozen
 from commonweight.model.stage import Stage
 from commonweight.rules.canonical import canonical_json, parse_json
 from commonweight.rules.spec import ModelSpec
@@ -155,7 +154,7 @@ class Checkpoints:
 
     def parameters(self, round_: int) -> dict[str, Tensor]:
         """The parameters, by name, of the version that is ready to train `round_`; raises as `load` does."""
-        prefix = round_.to_bytes(8, "little") + _frozen_hash(self._spec)
+        prefix = round_.to_bytes(8, "little") + tensors_hash(draw_frozen(self._spec.architecture, self._spec.seed))
         state = self._read(round_, lambda state: tensors_hash(state, prefix=prefix), "cpu")
         return {name.removeprefix("parameter."): x for name, x in state.items() if name.startswith("parameter.")}
 
@@ -202,14 +201,6 @@ class Checkpoints:
         if others:
             return f"Delete it and go on from round {others[-1]}."
         return "Delete it and fetch the state from another provider of this stage."
-
-
-def _frozen_hash(spec: ModelSpec) -> bytes:
-    """The `Stage.frozen_hash` of all stages, without one."""
-    a = spec.architecture
-    shapes = {} if a.is_dense else {"U": (a.d_model, a.boundary_dim), "F": (a.vocab_size, a.d_model)}
-    drawn = {name: initial_tensor(a, spec.seed, f"subspace.{name}", shape) for name, shape in shapes.items()}
-    return tensors_hash({name: torch.from_numpy(array).to(torch.float32) for name, array in drawn.items()})
 
 
 def _write(path: Path, write: Callable[[Path], object]) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import torch
 
 from commonweight.errors import UnplannedMessage
-from commonweight.model.data import token_id_dtype
+from commonweight.model.boundary import boundary_plan, tokens_plan
 from commonweight.rules.spec import ModelSpec
 from commonweight.wire.generated import pipe_pb2 as pb
 from commonweight.wire.pipe import Assembler
@@ -30,16 +30,12 @@ class StagePlan:
     @property
     def activation(self) -> Plan:
         """Token ids and code."""
-        training = self.spec.training
-        ids = (token_id_dtype(self.spec), (training.microbatch_sequences, training.sequence_length + 1))
-        return (ids, *self.gradient)
+        return tokens_plan(self.spec), boundary_plan(self.spec)
 
     @property
     def gradient(self) -> Plan:
         """One gradient, of the shape of the code."""
-        training = self.spec.training
-        shape = (training.microbatch_sequences, training.sequence_length, self.spec.architecture.boundary_dim)
-        return ((getattr(torch, training.boundary_dtype), shape),)
+        return (boundary_plan(self.spec),)
 
 
 class Flow:

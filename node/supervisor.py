@@ -12,7 +12,7 @@ from google.protobuf.message import Message
 from commonweight.errors import WireError, WorkerDied
 from commonweight.events import emit
 from commonweight.wire.generated import worker_pb2
-from commonweight.wire.link import Link, spawn_worker
+from commonweight.wire.link import Link, end_worker, spawn_worker
 from commonweight.wire.tls import Certificate
 
 START_S = 60.0
@@ -85,13 +85,7 @@ class Child(ABC, Generic[C, E]):
 
     async def stop(self) -> None:
         """End it: by closing its link, and with SIGKILL where it doesn't end in time."""
-        await self.link.close()
-        try:
-            async with asyncio.timeout(STOP_S):
-                await self.process.wait()
-        except TimeoutError:
-            self.process.kill()
-            await self.process.wait()
+        await end_worker(self.process, self.link, STOP_S)
 
     async def _died(self) -> WorkerDied:
         await self.stop()

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from commonweight.errors import NonFiniteTensor
+from commonweight.model.boundary import boundary_plan, tokens_plan
 from commonweight.model.compare import Deviation, compare_loss, compare_round, compare_travelled, worst
 from commonweight.model.data import Dataset
 from commonweight.model.numerics import numerics_class
@@ -33,7 +34,7 @@ from commonweight.rules.spec import ModelSpec
 from commonweight.rules.statement import to_hex
 from commonweight.wire.tensors import check_finite, digest
 from referee.fraud import Difference, fraud_evidence
-from referee.sources import Evidence, Source, Withheld, boundary_plan, tokens_plan
+from referee.sources import Evidence, Source, Withheld
 
 MAX_WHY = 2000
 """Characters."""

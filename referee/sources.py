@@ -15,9 +15,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from commonweight.errors import CommonweightError, MalformedMessage
-from commonweight.model.data import token_id_dtype
 from commonweight.model.stage import Stage, describe
-from commonweight.rules.spec import ModelSpec
 from commonweight.wire.tensors import Plan, size_of
 
 HEADER_BYTES = 4096
@@ -102,19 +100,6 @@ def read_state(data: bytes | bytearray, stage: Stage) -> dict[str, Tensor]:
         name: torch.frombuffer(parts[name]["data"], dtype=torch.float32).view(due.shape)
         for name, due in expected.items()
     }
-
-
-def tokens_plan(spec: ModelSpec) -> Plan:
-    """What the token ids of a microbatch are: [b, t + 1]."""
-    training = spec.training
-    return token_id_dtype(spec), (training.microbatch_sequences, training.sequence_length + 1)
-
-
-def boundary_plan(spec: ModelSpec) -> Plan:
-    """What crosses a boundary for a microbatch, either way: [b, t, k]."""
-    training = spec.training
-    shape = (training.microbatch_sequences, training.sequence_length, spec.architecture.boundary_dim)
-    return getattr(torch, training.boundary_dtype), shape
 
 
 def _state_limit(stage: Stage) -> int:

@@ -75,15 +75,22 @@ def initialize(decoder: Decoder, arch: Architecture, seed: int) -> None:
             tensor.copy_(torch.from_numpy(initial_tensor(arch, seed, name, tuple(tensor.shape))))
 
 
+def draw_frozen(arch: Architecture, seed: int, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+    """U [d, k] and F [v, d] as `initialize` fills them; nothing where dense."""
+    shapes = {} if arch.is_dense else {"U": (arch.d_model, arch.boundary_dim), "F": (arch.vocab_size, arch.d_model)}
+    return {
+        name: torch.from_numpy(initial_tensor(arch, seed, f"subspace.{name}", shape)).to(dtype)
+        for name, shape in shapes.items()
+    }
+
+
 @lru_cache(maxsize=2)
 def frozen_tensors(
     arch: Architecture, seed: int, device: torch.device, dtype: torch.dtype
 ) -> tuple[dict[str, Tensor], bytes]:
-    """U and F (nothing where dense) as `initialize` fills them, and their `tensors_hash`.
+    """What `draw_frozen` gives, on this device and in this dtype, and its `tensors_hash`.
 
     They are public, and kept for the next call: **never change them**.
     """
-    shapes = {} if arch.is_dense else {"U": (arch.d_model, arch.boundary_dim), "F": (arch.vocab_size, arch.d_model)}
-    drawn = {name: initial_tensor(arch, seed, f"subspace.{name}", shape) for name, shape in shapes.items()}
-    tensors = {name: torch.from_numpy(array).to(device, dtype) for name, array in drawn.items()}
+    tensors = {name: tensor.to(device) for name, tensor in draw_frozen(arch, seed, dtype).items()}
     return tensors, tensors_hash(tensors)

@@ -152,6 +152,17 @@ async def spawn_worker(
     return process, await _open(ours)
 
 
+async def end_worker(process: asyncio.subprocess.Process, link: Link, wait_s: float) -> None:
+    """End a worker: by closing its link, and with SIGKILL where it hasn't ended after `wait_s`."""
+    await link.close()
+    try:
+        async with asyncio.timeout(wait_s):
+            await process.wait()
+    except TimeoutError:
+        process.kill()
+        await process.wait()
+
+
 def worker_environment(threads: int) -> dict[str, str]:
     """What must be set before torch is imported: thread counts, and an allocator that keeps its large blocks.
 

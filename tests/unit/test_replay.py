@@ -145,3 +145,9 @@ def test_a_numerics_class_is_one_line_and_tells_what_decides_bits(monkeypatch):
     other = numerics_class("cpu", spec)
     assert other.rsplit(" ", 1)[0] == ours.rsplit(" ", 1)[0]
     assert other != ours, "the probe sees what no name says"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_blank_stage_has_the_frozen_tensors_of_an_initialised_one(dtype: torch.dtype) -> None:
+    initialised, blank = (Stage(tiny_spec(), 0, dtype=dtype, blank=blank) for blank in (False, True))
+    assert blank.frozen_hash == initialised.frozen_hash
