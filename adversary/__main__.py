@@ -3,20 +3,23 @@
 import sys
 from functools import partial
 
-from commonweight.devnet.byzantine import KINDS, Cheating
-from commonweight.errors import CommonweightError
+from commonweight.devnet.byzantine import KINDS, Cheating, Who
+from commonweight.errors import CommonweightError, ConfigError
 from node.cli import app
 
 
 def main(arguments: list[str]) -> None:
     """Run the node until training is complete. Exits with the error's code where it can't go on."""
     if not arguments or arguments[0] in ("-h", "--help"):
-        width = max(map(len, KINDS))
-        lines = (f"  {kind:{width}}  {way.does} (FRACTION of {way.fraction})" for kind, way in KINDS.items())
+        ways = {kind: way for kind, way in KINDS.items() if way.who is not Who.AUDITOR}
+        width = max(map(len, ways))
+        lines = (f"  {kind:{width}}  {way.does} (FRACTION of {way.fraction})" for kind, way in ways.items())
         print(__doc__, *lines, sep="\n")  # noqa: T201 - help
         return
     try:
         cheating = Cheating.parse(arguments[0])
+        if KINDS[cheating.kind].who is Who.AUDITOR:
+            raise ConfigError(f"{cheating.kind!r} is for auditors: `python -m adversary.auditor {cheating}`.")
         from adversary.node import make_node
 
         app(["run", *arguments[1:]], prog_name="adversary", obj=partial(make_node, cheating))

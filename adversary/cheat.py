@@ -2,12 +2,13 @@
 
 from dataclasses import dataclass
 from hashlib import sha256
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from commonweight.devnet.byzantine import Cheating
 from commonweight.events import emit
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -25,8 +26,10 @@ class Cheat:
         """Emit that it has cheated on this unit."""
         emit("cheated", kind=self.cheating.kind, round=round_, microbatch=microbatch)
 
-    def noise(self, what: str, shape: tuple[int, ...], round_: int, microbatch: int | None = None) -> Tensor:
+    def noise(self, what: str, shape: tuple[int, ...], round_: int, microbatch: int | None = None) -> "Tensor":
         """Normally distributed, float32; `what` tells apart what is made up for one unit."""
+        import torch  # two seconds, and nothing for an auditor
+
         generator = torch.Generator().manual_seed(self._number(what, round_, microbatch))
         return torch.randn(shape, generator=generator)
 

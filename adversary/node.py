@@ -8,9 +8,12 @@ from adversary.cheat import Cheat
 from commonweight.devnet.byzantine import Cheating
 from commonweight.errors import ConfigError, EvidenceMissing
 from commonweight.rules.spec import parse_spec
+from commonweight.wire.attachment import Attachment
 from commonweight.wire.generated import control_pb2 as pb
 from commonweight.wire.generated import evidence_pb2, worker_pb2
-from node.control import Node, NodeConfig, Session
+from node.attending import Session
+from node.config import NodeConfig
+from node.control import Node
 from node.evidence import Evidence
 from node.supervisor import WorkerProcess
 
@@ -47,9 +50,9 @@ class Equivocator(DishonestNode):
         self._told: set[int] = set()
         """Rounds with two reports; one that is trained again isn't among them twice, so training goes on."""
 
-    def make_session(self, worker: WorkerProcess, outbox: "asyncio.Queue[pb.NodeMessage]") -> Session:
+    def make_session(self, worker: WorkerProcess, coordinator: Attachment) -> Session:
         """As `Node.make_session`, one that signs twice."""
-        parts = (self.config, worker, outbox, self._watch, self._decoding, self._evidence)
+        parts = (self.config, worker, coordinator, self._watch, self._decoding, self._evidence)
         return EquivocatingSession(self.cheat, self._told, *parts)
 
 
@@ -77,7 +80,7 @@ class EquivocatingSession(Session):
         report.gradient_hash = self._cheat.made_up_hash(round_)
         signature = self._config.identity.sign_digest(await self.digest(self._last.generation, report))
         other = pb.SignedReport(generation=self._last.generation, report=report, signature=signature)
-        self._outbox.put_nowait(pb.NodeMessage(report=other))
+        self._coordinator.send(pb.NodeMessage(report=other))
         self._cheat.done(round_)
 
 
@@ -134,9 +137,9 @@ class Flooder(DishonestNode):
         self._chain = config.watch
         self._flood: asyncio.Task[None] | None = None
 
-    def make_session(self, worker: WorkerProcess, outbox: "asyncio.Queue[pb.NodeMessage]") -> Session:
+    def make_session(self, worker: WorkerProcess, coordinator: Attachment) -> Session:
         """As `Node.make_session`, one that lets it begin."""
-        return FloodSession(self, self.config, worker, outbox, self._watch, self._decoding, self._evidence)
+        return FloodSession(self, self.config, worker, coordinator, self._watch, self._decoding, self._evidence)
 
     def begin(self, assignment: pb.Assignment) -> None:
         """It knows its model now. Later calls change nothing."""

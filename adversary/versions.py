@@ -83,9 +83,9 @@ class NoStep(DishonestStage):
 class FalseRoot(DishonestStage):
     """Says that its next state has a root that no state has."""
 
-    def root_of(self, state: Mapping[str, Tensor], round_: int) -> bytes:
+    def root_of(self, round_: int, parameters_hash: bytes, moments_hash: bytes) -> bytes:
         """As `Stage.root_of`, after the rounds that aren't picked."""
         if round_ == 0 or not self.cheat.picks(round_ - 1):
-            return super().root_of(state, round_)
+            return super().root_of(round_, parameters_hash, moments_hash)
         self.cheat.done(round_ - 1)
         return self.cheat.made_up_hash(round_)

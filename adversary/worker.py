@@ -40,6 +40,7 @@ STAGES: Mapping[str, type[DishonestStage]] = {
     "false-root": FalseRoot,
     "adaptive": Zeros,
     "flood": Zeros,
+    "collude": Zeros,
 }
 """By kind: those that are about what a stage computes."""
 FOREIGN = "torch of tomorrow"

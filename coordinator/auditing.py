@@ -1,36 +1,28 @@
-"""Audits: what the beacons draw goes to the referee, unit after unit, and each verdict into the ledger, once.
+"""Audits: what the beacons draw goes to its auditors, unit after unit, and each verdict into the ledger, once.
 
 Which audits are open follows from the ledger alone (what its beacons draw, less what is decided), so a coordinator that
-was killed goes on with the same. A referee that dies costs time, never the training.
+was killed goes on with the same. An auditor or a referee that dies costs time, never the training.
 """
 
 import asyncio
-import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
-from commonweight.chain.keys import Key
-from commonweight.errors import WorkerDied
 from commonweight.events import emit
 from commonweight.failpoints import failpoint
-from commonweight.rules.audits import NO_EVIDENCE, Audit, Kind, Verdict
-from commonweight.rules.epoch import audit_line
+from commonweight.rules.audits import NO_EVIDENCE, Audit, Verdict
+from commonweight.rules.panel import Standing
 from commonweight.rules.spec import ModelSpec
-from commonweight.watch.store import StatementStore
+from commonweight.rules.statement import AuditLine, to_hex
 from commonweight.wire.generated import control_pb2 as pb
-from commonweight.wire.generated import referee_pb2
 from coordinator.beacons import beacon_chain
 from coordinator.draws import Draw, draw
 from coordinator.ledger import Ledger
-from coordinator.members import Member, Place
-from coordinator.referee import Referee
+from coordinator.members import Member
+from coordinator.panel import Given, Panel
 
 MAX_ROUNDS_AHEAD = 8
 """No round is planned that is so many beyond the oldest one with open audits: their traces fill the nodes' disks."""
-GRACE_S = 60.0
-"""For a provider that is gone to come back with what it keeps on its disk, before that counts as withheld."""
-MAX_ATTEMPTS = 3
-"""At one audit, where the referee dies or the provider goes away meanwhile."""
 
 
 @dataclass
@@ -38,24 +30,12 @@ class Auditing:
     """The audits of one model. All methods run on the event loop; only `resume`, `run` and `wait_…` wait."""
 
     spec: ModelSpec
-    place: Place
     ledger: Ledger
-    key: Key
-    """Signs the verdicts."""
-    certificate: bytes
-    """DER, that the referee presents to nodes."""
-    start_referee: Callable[[], Awaitable[Referee]]
-    evidence: StatementStore
-    """Where the evidence of fraud is kept and served."""
+    panel: Panel
     convicted: Callable[[], None] = lambda: None
     """Called when there is a fraud to slash for."""
     _open: dict[int, Draw] = field(default_factory=dict)
     """By round, where audits aren't decided."""
-    _holders: dict[int, Member] = field(default_factory=dict)
-    """Connected nodes, by stage."""
-    _gone_since: dict[int, float] = field(default_factory=dict)
-    _started: float = field(default_factory=time.monotonic)
-    _referee: Referee | None = None
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def resume(self) -> None:
@@ -75,15 +55,13 @@ class Auditing:
 
     def joined(self, stage: int, member: Member) -> None:
         """As `Audits.joined`. The node may not have heard of the rounds that are open: the last seal was cut off."""
-        self._holders[stage] = member
+        self.panel.holders.joined(stage, member)
         for _, drawn in sorted(self._open.items()):
             member.send(pb.CoordinatorMessage(sealed=drawn.announcement(self.retained)))
-        self._changed.set()
 
     def lost(self, stage: int) -> None:
         """As `Audits.lost`."""
-        del self._holders[stage]
-        self._gone_since[stage] = time.monotonic()
+        self.panel.holders.lost(stage)
 
     def sealed(self, drawn: Draw) -> pb.RoundSealed:
         """As `Audits.sealed`."""
@@ -134,21 +112,10 @@ class Auditing:
                 decided()
                 self._changed.set()
         finally:
-            await self._stop_referee()
+            await self.panel.replays.stop()
 
     async def _audit(self, drawn: Draw, audit: Audit) -> None:
-        found = await self._judge(drawn, audit)
-        verdict, evidence_hash = Verdict(found.verdict), NO_EVIDENCE
-        if verdict is Verdict.FAILED:
-            evidence_hash = await asyncio.to_thread(self.evidence.put, found.evidence)
-        line = audit_line(
-            self.place.model_id,
-            audit,
-            verdict,
-            auditor=self.key.address,
-            sign=lambda receipt: self.key.sign_digest(receipt.digest(self.place.domain)),
-            evidence_hash=evidence_hash,
-        )
+        line, given = await self.panel.decide(drawn, audit)
         failpoint("audit.deciding")
         await asyncio.to_thread(self.ledger.record_verdict, line, last=len(drawn.audits) == 1)
         failpoint("audit.decided")
@@ -157,93 +124,9 @@ class Auditing:
         else:
             del self._open[drawn.round]
         node = drawn.sealed.reports[audit.stage].node
-        emit(
-            "audit.decided",
-            round=audit.round,
-            stage=audit.stage,
-            kind=audit.kind.value,
-            microbatch=audit.microbatch,
-            node=node,
-            verdict=verdict.value,
-            why=found.why[:500],
-            seconds=round(found.seconds, 3),
-            cpu_seconds=round(found.cpu_seconds, 3),
-            fetched_bytes=found.fetched_bytes,
-        )
-        if verdict is Verdict.FAILED:
-            emit("provider.convicted", node=node, stage=audit.stage, round=audit.round, evidence=line.evidence)
+        _tell_verdict(node, line, given)
+        if _tell_convicted(node, line):
             self.convicted()
-
-    async def _judge(self, drawn: Draw, audit: Audit) -> referee_pb2.RefereeVerdict:
-        """The referee's word, or ours where it can't give one."""
-        found = referee_pb2.RefereeVerdict()
-        for _ in range(MAX_ATTEMPTS):
-            provider = self._holders.get(audit.stage)
-            if provider is None and audit.kind is not Kind.DATA:  # the referee draws the tokens itself
-                provider = await self._await_provider(audit.stage)
-                if provider is None:
-                    return _own_word(Verdict.WITHHELD, f"The provider was gone for {GRACE_S:g} s.")
-            try:
-                found = await self._ask(audit)
-            except WorkerDied as error:
-                emit("referee.died", code=error.code, message=error.args[0], round=audit.round, stage=audit.stage)
-                await self._stop_referee()
-                found = _own_word(Verdict.UNDECIDED, f"{MAX_ATTEMPTS} attempts. {error.args[0]}")
-                continue
-            if found.verdict == Verdict.FAILED.value:
-                return await self._confirm(audit, found)
-            if found.verdict != Verdict.WITHHELD.value or self._holders.get(audit.stage) is provider:
-                break
-            # It went away meanwhile; what it has on its disk it can still serve.
-        return found
-
-    async def _confirm(self, audit: Audit, found: referee_pb2.RefereeVerdict) -> referee_pb2.RefereeVerdict:
-        """Fraud that another referee has seen, too: a bit that flips in a machine must cost nobody a stake.
-
-        Who doesn't serve a second time gains nothing: only a replay that gives what was signed speaks for the provider.
-        """
-        await self._stop_referee()
-        try:
-            again = await self._ask(audit)
-        except WorkerDied as error:
-            emit("referee.died", code=error.code, message=error.args[0], round=audit.round, stage=audit.stage)
-            await self._stop_referee()
-            return found
-        if again.verdict != Verdict.PASSED.value:
-            return found
-        return _own_word(Verdict.UNDECIDED, f"One replay passed, another failed: {found.why}")
-
-    async def _await_provider(self, stage: int) -> Member | None:
-        """The stage's holder; None where it has been gone for too long."""
-        left_s = self._gone_since.get(stage, self._started) + GRACE_S - time.monotonic()
-        try:
-            async with asyncio.timeout(max(0.0, left_s)):
-                await self._until(lambda: stage in self._holders)
-        except TimeoutError:
-            pass
-        return self._holders.get(stage)
-
-    async def _ask(self, audit: Audit) -> referee_pb2.RefereeVerdict:
-        """Raises WorkerDied."""
-        if self._referee is None:
-            self._referee = await self.start_referee()
-        kept = await asyncio.to_thread(self.ledger.unaudited_report, audit.round, audit.stage)
-        unit, sources = _unit(audit), []
-        for stage in (audit.stage, audit.stage - 1, audit.stage + 1):
-            if (member := self._holders.get(stage)) is not None:
-                member.send(pb.CoordinatorMessage(audit=pb.AuditGrant(unit=unit, auditor=self.certificate)))
-                sources.append(
-                    referee_pb2.EvidenceSource(
-                        peer_id=member.peer_id, address=member.evidence_address, certificate=member.certificate
-                    )
-                )
-        report = pb.StageReport.FromString(kept)
-        return await self._referee.audit(referee_pb2.RefereeAudit(unit=unit, report=report, sources=sources))
-
-    async def _stop_referee(self) -> None:
-        if self._referee is not None:
-            referee, self._referee = self._referee, None
-            await referee.stop()
 
     async def _until(self, condition: Callable[[], bool]) -> None:
         while not condition():
@@ -251,9 +134,44 @@ class Auditing:
             await self._changed.wait()
 
 
-def _unit(audit: Audit) -> pb.AuditUnit:
-    return pb.AuditUnit(round=audit.round, stage=audit.stage, kind=audit.kind.value, microbatch=audit.microbatch)
+def _tell_verdict(node: str, line: AuditLine, given: Sequence[Given]) -> None:
+    emit(
+        "audit.decided",
+        round=line.round,
+        stage=line.stage,
+        kind=line.kind,
+        microbatch=line.microbatch,
+        node=node,
+        verdict=line.verdict,
+        why=given[-1].found.why[:500],
+        auditors=[
+            {
+                "auditor": opinion.auditor,
+                "owner": opinion.owner,
+                "verdict": opinion.verdict,
+                "known_bad": line.is_known_bad(opinion),
+            }
+            for opinion in line.opinions
+        ],
+        seconds=round(sum(each.found.seconds for each in given), 3),
+        cpu_seconds=round(sum(each.found.cpu_seconds for each in given), 3),
+        fetched_bytes=sum(each.found.fetched_bytes for each in given),
+    )
 
 
-def _own_word(verdict: Verdict, why: str) -> referee_pb2.RefereeVerdict:
-    return referee_pb2.RefereeVerdict(verdict=verdict.value, why=why)
+def _tell_convicted(node: str, line: AuditLine) -> bool:
+    """Whether the audit of this provider's work has convicted anybody."""
+    is_fraud = Verdict(line.verdict) is Verdict.FAILED
+    if is_fraud:
+        emit("provider.convicted", node=node, stage=line.stage, round=line.round, evidence=line.evidence)
+    disproven = [opinion for opinion in line.opinions if opinion.disproof != to_hex(NO_EVIDENCE)]
+    for opinion in disproven:
+        emit(
+            "auditor.convicted",
+            node=opinion.auditor,
+            stage=line.stage,
+            round=line.round,
+            disproof=opinion.disproof,
+            why="known bad" if line.standing_of(opinion) is Standing.FALSE else "overruled",
+        )
+    return is_fraud or bool(disproven)

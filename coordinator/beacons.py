@@ -10,13 +10,15 @@ import secrets
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
+from commonweight.chain.auditors import auditor_seats
 from commonweight.chain.events import BeaconCommitted
+from commonweight.chain.records import RegisteredModel
 from commonweight.chain.settlement import EpochSettlement
 from commonweight.errors import ChainError, LedgerError
 from commonweight.events import emit
 from commonweight.failpoints import failpoint
 from commonweight.rules.beacon import hash_chain
-from commonweight.rules.statement import to_hex
+from commonweight.rules.statement import AuditorSeat, to_hex
 from coordinator.ledger import Ledger
 from coordinator.training import Training
 
@@ -27,9 +29,14 @@ MAX_RETRY_S = 15.0
 SEED_BYTES = 32
 
 
+def beacon_seed(ledger: Ledger, epoch: int) -> bytes:
+    """What all of the epoch's values come from; secret until the epoch is closed. Blocks."""
+    return ledger.beacon_seed(epoch, secrets.token_bytes(SEED_BYTES))
+
+
 def beacon_chain(ledger: Ledger, epoch: int, rounds_per_epoch: int) -> tuple[bytes, ...]:
     """The tip of the epoch, then the value of each of its rounds. Blocks."""
-    return hash_chain(ledger.beacon_seed(epoch, secrets.token_bytes(SEED_BYTES)), rounds_per_epoch)
+    return hash_chain(beacon_seed(ledger, epoch), rounds_per_epoch)
 
 
 @dataclass
@@ -39,11 +46,14 @@ class Beacons:
     rounds_per_epoch: int
     ledger: Ledger
     contract: EpochSettlement
+    model: RegisteredModel
     confirmations: int = 0
     """Blocks on top of a commitment before a round of its epoch is planned."""
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
     _chains: dict[int, tuple[bytes, ...]] = field(default_factory=dict)
     """By epoch, where the tip is on chain: that of the last epoch, too, for reports that come after the seal."""
+    _auditors: dict[int, frozenset[AuditorSeat]] = field(default_factory=dict)
+    """Of the same epochs."""
 
     def tip(self, round_: int) -> bytes | None:
         """As `Tips.tip`."""
@@ -55,6 +65,10 @@ class Beacons:
         epoch, index = divmod(round_, self.rounds_per_epoch)
         return self._chains[epoch][index + 1]
 
+    def auditors(self, epoch: int) -> frozenset[AuditorSeat]:
+        """As `Panels.auditors`."""
+        return self._auditors[epoch]
+
     async def run(self, training: Training, end_epoch: int | None) -> None:
         """Commit what the epoch that is trained, and the next one, need. Runs until cancelled.
 
@@ -62,7 +76,8 @@ class Beacons:
         """
         while True:
             epoch = training.round // self.rounds_per_epoch
-            self._chains = {known: chain for known, chain in self._chains.items() if known >= epoch - 1}
+            for past in [known for known in self._chains if known < epoch - 1]:
+                del self._chains[past], self._auditors[past]
             for each in (epoch, epoch + 1):
                 if end_epoch is None or each < end_epoch:
                     await self.commit(each)
@@ -70,23 +85,23 @@ class Beacons:
             await training.wait_until_sealed((epoch + 1) * self.rounds_per_epoch)
 
     async def commit(self, epoch: int) -> None:
-        """Return when the epoch's tip is on chain, and deep enough."""
+        """As `Panels.commit`; also for an epoch that is over, of which audits are open after a restart."""
         retry_s = 1.0
         while epoch not in self._chains:
             try:
-                chain = await asyncio.to_thread(self._advance, epoch)
+                found = await asyncio.to_thread(self._advance, epoch)
             except ChainError as error:
                 emit("chain.failed", epoch=epoch, code=error.code, message=error.args[0], retry_s=retry_s)
                 await self.sleep(retry_s)
                 retry_s = min(2 * retry_s, MAX_RETRY_S)
                 continue
-            if chain is None:
+            if found is None:
                 await self.sleep(POLL_S)
             else:
-                self._chains[epoch] = chain
+                self._chains[epoch], self._auditors[epoch] = found
 
-    def _advance(self, epoch: int) -> tuple[bytes, ...] | None:
-        """The epoch's chain once its tip is on chain, and deep enough."""
+    def _advance(self, epoch: int) -> tuple[tuple[bytes, ...], frozenset[AuditorSeat]] | None:
+        """The epoch's chain and its auditors, once its tip is on chain, and deep enough."""
         chain = beacon_chain(self.ledger, epoch, self.rounds_per_epoch)
         failpoint("beacon.drawn")
         ensure_tip(self.contract, epoch, chain[0])
@@ -96,7 +111,7 @@ class Beacons:
             commitments = self.contract.events(BeaconCommitted, epoch=epoch, coordinator=self.contract.sender.address)
             if not commitments or commitments[-1].block_number > deep:
                 return None
-        return chain
+        return chain, auditor_seats(self.contract, self.model, epoch, chain[0])
 
 
 def ensure_tip(contract: EpochSettlement, epoch: int, tip: bytes) -> None:

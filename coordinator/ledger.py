@@ -13,8 +13,18 @@ from sqlalchemy.orm import Session
 
 from commonweight.database import open_database, transaction
 from commonweight.errors import LedgerError
-from commonweight.rules.audits import Verdict
-from commonweight.rules.statement import AuditLine, CreditedReport, SealedRound, ServedLine, Statement, parse_statement
+from commonweight.rules.audits import NO_EVIDENCE, Verdict
+from commonweight.rules.statement import (
+    AuditLine,
+    Conviction,
+    CreditedReport,
+    EquivocationLine,
+    SealedRound,
+    ServedLine,
+    Statement,
+    parse_statement,
+    to_hex,
+)
 from coordinator.tables import (
     BeaconRow,
     EpochRow,
@@ -32,14 +42,14 @@ from coordinator.tables import (
 
 
 @dataclass(frozen=True)
-class Equivocation:
-    """Two receipts of one node for one unit of work, with different outputs."""
+class Fraud:
+    """What an audit, or the dispute that followed, has proven against a node."""
 
     stage: int
     node: str
-    unit: bytes
-    outputs: tuple[bytes, bytes]
-    signatures: tuple[bytes, bytes]
+    """Whose: the provider's, or an auditor's."""
+    evidence: str
+    """Its hash, 0x and 64 digits."""
 
 
 @dataclass(frozen=True)
@@ -147,7 +157,7 @@ class Ledger:
             stage=line.stage,
             kind=line.kind,
             microbatch=-1 if line.microbatch is None else line.microbatch,
-            verdict=line.verdict,
+            convicts=bool(_frauds(line, "")),
             line=line.model_dump(),
         )
         with transaction(self._engine, f"This audit of round {line.round} is decided already: {line!r}.") as session:
@@ -161,39 +171,35 @@ class Ledger:
             rows = session.scalars(select(VerdictRow).where(VerdictRow.round >= first, VerdictRow.round < end)).all()
             return tuple(sorted(map(_line, rows), key=lambda line: line.audit.order))
 
-    def frauds(self) -> tuple[tuple[str, AuditLine], ...]:
-        """Each convicted node, once for each stage, with the first audit that it failed there."""
-        found: dict[tuple[int, str], AuditLine] = {}
+    def frauds(self) -> tuple[Fraud, ...]:
+        """The first of each node and stage, in the order of the audits: work that failed, opinions that are false."""
+        found: dict[tuple[int, str], Fraud] = {}
         with transaction(self._engine) as session:
-            failed = session.scalars(select(VerdictRow).where(VerdictRow.verdict == Verdict.FAILED.value))
-            for line in sorted(map(_line, failed), key=lambda line: line.audit.order):
+            rows = session.scalars(select(VerdictRow).where(VerdictRow.convicts))
+            for line in sorted(map(_line, rows), key=lambda line: line.audit.order):
                 credited = session.get_one(ReportRow, (line.round, line.stage)).credited
-                found.setdefault((line.stage, str(credited["node"])), line)
-        return tuple((node, line) for (_, node), line in found.items())
+                for fraud in _frauds(line, str(credited["node"])):
+                    found.setdefault((fraud.stage, fraud.node), fraud)
+        return tuple(found.values())
 
-    def record_equivocation(self, found: Equivocation) -> bool:
+    def convicted(self) -> frozenset[Conviction]:
+        """Whose fraud is proven, whichever: they aren't asked for opinions any more."""
+        proofs: list[Fraud | EquivocationLine] = [*self.frauds(), *self.equivocations()]
+        return frozenset(Conviction(stage=proof.stage, node=proof.node) for proof in proofs)
+
+    def record_equivocation(self, found: EquivocationLine) -> bool:
         """A node has signed two outputs of one unit; of each node and stage the first is kept. Whether it is."""
         with transaction(self._engine) as session:
             if session.get(EquivocationRow, (found.stage, found.node)) is not None:
                 return False
-            session.add(
-                EquivocationRow(
-                    stage=found.stage,
-                    node=found.node,
-                    unit=found.unit,
-                    outputs=[output.hex() for output in found.outputs],
-                    signatures=[signature.hex() for signature in found.signatures],
-                )
-            )
+            session.add(EquivocationRow(stage=found.stage, node=found.node, line=found.model_dump()))
             return True
 
-    def equivocations(self) -> tuple[Equivocation, ...]:
-        """All that were recorded."""
+    def equivocations(self) -> tuple[EquivocationLine, ...]:
+        """All that were recorded, in order of stage and node."""
         with transaction(self._engine) as session:
-            return tuple(
-                Equivocation(row.stage, row.node, row.unit, _pair(row.outputs), _pair(row.signatures))
-                for row in session.scalars(select(EquivocationRow).order_by(EquivocationRow.stage))
-            )
+            rows = session.scalars(select(EquivocationRow).order_by(EquivocationRow.stage, EquivocationRow.node))
+            return tuple(EquivocationLine.model_validate(row.line, strict=False) for row in rows)
 
     def record_published(self, round_: int) -> None:
         """The version that is ready to train `round_` is about to be published."""
@@ -284,12 +290,14 @@ def _take_turn(session: Session) -> None:
 
 
 def _line(row: VerdictRow) -> AuditLine:
-    return AuditLine.model_validate(row.line)
+    return AuditLine.model_validate(row.line, strict=False)  # JSON has lists for tuples
 
 
-def _pair(texts: list[str]) -> tuple[bytes, bytes]:
-    first, second = map(bytes.fromhex, texts)
-    return first, second
+def _frauds(line: AuditLine, provider: str) -> list[Fraud]:
+    """What the audit of this provider's work has proven."""
+    failed = [Fraud(line.stage, provider, line.evidence)] if Verdict(line.verdict) is Verdict.FAILED else []
+    disproven = (opinion for opinion in line.opinions if opinion.disproof != to_hex(NO_EVIDENCE))
+    return failed + [Fraud(line.stage, opinion.auditor, opinion.disproof) for opinion in disproven]
 
 
 def _sealed(session: Session, first: int, end: int) -> tuple[SealedRound, ...]:

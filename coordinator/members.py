@@ -7,6 +7,7 @@ from typing import Protocol
 from commonweight.errors import CommonweightError
 from commonweight.rules.receipt import Domain
 from commonweight.rules.report import Report
+from commonweight.rules.statement import AuditorSeat
 from commonweight.wire.generated import control_pb2 as pb
 from coordinator.draws import Draw
 
@@ -31,6 +32,8 @@ class Member:
     data_address: str
     evidence_address: str
     certificate: bytes
+    owner: str
+    """Who answers for it on chain; itself where the model asks for no stake."""
     account: str
     """Who is paid for its work."""
     has_data: bool
@@ -41,10 +44,27 @@ class Member:
 
 
 @dataclass(frozen=True)
+class AuditorMember:
+    """An auditor that is connected."""
+
+    node: str
+    peer_id: str
+    certificate: bytes
+    """DER, with which it fetches evidence."""
+    owner: str
+    stages: frozenset[int]
+    """In which its owner has seats."""
+    account: str
+    """Who is paid for its audits."""
+    send: Send
+
+
+@dataclass(frozen=True)
 class Submission:
     """A report with what came beside it, and from whom."""
 
     node: str
+    owner: str
     account: str
     """Who is paid for it."""
     generation: int
@@ -75,6 +95,16 @@ class Tips(Protocol):
 
     def value(self, round_: int) -> bytes:
         """Of a round whose tip stands on chain; secret until it is sealed."""
+
+
+class Panels(Protocol):
+    """Who may audit what was done in an epoch."""
+
+    async def commit(self, epoch: int) -> None:
+        """Return when the epoch's tip is on chain, and with it is known who holds seats."""
+
+    def auditors(self, epoch: int) -> frozenset[AuditorSeat]:
+        """The seats when the tip was committed; right after `commit`."""
 
 
 class Audits(Protocol):

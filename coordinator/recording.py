@@ -9,9 +9,9 @@ from commonweight.rules import rounds
 from commonweight.rules.epoch import credit_report, credited_receipt
 from commonweight.rules.report import report_receipt
 from commonweight.rules.spec import ModelSpec
-from commonweight.rules.statement import CreditedReport, SealedRound, to_hex
+from commonweight.rules.statement import CreditedReport, EquivocationLine, SealedRound, to_hex
 from coordinator.draws import Draw, draw
-from coordinator.ledger import Equivocation, Ledger
+from coordinator.ledger import Ledger
 from coordinator.members import Place, Submission, Tips
 
 
@@ -55,14 +55,21 @@ class Recorder:
             first = report_receipt(model_id, accepted.generation, accepted.report, tip)
             signature = accepted.signature
         elif sealed := self.ledger.sealed_rounds(report.round, report.round + 1):
-            line = sealed[0].reports[report.stage]
-            first, signature = credited_receipt(model_id, report.round, line, tip), bytes.fromhex(line.signature[2:])
+            credited = sealed[0].reports[report.stage]
+            first = credited_receipt(model_id, report.round, credited, tip)
+            signature = bytes.fromhex(credited.signature[2:])
         else:
             return False
         if first.unit != receipt.unit or first.output == receipt.output:
             return False
-        outputs, signatures = (first.output, receipt.output), (signature, later.signature)
-        new = self.ledger.record_equivocation(Equivocation(report.stage, later.node, receipt.unit, outputs, signatures))
+        line = EquivocationLine(
+            stage=report.stage,
+            node=later.node,
+            unit=to_hex(receipt.unit),
+            outputs=(to_hex(first.output), to_hex(receipt.output)),
+            signatures=(to_hex(signature), to_hex(later.signature)),
+        )
+        new = self.ledger.record_equivocation(line)
         if new:
             emit("provider.equivocated", node=later.node, stage=report.stage, round=report.round)
         return new
@@ -85,6 +92,7 @@ class Recorder:
             self.spec,
             submission.report,
             node=submission.node,
+            owner=submission.owner,
             account=submission.account,
             generation=submission.generation,
             signature=submission.signature,

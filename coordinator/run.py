@@ -26,12 +26,17 @@ from commonweight.rules.spec import ModelSpec
 from commonweight.watch.store import StatementStore
 from commonweight.wire.channel import join_address, serve, split_address
 from commonweight.wire.generated import control_pb2_grpc, referee_pb2, serving_pb2_grpc
+from commonweight.wire.referee import Referee, RefereeConfig, Replays, audit_limit_s
 from commonweight.wire.tls import Certificate, enrolment_credentials, make_certificate, server_credentials
+from coordinator.attendance import Reception
 from coordinator.auditing import Auditing
+from coordinator.auditors import Auditors
 from coordinator.beacons import Beacons
+from coordinator.disputes import Disputes
+from coordinator.holders import Holders
 from coordinator.ledger import Ledger
 from coordinator.members import Place
-from coordinator.referee import Referee, RefereeConfig, audit_limit_s
+from coordinator.panel import Panel
 from coordinator.seats import Seats, recheck_seats
 from coordinator.service import Admission, ControlService, EnrolmentService
 from coordinator.serving import Serving, ServingService
@@ -127,11 +132,13 @@ async def run_coordinator(config: CoordinatorConfig) -> None:
     store = StatementStore(config.statements)
     evidence = StatementStore(config.statements / "evidence", "evidence")
     referee = _referee_config(config, certificate)
-    auditing = Auditing(
-        config.spec, place, ledger, config.key, certificate.der, lambda: Referee.start(referee), evidence
-    )
+    holders, auditors = Holders(), Auditors(config.spec, place)
+    replays = Replays(lambda: Referee.start(referee))
+    disputes = Disputes(config.spec, place, certificate.der, holders, auditors, replays)
+    beacons = Beacons(per_epoch, ledger, contract, registered, config.confirmations)
+    panel = Panel(config.spec, place, ledger, config.key, beacons, evidence, disputes)
+    auditing = Auditing(config.spec, ledger, panel)
     await auditing.resume()
-    beacons = Beacons(per_epoch, ledger, contract, config.confirmations)
     training = Training(config.spec, place, ledger, progress, end_round, beacons, auditing, serving)
     seats = Seats(chain, registered, first_block)
     async with (
@@ -139,7 +146,7 @@ async def run_coordinator(config: CoordinatorConfig) -> None:
         _serving(
             config,
             admission,
-            ControlService(training, serving, admission, seats),
+            ControlService(admission, Reception(training, serving, auditors, seats)),
             ServingService(serving),
             certificate,
         ),
@@ -150,14 +157,14 @@ async def run_coordinator(config: CoordinatorConfig) -> None:
         )
         router = RevenueRouter(chain, registered.router, sender)
         settlement = Settlement(
-            config.spec, place, ledger, chain, contract, router, store, base_url, config.confirmations
+            config.spec, place, ledger, chain, contract, registered, router, store, base_url, config.confirmations
         )
         tasks = [
             asyncio.create_task(training.run(), name="training"),
             asyncio.create_task(beacons.run(training, config.end_epoch), name="beacons"),
             asyncio.create_task(auditing.run(training.reconsider), name="auditing"),
             asyncio.create_task(settlement.run(training, auditing, config.end_epoch), name="settlement"),
-            asyncio.create_task(recheck_seats(training, seats, per_epoch), name="seats"),
+            asyncio.create_task(recheck_seats(training, auditors, seats, per_epoch), name="seats"),
         ]
         if registered.terms.seat_stake:
             providers = ProviderRegistry(chain, registered.terms.providers, sender, first_block=first_block)
@@ -170,6 +177,7 @@ async def run_coordinator(config: CoordinatorConfig) -> None:
                 task.result()
             emit("coordinator.finished", epochs=config.end_epoch)
             training.say_finished()
+            auditors.say_finished()
         finally:
             for task in tasks:
                 task.cancel()
@@ -244,6 +252,6 @@ async def _serving(
             peer=f"{certificate.peer_id}@{address}",
             enrolment_address=address,
             control_port=control_port,
-            round=nodes.training.round,
+            round=nodes.reception.training.round,
         )
         yield

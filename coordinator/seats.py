@@ -7,7 +7,9 @@ from commonweight.chain.events import Slashed
 from commonweight.chain.providers import ProviderRegistry
 from commonweight.chain.records import RegisteredModel
 from commonweight.chain.rpc import Chain
-from commonweight.errors import ChainError, PeerUnreachable, Refused
+from commonweight.errors import ChainError, PeerUnreachable, Refused, WireError
+from coordinator.auditors import Auditors
+from coordinator.members import AuditorMember, Member
 from coordinator.training import Training
 
 
@@ -19,27 +21,35 @@ class Standing:
     """That its owner's seats let it hold; None: any, the model asks for no stake."""
     account: str
     """Who is paid."""
+    owner: str
+    """Who answers for it; it itself, where the model asks for no stake."""
 
 
-async def recheck_seats(training: Training, seats: "Seats", rounds_per_epoch: int) -> None:
-    """After each epoch, hang up on nodes whose standing on chain has changed; those that still may come back.
-
-    Runs until cancelled.
+async def recheck_seats(training: Training, auditors: Auditors, seats: "Seats", rounds_per_epoch: int) -> None:
+    """After each epoch, hang up on nodes and auditors whose standing on chain has changed; those that still may come
+    back. Runs until cancelled.
     """
     while True:
         await training.wait_until_sealed((training.round // rounds_per_epoch + 1) * rounds_per_epoch)
         for member in training.members:
-            try:
-                stage = training.stage_of(member.node)
-                found = await asyncio.to_thread(seats.standing, member.node, member.account, stage)
-            except PeerUnreachable:
-                continue  # nobody is judged while the chain doesn't answer
-            except Refused as error:
-                training.hang_up(member, error)
-                continue
-            if found != Standing(member.stages, member.account):
-                changed = "Its owner's seats or payout changed on chain: connect again."
-                training.hang_up(member, PeerUnreachable(changed))
+            if (change := await _change(seats, member, training.stage_of(member.node))) is not None:
+                training.hang_up(member, change)
+        for auditor in auditors.members:
+            if (change := await _change(seats, auditor)) is not None:
+                auditors.hang_up(auditor, change)
+
+
+async def _change(seats: "Seats", member: Member | AuditorMember, holds: int | None = None) -> WireError | None:
+    """Why it can't stay connected as it is; None where nothing has changed, or the chain doesn't answer."""
+    try:
+        found = await asyncio.to_thread(seats.standing, member.node, member.account, holds)
+    except PeerUnreachable:
+        return None
+    except Refused as error:
+        return error
+    if found == Standing(member.stages, member.account, member.owner):
+        return None
+    return PeerUnreachable("Its owner, or that one's seats or payout, changed on chain: connect again.")
 
 
 @dataclass(frozen=True)
@@ -61,7 +71,7 @@ class Seats:
         be asked: the node comes back.
         """
         if self.model.terms.seat_stake == 0:
-            return Standing(None, wished_account)
+            return Standing(None, wished_account, node)
         providers = ProviderRegistry(self.chain, self.model.terms.providers, first_block=self.first_block)
         try:
             owner = providers.owner_of(node)
@@ -79,4 +89,4 @@ class Seats:
                 f"{self.model.terms.seat_stake} base units of stake (`commonweight bond`) and take one "
                 "(`commonweight seat take`)."
             )
-        return Standing(held, account)
+        return Standing(held, account, owner)

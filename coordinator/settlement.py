@@ -8,8 +8,9 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
+from commonweight.chain.auditors import auditor_seats
 from commonweight.chain.events import EpochRejected
-from commonweight.chain.records import EpochRecord, PendingEpoch
+from commonweight.chain.records import EpochRecord, PendingEpoch, RegisteredModel
 from commonweight.chain.router import RevenueRouter
 from commonweight.chain.rpc import Chain
 from commonweight.chain.settlement import EpochSettlement
@@ -17,14 +18,15 @@ from commonweight.chain.token import Token
 from commonweight.errors import ChainError, LedgerError, Refused
 from commonweight.events import emit
 from commonweight.failpoints import failpoint
-from commonweight.rules.audits import Verdict
+from commonweight.rules.audits import Audit
+from commonweight.rules.beacon import hash_chain
 from commonweight.rules.canonical import canonical_json
-from commonweight.rules.epoch import audit_line, drawn_audits, make_statement
+from commonweight.rules.epoch import drawn_audits, make_statement, signed_receipt
 from commonweight.rules.spec import ModelSpec
-from commonweight.rules.statement import AuditLine, Carried, Statement, to_hex
+from commonweight.rules.statement import AuditLine, AuditorSeat, Carried, Opinion, Statement, to_hex
 from commonweight.watch.store import StatementStore
 from coordinator.auditing import Auditing
-from coordinator.beacons import beacon_chain, ensure_tip
+from coordinator.beacons import beacon_seed, ensure_tip
 from coordinator.ledger import Ledger
 from coordinator.members import Place
 from coordinator.training import Training
@@ -46,6 +48,7 @@ class Settlement:
     ledger: Ledger
     chain: Chain
     contract: EpochSettlement
+    model: RegisteredModel
     router: RevenueRouter
     statements: StatementStore
     statements_url: str
@@ -193,7 +196,8 @@ class Settlement:
             )
         per_epoch = self.spec.economics.rounds_per_epoch
         first, end = epoch * per_epoch, (epoch + 1) * per_epoch
-        tip = beacon_chain(self.ledger, epoch, per_epoch)[0]
+        seed = beacon_seed(self.ledger, epoch)
+        tip = hash_chain(seed, per_epoch)[0]
         rounds, audits = self.ledger.sealed_rounds(first, end), self.ledger.verdicts(first, end)
         drawn = [audit for sealed in rounds for audit in drawn_audits(self.spec, sealed, tip)]
         if drawn != [line.audit for line in audits]:
@@ -207,9 +211,11 @@ class Settlement:
             settlement=self.place.domain.settlement,
             model_id=self.place.model_id,
             epoch=epoch,
-            beacon_tip=tip,
+            beacon_seed=seed,
+            auditors=self._auditors(epoch, tip),
             rounds=rounds,
             audits=[self._signed_by_us(line) for line in audits],
+            equivocations=self.ledger.equivocations(),
             served=self.ledger.served_in(epoch),
             operator_earned=earned,
             before=before,
@@ -219,19 +225,22 @@ class Settlement:
         emit("epoch.closed", epoch=epoch, statement_hash=to_hex(statement.hash))
         return statement
 
+    def _auditors(self, epoch: int, tip: bytes) -> frozenset[AuditorSeat]:
+        """As who reads the statement finds them. Where a reorganisation has lost the tip, it is committed again."""
+        ensure_tip(self.contract, epoch, tip)
+        return auditor_seats(self.contract, self.model, epoch, tip)
+
     def _signed_by_us(self, line: AuditLine) -> AuditLine:
-        """The verdicts of an epoch are its proposer's: a successor answers for those that it has taken over."""
+        """The line with its referee's opinions by the epoch's proposer: a successor answers for what it takes over."""
+        opinions = (self._own(line.audit, opinion) for opinion in line.opinions)
+        return line.model_copy(update={"opinions": tuple(opinions)})
+
+    def _own(self, audit: Audit, opinion: Opinion) -> Opinion:
         key = self.contract.sender.key
-        if line.auditor == key.address:
-            return line
-        return audit_line(
-            self.place.model_id,
-            line.audit,
-            Verdict(line.verdict),
-            auditor=key.address,
-            sign=lambda receipt: key.sign_digest(receipt.digest(self.place.domain)),
-            evidence_hash=bytes.fromhex(line.evidence[2:]),
-        )
+        if opinion.owner is not None or opinion.auditor == key.address:
+            return opinion
+        digest = signed_receipt(self.place.model_id, audit, opinion).digest(self.place.domain)
+        return opinion.model_copy(update={"auditor": key.address, "signature": to_hex(key.sign_digest(digest))})
 
     def _sweep(self) -> None:
         """Splits what buyers have paid, so that this epoch's operators get their part; what can't be split waits."""

@@ -16,8 +16,8 @@ from commonweight.errors import ChainError
 from commonweight.events import emit
 from commonweight.failpoints import failpoint
 from commonweight.rules.receipt import Receipt
-from commonweight.rules.statement import AuditLine
-from coordinator.ledger import Equivocation, Ledger
+from commonweight.rules.statement import EquivocationLine
+from coordinator.ledger import Fraud, Ledger
 from coordinator.members import Place
 
 MAX_WAIT_S = 15.0
@@ -25,13 +25,13 @@ MAX_WAIT_S = 15.0
 MAX_RETRY_S = 60.0
 """Between attempts at what the chain refuses."""
 
-Case = tuple[int, str, AuditLine | Equivocation]
-"""Stage, node and proof."""
+Case = Fraud | EquivocationLine
+"""One proof against one node in one stage."""
 
 
 @dataclass
 class Slashing:
-    """The slashing of one model's convicted providers."""
+    """The slashing of one model's convicted providers and auditors."""
 
     place: Place
     ledger: Ledger
@@ -65,11 +65,9 @@ class Slashing:
                         tasks.create_task(self._slash(case))
 
     def _cases(self) -> list[Case]:
-        frauds: list[Case] = [(line.stage, node, line) for node, line in self.ledger.frauds()]
-        return frauds + [(found.stage, found.node, found) for found in self.ledger.equivocations()]
+        return [*self.ledger.frauds(), *self.ledger.equivocations()]
 
     async def _slash(self, case: Case) -> None:
-        stage, node, _ = case
         retry_s = 1.0
         while True:
             try:
@@ -77,7 +75,14 @@ class Slashing:
                     wait_s = await asyncio.to_thread(self._advance, case)
                 retry_s = 1.0
             except ChainError as error:
-                emit("slash.failed", stage=stage, node=node, code=error.code, message=error.args[0], retry_s=retry_s)
+                emit(
+                    "slash.failed",
+                    stage=case.stage,
+                    node=case.node,
+                    code=error.code,
+                    message=error.args[0],
+                    retry_s=retry_s,
+                )
                 wait_s, retry_s = retry_s, min(2 * retry_s, MAX_RETRY_S)
             if wait_s is None:
                 return
@@ -85,12 +90,12 @@ class Slashing:
 
     def _advance(self, case: Case) -> float | None:
         """One step further. Seconds to wait before the next; None where there is nothing more to do."""
-        stage, node, proof = case
+        stage, node = case.stage, case.node
         owner = self.providers.owner_of(node)
-        if isinstance(proof, Equivocation):
-            self._slash_equivocation(proof, owner)
+        if isinstance(case, EquivocationLine):
+            self._slash_equivocation(case, owner)
             return None
-        evidence_hash = bytes.fromhex(proof.evidence[2:])
+        evidence_hash = bytes.fromhex(case.evidence[2:])
         ours = [
             event
             for event in self.providers.events(SlashProposed, model_id=self.place.model_id, owner=owner)
@@ -106,7 +111,7 @@ class Slashing:
         if bond:
             token = Token(self.providers.chain, self.providers.bond_token(), self.providers.sender)
             token.approve(self.providers.address, bond)
-        uri = f"{self.base_url}/evidence/{proof.evidence}.json"
+        uri = f"{self.base_url}/evidence/{case.evidence}.json"
         receipt = self.providers.propose_slash(self.place.model_id, owner, stage, evidence_hash, uri)
         failpoint("slash.proposed")
         emit(
@@ -114,7 +119,7 @@ class Slashing:
             stage=stage,
             node=node,
             owner=owner,
-            evidence=proof.evidence,
+            evidence=case.evidence,
             uri=uri,
             bond=str(bond),
             transaction=receipt.transaction,
@@ -139,11 +144,13 @@ class Slashing:
         self._ended[slash_id] = end(slash_id).transaction
         return 0.0
 
-    def _slash_equivocation(self, found: Equivocation, owner: str) -> None:
+    def _slash_equivocation(self, found: EquivocationLine, owner: str) -> None:
         if self._slashable_seat(owner, found.stage) is None:
             return
-        first, second = (Receipt(self.place.model_id, found.stage, found.unit, output) for output in found.outputs)
-        receipt = self.providers.slash_equivocation(first, found.signatures[0], second, found.signatures[1])
+        unit, outputs = bytes.fromhex(found.unit[2:]), (bytes.fromhex(output[2:]) for output in found.outputs)
+        first, second = (Receipt(self.place.model_id, found.stage, unit, output) for output in outputs)
+        signatures = [bytes.fromhex(signature[2:]) for signature in found.signatures]
+        receipt = self.providers.slash_equivocation(first, signatures[0], second, signatures[1])
         emit("slash.executed", stage=found.stage, node=found.node, transaction=receipt.transaction)
 
     def _slashable_seat(self, owner: str, stage: int) -> Seat | None:

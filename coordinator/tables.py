@@ -72,7 +72,8 @@ class VerdictRow(Table):
     kind: Mapped[str] = mapped_column(String(16), primary_key=True)
     microbatch: Mapped[int] = mapped_column(Counter, primary_key=True, autoincrement=False)
     """-1: the whole round."""
-    verdict: Mapped[str] = mapped_column(String(16))
+    convicts: Mapped[bool] = mapped_column(index=True)
+    """Whether it proves fraud, of the provider or of an auditor."""
     line: Mapped[dict[str, object]] = mapped_column(JSON)
 
 
@@ -82,9 +83,7 @@ class EquivocationRow(Table):
     __tablename__ = "equivocations"
     stage: Mapped[int] = mapped_column(Counter, primary_key=True, autoincrement=False)
     node: Mapped[str] = mapped_column(String(42), primary_key=True)
-    unit: Mapped[bytes] = mapped_column(LargeBinary(32))
-    outputs: Mapped[list[str]] = mapped_column(JSON)
-    signatures: Mapped[list[str]] = mapped_column(JSON)
+    line: Mapped[dict[str, object]] = mapped_column(JSON)
 
 
 class EpochRow(Table):

@@ -1,8 +1,9 @@
 """Checkpoints of one stage on this machine's disk: the last two, and those that audits may ask for.
 
-    FOLDER/round-00000041/state.safetensors    Stage.state()
-    FOLDER/round-00000041/meta.json            what it is of, and its state root
-    FOLDER/.writing-…                          one that was never finished; removed
+    FOLDER/round-00000041/parameters.safetensors    Stage.parameters(), and the moments' hash
+    FOLDER/round-00000041/moments.safetensors       Stage.moments()
+    FOLDER/round-00000041/meta.json                 what it is of, and its state root
+    FOLDER/.writing-…                               one that was never finished; removed
 
 A checkpoint appears whole or not at all: it is written beside its place, synced to the disk and renamed.
 Whatever goes wrong while writing, the ones before stay.
@@ -10,12 +11,13 @@ Whatever goes wrong while writing, the ones before stay.
 
 import contextlib
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated, Literal
 
 import safetensors.torch
+import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 from torch import Tensor
@@ -23,25 +25,25 @@ from torch import Tensor
 from commonweight.disk import sync
 from commonweight.errors import CheckpointError, MalformedMessage
 from commonweight.events import emit
-from commonweight.model.hashing import tensors_hash
+from commonweight.model.hashing import MOMENTS_HASH, state_root, tensors_hash, with_moments_hash
 from commonweight.model.initial import draw_frozen
 from commonweight.model.stage import Stage
 from commonweight.rules.canonical import canonical_json, parse_json
 from commonweight.rules.spec import ModelSpec
 from commonweight.wire.evidence import MAX_RETAINED_ROUNDS
-from node.published import STATE_FILE, version_path
+from commonweight.wire.tensors import to_bytes
+from node.published import META_FILE, MOMENTS_FILE, PARAMETERS_FILE, version_path
 
 KEPT = 2
 """How many checkpoints stay in any case: the last, and the one before in case it is found damaged."""
 
 _MAX_META_BYTES = 64 * 1024
-_META = "meta.json"
 
 
 class _Meta(BaseModel):
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
 
-    format: Literal["commonweight.checkpoint/1"]
+    format: Literal["commonweight.checkpoint/2"]
     model: Annotated[str, Field(pattern=r"^0x[0-9a-f]{64}$", description="the spec's hash")]
     stage: Annotated[int, Field(ge=0)]
     round: Annotated[int, Field(ge=0, description="ready to train this one")]
@@ -112,21 +114,25 @@ class Checkpoints:
     def _save(self, stage: Stage) -> bytes:
         final = self.path_of(stage.round)
         temporary = self.folder / f".writing-{final.name}"
-        state = {name: tensor.contiguous() for name, tensor in stage.state().items()}
+        parameters, moments = _contiguous(stage.parameters()), _contiguous(stage.moments())
         try:
             temporary.mkdir()
             with ThreadPoolExecutor(1) as hasher:
-                hashing = hasher.submit(stage.state_root)
-                _write(temporary / STATE_FILE, lambda path: safetensors.torch.save_file(state, path))
-            root = hashing.result()
+                hashing_moments = hasher.submit(tensors_hash, moments)
+                hashing_parameters = hasher.submit(tensors_hash, parameters)
+                _save_file(moments, temporary / MOMENTS_FILE)
+                moments_hash = hashing_moments.result()
+                _save_file(with_moments_hash(parameters, moments_hash), temporary / PARAMETERS_FILE)
+                root = stage.root_of(stage.round, hashing_parameters.result(), moments_hash)
             meta = _Meta(
-                format="commonweight.checkpoint/1",
+                format="commonweight.checkpoint/2",
                 model=self._model,
                 stage=self.index,
                 round=stage.round,
                 state_root="0x" + root.hex(),
             )
-            _write(temporary / _META, lambda path: path.write_bytes(canonical_json(meta.model_dump())))
+            (temporary / META_FILE).write_bytes(canonical_json(meta.model_dump()))
+            sync(temporary / META_FILE)
             sync(temporary)
             if final.exists():
                 # A folder can't be renamed over a full one. If we die between the two, the round before
@@ -150,20 +156,29 @@ class Checkpoints:
         another model, stage or round, or it isn't what its state root says.
         """
         assert stage.index == self.index, "a stage's checkpoints have a folder of their own"
-        stage.load(self._read(round_, lambda state: stage.root_of(state, round_), str(stage.device)), round_)
+        stage.load(self._read(round_, stage.root_of, str(stage.device), whole=True), round_)
 
     def parameters(self, round_: int) -> dict[str, Tensor]:
-        """The parameters, by name, of the version that is ready to train `round_`; raises as `load` does."""
-        prefix = round_.to_bytes(8, "little") + tensors_hash(draw_frozen(self._spec.architecture, self._spec.seed))
-        state = self._read(round_, lambda state: tensors_hash(state, prefix=prefix), "cpu")
-        return {name.removeprefix("parameter."): x for name, x in state.items() if name.startswith("parameter.")}
+        """The parameters, by name, of the version that is ready to train `round_`; raises as `load` does. The moments
+        needn't be there.
+        """
+        frozen_hash = tensors_hash(draw_frozen(self._spec.architecture, self._spec.seed))
 
-    def _read(self, round_: int, root_of: Callable[[dict[str, Tensor]], bytes], device: str) -> dict[str, Tensor]:
+        def root_of(round_: int, parameters_hash: bytes, moments_hash: bytes) -> bytes:
+            return state_root(round_, frozen_hash, parameters_hash, moments_hash)
+
+        parameters = self._read(round_, root_of, "cpu", whole=False)
+        return {name.removeprefix("parameter."): tensor for name, tensor in parameters.items()}
+
+    def _read(
+        self, round_: int, root_of: Callable[[int, bytes, bytes], bytes], device: str, *, whole: bool
+    ) -> dict[str, Tensor]:
         path = self.path_of(round_)
         try:
-            data = (path / _META).read_bytes()
-            meta = _Meta.model_validate(parse_json(data, str(path / _META), _MAX_META_BYTES))
-            state = safetensors.torch.load_file(path / STATE_FILE, device=device)
+            data = (path / META_FILE).read_bytes()
+            meta = _Meta.model_validate(parse_json(data, str(path / META_FILE), _MAX_META_BYTES))
+            parameters = safetensors.torch.load_file(path / PARAMETERS_FILE, device=device)
+            moments = safetensors.torch.load_file(path / MOMENTS_FILE, device=device) if whole else {}
         except FileNotFoundError as error:
             raise CheckpointError(
                 f"There is no whole checkpoint of round {round_} in {self.folder}; there is {self._kept()}."
@@ -181,13 +196,16 @@ class Checkpoints:
                     f"{path} is of {what} {found}, not {expected} ({self._spec.name}). "
                     "Give the folder that belongs to this model and stage."
                 )
-        root = "0x" + root_of(state).hex()
+        moments_hash = bytes(to_bytes(parameters.pop(MOMENTS_HASH, torch.empty(0))))
+        root = "0x" + root_of(round_, tensors_hash(parameters), moments_hash).hex()
+        fault = ""
         if root != meta.state_root:
-            raise CheckpointError(
-                f"{path} has state root {root} instead of {meta.state_root}: it was changed or damaged. "
-                + self._remedy(round_)
-            )
-        return state
+            fault = f"state root {root} instead of {meta.state_root}"
+        elif whole and tensors_hash(moments) != moments_hash:
+            fault = f"other moments than those of its state root {root}"
+        if fault:
+            raise CheckpointError(f"{path} has {fault}: it was changed or damaged. {self._remedy(round_)}")
+        return parameters | moments
 
     def path_of(self, round_: int) -> Path:
         """The folder of one checkpoint."""
@@ -203,6 +221,10 @@ class Checkpoints:
         return "Delete it and fetch the state from another provider of this stage."
 
 
-def _write(path: Path, write: Callable[[Path], object]) -> None:
-    write(path)
+def _contiguous(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.contiguous() for name, tensor in tensors.items()}
+
+
+def _save_file(tensors: dict[str, Tensor], path: Path) -> None:
+    safetensors.torch.save_file(tensors, path)
     sync(path)

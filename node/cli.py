@@ -77,7 +77,8 @@ def run(
     from commonweight.runtime import run_until_stopped
     from commonweight.wire.channel import check_advertised, join_address, split_address
     from commonweight.wire.messages import split_peer
-    from node.control import Node, NodeConfig
+    from node.config import NodeConfig
+    from node.control import Node
     from node.watching import WatchConfig
 
     split_peer(coordinator)

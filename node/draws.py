@@ -159,17 +159,25 @@ class Draws:
         """Whether it may fetch what crossed this stage's sides in the round: to audit it, or a neighbour."""
         return any(der == auditor and audit.round == round_ for audit, der in self._grants.copy().items())
 
-    def allows_state(self, auditor: bytes, round_: int, *, after: bool) -> bool:
-        """Whether it may fetch this stage's state before or after the round: to audit this stage, in the round whole.
+    def allows_parameters(self, auditor: bytes, round_: int, *, after: bool) -> bool:
+        """Whether it may fetch this stage's parameters before or after the round: to audit this stage.
 
-        A single microbatch is replayed with the state before; tokens are compared without any.
+        A single microbatch is replayed with those before; tokens are compared without any.
         """
-        return any(
-            der == auditor
-            and (audit.round, audit.stage) == (round_, self.stage)
-            and (audit.kind is Kind.ROUND or (not after and audit.kind is not Kind.DATA))
+        kinds = self._granted(auditor, round_)
+        return Kind.ROUND in kinds or (not after and bool(kinds - {Kind.DATA}))
+
+    def allows_moments(self, auditor: bytes, round_: int) -> bool:
+        """Whether it may fetch this stage's moments before and after the round: to audit the whole round."""
+        return Kind.ROUND in self._granted(auditor, round_)
+
+    def _granted(self, auditor: bytes, round_: int) -> set[Kind]:
+        """What it audits of this stage's round."""
+        return {
+            audit.kind
             for audit, der in self._grants.copy().items()
-        )
+            if der == auditor and (audit.round, audit.stage) == (round_, self.stage)
+        }
 
     def _check_output(self, sealed: _Sealed, signed: Signed) -> None:
         output = bytes.fromhex(sealed.outputs[self.stage][2:])

@@ -29,7 +29,7 @@ from commonweight.wire.generated import evidence_pb2 as pb
 from commonweight.wire.status import refuse
 from commonweight.wire.tls import Certificate, certificate_of, server_credentials
 from node.draws import Draws
-from node.published import STATE_FILE, version_path
+from node.published import MOMENTS_FILE, PARAMETERS_FILE, version_path
 from node.receipts import Signed
 from node.traces import read_index, trace_path
 
@@ -39,6 +39,8 @@ FETCH_S = 600.0
 """For one fetch: a state of 6 GB at 80 Mbit/s."""
 MAX_FETCHES = 4
 """At a time; the next ones wait."""
+FILES = {"parameters_after": PARAMETERS_FILE, "moments_after": MOMENTS_FILE}
+"""Of a version; by what a request asks for."""
 
 
 class Evidence(evidence_pb2_grpc.EvidenceServicer):
@@ -117,20 +119,20 @@ class Evidence(evidence_pb2_grpc.EvidenceServicer):
     async def _check(self, request: pb.EvidenceRequest, auditor: bytes) -> None:
         draws, kind = self._known(), request.WhichOneof("what")
         if kind is None:
-            raise MalformedMessage("A fetch asks for a tensor or for a state.")
+            raise MalformedMessage("A fetch asks for a tensor, for parameters or for moments.")
 
         def allowed() -> bool:
             if kind == "tensor":
                 return draws.allows_tensors(auditor, request.round)
-            return draws.allows_state(auditor, request.round, after=request.state_after)
+            if kind == "moments_after":
+                return draws.allows_moments(auditor, request.round)
+            return draws.allows_parameters(auditor, request.round, after=request.parameters_after)
 
         try:
             async with asyncio.timeout(GRANT_S), self._granted:
                 await self._granted.wait_for(allowed)
         except TimeoutError:
-            raise Refused(
-                f"No audit that needs this {kind} of round {request.round} is granted to the caller."
-            ) from None
+            raise Refused(f"No audit that needs {_what(request)} is granted to the caller.") from None
 
     async def _send(self, request: pb.EvidenceRequest, context: Any) -> None:
         file, position, left = await asyncio.to_thread(self._open, request)
@@ -146,16 +148,16 @@ class Evidence(evidence_pb2_grpc.EvidenceServicer):
     def _open(self, request: pb.EvidenceRequest) -> tuple[BinaryIO, int, int]:
         """The file, where in it what is asked for begins, and how many bytes it has. Raises EvidenceMissing."""
         folder = self._directory / f"stage-{self._known().stage}"
+        kind = request.WhichOneof("what")
         try:
-            if request.WhichOneof("what") == "tensor":
+            if kind == "tensor":
                 trace = trace_path(folder / "traces", request.round)
                 position, size = self._index(trace)[request.tensor]
                 return trace.open("rb"), position, size
-            file = (version_path(folder, request.round + request.state_after) / STATE_FILE).open("rb")
+            file = (version_path(folder, request.round + getattr(request, kind)) / FILES[kind]).open("rb")
             return file, 0, os.fstat(file.fileno()).st_size
         except (OSError, KeyError) as error:
-            what = f"tensor {request.tensor.hex()[:16]}…" if request.WhichOneof("what") == "tensor" else "state"
-            raise EvidenceMissing(f"This {what} of round {request.round} isn't kept here.") from error
+            raise EvidenceMissing(f"This isn't kept here: {_what(request)}.") from error
 
     async def _refuse(self, context: Any, error: CommonweightError) -> None:
         emit("evidence.refused", peer=context.peer(), code=error.code, message=error.args[0])
@@ -165,3 +167,10 @@ class Evidence(evidence_pb2_grpc.EvidenceServicer):
         if self._draws is None:
             raise UnplannedMessage("The coordinator speaks of rounds before it has assigned a stage.")
         return self._draws
+
+
+def _what(request: pb.EvidenceRequest) -> str:
+    kind = request.WhichOneof("what")
+    if kind == "tensor":
+        return f"tensor {request.tensor.hex()[:16]}… of round {request.round}"
+    return f"{kind.removesuffix('_after')} {'after' if getattr(request, kind) else 'before'} round {request.round}"

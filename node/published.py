@@ -1,6 +1,6 @@
 """The published versions of a stage, kept on this machine's disk for as long as they are generated with.
 
-    FOLDER/round-00000030/…       files of the checkpoint of that round, as the trainer wrote them
+    FOLDER/round-00000030/…       meta.json and parameters of the checkpoint of that round, as the trainer wrote them
 
 A version appears whole or not at all. No torch here: the control process keeps them.
 """
@@ -12,8 +12,8 @@ from pathlib import Path
 
 from commonweight.errors import CheckpointError
 
-STATE_FILE = "state.safetensors"
-"""Of a version's files: parameters and moments."""
+META_FILE, PARAMETERS_FILE, MOMENTS_FILE = "meta.json", "parameters.safetensors", "moments.safetensors"
+"""Of a version. Nothing is generated with moments."""
 KEPT_PUBLISHED = 2
 """The one that is generated with, and the next one while it is being loaded."""
 
@@ -35,11 +35,11 @@ def keep_published(checkpoints: Path, folder: Path, round_: int, beside: int | N
         if not target.exists():
             shutil.rmtree(scratch, ignore_errors=True)
             scratch.mkdir(parents=True)
-            for file in source.iterdir():
+            for name in (META_FILE, PARAMETERS_FILE):
                 try:
-                    os.link(file, scratch / file.name)
+                    os.link(source / name, scratch / name)
                 except OSError:
-                    shutil.copyfile(file, scratch / file.name)
+                    shutil.copyfile(source / name, scratch / name)
             scratch.rename(target)
     except FileNotFoundError as error:
         raise CheckpointError(

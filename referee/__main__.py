@@ -1,4 +1,5 @@
-"""The referee: `python -m referee --link-fd N`, started by a coordinator, whose only link to it is that socket.
+"""The referee: `python -m referee --link-fd N`. Its only link to who started it, a coordinator or an auditor, is that
+socket.
 
 It replays one unit at a time, at the lowest claim to the processor, and goes on after whatever befalls an audit. The
 event loop fetches; one other thread computes, and nothing runs beside it.
@@ -19,18 +20,20 @@ from commonweight.model.data import Dataset
 from commonweight.rules.audits import Audit, Kind
 from commonweight.rules.spec import parse_spec
 from commonweight.wire.evidence import EvidenceClient
+from commonweight.wire.generated import control_pb2
 from commonweight.wire.generated import referee_pb2 as pb
 from commonweight.wire.link import Link, connect_link
 from commonweight.wire.messages import report_from_proto
 from commonweight.wire.tls import Certificate, peer_id_of
 from referee.auditor import Auditor
 from referee.nodes import NodeSource
+from referee.recording import record_unit
 
 NICENESS = 10
 
 
 async def serve(link: Link) -> None:
-    """Answer the coordinator's commands, one after the other, until it closes the link.
+    """Answer commands, one after the other, until the link is closed.
 
     Raises what makes a start impossible: SpecError, IdentityMismatch, or DataError where the text isn't the spec's.
     """
@@ -46,10 +49,13 @@ async def serve(link: Link) -> None:
                 gc.freeze()  # of a module's hundred thousand objects none is looked at again after each audit
                 await link.send(pb.RefereeEvent(ready=pb.RefereeReady(numerics=auditor.numerics)))
             case "audit" if auditor is not None and certificate is not None:
-                verdict = await _audit(auditor, certificate, command.audit)
-                await link.send(pb.RefereeEvent(verdict=verdict))
+                opinion = await _audit(auditor, certificate, command.audit)
+                await link.send(pb.RefereeEvent(opinion=opinion))
+            case "record" if auditor is not None and certificate is not None:
+                recording = await _record(auditor, certificate, command.record)
+                await link.send(pb.RefereeEvent(recording=recording))
             case other:
-                raise UnplannedMessage(f"The coordinator sent {other}, which this referee doesn't expect now.")
+                raise UnplannedMessage(f"{other!r} came, which this referee doesn't expect now.")
 
 
 def _open_auditor(start: pb.RefereeStart) -> Auditor:
@@ -58,19 +64,17 @@ def _open_auditor(start: pb.RefereeStart) -> Auditor:
     return Auditor(spec, start.device or "cpu", dataset)
 
 
-async def _audit(auditor: Auditor, certificate: Certificate, asked: pb.RefereeAudit) -> pb.RefereeVerdict:
+async def _audit(auditor: Auditor, certificate: Certificate, order: control_pb2.AuditOrder) -> control_pb2.AuditOpinion:
     started_s, cpu_started_s = time.monotonic(), time.process_time()
-    unit = asked.unit
-    microbatch = unit.microbatch if unit.HasField("microbatch") else None
     async with EvidenceClient(certificate) as client:
         outcome = await auditor.audit(
-            Audit(unit.round, unit.stage, Kind(unit.kind), microbatch),
-            report_from_proto(asked.report),
-            asked.report.numerics,
-            [NodeSource(client, source) for source in asked.sources],
+            _unit(order),
+            report_from_proto(order.report),
+            order.report.numerics,
+            [NodeSource(client, source) for source in order.sources],
         )
-    return pb.RefereeVerdict(
-        unit=unit,
+    return control_pb2.AuditOpinion(
+        unit=order.unit,
         verdict=outcome.verdict.value,
         why=outcome.why,
         evidence=outcome.evidence,
@@ -80,8 +84,25 @@ async def _audit(auditor: Auditor, certificate: Certificate, asked: pb.RefereeAu
     )
 
 
+async def _record(auditor: Auditor, certificate: Certificate, wanted: pb.RecordOperators) -> pb.Recording:
+    order = wanted.order
+    async with EvidenceClient(certificate) as client:
+        return await record_unit(
+            auditor,
+            _unit(order),
+            report_from_proto(order.report),
+            [NodeSource(client, source) for source in order.sources],
+            wanted.tensors_of if wanted.HasField("tensors_of") else None,
+        )
+
+
+def _unit(order: control_pb2.AuditOrder) -> Audit:
+    unit = order.unit
+    return Audit(unit.round, unit.stage, Kind(unit.kind), unit.microbatch if unit.HasField("microbatch") else None)
+
+
 def main() -> None:
-    """Run until the coordinator closes the link."""
+    """Run until the link is closed."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--link-fd", type=int, required=True)
     link_fd: int = parser.parse_args().link_fd

@@ -82,7 +82,7 @@ class Auditor:
         evidence, proof = Evidence(unit.round, sources), b""
         try:
             exact = numerics == self.numerics
-            verdict, why = Verdict.PASSED, await _Case(self, unit, report, evidence, exact=exact).decide()
+            verdict, why = Verdict.PASSED, await Case(self, unit, report, evidence, exact=exact).decide()
         except Contradicted as found:
             verdict, why = Verdict.FAILED, str(found)
             proof = fraud_evidence(self.spec, unit, report, found.difference, provider=numerics, auditor=self.numerics)
@@ -97,7 +97,7 @@ class Auditor:
         return Outcome(verdict, why[:MAX_WHY], proof, evidence.fetched_bytes)
 
 
-class _Case:
+class Case:
     """One audit under way."""
 
     def __init__(self, auditor: Auditor, unit: Audit, report: Report, evidence: Evidence, *, exact: bool) -> None:
@@ -117,7 +117,7 @@ class _Case:
             case Kind.ROUND, None:
                 await self._check_round()
             case Kind.MICROBATCH | Kind.LOSS, int(microbatch):
-                stage, _ = await self._stage()
+                stage, _ = await self.stage(whole=False)
                 await self._check_microbatch(stage, microbatch, accumulate=False)
             case kind, microbatch:
                 raise AssertionError(f"an audit ({kind.value}) of microbatch {microbatch}")
@@ -146,7 +146,7 @@ class _Case:
             )
 
     async def _check_round(self) -> None:
-        stage, before = await self._stage()
+        stage, before = await self.stage(whole=True)
         for microbatch in range(len(self._report.hops)):
             await self._check_microbatch(stage, microbatch, accumulate=True)
         report = self._report
@@ -167,12 +167,12 @@ class _Case:
             deviations = await asyncio.to_thread(compare_round, self._spec, report.round, before, claimed, own)
             self._settle(worst(deviations), None, to_hex(report.state_after), to_hex(replayed.next_root))
 
-    async def _stage(self) -> tuple[Stage, dict[str, Tensor] | None]:
-        """The stage with the state that was signed as the one before the round, and that state where a round is to be
-        compared across classes.
+    async def stage(self, *, whole: bool) -> tuple[Stage, dict[str, Tensor] | None]:
+        """The stage with the state that was signed as the one before the round, or where it isn't `whole` with the
+        parameters alone; and that state where a round is to be compared across classes.
         """
         index, round_, signed = self._unit.stage, self._unit.round, self._report.state_before
-        is_measured = self._unit.kind is Kind.ROUND and not self._exact
+        is_measured = whole and not self._exact
         if round_ == 0:
             stage = await asyncio.to_thread(Stage, self._spec, index, device=self._device)
             if (found := await asyncio.to_thread(stage.state_root)) != signed:
@@ -181,6 +181,10 @@ class _Case:
                 name: tensor.cpu().clone() for name, tensor in stage.state().items()
             } if is_measured else None
         stage = await asyncio.to_thread(Stage, self._spec, index, device=self._device, blank=True)
+        if not whole:
+            parameters, _ = await self._evidence.parameters(stage, after=False, root=signed)
+            await asyncio.to_thread(stage.load_parameters, parameters, round_)
+            return stage, None
         state = await self._evidence.state(stage, after=False, root=signed)
         await asyncio.to_thread(stage.load, state, round_)
         return stage, state if is_measured else None
@@ -200,9 +204,9 @@ class _Case:
 
     async def _check_microbatch(self, stage: Stage, microbatch: int, *, accumulate: bool) -> None:
         hop = self._report.hops[microbatch]
-        tokens = await self._tokens(stage, microbatch)
-        code = None if stage.is_first else await self._input("activation_in", microbatch)
-        gradient = None if stage.is_last else await self._input("gradient_in", microbatch)
+        tokens = await self.tokens(stage, microbatch)
+        code = None if stage.is_first else await self.taken("activation_in", microbatch)
+        gradient = None if stage.is_last else await self.taken("gradient_in", microbatch)
         output, input_gradient, loss = await asyncio.to_thread(
             replay_microbatch, stage, tokens, code, gradient, accumulate=accumulate
         )
@@ -210,7 +214,7 @@ class _Case:
         self._check_loss(microbatch, hop.loss, loss)
         await self._check_travelled("gradient_out", microbatch, input_gradient)
 
-    async def _tokens(self, stage: Stage, microbatch: int) -> Tensor:
+    async def tokens(self, stage: Stage, microbatch: int) -> Tensor:
         """The tokens that were signed."""
         signed = self._report.hops[microbatch].tokens
         if self._dataset is not None:
@@ -226,7 +230,7 @@ class _Case:
             raise Contradicted(Difference("tokens", microbatch, to_hex(signed), "", note=note))
         return tokens
 
-    async def _input(self, what: str, microbatch: int) -> Tensor:
+    async def taken(self, what: str, microbatch: int) -> Tensor:
         """The code or gradient that was signed as taken."""
         signed: bytes = getattr(self._report.hops[microbatch], what)
         tensor = await self._evidence.tensor(f"{what} of microbatch {microbatch}", signed, boundary_plan(self._spec))

@@ -6,7 +6,7 @@ from typing import TypeVar
 
 from commonweight.errors import PeerUnreachable
 from commonweight.wire import evidence
-from commonweight.wire.generated import referee_pb2 as pb
+from commonweight.wire.generated import control_pb2 as pb
 
 PATIENCE_S = 20.0
 """With a node during one audit, in all, beyond the time that its bytes take at BYTES_PER_S."""
@@ -34,12 +34,12 @@ class NodeSource:
             size, lambda limit_s: self._client.fetch_tensor(self._node, round_, digest, size, timeout_s=limit_s)
         )
 
-    async def state(self, round_: int, *, after: bool, limit: int) -> bytes:
+    async def state(self, round_: int, part: evidence.StatePart, *, after: bool, limit: int) -> bytes:
         """As `Source.state`."""
         return await self._ask(
             limit,
             lambda limit_s: self._client.fetch_state(
-                self._node, round_, after=after, max_bytes=limit, timeout_s=limit_s
+                self._node, round_, part, after=after, max_bytes=limit, timeout_s=limit_s
             ),
         )
 

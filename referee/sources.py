@@ -1,11 +1,12 @@
 """What it takes to replay a unit: fetched from whoever keeps it, and checked against what its provider has signed.
 
 Nothing is believed for who sent it. A tensor is the one with the signed digest, a state the one with the signed root.
-Nothing is written to a disk.
+Parameters are fetched and checked without the moments, which are twice as large and only whole rounds need. Nothing is
+written to a disk.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from hashlib import sha256
 from typing import Protocol, TypeVar
 
@@ -15,12 +16,16 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from commonweight.errors import CommonweightError, MalformedMessage
+from commonweight.model.hashing import MOMENTS_HASH, tensors_hash, with_moments_hash
 from commonweight.model.stage import Stage, describe
-from commonweight.wire.tensors import Plan, size_of
+from commonweight.wire.evidence import StatePart
+from commonweight.wire.tensors import Plan, size_of, to_bytes
 
 HEADER_BYTES = 4096
 HEADER_BYTES_PER_TENSOR = 512
-"""What a served state may have beyond its numbers."""
+"""What a served part of a state may have beyond its numbers."""
+DTYPES = {torch.float32: "F32", torch.uint8: "U8"}
+"""As safetensors names them."""
 
 T = TypeVar("T")
 
@@ -35,8 +40,10 @@ class Source(Protocol):
     async def tensor(self, round_: int, digest: bytes, size: int) -> bytes | bytearray:
         """The tensor of this SHA-256 that crossed one of the node's sides; `size` bytes or an error."""
 
-    async def state(self, round_: int, *, after: bool, limit: int) -> bytes | bytearray:
-        """The state of the node's stage before or after the round in safetensors' format; at most `limit` bytes."""
+    async def state(self, round_: int, part: StatePart, *, after: bool, limit: int) -> bytes | bytearray:
+        """A part of the state of the node's stage before or after the round in safetensors' format; at most `limit`
+        bytes. With the parameters comes MOMENTS_HASH.
+        """
 
 
 class Withheld(Exception):
@@ -64,48 +71,75 @@ class Evidence:
 
         return await _first(self._sources, ask, f"{what} ({signed.hex()})")
 
+    async def parameters(self, stage: Stage, *, after: bool, root: bytes) -> tuple[dict[str, Tensor], bytes]:
+        """The `Stage.parameters` before or after the round, of the version with the signed root, and the hash of its
+        moments. Raises Withheld.
+        """
+
+        def check(found: dict[str, Tensor]) -> tuple[dict[str, Tensor], bytes]:
+            moments_hash = bytes(to_bytes(found.pop(MOMENTS_HASH)))
+            came = stage.root_of(self._round + after, tensors_hash(found), moments_hash)
+            if came != root:
+                raise MalformedMessage(f"parameters of a version with root {came.hex()} came.")
+            return found, moments_hash
+
+        due = with_moments_hash(stage.parameters(), bytes(32))
+        return await self._part("parameters", due, check, after, root)
+
+    async def moments(self, stage: Stage, *, after: bool, moments_hash: bytes) -> dict[str, Tensor]:
+        """The `Stage.moments` with this hash, before or after the round. Raises Withheld."""
+
+        def check(found: dict[str, Tensor]) -> dict[str, Tensor]:
+            if (came := tensors_hash(found)) != moments_hash:
+                raise MalformedMessage(f"moments with hash {came.hex()} came.")
+            return found
+
+        parameters = dict(stage.module.named_parameters())
+        due = {f"{moment}.{name}": like for moment in ("moment1", "moment2") for name, like in parameters.items()}
+        return await self._part("moments", due, check, after, moments_hash)
+
     async def state(self, stage: Stage, *, after: bool, root: bytes) -> dict[str, Tensor]:
-        """The `Stage.state` with the signed root, before or after the round. Raises Withheld."""
-        version = self._round + after
+        """The whole `Stage.state` with the signed root, before or after the round. Raises Withheld."""
+        parameters, moments_hash = await self.parameters(stage, after=after, root=root)
+        return parameters | await self.moments(stage, after=after, moments_hash=moments_hash)
 
-        async def ask(source: Source) -> dict[str, Tensor]:
-            data = await source.state(self._round, after=after, limit=_state_limit(stage))
+    async def _part(
+        self,
+        part: StatePart,
+        due: Mapping[str, Tensor],
+        check: Callable[[dict[str, Tensor]], T],
+        after: bool,
+        signed: bytes,
+    ) -> T:
+        limit = sum(tensor.nbytes for tensor in due.values()) + HEADER_BYTES + HEADER_BYTES_PER_TENSOR * len(due)
+
+        async def ask(source: Source) -> T:
+            data = await source.state(self._round, part, after=after, limit=limit)
             self.fetched_bytes += len(data)
-            state = await asyncio.to_thread(read_state, data, stage)
-            del data
-            found = await asyncio.to_thread(stage.root_of, state, version)
-            if found != root:
-                raise MalformedMessage(f"a state with root {found.hex()} came.")
-            return state
+            return await asyncio.to_thread(lambda: check(read_tensors(data, due)))
 
-        what = f"the state {'after' if after else 'before'} the round ({root.hex()})"
+        what = f"the {part} {'after' if after else 'before'} the round ({signed.hex()})"
         return await _first(self._sources[:1], ask, what)
 
 
-def read_state(data: bytes | bytearray, stage: Stage) -> dict[str, Tensor]:
-    """The state in `data`, which may be anything. Raises MalformedMessage unless it is one of this stage."""
-    expected = stage.state()
+def read_tensors(data: bytes | bytearray, due: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors in `data`, which may be anything, in safetensors' format. Raises MalformedMessage unless their names,
+    dtypes and shapes are those of `due`.
+    """
     try:
         parts = dict(safetensors.deserialize(bytes(data)))  # type: ignore[no-untyped-call]
     except SafetensorError as error:
-        raise MalformedMessage(f"the state is no safetensors: {error!s:.200}.") from error
-    for name, due in expected.items():
+        raise MalformedMessage(f"it is no safetensors: {error!s:.200}.") from error
+    for name, like in due.items():
         part = parts.get(name)
         found = None if part is None else (part["dtype"], part["shape"])
-        if found != ("F32", list(due.shape)):
-            raise MalformedMessage(f"the state has {name} as {found!s:.100}; due is {describe(due)}.")
-    if len(parts) != len(expected):
-        raise MalformedMessage(f"the state has {len(parts)} tensors; stage {stage.index} has {len(expected)}.")
+        if found != (DTYPES[like.dtype], list(like.shape)):
+            raise MalformedMessage(f"{name} is {found!s:.100}; due is {describe(like)}.")
+    if len(parts) != len(due):
+        raise MalformedMessage(f"there are {len(parts)} tensors; due are {len(due)}.")
     return {
-        name: torch.frombuffer(parts[name]["data"], dtype=torch.float32).view(due.shape)
-        for name, due in expected.items()
+        name: torch.frombuffer(parts[name]["data"], dtype=like.dtype).view(like.shape) for name, like in due.items()
     }
-
-
-def _state_limit(stage: Stage) -> int:
-    state = stage.state()
-    numbers = sum(tensor.nbytes for tensor in state.values())
-    return numbers + HEADER_BYTES + HEADER_BYTES_PER_TENSOR * len(state)
 
 
 async def _first(sources: Sequence[Source], ask: Callable[[Source], Awaitable[T]], what: str) -> T:

@@ -10,8 +10,9 @@ import argparse
 import json
 import struct
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -29,26 +30,55 @@ from commonweight.rules.audits import (
     draw_audits,
     left_outstanding,
     paid_rounds,
-    verdict_receipt,
 )
 from commonweight.rules.beacon import hash_chain, round_beacon, round_root
 from commonweight.rules.canonical import canonical_json
 from commonweight.rules.emission import emission, split_emission
-from commonweight.rules.epoch import audit_line, credit_report, drawn_audits, make_statement
+from commonweight.rules.epoch import (
+    audit_line,
+    credit_report,
+    drawn_auditors,
+    drawn_audits,
+    make_opinion,
+    make_statement,
+    sealed_beacon,
+)
 from commonweight.rules.merkle import MerkleTree, settlement_leaf
+from commonweight.rules.panel import (
+    MAX_SEATED,
+    Standing,
+    audit_claim,
+    is_known_bad,
+    known_bad_report,
+    opinion_receipt,
+    rank_auditors,
+    recording_receipt,
+    round_claim,
+    settled_verdict,
+)
 from commonweight.rules.receipt import RECEIPT_TYPE, Domain, Receipt
 from commonweight.rules.report import HOP_HASHES, NO_TENSOR, Hop, Report, report_receipt
 from commonweight.rules.sampling import permute, sample_indices, window_count
 from commonweight.rules.spec import ModelSpec, build_spec
 from commonweight.rules.stages import head_flops, layer_flops, stage_layers, stage_units
-from commonweight.rules.statement import AuditLine, Carried, CreditedReport, SealedRound, ServedLine, Statement, to_hex
+from commonweight.rules.statement import (
+    AuditLine,
+    AuditorSeat,
+    Carried,
+    CreditedReport,
+    Opinion,
+    SealedRound,
+    ServedLine,
+    Statement,
+    to_hex,
+)
 
 VECTORS = Path(__file__).resolve().parent.parent / "tests" / "vectors"
 SETTLEMENT = "0x5615dEB798BB3E4dFa0139dFa1b3D433Cc23b72f"
 MAX_UINT256 = 2**256 - 1
 
 TINY: dict[str, Any] = {
-    "format": "commonweight.model/2",
+    "format": "commonweight.model/3",
     "name": "tiny",
     "seed": 7,
     "stages": 3,
@@ -79,7 +109,13 @@ TINY: dict[str, Any] = {
         "weight_decay": "0.1",
         "grad_clip": "1",
     },
-    "verification": {"round_rate": "0.25", "microbatch_rate": "0.125", "data_rate": "0.5", "tolerance": "0.00001"},
+    "verification": {
+        "round_rate": "0.25",
+        "microbatch_rate": "0.125",
+        "data_rate": "0.5",
+        "known_bad_rate": "0.25",
+        "tolerance": "0.00001",
+    },
     "data": {"tokenizer": "bytes", "manifest": "0x" + "11" * 32, "tokens": 2000},
     "economics": {
         "rounds_per_epoch": 2,
@@ -377,23 +413,69 @@ def seal(spec: ModelSpec, number: int, reports: Iterable[CreditedReport]) -> Sea
     return SealedRound(round=number, beacon=to_hex(beacon_chain(spec, epoch)[index + 1]), reports=tuple(reports))
 
 
+Sign = Callable[[Receipt], bytes]
+
+
 def judged(
     spec: ModelSpec,
     rounds: Sequence[SealedRound],
     model_id: bytes,
     *,
     auditor: str,
-    sign: Callable[[Receipt], bytes],
+    sign: Sign,
     verdict: Callable[[Audit], Verdict] = lambda _: Verdict.PASSED,
+    auditors: Iterable[AuditorSeat] = (),
+    seated: Mapping[str, Sign] | None = None,
+    says: Callable[[Audit, str, bool], Verdict | None] = lambda *_: None,
+    before: Carried | None = None,
 ) -> tuple[AuditLine, ...]:
-    """All audits that an epoch's rounds draw, with their verdicts. Tests use it, too."""
-    tip = beacon_chain(spec, rounds[0].round // spec.economics.rounds_per_epoch)[0]
+    """All audits that an epoch's rounds draw, with their opinions. Tests use it, too.
 
-    def line(audit: Audit) -> AuditLine:
-        evidence = mark("evidence", audit.order) if verdict(audit) is Verdict.FAILED else NO_EVIDENCE
-        return audit_line(model_id, audit, verdict(audit), auditor=auditor, sign=sign, evidence_hash=evidence)
+    The referee, with `auditor`'s key, says `verdict`. Of those with a seat who are in `seated` answer, each with a key
+    of its own: the truth, or what `says` says of the unit, the owner, and whether it is known to be bad. Who errs is
+    disproven; who was convicted before isn't asked.
+    """
+    epoch = rounds[0].round // spec.economics.rounds_per_epoch
+    tip, seed, seats, signers = beacon_chain(spec, epoch)[0], mark("seed", epoch), tuple(auditors), seated or {}
 
-    return tuple(line(audit) for sealed in rounds for audit in drawn_audits(spec, sealed, tip))
+    def opinion(audit: Audit, owner: str | None, said: Verdict, claim: bytes) -> Opinion:
+        evidence = mark("evidence", audit.order) if said is Verdict.FAILED else NO_EVIDENCE
+        if owner is None:
+            return make_opinion(model_id, audit, claim, said, auditor=auditor, sign=sign, evidence_hash=evidence)
+        who = {"auditor": owner, "owner": owner, "account": owner}
+        return make_opinion(model_id, audit, claim, said, **who, sign=signers[owner], evidence_hash=evidence)
+
+    def line(sealed: SealedRound, audit: Audit) -> AuditLine:
+        ranking = drawn_auditors(sealed, audit, sealed_beacon(sealed, tip), seats)
+        gone = {each.node for each in before.convicted if each.stage == audit.stage} if before else set()
+        asked = [owner for owner in ranking if owner is None or (owner in signers and owner not in gone)]
+        claim, opinions = mark("claim", audit.order), []
+        if audit.microbatch is None:
+            claim = _sealed_claim(sealed.reports[audit.stage])
+        if asked[0] is not None and is_known_bad(spec, seed, audit):
+            owner = asked.pop(0)
+            said = says(audit, str(owner), True) or Verdict.FAILED
+            opinions.append(opinion(audit, owner, said, mark("false claim", audit.order)))
+        on_claim: list[Opinion] = []
+        while (decided := settled_verdict([(each.owner, Verdict(each.verdict)) for each in on_claim])) is None:
+            owner = asked.pop(0) if len(on_claim) < MAX_SEATED else None
+            said = (owner and says(audit, owner, False)) or verdict(audit)
+            on_claim.append(opinion(audit, owner, said, claim))
+        done = audit_line(audit, decided, opinions + on_claim)
+        return done.model_copy(update={"opinions": tuple(_disproven(done, each) for each in done.opinions)})
+
+    return tuple(line(sealed, audit) for sealed in rounds for audit in drawn_audits(spec, sealed, tip))
+
+
+def _sealed_claim(report: CreditedReport) -> bytes:
+    commitments = (report.hops_root, report.gradient_hash, report.state_before, report.state_after)
+    return round_claim(*(bytes.fromhex(text[2:]) for text in commitments))
+
+
+def _disproven(line: AuditLine, opinion: Opinion) -> Opinion:
+    if opinion.owner is None or line.standing_of(opinion) not in (Standing.FALSE, Standing.OVERRULED):
+        return opinion
+    return opinion.model_copy(update={"disproof": to_hex(mark("disproof", line.audit.order, opinion.auditor))})
 
 
 def tiny_reports(number: int) -> tuple[Report, ...]:
@@ -511,7 +593,7 @@ def _beacon_case(value: bytes, outputs: Sequence[bytes]) -> Any:
 
 
 def build_audits() -> Any:
-    """What beacons draw, what auditors sign about it, and which rounds are paid."""
+    """What beacons draw, and which rounds are paid."""
     names = ("tiny", "one-stage", "llama-8b", "whole-rounds-audited", "microbatches-audited", "unaudited")
     draws = [
         {"spec": name, "round": number, "beacon": to_hex(beacon), "audits": [_audit_fields(audit) for audit in drawn]}
@@ -524,36 +606,97 @@ def build_audits() -> Any:
     ]
     kinds = {(draw["spec"], audit["kind"]) for draw in draws for audit in draw["audits"]}
     assert {kind for name, kind in kinds if name == "tiny"} == {kind.value for kind in Kind}
-    model_id, evidence = keccak(b"model"), mark("evidence")
-    verdicts = [
-        (audit, verdict, evidence if verdict is Verdict.FAILED else NO_EVIDENCE)
-        for audit in (
-            Audit(3, 1, Kind.ROUND),
-            Audit(3, 1, Kind.MICROBATCH, 0),
-            Audit(3, 2, Kind.LOSS, 2),
-            Audit(2**40, 0, Kind.DATA, 4095),
-        )
-        for verdict in Verdict
-    ]
     return {
         "draws": draws,
-        "verdicts": [
-            {
-                "model_id": to_hex(model_id),
-                **_audit_fields(audit),
-                "verdict": verdict.value,
-                "evidence": to_hex(evidence_hash),
-                "unit": to_hex(receipt.unit),
-                "output": to_hex(receipt.output),
-                "digest": to_hex(receipt.digest(DOMAINS[0])),
-            }
-            for audit, verdict, evidence_hash in verdicts
-            for receipt in (verdict_receipt(model_id, audit, verdict, evidence_hash),)
-        ],
         "paid": [
             *(_paid_case(name, verdicts) for name, verdicts in PAID_CASES.items()),
             *(_paid_case(name, *case) for name, case in OUTSTANDING_CASES.items()),
         ],
+    }
+
+
+PANEL_UNITS = (
+    Audit(3, 0, Kind.ROUND),
+    Audit(3, 1, Kind.MICROBATCH, 0),
+    Audit(3, 2, Kind.LOSS, 2),
+    Audit(2**40, 0, Kind.DATA, 2),
+)
+
+
+def build_panel() -> Any:
+    """Who audits, which orders are known bad and how, what auditors sign, and what opinions come to."""
+    spec, model_id, evidence = SPECS["tiny"], keccak(b"model"), mark("evidence")
+    owners = [address(f"owner {number}") for number in range(4)]
+    rankings = [
+        {
+            **_audit_fields(audit),
+            "beacon": to_hex(beacon),
+            "owners": owners[:count],
+            "ranking": list(rank_auditors(beacon, audit, owners[:count])),
+        }
+        for audit in PANEL_UNITS
+        for count in (0, 1, 4)
+        for beacon in (mark("beacon", audit.order, count),)
+    ]
+    known_bad = [
+        {
+            **_audit_fields(audit),
+            "seed": to_hex(seed),
+            "is_known_bad": is_known_bad(spec, seed, audit),
+            "claim": to_hex(audit_claim(audit, report)),
+            "false_claim": to_hex(audit_claim(audit, false)),
+        }
+        for audit in PANEL_UNITS[:3]
+        for seed in (mark("seed", number) for number in range(8))
+        for report in (tiny_reports(audit.round)[audit.stage],)
+        for false in (known_bad_report(audit, report, seed, is_last=audit.stage == spec.stages - 1),)
+    ]
+    assert {case["is_known_bad"] for case in known_bad} == {False, True}
+    opinions = [
+        {
+            "model_id": to_hex(model_id),
+            **_audit_fields(audit),
+            "claim": to_hex(claim),
+            "verdict": verdict.value,
+            "evidence": to_hex(shown),
+            "unit": to_hex(receipt.unit),
+            "digest": to_hex(receipt.digest(DOMAINS[0])),
+        }
+        for audit in PANEL_UNITS
+        for verdict in Verdict
+        for claim, shown in ((mark("claim", audit.order), evidence if verdict is Verdict.FAILED else NO_EVIDENCE),)
+        for receipt in (opinion_receipt(model_id, audit, claim, verdict, shown),)
+    ]
+    operators = mark("operator 0") + mark("operator 1")
+    recording = recording_receipt(model_id, PANEL_UNITS[1], mark("claim"), operators)
+    referee, seated = None, owners[0]
+    settled = [
+        {
+            "opinions": [[owner, verdict.value] for owner, verdict in said],
+            "verdict": decided and decided.value,
+        }
+        for said in (
+            [],
+            *([(owner, verdict)] for owner in (referee, seated) for verdict in Verdict),
+            *([(seated, one), (owners[1], two)] for one in Verdict for two in Verdict if one is not PASSED),
+            [(seated, FAILED), (referee, PASSED)],
+            [(seated, FAILED), (owners[1], PASSED), (referee, WITHHELD)],
+        )
+        for decided in (settled_verdict(said),)
+    ]
+    return {
+        "spec": "tiny",
+        "rankings": rankings,
+        "known_bad": known_bad,
+        "opinions": opinions,
+        "recording": {
+            "model_id": to_hex(model_id),
+            **_audit_fields(PANEL_UNITS[1]),
+            "claim": to_hex(mark("claim")),
+            "operators": to_hex(operators),
+            "unit": to_hex(recording.unit),
+        },
+        "settled": settled,
     }
 
 
@@ -638,6 +781,8 @@ def _paid_case(name: str, verdicts: dict[Audit, Verdict], outstanding: Sequence[
 
 
 AUDITOR = NodeIdentity(keccak(b"auditor"))
+SEATED = [NodeIdentity(keccak(f"auditor {number}".encode())) for number in range(3)]
+SEATS = [AuditorSeat(stage=stage, owner=key.address) for stage in range(3) for key in SEATED]
 VERDICTS = {
     Audit(3, 0, Kind.ROUND): UNDECIDED,
     Audit(3, 1, Kind.MICROBATCH, 0): WITHHELD,
@@ -669,7 +814,7 @@ def build_statement() -> Any:
 
 
 def _epoch_statement(spec: ModelSpec, epoch: int, before: Carried) -> Statement:
-    model_id, tip = keccak(b"model"), beacon_chain(spec, epoch)[0]
+    model_id = keccak(b"model")
     first = epoch * spec.economics.rounds_per_epoch
     rounds = [
         seal(
@@ -680,6 +825,7 @@ def _epoch_statement(spec: ModelSpec, epoch: int, before: Carried) -> Statement:
                     spec,
                     report,
                     node=address(f"node {report.stage + (epoch if report.stage == 1 else 0)}"),
+                    owner=address(f"owner {(report.stage + epoch) % 4}"),
                     account=address(f"owner {(report.stage + epoch) % 4}"),
                     generation=number // 2 + 1,
                     signature=mark("signature", number, report.stage) * 2 + b"\x1b",
@@ -698,21 +844,30 @@ def _epoch_statement(spec: ModelSpec, epoch: int, before: Carried) -> Statement:
         )[epoch]
     ]
     domain = DOMAINS[0]
+
+    def sign(key: NodeIdentity, receipt: Receipt) -> bytes:
+        return key.sign_digest(receipt.digest(domain))
+
     return make_statement(
         spec,
         chain_id=domain.chain_id,
         settlement=domain.settlement,
         model_id=model_id,
         epoch=epoch,
-        beacon_tip=tip,
+        beacon_seed=mark("seed", epoch),
+        auditors=SEATS,
         rounds=rounds,
         audits=judged(
             spec,
             rounds,
             model_id,
             auditor=AUDITOR.address,
-            sign=lambda receipt: AUDITOR.sign_digest(receipt.digest(domain)),
+            sign=partial(sign, AUDITOR),
             verdict=lambda audit: VERDICTS.get(audit, Verdict.PASSED),
+            auditors=SEATS,
+            seated={key.address: partial(sign, key) for key in SEATED},
+            says=lambda audit, owner, bad: Verdict.PASSED if bad and owner == SEATED[-1].address else None,
+            before=before,
         ),
         served=served,
         operator_earned=(10**7 + 1, 10**7 + 8, 3 * 10**7 + 5)[epoch],
@@ -732,6 +887,7 @@ BUILDERS: dict[str, Callable[[], Any]] = {
     "report": build_report,
     "beacon": build_beacon,
     "audits": build_audits,
+    "panel": build_panel,
     "statement": build_statement,
 }
 

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from commonweight.bench.replays import Made, Taken, Tensors, compute, finish
+from commonweight.model.hashing import tensors_hash
 from commonweight.model.replay import finish_round
-from commonweight.model.stage import Stage
+from commonweight.model.stage import Stage, state_parts
 from commonweight.rules.audits import Kind
 
 FIRST, INNER, LAST = 0, 1, -1
@@ -146,7 +147,7 @@ def _scaled(liar: Liar, factor: float) -> Made:
 
 
 def _no_step(liar: Liar) -> Made:
-    root = liar.stage.root_of(liar.taken.state, liar.taken.round + 1)
+    root = liar.stage.root_of(liar.taken.round + 1, *map(tensors_hash, state_parts(liar.taken.state)))
     return replace(liar.honest, next_root=root, next_state=liar.taken.state)
 
 

@@ -45,7 +45,7 @@ class PipelineBench:
         """The model at one precision."""
         return build_spec(
             {
-                "format": "commonweight.model/2",
+                "format": "commonweight.model/3",
                 "name": "bench",
                 "seed": 1,
                 "stages": stages,
@@ -76,7 +76,13 @@ class PipelineBench:
                     "weight_decay": "0.1",
                     "grad_clip": "1",
                 },
-                "verification": {"round_rate": "0", "microbatch_rate": "0", "data_rate": "0", "tolerance": "0.00001"},
+                "verification": {
+                    "round_rate": "0",
+                    "microbatch_rate": "0",
+                    "data_rate": "0",
+                    "known_bad_rate": "0",
+                    "tolerance": "0.00001",
+                },
                 "data": {"tokenizer": "bytes", "manifest": manifest, "tokens": tokens},
                 "economics": {
                     "rounds_per_epoch": 30,

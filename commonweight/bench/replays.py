@@ -12,7 +12,7 @@ from torch import Tensor
 
 from commonweight.model.compare import Deviation, compare_loss, compare_round, compare_travelled
 from commonweight.model.replay import ReplayedRound, finish_round, replay_microbatch
-from commonweight.model.stage import Stage
+from commonweight.model.stage import Stage, state_parts
 from commonweight.rules.audits import Audit, Kind, Verdict
 from commonweight.rules.spec import ModelSpec
 from commonweight.wire.tensors import digest
@@ -55,9 +55,12 @@ def work(stage: Stage, taken: Taken, microbatches: Iterable[int] | None = None) 
 
     `stage` is left with the round's weights, or those after it.
     """
+    if microbatches is not None:
+        parameters, _ = state_parts(taken.state)
+        stage.load_parameters(parameters, taken.round)
+        return compute(stage, taken, microbatches)
     stage.load(taken.state, taken.round)
-    made = compute(stage, taken, microbatches)
-    return made if microbatches is not None else finish(made, finish_round(stage))
+    return finish(compute(stage, taken), finish_round(stage))
 
 
 def compute(stage: Stage, taken: Taken, microbatches: Iterable[int] | None = None) -> Made:

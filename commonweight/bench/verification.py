@@ -263,6 +263,27 @@ def _simulated(world: _World) -> list[Result]:
     return results
 
 
+def _simulated_auditors(world: _World) -> list[Result]:
+    """Seat holders that don't audit as they should, at the devnet's rates."""
+    bench = world.bench
+    spec = devnet_spec(2, 0, world.spec.data.manifest, world.spec.data.tokens, rounds_per_epoch=30)
+    order: dict[str, Any] = {"spec": write_spec(world.folder, spec), "stake": bench.stake, "cost": bench.cost}
+    with Worker(TRAINED) as worker:
+        outcomes = worker.ask(
+            "simulate_auditors", **order, epochs=bench.epochs - bench.epochs % WITHIN_EPOCHS, seed=bench.seed
+        )
+    results = []
+    for outcome in outcomes:
+        name, of = outcome["name"], f"of {outcome['epochs']} epochs"
+        error = 2 * outcome["profit_error"]
+        profit = Summary(outcome["profit"], outcome["profit"] - error, outcome["profit"] + error)
+        results += [
+            Result(f"{name}: caught", of, Summary.of([outcome["caught"]])),
+            Result(f"{name}: profit", "rewards/epoch", profit, limit=None if "honest" in name else 0.0),
+        ]
+    return results
+
+
 def _cost(world: _World) -> list[Result]:
     """Shares of the processor time of training."""
     bench, spec = world.bench, world.spec
@@ -347,6 +368,7 @@ SECTIONS: dict[str, Callable[[_World], list[Result]]] = {
     "honest rounds, audited": _honest,
     "lies: share of the audits that look at them which fail": _lies,
     f"simulated cheats: caught within {WITHIN_EPOCHS} epochs, and profit over honesty": _simulated,
+    f"simulated auditors: convicted within {WITHIN_EPOCHS} epochs, and profit over honesty": _simulated_auditors,
     "processor time": _cost,
     "training with the largest bias that passes": _bias,
 }

@@ -13,7 +13,8 @@ from commonweight.bench.replays import Made, Taken, compute, work
 from commonweight.bench.round_files import read_round
 from commonweight.identity import NodeIdentity
 from commonweight.model.data import Dataset
-from commonweight.model.stage import Stage
+from commonweight.model.hashing import tensors_hash
+from commonweight.model.stage import Stage, state_parts
 from commonweight.rules.receipt import Domain
 from commonweight.rules.report import Hop, Report, report_receipt
 from commonweight.rules.spec import ModelSpec
@@ -29,6 +30,7 @@ def measure_cost(spec: ModelSpec, dataset: Dataset, file: Path, turns: int) -> d
     An audit has what it needs in memory: it checks the hashes of state and inputs, replays, and hashes what results.
     """
     taken, made = read_round(file)
+    parameters, moments = state_parts(taken.state)
     stage = Stage(spec, INNER, blank=True)
     stage.load(taken.state, taken.round)
     trace = file.with_name("trace")
@@ -51,8 +53,9 @@ def measure_cost(spec: ModelSpec, dataset: Dataset, file: Path, turns: int) -> d
         KEY.sign_digest(report_receipt(bytes(32), 1, report, bytes(32)).digest(DOMAIN))
 
     def commit() -> None:
-        stage.root_of(taken.state, taken.round)
-        stage.root_of({name: t for name, t in taken.state.items() if name.startswith("parameter.")}, 0)  # a gradient
+        tensors_hash(parameters)
+        tensors_hash(moments)
+        tensors_hash(parameters)  # as large as a gradient
 
     def write_trace() -> None:
         with trace.open("wb") as out:
@@ -63,7 +66,9 @@ def measure_cost(spec: ModelSpec, dataset: Dataset, file: Path, turns: int) -> d
 
     def audit(microbatches: list[int] | None) -> None:
         blank = Stage(spec, INNER, blank=True)
-        blank.root_of(taken.state, taken.round)
+        tensors_hash(parameters)
+        if microbatches is None:
+            tensors_hash(moments)
         found = work(blank, taken, microbatches)
         for n in found.outputs:
             for tensor in _sides(taken, found, n):

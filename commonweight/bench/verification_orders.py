@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from commonweight.bench.auditor_model import simulate_auditors
 from commonweight.bench.bias import Bias, train_biased
 from commonweight.bench.lies import INNER, LIES, listen
 from commonweight.bench.replays import Made, Taken, Tensors, apart, bits, finish, judge, put_together, take_apart, work
@@ -17,9 +18,10 @@ from commonweight.bench.verification_model import simulate, suite
 from commonweight.bench.verification_workers import Setting
 from commonweight.model.compare import worst
 from commonweight.model.data import Dataset
+from commonweight.model.hashing import tensors_hash
 from commonweight.model.numerics import numerics_class
 from commonweight.model.replay import finish_round
-from commonweight.model.stage import Stage
+from commonweight.model.stage import Stage, state_parts
 from commonweight.rules.audits import Audit, Kind
 from commonweight.rules.report import NO_TENSOR, Hop, Report, report_receipt
 from commonweight.rules.spec import ModelSpec, parse_spec
@@ -160,6 +162,11 @@ class Orders:
         outcomes = simulate(model, adversaries, epochs=epochs, seed=seed, stake=stake, cost=cost)
         return [asdict(outcome) for outcome in outcomes]
 
+    def simulate_auditors(self, spec: str, epochs: int, seed: int, stake: float, cost: float) -> list[dict[str, Any]]:
+        """Play every auditor."""
+        outcomes = simulate_auditors(_spec(spec), epochs=epochs, seed=seed, stake=stake, cost=cost)
+        return [asdict(outcome) for outcome in outcomes]
+
 
 def round_file(folder: Path, round_: int, stage: int) -> Path:
     """Where a trained round of a stage lies."""
@@ -217,6 +224,6 @@ def _commitment(round_: int, index: int, taken: Taken, made: Made, stage: Stage,
         )
         for n, tokens in enumerate(taken.tokens)
     )
-    before = stage.root_of(taken.state, round_)
+    before = stage.root_of(round_, *map(tensors_hash, state_parts(taken.state)))
     report = Report(round_, index, hops, made.gradient_hash, before, made.next_root)
     return report_receipt(bytes(32), 1, report, tip).output.hex()

@@ -18,12 +18,15 @@ class ContractEvent:
     block_number: int
     transaction: str
     """Its hash, 0x and 64 digits."""
+    log_index: int
+    """Events of one block happened in this order."""
 
     @classmethod
     def from_log(cls, log: Mapping[str, Any]) -> Self:
         """From web3's decoded log."""
-        place = {"blockNumber": log["blockNumber"], "transaction": "0x" + bytes(log["transactionHash"]).hex()}
-        return to_record(cls, {**log["args"], **place})
+        place = {"blockNumber": log["blockNumber"], "logIndex": log["logIndex"]}
+        transaction = "0x" + bytes(log["transactionHash"]).hex()
+        return to_record(cls, {**log["args"], **place, "transaction": transaction})
 
 
 # ModelRegistry

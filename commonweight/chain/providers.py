@@ -4,6 +4,7 @@ from typing import Any, Self
 
 from commonweight.chain.abi_names import to_members, to_record
 from commonweight.chain.deployed import DeployedContract, name_members
+from commonweight.chain.events import SeatLeft, SeatTaken
 from commonweight.chain.records import Seat, SlashRecord, SlashStatus
 from commonweight.chain.rpc import to_address
 from commonweight.chain.sender import Receipt, Sender
@@ -78,6 +79,20 @@ class ProviderRegistry(DeployedContract):
     def is_seated(self, model_id: bytes, owner: str, stage: int) -> bool:
         """Whether the owner holds the stage with its stake intact."""
         return bool(self._read("isSeated", model_id, to_address(owner), stage))
+
+    def seated_at(self, model_id: bytes, block: int) -> frozenset[tuple[int, str]]:
+        """Stage and owner of each seat that was held, with its stake intact, after `block`.
+
+        From events, so that no endpoint needs to keep old state. Who is slashed has left its seat, then or before.
+        """
+        then = self.at(block)
+        events: list[SeatTaken | SeatLeft] = [*then.events(SeatTaken, model_id=model_id)]
+        events += then.events(SeatLeft, model_id=model_id)
+        held: set[tuple[int, str]] = set()
+        for event in sorted(events, key=lambda event: (event.block_number, event.log_index)):
+            change = held.add if isinstance(event, SeatTaken) else held.discard
+            change((event.stage, event.owner))
+        return frozenset(held)
 
     def take_seat(self, model_id: bytes, stage: int) -> Receipt:
         """Locks the model's seat stake and holds the stage."""

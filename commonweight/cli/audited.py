@@ -2,14 +2,14 @@
 
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from commonweight.cli.place import Place
 from commonweight.cli.statements import Published, find_statement
 from commonweight.errors import StatementMismatch, StatementUnavailable
-from commonweight.rules.audits import Audit, Kind, Verdict, paid_rounds
-from commonweight.rules.statement import AuditLine, Conviction, CreditedReport, Statement
+from commonweight.rules.audits import NO_EVIDENCE, Audit, Kind, Verdict, paid_rounds
+from commonweight.rules.statement import AuditLine, Conviction, CreditedReport, Statement, to_hex
 
 SINCE_EARLIER = (
     "a {} audit is outstanding since an earlier epoch, in which what it takes was withheld: nothing is paid until one "
@@ -67,7 +67,7 @@ class Earlier:
     _found: dict[Conviction, str] = field(default_factory=dict)
 
     def conviction(self, provider: Conviction, published: Published) -> str:
-        """Why `provider` is in this epoch's list of the convicted: the epoch, the audit and the evidence's hash."""
+        """Why `provider` is in this epoch's list of the convicted: the epoch, what it did, and the evidence's hash."""
         if provider not in self._found:
             self._found[provider] = self._search(provider, published)
         return self._found[provider]
@@ -92,11 +92,10 @@ class Earlier:
             statement = published.statement if first == published.statement.epoch else self._statement(first)
         except (StatementUnavailable, StatementMismatch) as error:
             return f"convicted of fraud in an epoch whose statement can't be had: {error.args[0]}"
-        failed = (line for line in _audits_of(statement, provider) if line.verdict == Verdict.FAILED.value)
-        line = next(failed, None)
-        if line is None:
-            return f"convicted of fraud in epoch {first}, whose statement has no audit that failed"
-        return f"convicted of fraud in epoch {first}: {line.audit} failed, evidence {line.evidence}"
+        cause = next(_proofs(statement, provider), None)
+        if cause is None:
+            return f"convicted of fraud in epoch {first}, whose statement has no proof of it"
+        return f"convicted of fraud in epoch {first}: {cause}"
 
     def _statement(self, epoch: int) -> Statement:
         record = self.place.settlement.epoch(epoch)
@@ -144,6 +143,21 @@ def _audits_of(statement: Statement, provider: Conviction) -> tuple[AuditLine, .
     """Of this provider's work."""
     done = {sealed.round for sealed in statement.rounds for line in sealed.reports if _is_by(line, provider)}
     return tuple(line for line in statement.audits if line.stage == provider.stage and line.round in done)
+
+
+def _proofs(statement: Statement, convicted: Conviction) -> Iterator[str]:
+    """What the statement convicts a node of, as a provider, as an auditor, or by its signatures alone."""
+    for line in _audits_of(statement, convicted):
+        if line.verdict == Verdict.FAILED.value:
+            yield f"{line.audit} failed, evidence {line.evidence}"
+    for line in statement.audits:
+        for opinion in line.opinions:
+            is_own = (line.stage, opinion.auditor) == (convicted.stage, convicted.node)
+            if is_own and opinion.disproof != to_hex(NO_EVIDENCE):
+                yield f"as an auditor it said {opinion.verdict} in {line.audit}, disproof {opinion.disproof}"
+    for twice in statement.equivocations:
+        if (twice.stage, twice.node) == (convicted.stage, convicted.node):
+            yield f"it signed two results of unit {twice.unit}, {' and '.join(twice.outputs)}"
 
 
 def _voided(

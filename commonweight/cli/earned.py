@@ -2,15 +2,17 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from commonweight.chain.events import EpochProposed, PayoutSet, SeatTaken, SignerBound
 from commonweight.cli.audited import Audited, Earlier, audited_work
 from commonweight.cli.history import Proposal, read_history, status_text
 from commonweight.cli.holdings import SCALE
+from commonweight.cli.opinions import Opinions, opinions_in
 from commonweight.cli.place import Place
 from commonweight.cli.statements import Published, find_statement
 from commonweight.errors import StatementUnavailable
-from commonweight.rules.statement import Conviction, SealedRound, Statement
+from commonweight.rules.statement import Conviction, Opinion, SealedRound, Statement
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,8 @@ class Earned:
     """By the identity's nodes, or paid to its account."""
     audited: tuple[Audited, ...]
     """What became of it, by stage and node."""
+    opinions: tuple[Opinions, ...]
+    """By the identity's auditors, or paid to its account."""
     rounds: int
     """Of the epoch, in all."""
     shares: int
@@ -73,13 +77,28 @@ class Earned:
         return self.published is not None or self.proposal is None or self.proposal.rejected is not None
 
     @property
+    def nothing(self) -> str:
+        """How it is called that there are no shares."""
+        return "nothing" if self.is_known else "unknown"
+
+    @property
     def credited(self) -> tuple[Work, ...]:
         """The work that the account itself is paid for."""
         return tuple(each for each in self.work if each.account == self.account)
 
     @property
-    def units(self) -> int:
+    def trained_units(self) -> int:
+        """That the account is paid for by its work."""
         return sum(each.units for each in self.credited)
+
+    @property
+    def audited_units(self) -> int:
+        """That it is paid for by audits."""
+        return sum(each.units for each in self.opinions if each.account == self.account)
+
+    @property
+    def units(self) -> int:
+        return self.trained_units + self.audited_units
 
     @property
     def all_units(self) -> int:
@@ -157,7 +176,9 @@ def _earned(
     rounds = published.statement.rounds if published is not None else ()
     work = tuple(_work(rounds, identity))
     audited: tuple[Audited, ...] = ()
+    opinions: tuple[Opinions, ...] = ()
     if published is not None:
+        opinions = opinions_in(published, partial(_is_of, identity), earlier)
         providers = dict.fromkeys(Conviction(stage=each.stage, node=each.node) for each in work)
         audited = tuple(audited_work(published, provider, earlier) for provider in providers)
     shares = int(line.shares) if line else 0
@@ -169,13 +190,18 @@ def _earned(
         published=published,
         work=work,
         audited=audited,
+        opinions=opinions,
         rounds=len(rounds),
         shares=shares,
         claimed=line is not None and final is not None and int(line.cumulative_shares) <= claimed,
         revenue=shares * (accumulator - final.accumulator) // SCALE if final is not None else 0,
         serving_revenue=int(line.operator_revenue) - serving_before if line else 0,
-        why_nothing=None if shares else why_nothing(place, identity, proposal, published, work, audited),
+        why_nothing=None if shares else why_nothing(place, identity, proposal, published, work, audited, opinions),
     )
+
+
+def _is_of(identity: Identity, opinion: Opinion) -> bool:
+    return opinion.auditor in identity.nodes or opinion.account == identity.account
 
 
 def _work(rounds: Sequence[SealedRound], identity: Identity) -> Iterable[Work]:
@@ -197,6 +223,7 @@ def why_nothing(
     published: Published | None,
     work: Sequence[Work],
     audited: Sequence[Audited],
+    opinions: Sequence[Opinions],
 ) -> str:
     """The chain of reasons why an epoch brings the account no shares, as one sentence."""
     if proposal is None:
@@ -206,8 +233,10 @@ def why_nothing(
         return f"its proposal was {status_text(proposal, place.chain.timestamp())}"
     if published is None:
         return "nobody serves its statement: give --statements DIR or URL of somebody who has it"
-    if credited := [each for each in work if each.account == identity.account]:
-        return _worthless(credited, audited, published.statement)
+    credited = [each for each in work if each.account == identity.account]
+    judged = [each for each in opinions if each.account == identity.account]
+    if credited or judged:
+        return _worthless(credited, audited, judged, published.statement)
     others = [each for each in work if each.account != identity.account]
     if others:
         each = others[0]
@@ -218,17 +247,24 @@ def why_nothing(
     return f"no round of it is credited to the account, nor done by its {who}{'; ' + reason if reason else ''}"
 
 
-def _worthless(credited: Sequence[Work], audited: Sequence[Audited], statement: Statement) -> str:
-    """Why rounds that are credited to the account bring it nothing."""
-    if units := sum(each.units for each in credited):
+def _worthless(
+    credited: Sequence[Work], audited: Sequence[Audited], opinions: Sequence[Opinions], statement: Statement
+) -> str:
+    """Why rounds that are credited to the account, and opinions, bring it nothing."""
+    if units := sum(each.units for each in credited) + sum(each.units for each in opinions):
         return f"its {units} units are paid from {statement.compute_shares} base units of shares, and rounded down"
     providers = {(each.stage, each.node) for each in credited}
-    reasons = (
+    reasons = [
         f"stage {each.provider.stage}, node {each.provider.node}: {unpaid.span}, {unpaid.why}"
         for each in audited
         if (each.provider.stage, each.provider.node) in providers
         for unpaid in each.unpaid
-    )
+    ]
+    reasons += [
+        f"stage {each.auditor.stage}, auditor {each.auditor.node}: {unpaid.span}, {unpaid.why}"
+        for each in opinions
+        for unpaid in each.unpaid
+    ]
     return f"none of its work is paid: {'; '.join(reasons)}"
 
 

@@ -1,13 +1,15 @@
 """The sources of what an account earned in an epoch, each checked: receipts, statement, proof, transactions."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from commonweight.chain.events import OperatorPaid, SharesClaimed
 from commonweight.cli.earned import Earned
 from commonweight.cli.place import Place
-from commonweight.rules.epoch import credited_receipt
+from commonweight.rules.epoch import credited_receipt, signed_receipt
 from commonweight.rules.merkle import settlement_leaf, verify_proof
 from commonweight.rules.receipt import Domain
+from commonweight.rules.statement import AuditLine, Opinion
 from commonweight.watch.judge import signer_of
 
 
@@ -32,6 +34,16 @@ class SignedReceipt:
 
 
 @dataclass(frozen=True)
+class SignedOpinion:
+    """What an auditor signed about a unit."""
+
+    line: AuditLine
+    opinion: Opinion
+    holds: bool
+    """Whether the auditor that is named has signed it."""
+
+
+@dataclass(frozen=True)
 class Proof:
     """The account's leaf and its way to the root on the chain."""
 
@@ -51,6 +63,8 @@ class Explanation:
     """Where the numbers of an epoch come from."""
 
     receipts: tuple[SignedReceipt, ...]
+    opinions: tuple[SignedOpinion, ...]
+    """By the identity's auditors, or paid to its account."""
     proof: Proof | None
     """None where the account has no line in the epoch's tree."""
     claim: SharesClaimed | None
@@ -65,6 +79,7 @@ def explain(place: Place, earned: Earned) -> Explanation:
     paid = (each for each in claims if earned.claimed and each.epoch >= earned.epoch)
     return Explanation(
         receipts=_receipts(place, earned),
+        opinions=tuple(_opinions(place, earned)),
         proof=_proof(place, earned),
         claim=next(paid, None),
         payments=tuple(place.router.events(OperatorPaid, account=earned.account)),
@@ -95,6 +110,14 @@ def _receipts(place: Place, earned: Earned) -> tuple[SignedReceipt, ...]:
                 )
             )
     return tuple(found)
+
+
+def _opinions(place: Place, earned: Earned) -> Iterator[SignedOpinion]:
+    domain = Domain(place.chain.chain_id, place.model.settlement)
+    for opinions in earned.opinions:
+        for line, opinion in opinions.lines:
+            receipt = signed_receipt(place.model.model_id, line.audit, opinion)
+            yield SignedOpinion(line, opinion, signer_of(receipt, domain, opinion.signature) == opinion.auditor)
 
 
 def _proof(place: Place, earned: Earned) -> Proof | None:

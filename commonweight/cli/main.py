@@ -18,6 +18,7 @@ EXIT_INTERRUPTED = 130
 MOUNTS = (
     Mount("node", "node.cli", "Provide compute: train one stage of a model, earn shares."),
     Mount("coordinator", "coordinator.cli", "Lead a model: plan rounds, keep the ledger, settle epochs."),
+    Mount("auditor", "auditor.cli", "Check others' work: replay what is drawn of it, earn shares."),
     Mount("gateway", "gateway.cli", "Sell a model's answers, in OpenAI's format, for x402."),
     Mount("devnet", "commonweight.devnet.cli", "Run everything on this machine: chain, coordinator, nodes."),
     Mount("keys", "commonweight.cli.keys", "Create, import and show the key that is a node's identity."),

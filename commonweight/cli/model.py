@@ -240,6 +240,37 @@ def _print_verification(spec: "ModelSpec") -> None:
         "the epoch's last audit that passed on until another one passes that looks at as much, be it epochs later. So\n"
         f"it brings {gained}. Text can't be withheld."
     )
+    _print_auditors(spec)
+
+
+def _print_auditors(spec: "ModelSpec") -> None:
+    from commonweight.cli.model_facts import least_known_bad_rate, panels_of
+
+    panels, least = panels_of(spec), least_known_bad_rate(spec)
+    if not panels:
+        return
+    typer.echo("")
+    print_table(
+        ("auditors of a stage", "pass one friend's work", "shown known bad", "stake needed", "of all pay"),
+        [
+            (
+                each.seats,
+                _percent(each.passes),
+                _percent(each.known_bad),
+                f"{each.stake:.3f}" if isfinite(each.stake) else "none is enough",
+                _percent(each.of_pay),
+            )
+            for each in panels
+        ],
+        right="rrrrr",
+    )
+    enough = f"a known-bad rate of {_percent(least)} is enough" if isfinite(least) else "no known-bad rate is enough"
+    typer.echo(
+        "Auditors besides the coordinator's referee, all there; without any it audits alone. One who is a friend of\n"
+        "the provider's passes what is false where nobody was asked before him. To convict takes the referee, too.\n"
+        "Stake: so that passing audits unseen costs what it saves. An audit pays like the work that it repeats; of a\n"
+        f"microbatch it costs two thirds of that. With the stake of the table above {enough}."
+    )
 
 
 def _percent(share: "str | float | Fraction") -> str:

@@ -11,13 +11,19 @@ from commonweight.rules.economics import (
     SAVED,
     Cheat,
     audit_cost,
+    audits_pay,
     chance_caught,
+    collusion_share,
     expected_audits,
     finding_power,
+    known_bad_share,
     leaving_gain,
     needed_stake,
     round_risk,
     scattered_risk,
+    shown_rate,
+    waving_rate,
+    waving_stake,
 )
 from commonweight.rules.emission import BPS, emission
 from commonweight.rules.spec import Economics, ModelSpec
@@ -29,6 +35,9 @@ CHEATED = 0.1
 WITHIN_EPOCHS = 5
 COLLUSION = 1 / 3
 """The share of auditors that are taken to collude where the needed stake is computed."""
+
+PANELS = (1, 2, 4, 8)
+"""Seats in a stage, other than its provider's, that the table of auditors looks at."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +98,21 @@ class CheatFacts:
     """The most that withholding brings who then leaves, in rounds' rewards; infinite where nothing is audited."""
 
 
+@dataclass(frozen=True)
+class PanelFacts:
+    """A stage that so many others than its provider may audit, all of them there; see rules/panel.py."""
+
+    seats: int
+    passes: float
+    """Probability that what one friend of the provider's makes false passes a panel."""
+    known_bad: float
+    """The part of what an auditor is shown."""
+    stake: float
+    """Needed so that passing audits unseen doesn't pay, in rewards of an epoch; infinite where none is enough."""
+    of_pay: float
+    """The part of what is paid for computing that goes to the auditors."""
+
+
 def stages_of(spec: ModelSpec) -> list[StageFacts]:
     """The stages in order."""
     last = spec.stages - 1
@@ -147,6 +171,31 @@ def cheats_of(spec: ModelSpec) -> list[CheatFacts]:
     return facts
 
 
+def panels_of(spec: ModelSpec) -> list[PanelFacts]:
+    """How auditors fare, by how many there are; none where nothing is audited."""
+    if not audits_pay(spec, 1):
+        return []
+    rate = shown_rate(spec)
+    return [
+        PanelFacts(
+            seats,
+            collusion_share(seats, 1, rate),
+            known_bad_share(seats, rate),
+            waving_stake(spec, seats),
+            audits_pay(spec, seats),
+        )
+        for seats in PANELS
+    ]
+
+
+def least_known_bad_rate(spec: ModelSpec) -> float:
+    """Enough of them, with the most seats of PANELS, for a stake that makes cheating on work unprofitable; infinite
+    where none is.
+    """
+    stake = max(each.stake for each in cheats_of(spec))
+    return waving_rate(spec, max(PANELS), stake) if stake < inf else inf
+
+
 def to_json(spec: ModelSpec) -> dict[str, Any]:
     """The facts for programs; base units and FLOPs as decimal strings."""
     boundary = boundary_bytes_per_token(spec)
@@ -193,10 +242,14 @@ def to_json(spec: ModelSpec) -> dict[str, Any]:
                 }
                 for each in audits_of(spec)
             ],
-            "cheats": [
-                {name: None if value == inf else value for name, value in asdict(each).items()}
-                | {"cheat": each.cheat.value}
-                for each in cheats_of(spec)
-            ],
+            "cheats": [_finite(asdict(each)) | {"cheat": each.cheat.value} for each in cheats_of(spec)],
+            "known_bad_rate": spec.verification.known_bad_rate,
+            "least_known_bad_rate": _finite({"": least_known_bad_rate(spec)})[""],
+            "auditors": [_finite(asdict(each)) for each in panels_of(spec)],
         },
     }
+
+
+def _finite(facts: dict[str, Any]) -> dict[str, Any]:
+    """JSON has no infinity: null."""
+    return {name: None if value == inf else value for name, value in facts.items()}

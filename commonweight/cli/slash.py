@@ -38,8 +38,8 @@ def slash() -> None:
     """Show proposals to slash a seat, and contest one.
 
     Anybody may propose that a seat loses its stake, with evidence and a bond; a coordinator does so when an audit has
-    failed. Whoever disagrees contests it within the model's window, with a bond as high, and the arbiter decides (see
-    `commonweight arbiter`). What nobody contests is executed.
+    failed, or an auditor's opinion is disproven. Whoever disagrees contests it within the model's window, with a bond
+    as high, and the arbiter decides (see `commonweight arbiter`). What nobody contests is executed.
     """
 
 
@@ -105,16 +105,19 @@ def show(
 ) -> None:
     """Show a proposal to slash a seat, and what its evidence says.
 
-    Needs no key. Fetches the evidence from where the reporter says that it is (by HTTP, at most 64 KiB) and compares
-    its hash with the chain's. Prints how the proposal stands, which audit failed, what was signed, what the replay
-    found instead, and how far apart they are; or why the evidence is none, and what follows.
+    Needs no key. Fetches the evidence from where the reporter says that it is (by HTTP, at most 16 MiB) and compares
+    its hash with the chain's. Prints how the proposal stands and what the evidence says. Against a provider that is
+    which audit failed, what was signed, what the replay found instead, and how far apart they are; against an auditor,
+    which false report it has passed, or which operator of its replay isn't the referee's. Or it prints why the evidence
+    is none, and what follows.
 
     \b
     Example:
       commonweight slash show 1 --dir runs/first
     """
+    from commonweight.cli.evidence import evidence_fields
     from commonweight.cli.place import find_place
-    from commonweight.cli.slashes import answer_of, evidence_fields, find_case, read_evidence, stake_of
+    from commonweight.cli.slashes import answer_of, find_case, read_evidence, stake_of
 
     place = find_place(rpc, registry, model, dir)
     case = find_case(place, slash_id)

@@ -7,12 +7,12 @@ from eth_hash.auto import keccak
 
 from commonweight.chain.events import SlashContested, SlashProposed
 from commonweight.chain.records import NOBODY, SlashRecord, SlashStatus
+from commonweight.cli.evidence import MAX_BYTES, Evidence, contradictions, meaning, parse_any
 from commonweight.cli.output import format_time
 from commonweight.cli.place import Place
 from commonweight.errors import ConfigError, MalformedMessage, NotAllowed
 from commonweight.rules.statement import to_hex
 from commonweight.watch.fetch import fetch_text
-from commonweight.watch.fraud import MAX_EVIDENCE_BYTES, FraudEvidence, parse_evidence
 
 UNSEEN = (
     "Nobody can check a claim without its evidence; uncontested, the slash is executed all the same. Ask the reporter, "
@@ -21,10 +21,6 @@ UNSEEN = (
 NOT_IT = "It proves nothing; uncontested, the slash is executed all the same."
 NOT_READ = "Any reporter may name any text. Uncontested, the slash is executed; contested, the arbiter has to read it."
 NO_EVIDENCE = "This can't be evidence against the seat: contest it, and tell the arbiter."
-COMMITTED = (
-    "The hash shows that the reporter has committed to this, not that it is true. It is if an epoch's statement has "
-    "this report, and a replay of the unit finds this difference."
-)
 
 
 @dataclass(frozen=True)
@@ -97,14 +93,14 @@ def stake_of(place: Place, case: Case) -> int:
 class Found:
     """What became of looking for a proposal's evidence."""
 
-    evidence: FraudEvidence | None
+    evidence: Evidence | None
     problem: str | None
     """Why there is none to be relied on."""
     meaning: str
 
     def facts(self) -> dict[str, Any]:
         """For programs."""
-        document = None if self.evidence is None else self.evidence.model_dump()
+        document = None if self.evidence is None else self.evidence.model_dump(mode="json")
         return {"document": document, "problem": self.problem, "meaning": self.meaning}
 
 
@@ -114,33 +110,15 @@ def read_evidence(place: Place, case: Case, given: str | None) -> Found:
     try:
         if given is None and not uri.startswith(("http://", "https://")):
             raise ValueError("the proposal's address is no http or https")
-        text = fetch_text(uri, MAX_EVIDENCE_BYTES)
+        text = fetch_text(uri, MAX_BYTES)
     except ValueError as error:
         return Found(None, f"It can't be had from {uri!r:.400}: {error}.", UNSEEN)
     if keccak(text) != case.record.evidence_hash:
         return Found(None, f"What is at {uri!r:.400} is another text: its hash isn't the one on chain.", NOT_IT)
     try:
-        evidence = parse_evidence(text)
+        evidence = parse_any(text)
     except MalformedMessage as error:
         return Found(None, f"{error.args[0]} It begins {text[:200]!r}.", NOT_READ)
-    if wrong := evidence.contradictions(case.record.stage, place.model.spec_hash):
+    if wrong := contradictions(place, case.record, evidence):
         return Found(evidence, f"It contradicts itself or the proposal: {'; '.join(wrong)}.", NO_EVIDENCE)
-    return Found(evidence, None, COMMITTED)
-
-
-def evidence_fields(evidence: FraudEvidence) -> dict[str, object]:
-    """For people. Whoever wrote it chose the texts: they are quoted."""
-    differs = evidence.difference
-    where = "" if differs.microbatch is None else f" of microbatch {differs.microbatch}"
-    measured = "not measured" if differs.error is None else differs.error
-    allowed = "every bit must be the same" if float(differs.tolerance) == 0 else f"allowed is {differs.tolerance}"
-    return {
-        "audit": str(evidence.unit.audit),
-        "differs": f"{differs.what!r:.80}{where}",
-        "signed": f"{differs.signed!r:.80}",
-        "found": f"{differs.found!r:.80}" if differs.found else "nothing",
-        "error": f"{measured}; {allowed}",
-        "provider's numerics": f"{evidence.numerics.provider!r:.220}",
-        "auditor's numerics": f"{evidence.numerics.auditor!r:.220}",
-        "note": f"{differs.note!r:.400}" if differs.note else "none",
-    }
+    return Found(evidence, None, meaning(evidence))

@@ -7,13 +7,15 @@ from dataclasses import dataclass
 from commonweight.chain.events import Swept
 from commonweight.chain.records import EpochRecord
 from commonweight.cli.audited import count_audits
+from commonweight.cli.panels import Panels, count_panels
 from commonweight.cli.place import Place
 from commonweight.cli.statements import Published, find_statement
 from commonweight.errors import StatementMismatch
 from commonweight.rules.epoch import report_units
 from commonweight.rules.spec import ModelSpec
 from commonweight.rules.statement import Carried, Conviction, Outstanding
-from commonweight.watch.judge import Proposal, check_epoch
+from commonweight.watch.judge import check_epoch
+from commonweight.watch.proposals import read_proposal
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,8 @@ class Verified:
     reports: int
     """Each with a signature that is its node's."""
     audits: Counter[tuple[str, str]]
-    """By kind and verdict: all that the beacon draws, each verdict signed by who may give it."""
+    """By kind and verdict: all that the beacon draws, each opinion signed by who was to give it."""
+    panels: Panels
     unpaid_reports: int
     unpaid_units: int
     """What these reports would have been worth."""
@@ -52,8 +55,15 @@ def verify_epochs(place: Place, spec: ModelSpec, only: int | None = None) -> Ite
     for epoch in range(first, end):
         record = _record(place, epoch)
         published = find_statement(place, record)
-        accumulator = 0 if previous is None else previous.accumulator
-        check_epoch(spec, published.statement, carried, _proposal(place, record, accumulator))
+        proposal = read_proposal(
+            place.settlement,
+            place.model,
+            record,
+            published.statement,
+            accumulator_before=0 if previous is None else previous.accumulator,
+            operator_earned=_operator_earned(place, record),
+        )
+        check_epoch(spec, published.statement, carried, proposal)
         yield _verified(spec, published)
         carried, previous = published.statement.carried(), record
 
@@ -67,20 +77,10 @@ def _record(place: Place, epoch: int) -> EpochRecord:
     return record
 
 
-def _proposal(place: Place, record: EpochRecord, accumulator_before: int) -> Proposal:
+def _operator_earned(place: Place, record: EpochRecord) -> int:
+    """By when the epoch was proposed."""
     sweeps = place.router.events(Swept)
-    return Proposal(
-        chain_id=place.chain.chain_id,
-        settlement=place.model.settlement,
-        model_id=place.model.model_id,
-        epoch=record.epoch,
-        root=record.root,
-        minted=record.minted,
-        accumulator_before=accumulator_before,
-        operator_earned=sum(sweep.to_operators for sweep in sweeps if sweep.block_number <= record.block_number),
-        beacon_tip=place.settlement.beacon_of(record.epoch, record.proposer),
-        auditors=frozenset({record.proposer}),
-    )
+    return sum(sweep.to_operators for sweep in sweeps if sweep.block_number <= record.block_number)
 
 
 def _verified(spec: ModelSpec, published: Published) -> Verified:
@@ -93,6 +93,7 @@ def _verified(spec: ModelSpec, published: Published) -> Verified:
         rounds=len(statement.rounds),
         reports=len(reports),
         audits=count_audits(statement.audits),
+        panels=count_panels(statement),
         unpaid_reports=len(unpaid),
         unpaid_units=sum(report_units(spec, line.stage) for line in unpaid),
         convicted=statement.convicted,

@@ -1,5 +1,6 @@
 """Who is who on a devnet: accounts of the public mnemonic, and the key files of those that run a process."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,7 +27,7 @@ class Account:
     """An account and what it does here."""
 
     role: str
-    """"deployer", "coordinator", …, "arbiter-0", …, "node-0", …, "buyer-0", …"""
+    """"deployer", "coordinator", …, "arbiter-0", …, "node-0", …, "auditor-0", …, "buyer-0", …"""
     key: Key
 
     @property
@@ -34,18 +35,29 @@ class Account:
         return self.key.address
 
 
-def devnet_accounts(nodes: int, buyers: int = 0) -> dict[str, Account]:
-    """All accounts of a devnet, by role. The first call imports eth_account: half a second."""
-    last = FIRST_NODE + nodes
+def devnet_accounts(nodes: int, buyers: int = 0, auditors: Iterable[str] = ()) -> dict[str, Account]:
+    """All accounts of a devnet, by role; `auditors` are names. The first call imports eth_account: half a second."""
     roles = {role: index for index, role in enumerate(FIXED)}
-    roles |= {node_name(index): FIRST_NODE + index for index in range(nodes)}
-    roles |= {buyer_name(index): last + index for index in range(buyers)}
+    others = [node_name(index) for index in range(nodes)]
+    others += [buyer_name(index) for index in range(buyers)]
+    others += auditors
+    roles |= {role: FIRST_NODE + index for index, role in enumerate(others)}
     return {role: Account(role, devnet_key(index)) for role, index in roles.items()}
 
 
 def node_name(index: int) -> str:
     """Of a provider's process, its account and its folder."""
     return f"node-{index}"
+
+
+def auditor_name(stage: int, index: int = 0) -> str:
+    """Of the process of a stage's auditor and of its account; the first has its stage's number alone."""
+    return f"auditor-{stage}-{index}" if index else f"auditor-{stage}"
+
+
+def auditor_stages(stages: int, auditors: int) -> dict[str, int]:
+    """Which stage each of so many auditors has its seat in, by its name: one in each, then a second, and so on."""
+    return {auditor_name(number % stages, number // stages): number % stages for number in range(auditors)}
 
 
 def buyer_name(index: int) -> str:
@@ -69,5 +81,5 @@ def write_keys(keys: Path, accounts: dict[str, Account]) -> None:
     password.touch(mode=0o600)
     password.write_text(PASSWORD + "\n")
     for role, account in accounts.items():
-        if role in ("coordinator", "gateway") or role.startswith(("arbiter-", "node-", "buyer-")):
+        if role in ("coordinator", "gateway") or role.startswith(("arbiter-", "node-", "auditor-", "buyer-")):
             import_key(key_file(keys, role), PASSWORD, account.key.secret, scrypt_n=SCRYPT_N_DEVNET)

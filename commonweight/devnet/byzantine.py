@@ -1,6 +1,7 @@
-"""Which nodes of a devnet cheat, and how: what `--byzantine` takes, and what `python -m adversary` does.
+"""Who cheats on a devnet, and how: what `--byzantine` takes, and what `python -m adversary` and `python -m
+adversary.auditor` do.
 
-None colludes with its auditor: the coordinator's referee is the only one, and nothing of the coordinator cheats here.
+Nothing of the coordinator cheats here: its referee can be relied on.
 """
 
 import re
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from enum import Enum
 
+from commonweight.devnet.accounts import auditor_name, node_name
 from commonweight.errors import ConfigError
 
 
@@ -26,6 +28,19 @@ class Where(Enum):
         return {Where.ANY: True, Where.FIRST: first, Where.LAST: last, Where.INNER: not first and not last}[self]
 
 
+class Who(Enum):
+    """Of a stage, the processes that cheat."""
+
+    PROVIDER = "its provider"
+    AUDITOR = "its first auditor"
+    BOTH = "both"
+
+    def names(self, stage: int) -> list[str]:
+        """Of these processes."""
+        node, auditor = node_name(stage), auditor_name(stage)
+        return {Who.PROVIDER: [node], Who.AUDITOR: [auditor], Who.BOTH: [node, auditor]}[self]
+
+
 @dataclass(frozen=True)
 class Way:
     """One way of cheating."""
@@ -35,6 +50,7 @@ class Way:
     fraction: str = "microbatches"
     """What a fraction is of."""
     where: Where = Where.ANY
+    who: Who = Who.PROVIDER
 
 
 KINDS: Mapping[str, Way] = {
@@ -57,6 +73,10 @@ KINDS: Mapping[str, Way] = {
     "withhold": Way("works honestly and gives auditors nothing", "rounds"),
     "adaptive": Way("sends zeros in as many rounds as pay, and withholds these when they are drawn", "its stake"),
     "flood": Way("sends zeros, contests that it is slashed, and proposes to slash everybody else"),
+    "collude": Way("sends zeros, both ways, and its stage's auditor passes whatever it is shown", who=Who.BOTH),
+    "wave-through": Way("as an auditor, passes what it is shown, without a replay", "audits", who=Who.AUDITOR),
+    "false-alarm": Way("as an auditor, says of all work that it is fraud", "audits", who=Who.AUDITOR),
+    "auditor-silent": Way("as an auditor, takes orders and never answers", "audits", who=Who.AUDITOR),
 }
 
 
@@ -84,8 +104,11 @@ class Cheating:
         return cls(kind, float(fraction))
 
 
-def parse_byzantine(texts: Sequence[str], stages: int) -> dict[int, Cheating]:
-    """By stage, from STAGE:KIND[:FRACTION] for each that cheats. Raises ConfigError that names the text."""
+def parse_byzantine(texts: Sequence[str], stages: int, auditors: int) -> dict[str, Cheating]:
+    """By the name of the process that cheats, from STAGE:KIND[:FRACTION] for each; `auditors` says how many there are.
+
+    Raises ConfigError that names the text.
+    """
     found: dict[int, Cheating] = {}
     for text in texts:
         number, colon, rest = text.partition(":")
@@ -100,8 +123,12 @@ def parse_byzantine(texts: Sequence[str], stages: int) -> dict[int, Cheating]:
             cheating = Cheating.parse(rest)
         except ConfigError as error:
             raise ConfigError(f"--byzantine {text!r}: {error.args[0]}") from None
+        if KINDS[cheating.kind].who is not Who.PROVIDER and auditors <= stage:
+            raise ConfigError(
+                f"--byzantine {text!r}: {cheating.kind} takes an auditor of stage {stage}: give --auditors {stage + 1}."
+            )
         where = KINDS[cheating.kind].where
         if not where.includes(stage, stages):
             raise ConfigError(f"--byzantine {text!r}: {cheating.kind} is possible on {where.value} only.")
         found[stage] = cheating
-    return found
+    return {name: how for stage, how in found.items() for name in KINDS[how.kind].who.names(stage)}

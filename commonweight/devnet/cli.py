@@ -20,7 +20,7 @@ DirOption = Annotated[
 
 @app.callback()
 def devnet() -> None:
-    """Run everything on this machine: chain, coordinator, nodes, gateway, buyers.
+    """Run everything on this machine: chain, coordinator, nodes, auditors, gateway, buyers.
 
     The processes are those that their owners would start, with keys that everybody knows.
     """
@@ -46,11 +46,14 @@ def up(
     buyers: Annotated[
         int, typer.Option(help="How many buy an answer every few seconds, from the first final epoch on.")
     ] = 1,
+    auditors: Annotated[
+        int, typer.Option(help="Auditors with a seat of their own, dealt to the stages in turn; 0: only the referee.")
+    ] = 1,
     byzantine: Annotated[
         list[str] | None,
         typer.Option(
             metavar="STAGE:KIND[:FRACTION]",
-            help="Have the node of a stage cheat, on a fraction of its work; repeat. KIND may be: "
+            help="Have a stage's node or auditor cheat, on a fraction of its work; repeat. KIND may be: "
             + ", ".join(KINDS)
             + ".",
         ),
@@ -84,6 +87,7 @@ def up(
         live=attended,
         rounds_per_epoch=rounds_per_epoch,
         buyers=buyers,
+        auditors=auditors,
         byzantine=tuple(byzantine or ()),
     )
     raise typer.Exit(run_devnet(options, console))
@@ -101,7 +105,7 @@ def status(folder: DirOption = None) -> None:
     typer.echo(f"{file.state.folder}: {f'runs as process {file.pid}' if running else 'has ended'}\n")
     print_fields(progress(file.state, time.time() if running else file.state.updated))
     typer.echo()
-    print_table(NODE_HEADER, node_rows(file.state.nodes))
+    print_table(NODE_HEADER, node_rows(file.state.members))
     for line in file.state.errors:
         typer.echo(line)
     raise typer.Exit(0 if running else 1)

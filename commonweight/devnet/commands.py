@@ -23,9 +23,9 @@ def pack_command(folder: RunFolder) -> list[str]:
 
 
 def coordinator_command(
-    folder: RunFolder, options: DevnetOptions, deployment: Deployment, nodes: Sequence[str], gateway: str
+    folder: RunFolder, options: DevnetOptions, deployment: Deployment, members: Sequence[str], gateway: str
 ) -> list[str]:
-    """Leads the model; only `nodes` (addresses) may take part, and `gateway` may sell."""
+    """Leads the model; only `members` (addresses) may train and audit, and `gateway` may sell."""
     command = [
         *(*_commonweight("coordinator", "run"), "--spec", str(folder.spec), "--ledger", folder.ledger),
         *(*_key(folder.keys, "coordinator"), "--listen", ANY_PORT),
@@ -36,7 +36,7 @@ def coordinator_command(
     ]
     if options.until_epoch is not None:
         command += ["--until-epoch", str(options.until_epoch)]
-    for address in nodes:
+    for address in members:
         command += ["--allow", address]
     return command
 
@@ -51,6 +51,15 @@ def node_command(
         *("--coordinator", coordinator, *_key(folder.keys, name)),
         *("--dir", str(folder.node(name)), "--data", str(folder.data), "--listen", ANY_PORT, "--threads", "1"),
         *("--rpc", deployment.rpc_url, "--registry", deployment.registry, "--http", ANY_PORT),
+    ]
+
+
+def auditor_command(folder: RunFolder, name: str, coordinator: str, cheating: Cheating | None) -> list[str]:
+    """Audits the stage in which its account holds a seat. `cheating`: how, if it does."""
+    cheats = (sys.executable, "-m", "adversary.auditor", str(cheating))
+    return [
+        *(_commonweight("auditor", "run") if cheating is None else cheats),
+        *("--coordinator", coordinator, *_key(folder.keys, name)),
     ]
 
 

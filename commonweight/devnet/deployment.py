@@ -151,19 +151,25 @@ def hand_out_money(deployment: Deployment, accounts: Mapping[str, Account]) -> N
     deployer = _sender(deployment.rpc_url, deployment.chain_id, accounts["deployer"].key)
     token = TestUSD(deployer.chain, deployment.revenue_token, deployer)
     for role, account in accounts.items():
-        if role == "coordinator" or role.startswith(("node-", "buyer-")):
+        if role == "coordinator" or role.startswith(("node-", "auditor-", "buyer-")):
             token.mint(account.address, POCKET_MONEY)
     coordinator = _sender(deployment.rpc_url, deployment.chain_id, accounts["coordinator"].key)
     RevenueRouter(coordinator.chain, deployment.router, coordinator).set_cashier(accounts["gateway"].address, True)
 
 
-def take_seats(deployment: Deployment, accounts: Mapping[str, Account], stages: int) -> None:
-    """Every node bonds its stake and takes the seat of the stage with its number. Raises ChainError."""
+def take_seats(
+    deployment: Deployment, accounts: Mapping[str, Account], stages: int, auditors: Mapping[str, int] | None = None
+) -> None:
+    """Every stage's node, and the `auditors` (names and stages), bond their stakes and take seats. Raises ChainError.
+
+    To be done before the coordinator starts: who holds a seat when it commits to an epoch's audits may do them.
+    """
     from commonweight.chain.providers import ProviderRegistry
     from commonweight.chain.token import Token
 
-    for stage in range(stages):
-        sender = _sender(deployment.rpc_url, deployment.chain_id, accounts[node_name(stage)].key)
+    nodes = {node_name(stage): stage for stage in range(stages)}
+    for name, stage in (nodes | dict(auditors or {})).items():
+        sender = _sender(deployment.rpc_url, deployment.chain_id, accounts[name].key)
         Token(sender.chain, deployment.revenue_token, sender).approve(deployment.providers, SEAT_STAKE)
         providers = ProviderRegistry(sender.chain, deployment.providers, sender)
         providers.bond(sender.address, SEAT_STAKE)

@@ -1,10 +1,11 @@
 """Starts a devnet's processes in the order in which they need each other, watches over them, and ends them.
 
-    corpus ─────────────┐                          ┌─ nodes ── training …
-    chain ── contracts ─┴─ model ── coordinator ──┤
-                             └──── seats, money    └─ gateway ── buyers
+    corpus ─────────────┐                         ┌─ nodes ── training …
+    chain ── contracts ─┴─ model ── coordinator ──┼─ auditors
+                             └──── seats, money   └─ gateway ── buyers
 
-A node that dies is started again with the same key, which is what its owner would do: the network waits for it.
+A node or an auditor that dies is started again with the same key, which is what its owner would do: the network waits
+for a node, and asks somebody else for what an auditor was asked.
 Anything else that dies ends the run.
 """
 
@@ -31,6 +32,7 @@ from commonweight.devnet.accounts import (
 from commonweight.devnet.child import Child
 from commonweight.devnet.commands import (
     ask_command,
+    auditor_command,
     coordinator_command,
     gateway_command,
     node_command,
@@ -56,7 +58,7 @@ from commonweight.rules.canonical import canonical_json
 BRING_UP_S = 180.0
 """Until chain, contracts and coordinator stand; five seconds on an idle machine."""
 RESTART_EVERY_S = 60.0
-"""Between restarts of one node, at least."""
+"""Between restarts of one node or auditor, at least."""
 STOP_S = 10.0
 """Until a process that was asked to end is killed."""
 BUY_EVERY_S = 10.0
@@ -101,8 +103,8 @@ class Network:
                 task.cancel()
 
     async def stop_training(self) -> None:
-        """Ends the buyers, the gateway, which collects what is owed, the nodes, then the coordinator."""
-        for role in ("buyer-", "gateway", "node-", "coordinator"):
+        """Ends the buyers, the gateway, which collects what is owed, auditors, nodes, then the coordinator."""
+        for role in ("buyer-", "gateway", "auditor-", "node-", "coordinator"):
             await asyncio.gather(*(self._stop(name) for name in list(self._children) if name.startswith(role)))
 
     async def stop_chain(self) -> None:
@@ -116,14 +118,15 @@ class Network:
             contracts = start.create_task(self._deploy(group))
         deployment = self.deployment = await self._register(*contracts.result(), corpus.result())
         cheating = self.options.cheating
-        names = [node_name(index) for index in range(self.options.stages)]
-        for stage, name in enumerate(names):
-            log = self.folder.logs / f"{name}.jsonl"
-            log_name = str(log.relative_to(self.folder.path))
-            how = str(cheating[stage]) if stage in cheating else None
-            address = self.accounts[name].address
-            self._observer.note("node.created", name=name, address=address, log=log_name, byzantine=how)
-        addresses = [self.accounts[name].address for name in names]
+        nodes = [node_name(stage) for stage in range(self.options.stages)]
+        auditors = self.options.auditor_stages
+        for name in nodes:
+            address, log, how = self._introduced(name)
+            self._observer.note("node.created", name=name, address=address, log=log, byzantine=how)
+        for name, stage in auditors.items():
+            address, log, how = self._introduced(name)
+            self._observer.note("auditor.created", name=name, stage=stage, address=address, log=log, byzantine=how)
+        addresses = [self.accounts[name].address for name in (*nodes, *auditors)]
         gateway = self.accounts["gateway"].address
         command = coordinator_command(self.folder, self.options, deployment, addresses, gateway)
         coordinator = await self._start("coordinator", command)
@@ -131,10 +134,13 @@ class Network:
         peer = (await self._observer.until(lambda state: state.coordinator is not None)).coordinator
         assert peer is not None, "it is what was waited for"
         write_json(self.folder.deployments, self.deployments())
-        for stage, name in enumerate(names):  # that has the seat of the stage with its number
-            command = node_command(self.folder, deployment, name, peer, cheating.get(stage))
+        for name in nodes:
+            command = node_command(self.folder, deployment, name, peer, cheating.get(name))
             self._watch(group, self._keep(name, command))
-        await self._observer.until(lambda state: all(node.pid is not None for node in state.nodes))
+        for name in auditors:
+            command = auditor_command(self.folder, name, peer, cheating.get(name))
+            self._watch(group, self._keep(name, command))
+        await self._observer.until(lambda state: all(member.pid is not None for member in state.members))
         if self.options.buyers:
             await self._sell(group, deployment, peer)
             self._watch(group, self._look_at_revenue(deployment))
@@ -149,6 +155,12 @@ class Network:
         for index in range(self.options.buyers):
             self._watch(group, self._buy(buyer_name(index)))
 
+    def _introduced(self, name: str) -> tuple[str, str, str | None]:
+        """Of a process: the address, the log of its events as a path in the run's folder, and how it cheats."""
+        log = (self.folder.logs / f"{name}.jsonl").relative_to(self.folder.path)
+        cheating = self.options.cheating.get(name)
+        return self.accounts[name].address, str(log), None if cheating is None else str(cheating)
+
     def deployments(self) -> dict[str, Any]:
         """What deployments.json holds: all that a command needs to find this devnet's model. Empty before it stands."""
         if self.deployment is None:
@@ -158,6 +170,7 @@ class Network:
             "spec": str(self.folder.spec),
             "coordinator_peer": self._observer.state.coordinator,
             "data": str(self.folder.data),
+            "auditors": {auditor.name: auditor.address for auditor in self._observer.state.auditors},
             "gateway_url": self._observer.state.gateway_url,
             "buyer_key": str(key_file(self.folder.keys, buyer_name(0))) if self.options.buyers else None,
             "password_file": str(password_file(self.folder.keys)),
@@ -178,15 +191,16 @@ class Network:
     async def _deploy(self, group: asyncio.TaskGroup) -> tuple[Ready, Contracts]:
         """The chain, with the contracts on it; the accounts and their key files."""
         ready: asyncio.Future[Ready] = asyncio.get_running_loop().create_future()
+        options = self.options
         command = local_chain_command(
-            self.options.backend,
-            accounts=FIRST_NODE + self.options.stages + self.options.buyers,
+            options.backend,
+            accounts=FIRST_NODE + options.stages + options.auditors + options.buyers,
             log_file=self.folder.logs / "chain.log",
             parent_pid=os.getpid(),
         )
         chain = await self._start("chain", command)
         self._watch(group, self._need(chain, ready))
-        self.accounts = await asyncio.to_thread(devnet_accounts, self.options.stages, self.options.buyers)
+        self.accounts = await asyncio.to_thread(devnet_accounts, options.stages, options.buyers, options.auditor_stages)
         await asyncio.to_thread(write_keys, self.folder.keys, self.accounts)
         answer = await ready
         self._observer.note("chain.ready", backend=answer.backend, rpc_url=answer.rpc_url, chain_id=answer.chain_id)
@@ -198,7 +212,7 @@ class Network:
         self.folder.spec.write_bytes(canonical_json(spec.model_dump()))
         deployment = await asyncio.to_thread(register_model, ready, contracts, spec, self.folder.spec, self.accounts)
         await asyncio.to_thread(hand_out_money, deployment, self.accounts)
-        await asyncio.to_thread(take_seats, deployment, self.accounts, self.options.stages)
+        await asyncio.to_thread(take_seats, deployment, self.accounts, self.options.stages, self.options.auditor_stages)
         return deployment
 
     async def _start(self, name: str, command: list[str]) -> Child:
@@ -223,7 +237,7 @@ class Network:
             raise _unexpected(child, status)
 
     async def _keep(self, name: str, command: list[str]) -> None:
-        """The same for a node, which is started again instead if the coordinator ever had it."""
+        """The same for a node or an auditor, which is started again instead if the coordinator ever had it."""
         next_restart = time.monotonic()
         while True:
             child = await self._start(name, command)
@@ -233,7 +247,7 @@ class Network:
             status = await self._ended(child)
             if self._observer.state.finished or (status == 0 and await self._finished_soon()):
                 return
-            if not any(node.joined for node in self._observer.state.nodes if node.name == name):
+            if not any(member.joined for member in self._observer.state.members if member.name == name):
                 raise _unexpected(child, status)
             wait_s = max(0.0, next_restart - time.monotonic())
             self._observer.note("child.restarted", name=name, status=status, wait_s=wait_s)
@@ -269,7 +283,7 @@ class Network:
     # Ending
 
     async def _everyone_left(self) -> None:
-        """Returns once nodes and coordinator have ended, as they do by themselves when training is finished."""
+        """Returns once nodes, auditors and coordinator have ended, as they do by themselves when all is finished."""
         async with asyncio.timeout(FAREWELL_S):
             await asyncio.gather(*(child.wait() for name, child in self._children.items() if _leaves(name)))
 
@@ -285,7 +299,7 @@ class Network:
 
 
 def _leaves(name: str) -> bool:
-    return name == "coordinator" or name.startswith("node-")
+    return name == "coordinator" or name.startswith(("node-", "auditor-"))
 
 
 def _unexpected(child: Child, status: int) -> StateError:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import get_args
 
 from commonweight.chain.local import Backend, local_chain_command
+from commonweight.devnet.accounts import auditor_stages
 from commonweight.devnet.byzantine import Cheating, parse_byzantine
 from commonweight.devnet.spec import devnet_spec
 from commonweight.errors import ConfigError
@@ -35,13 +36,15 @@ class DevnetOptions:
     rounds_per_epoch: int = 30
     buyers: int = 1
     """Each asks the model something every few seconds, once there is a version to ask, and pays for it."""
+    auditors: int = 1
+    """Dealt to the stages in turn; 0: only the coordinator's referee audits."""
     byzantine: tuple[str, ...] = ()
-    """STAGE:KIND or STAGE:KIND:FRACTION of each node that cheats."""
+    """STAGE:KIND or STAGE:KIND:FRACTION of each stage whose node or auditor cheats."""
 
     def __post_init__(self) -> None:
         if self.backend not in get_args(Backend):
             raise ConfigError(f"--backend {self.backend!r} is none of {', '.join(get_args(Backend))}.")
-        for name, least in (("stages", 1), ("seed", 0), ("rounds_per_epoch", 1), ("buyers", 0)):
+        for name, least in (("stages", 1), ("seed", 0), ("rounds_per_epoch", 1), ("buyers", 0), ("auditors", 0)):
             if (value := getattr(self, name)) < least:
                 raise ConfigError(f"--{name.replace('_', '-')} {value} must be at least {least}.")
         if self.until_epoch is not None and self.until_epoch < 1:
@@ -51,13 +54,18 @@ class DevnetOptions:
             if not parent.is_dir() and (self.folder is None or parent != self.folder.absolute()):
                 raise ConfigError(f"--report {self.report}: there is no folder {parent}.")
         self.spec("0x" + "0" * 64, 2**20)
-        parse_byzantine(self.byzantine, self.stages)
+        parse_byzantine(self.byzantine, self.stages, self.auditors)
         local_chain_command(self.backend)
 
     @property
-    def cheating(self) -> dict[int, Cheating]:
-        """How the nodes of which stages cheat."""
-        return parse_byzantine(self.byzantine, self.stages)
+    def auditor_stages(self) -> dict[str, int]:
+        """By the name of each auditor, the stage in which it has its seat."""
+        return auditor_stages(self.stages, self.auditors)
+
+    @property
+    def cheating(self) -> dict[str, Cheating]:
+        """How who cheats, by the name of its process."""
+        return parse_byzantine(self.byzantine, self.stages, self.auditors)
 
     def spec(self, manifest_hash: str, tokens: int) -> ModelSpec:
         """The model to train on the corpus with this manifest and this many tokens."""

@@ -10,7 +10,7 @@ class Penalty:
     """A seat's stake that is gone."""
 
     address: str
-    """Its owner, who on a devnet is the node."""
+    """Its owner, who on a devnet is the node, or the auditor."""
     stage: int
     amount: int
     """Base units of play money."""

@@ -5,13 +5,14 @@ from importlib.metadata import version
 from platform import python_version
 from typing import Any
 
+from commonweight.devnet.opinions import OPINIONS
 from commonweight.devnet.ownership import Ownership
 from commonweight.devnet.penalties import Penalties, Penalty
 from commonweight.devnet.state import DRAWN, DevnetState
 from commonweight.rules.audits import Verdict
 
-OUTCOMES = (DRAWN, *(verdict.value for verdict in Verdict))
-"""That audits are counted by."""
+OUTCOMES = (DRAWN, *(verdict.value for verdict in Verdict), *OPINIONS)
+"""That audits and opinions are counted by."""
 PACKAGES = ("commonweight", "torch", "grpcio", "web3")
 
 
@@ -32,7 +33,9 @@ def build_report(
 ) -> dict[str, Any]:
     """The report's fields; integers that JSON readers would round are decimal strings.
 
-    `audits`: by kind, how many were drawn, and what came of them. `slashed`: who lost stake, for fraud in which epoch.
+    `audits`: by kind, how many were drawn, what came of them, and the opinions: by auditors and by the referee on what
+    providers claim, how many of these were overruled, and what became of what is known to be bad. `slashed`: who lost
+    stake, as what, for fraud in which epoch.
     `losses` has one number per sealed round, in nats per token; `revenue` is in the revenue token's smallest unit.
     """
     return {
@@ -68,6 +71,7 @@ def build_report(
             {
                 "address": each.address,
                 "stage": each.stage,
+                "role": _role_of(state, each),
                 "epoch": _epoch_of(state, each),
                 "amount": str(each.amount),
                 "evidence_hash": each.evidence_hash,
@@ -80,6 +84,11 @@ def build_report(
         },
         "deployments": dict(deployments),
     }
+
+
+def _role_of(state: DevnetState, penalty: Penalty) -> str:
+    """As what it had the seat."""
+    return "auditor" if penalty.address in {auditor.address for auditor in state.auditors} else "provider"
 
 
 def _epoch_of(state: DevnetState, penalty: Penalty) -> int | None:

@@ -103,7 +103,7 @@ class Screen:
         self.say("\nWaiting for the nodes.")
 
     def _introduce_nodes(self, state: DevnetState) -> None:
-        logs = [node.log for node in state.nodes]
-        rows = ((*row, log) for row, log in zip(node_rows(state.nodes), logs, strict=True))
+        logs = [member.log for member in state.members]
+        rows = ((*row, log) for row, log in zip(node_rows(state.members), logs, strict=True))
         self.say("", *table_lines((*NODE_HEADER, "events"), rows))
         self.say("\nTry\n", *field_lines(next_commands(state)), "")

@@ -9,6 +9,7 @@ from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict
 
+from commonweight.devnet.opinions import WHY_CONVICTED, counted_as
 from commonweight.events import Event
 
 DEVNET = "devnet"
@@ -30,11 +31,11 @@ class Frozen(BaseModel):
         return self.model_copy(update=changes)
 
 
-class NodeState(Frozen):
-    """A provider's process and its place in the network."""
+class MemberState(Frozen):
+    """The process of a provider, or of an auditor, and its place in the network."""
 
     name: str
-    """Of the process: "node-0"."""
+    """Of the process: "node-0", "auditor-0"."""
     address: str
     log: str = ""
     """Its events, as a path in the run's folder."""
@@ -42,7 +43,7 @@ class NodeState(Frozen):
     """None while it doesn't run."""
     stage: int | None = None
     port: int | None = None
-    """Of its data plane."""
+    """Of its data plane; an auditor has none."""
     online: bool = False
     """Whether the coordinator has it."""
     joined: bool = False
@@ -53,7 +54,7 @@ class NodeState(Frozen):
 
 
 class FraudState(Frozen):
-    """What a provider was found out by, the first time."""
+    """What a provider or an auditor was found out by, the first time."""
 
     node: str
     """Its address."""
@@ -61,7 +62,7 @@ class FraudState(Frozen):
     round: int
     epoch: int
     kind: str
-    """Of the audit, or "equivocation"."""
+    """Of the audit, or "equivocation"; of an auditor "known bad" or "overruled"."""
     why: str
 
 
@@ -117,8 +118,10 @@ class DevnetState(Frozen):
     """Of that, what they had withdrawn."""
     checks: int = 0
     """Proposed epochs that a node has recomputed and found right."""
-    nodes: tuple[NodeState, ...] = ()
-    """In the order in which they were started."""
+    nodes: tuple[MemberState, ...] = ()
+    """Providers, in the order in which they were started."""
+    auditors: tuple[MemberState, ...] = ()
+    """With seats of their own, in the same order."""
     generation: int = 0
     losses: tuple[float, ...] = ()
     last_round: RoundState | None = None
@@ -130,16 +133,21 @@ class DevnetState(Frozen):
     """Sum over all rounds, per boundary."""
     epochs: tuple[EpochState, ...] = ()
     audits: dict[str, dict[str, int]] = {}
-    """How many, by kind and by what came of them; "drawn" are all."""
+    """How many, by kind and by what came of them; "drawn" are all. And how many opinions: see opinions.py."""
     frauds: tuple[FraudState, ...] = ()
-    """One for each provider and stage."""
+    """One for each provider and stage, or auditor and stage."""
     slashed: tuple[str, ...] = ()
-    """Addresses of the nodes whose stake is gone."""
+    """Addresses of the nodes and auditors whose stake is gone."""
     errors: tuple[str, ...] = ()
     stopped: str | None = None
     """Why training can't go on."""
     finished: bool = False
     """The coordinator reached the epoch that it was started for."""
+
+    @property
+    def members(self) -> tuple[MemberState, ...]:
+        """Providers and auditors."""
+        return self.nodes + self.auditors
 
     @property
     def nodes_alive(self) -> int:
@@ -156,7 +164,7 @@ class DevnetState(Frozen):
 
     @property
     def audit_counts(self) -> Counter[str]:
-        """How many audits of all kinds, by what came of them."""
+        """How many audits and opinions of all kinds, by what came of them."""
         return sum((Counter(counts) for counts in self.audits.values()), Counter())
 
     @property
@@ -183,22 +191,26 @@ def fold(state: DevnetState, source: str, event: Event) -> DevnetState:
         case "devnet", "chain.ready":
             return state.but(rpc_url=fields["rpc_url"], chain_id=fields["chain_id"])
         case "devnet", "node.created":
-            return state.but(nodes=(*state.nodes, NodeState.model_validate(fields)))
+            return state.but(nodes=(*state.nodes, MemberState.model_validate(fields)))
+        case "devnet", "auditor.created":
+            return state.but(auditors=(*state.auditors, MemberState.model_validate(fields)))
         case "devnet", "child.started":
-            return _change_node(state, "name", fields["name"], pid=fields["child_pid"])
+            return _change(state, "name", fields["name"], pid=fields["child_pid"])
         case "devnet", "child.ended":
-            return _change_node(state, "name", fields["name"], pid=None, port=None, online=False)
+            return _change(state, "name", fields["name"], pid=None, port=None, online=False)
         case "devnet", "child.restarted":
-            node = next(node for node in state.nodes if node.name == fields["name"])
-            return _change_node(state, "name", node.name, restarts=node.restarts + 1)
+            member = next(member for member in state.members if member.name == fields["name"])
+            return _change(state, "name", member.name, restarts=member.restarts + 1)
         case "coordinator", "coordinator.listening":
             return state.but(coordinator=fields["peer"])
         case "coordinator", "node.joined":
             port = int(fields["data_address"].rpartition(":")[2])
             found = {"stage": fields["stage"], "port": port, "online": True, "joined": True}
-            return _change_node(state, "address", fields["node"], **found)
-        case "coordinator", "node.lost":
-            return _change_node(state, "address", fields["node"], online=False)
+            return _change(state, "address", fields["node"], **found)
+        case "coordinator", "auditor.joined":
+            return _change(state, "address", fields["node"], online=True, joined=True)
+        case "coordinator", "node.lost" | "auditor.lost":
+            return _change(state, "address", fields["node"], online=False)
         case "coordinator", "generation.formed":
             return state.but(generation=fields["generation"])
         case "coordinator", "round.sealed":
@@ -212,9 +224,14 @@ def fold(state: DevnetState, source: str, event: Event) -> DevnetState:
             return _count(state, fields["kind"], DRAWN)
         case "coordinator", "audit.decided":
             state = _count(state, fields["kind"], fields["verdict"])
+            for opinion in fields["auditors"]:
+                for what in counted_as(opinion, fields["verdict"]):
+                    state = _count(state, fields["kind"], what)
             return state if fields["verdict"] != FAILED else _accuse(state, fields, fields["kind"], fields["why"])
         case "coordinator", "provider.equivocated":
             return _accuse(state, fields, EQUIVOCATION, "it signed two reports of it")
+        case "coordinator", "auditor.convicted":
+            return _accuse(state, fields, fields["why"], WHY_CONVICTED[fields["why"]])
         case "coordinator", "slash.executed":
             return state.but(slashed=(*state.slashed, fields["node"]))
         case "gateway", "gateway.listening":
@@ -252,9 +269,15 @@ def _accuse(state: DevnetState, fields: Mapping[str, Any], kind: str, why: str) 
     return state.but(frauds=(*state.frauds, fraud))
 
 
-def _change_node(state: DevnetState, key: str, value: str, **changes: Any) -> DevnetState:
-    nodes = (node.but(**changes) if getattr(node, key).lower() == value.lower() else node for node in state.nodes)
-    return state.but(nodes=tuple(nodes))
+def _change(state: DevnetState, key: str, value: str, **changes: Any) -> DevnetState:
+    """Of the members whose `key` has that value, in whatever case."""
+
+    def changed(members: tuple[MemberState, ...]) -> tuple[MemberState, ...]:
+        return tuple(
+            member.but(**changes) if getattr(member, key).lower() == value.lower() else member for member in members
+        )
+
+    return state.but(nodes=changed(state.nodes), auditors=changed(state.auditors))
 
 
 def _seal(state: DevnetState, event: Event) -> DevnetState:

@@ -8,11 +8,22 @@ from rich.table import Table
 from rich.text import Text
 
 from commonweight.cli.output import format_amount, format_engineering, format_percent, format_rounded
+from commonweight.devnet.opinions import (
+    BY_AUDITORS,
+    BY_REFEREE,
+    CAUGHT,
+    KNOWN_BAD,
+    OPINIONS,
+    OVERRULED,
+    WAVED_THROUGH,
+    WHY_CONVICTED,
+    counted_as,
+)
 from commonweight.devnet.ownership import Ownership
 from commonweight.devnet.penalties import Penalties
 from commonweight.devnet.revenue import Revenue
 from commonweight.devnet.spec import NAME
-from commonweight.devnet.state import DRAWN, FAILED, PASSED, DevnetState, NodeState
+from commonweight.devnet.state import DRAWN, FAILED, PASSED, DevnetState, MemberState
 from commonweight.events import Event
 
 DECIMALS = 6
@@ -53,6 +64,15 @@ def event_line(state: DevnetState, source: str, event: Event) -> str | None:
         case "coordinator", "audit.decided" if fields["verdict"] != PASSED and _is_news(state, fields):
             audit, who = f"{fields['kind']} audit of {_unit(fields)}", name_of(state, fields["node"])
             return f"stage {fields['stage']}: the {audit}, {who}'s work, {CAME_TO[fields['verdict']]}. {fields['why']}"
+        case "coordinator", "audit.decided" if overruled := _overruled(state, fields):
+            what = f"the {fields['kind']} audit of {_unit(fields)}"
+            return f"stage {fields['stage']}: {', '.join(overruled)} is overruled about {what}: {fields['verdict']}"
+        case "coordinator", "auditor.convicted":
+            who = name_of(state, fields["node"])
+            return f"stage {fields['stage']}: {who} is convicted: {WHY_CONVICTED[fields['why']]}"
+        case "coordinator", "auditor.late":
+            who, limit = name_of(state, fields["node"]), fields["limit_s"]
+            return f"stage {fields['stage']}: {who} said nothing about round {fields['round']} for {limit:g} s"
         case "coordinator", "provider.equivocated":
             who = name_of(state, fields["node"])
             return f"stage {fields['stage']}: {who} signed two different reports of round {fields['round']}"
@@ -85,6 +105,7 @@ def progress(state: DevnetState, now: float) -> dict[str, str]:
         "nodes": f"{state.nodes_alive} of {len(state.nodes)} online",
         "revenue": _revenue(state),
         "audits": _audits(state),
+        "auditors": _auditors(state),
         "minted": f"{format_rounded(state.minted)} shares, final epochs: {state.epochs_finalised}",
         "time": f"{elapsed // 60}:{elapsed % 60:02d}",
     }
@@ -98,7 +119,7 @@ def live_view(state: DevnetState, now: float) -> RenderableType:
     for name, value in progress(state, now).items():
         table.add_row(name, value)
     nodes = Table(*NODE_HEADER, box=None, pad_edge=False, padding=(0, 1, 0, 0))
-    for row in node_rows(state.nodes):
+    for row in node_rows(state.members):
         nodes.add_row(*row)
     return Group(Text(), table, Text(), nodes, *(Text(line, style="red") for line in state.errors))
 
@@ -106,8 +127,8 @@ def live_view(state: DevnetState, now: float) -> RenderableType:
 NODE_HEADER = ("node", "stage", "address", "port", "pid", "state")
 
 
-def node_rows(nodes: Sequence[NodeState]) -> list[tuple[str, ...]]:
-    """One row per provider, under NODE_HEADER."""
+def node_rows(nodes: Sequence[MemberState]) -> list[tuple[str, ...]]:
+    """One row for each provider or auditor, under NODE_HEADER."""
     return [
         (
             node.name,
@@ -166,8 +187,8 @@ def fraud_lines(state: DevnetState, penalties: Penalties, ownership: Ownership) 
 
 
 def name_of(state: DevnetState, address: str) -> str:
-    """Of the node with this address; the address where there is none."""
-    return next((node.name for node in state.nodes if node.address.lower() == address.lower()), address)
+    """Of the node or auditor with this address; the address where there is none."""
+    return next((member.name for member in state.members if member.address.lower() == address.lower()), address)
 
 
 def sparkline(values: Sequence[float], width: int = 40) -> str:
@@ -239,9 +260,25 @@ def _audits(state: DevnetState) -> str:
     counts = state.audit_counts
     if not counts:
         return "none was drawn yet"
-    decided = ", ".join(f"{number} {what}" for what, number in counts.items() if what != DRAWN)
+    decided = ", ".join(f"{number} {what}" for what, number in counts.items() if what not in (DRAWN, *OPINIONS))
     cheated = ", ".join(f"{name_of(state, fraud.node)} ({fraud.kind})" for fraud in state.frauds)
     return f"{counts[DRAWN]} drawn{decided and ': '}{decided}" + (f"; cheated: {cheated}" if cheated else "")
+
+
+def _auditors(state: DevnetState) -> str:
+    counts = state.audit_counts
+    line = f"{sum(auditor.online for auditor in state.auditors)} of {len(state.auditors)} online"
+    if counts[BY_AUDITORS] or counts[BY_REFEREE]:
+        line += f"; {counts[BY_AUDITORS]} opinions, {counts[BY_REFEREE]} of the referee, {counts[OVERRULED]} overruled"
+    if counts[KNOWN_BAD]:
+        line += f"; known bad: {counts[CAUGHT]} of {counts[KNOWN_BAD]} caught, {counts[WAVED_THROUGH]} passed"
+    return line
+
+
+def _overruled(state: DevnetState, fields: Mapping[str, Any]) -> list[str]:
+    """Who was, by name."""
+    opinions = (each for each in fields["auditors"] if OVERRULED in counted_as(each, fields["verdict"]))
+    return [name_of(state, opinion["auditor"]) for opinion in opinions]
 
 
 def _is_news(state: DevnetState, fields: Mapping[str, Any]) -> bool:
@@ -260,7 +297,7 @@ def _goal(state: DevnetState) -> str:
     return f" (ends when {state.until_epoch} are final)" if state.until_epoch is not None else ""
 
 
-def _condition(node: NodeState) -> str:
+def _condition(node: MemberState) -> str:
     cheats = f", cheats: {node.byzantine}" if node.byzantine else ""
     again = f", restarted {node.restarts}×" if node.restarts else ""
     if node.online:

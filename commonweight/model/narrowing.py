@@ -1,50 +1,31 @@
 """From "these two replays differ" to the first operator that did (refereed delegation, as in Verde, arXiv 2502.19405).
 
-Two parties record the same replay. Within one numerics class their records are equal, or the first that isn't names the
-layer and the operator. If its inputs agree, its tensors are what anybody needs to compute that one operator again.
-Across classes almost every operator's bits differ, so narrowing says nothing there.
+Two parties record the same replay, and show each other the hashes of their records (commonweight/rules/recording.py).
+Within one numerics class these are equal, or the first that isn't names the layer and the operator. Its tensors are
+what anybody needs to compute that one operator again (commonweight/model/operators.py). Across classes almost every
+operator's bits differ, so narrowing says nothing there.
 """
 
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map_only
 
-from commonweight.model.hashing import tensors_hash
+from commonweight.errors import MessageTooLarge
+from commonweight.model.operators import tensor_hash, tensors_made, tensors_of, write_arguments
 from commonweight.model.replay import finish_round, replay_microbatch
 from commonweight.model.stage import Stage
+from commonweight.rules.recording import MAX_OPERATORS, MAX_TENSORS_BYTES, OperatorRecord
 
 Phase = Literal["forward", "backward", "step"]
 
 _UNDEFINED = ("aten.empty", "aten.new_empty")
 """Operators whose outputs are whatever was in memory."""
-
-
-@dataclass(frozen=True, slots=True)
-class OperatorRecord:
-    """One operator's execution. Views, which compute nothing, aren't recorded."""
-
-    microbatch: int
-    """Of those given, from 0; -1 in the step."""
-    phase: Phase
-    layer: str
-    """The module's name, such as "layers.3.attention.norm". "stream" is what lies between sublayers, "boundary" what is
-    done to a tensor that comes or goes, and on the last stage the loss.
-    """
-    operator: str
-    """With its arguments, tensors as "·": "aten.add.Tensor(·, 1e-05)"."""
-    inputs: tuple[bytes, ...]
-    """`tensors_hash` of each tensor, in the order of the arguments."""
-    strides: tuple[tuple[int, ...], ...]
-    """Of the inputs. They decide bits, too: with other ones a kernel may vectorize otherwise."""
-    outputs: tuple[bytes, ...]
-    """`tensors_hash` of each result; arguments that were changed in place come last."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -53,68 +34,45 @@ class Recording:
 
     records: tuple[OperatorRecord, ...]
     tensors: dict[str, Tensor]
-    """Those of one record, if asked for: "input.0", "output.0" and so on; contiguous copies on the CPU, as safetensors
-    takes them. Who computes the operator again gives them the record's strides first.
+    """Those of one record, if asked for and if they have at most MAX_TENSORS_BYTES: "input.0", "output.0" and so on;
+    contiguous copies on the CPU, as safetensors takes them.
     """
-
-
-@dataclass(frozen=True, slots=True)
-class Difference:
-    """The first record in which two replays differ; `index` is what `record(extract=)` takes."""
-
-    index: int
-    what: Literal["operator", "inputs", "outputs"]
-    """"operator": another one, other numbers or strides, or none on one side. "inputs": tensors that no operator made,
-    such as weights. "outputs": the same operator on the same tensors gave something else.
-    """
-    ours: OperatorRecord | None
-    theirs: OperatorRecord | None
 
 
 def record(
     stage: Stage,
-    state: Mapping[str, Tensor],
-    round_: int,
     microbatches: Sequence[Tensor],
     inputs: Sequence[Tensor | None],
     output_gradients: Sequence[Tensor | None],
     *,
+    whole: bool,
     extract: int | None = None,
 ) -> Recording:
-    """Every operator of `replay` with these arguments, and the tensors of record `extract`.
+    """Every operator of a replay on what `stage` holds, and the tensors of record `extract`, if there is one.
 
-    The bits are those of a replay that isn't recorded. Raises what `replay` does, and IndexError where there is no such
-    record.
+    Microbatches, inputs and gradients are as in `replay`. `whole`: they are all of a round, that is finished, too.
+    Views, which compute nothing, aren't recorded. The bits are those of a replay that isn't recorded. Raises what
+    `replay` does, MalformedMessage for an argument that can't be written down, and MessageTooLarge for more than
+    MAX_OPERATORS.
     """
-    stage.load(state, round_)
-    whole = len(microbatches) == stage.spec.training.microbatches_per_round
     recorder = _Recorder(extract)
-    with recorder.attached(stage.module), recorder:
-        for given in zip(microbatches, inputs, output_gradients, strict=True):
-            replay_microbatch(stage, *given, accumulate=whole)
-            recorder.microbatch += 1
+    with recorder.attached(stage.module):
+        for number, given in enumerate(zip(microbatches, inputs, output_gradients, strict=True)):
+            recorder.microbatch = number
+            tokens, code, gradient = map(_dense, given)
+            assert tokens is not None
+            with recorder:
+                replay_microbatch(stage, tokens, code, gradient, accumulate=whole)
         if whole:
-            recorder.phase, recorder.microbatch = "step", -1
-            finish_round(stage)
-    if extract is not None and not 0 <= extract < len(recorder.records):
-        raise IndexError(f"operator {extract} doesn't exist: the replay has {len(recorder.records)}")
+            recorder.phase, recorder.microbatch = "step", None
+            with recorder:
+                finish_round(stage)
     return Recording(tuple(recorder.records), recorder.wanted)
 
 
-def first_difference(ours: Sequence[OperatorRecord], theirs: Sequence[OperatorRecord]) -> Difference | None:
-    """Where two replays begin to differ; None where they don't."""
-    for index, (one, other) in enumerate(zip(ours, theirs, strict=False)):
-        if replace(one, inputs=(), outputs=()) != replace(other, inputs=(), outputs=()):
-            return Difference(index, "operator", one, other)
-        if one.inputs != other.inputs:
-            return Difference(index, "inputs", one, other)
-        if one.outputs != other.outputs:
-            return Difference(index, "outputs", one, other)
-    if len(ours) == len(theirs):
-        return None
-    index = min(len(ours), len(theirs))
-    longer, shorter = (ours[index], None) if len(ours) > index else (None, theirs[index])
-    return Difference(index, "operator", longer, shorter)
+def _dense(tensor: Tensor | None) -> Tensor | None:
+    """A copy: where a tensor came from has left it laid out in memory one way or another, and records have strides."""
+    return None if tensor is None else tensor.clone(memory_format=torch.contiguous_format)
 
 
 class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -128,7 +86,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self.records: list[OperatorRecord] = []
         self.wanted: dict[str, Tensor] = {}
-        self.microbatch = 0
+        self.microbatch: int | None = None
         self.phase: Phase = "forward"
         self._index = wanted
         self._scopes = ["boundary"]
@@ -136,6 +94,11 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Node numbers at which a scope begins..."""
         self._names: list[str] = []
         """...and its name."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Nobody compiles this; to be skipped by torch's compiler it would import it, 1.1 s of CPU time and 80 MB."""
+        return False
 
     @contextmanager
     def attached(self, module: nn.Module) -> Iterator[None]:
@@ -168,19 +131,29 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs = kwargs or {}
         if func.is_view or str(func).startswith(_UNDEFINED):
             return func(*args, **kwargs)
-        given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        kept = self._keep("input", given)
-        inputs = tuple(_hash(tensor) for tensor in given)
-        strides = tuple(tensor.stride() for tensor in given)
+        given = tensors_of((args, kwargs))
+        kept = self._kept("input", given)
+        inputs, strides = tuple(map(tensor_hash, given)), tuple(tensor.stride() for tensor in given)
         result = func(*args, **kwargs)
-        made = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
-        made += _changed(func, args, kwargs)
+        made = tensors_made(func, args, kwargs, result)
         if made:
-            self.wanted |= kept | self._keep("output", made)
+            if len(self.records) == MAX_OPERATORS:
+                raise MessageTooLarge(f"The replay has more than {MAX_OPERATORS} operators: too many for a recording.")
+            if len(self.records) == self._index and _size(given) + _size(made) <= MAX_TENSORS_BYTES:
+                self.wanted = kept | self._kept("output", made)
             phase, layer = self._place()
-            outputs = tuple(_hash(tensor) for tensor in made)
-            name = f"{func}({_written(args, kwargs)})"
-            self.records.append(OperatorRecord(self.microbatch, phase, layer, name, inputs, strides, outputs))
+            self.records.append(
+                OperatorRecord(
+                    microbatch=self.microbatch,
+                    phase=phase,
+                    layer=layer,
+                    operator=str(func),
+                    arguments=write_arguments(args, kwargs),
+                    inputs=inputs,
+                    strides=strides,
+                    outputs=tuple(map(tensor_hash, made)),
+                )
+            )
         return result
 
     def _place(self) -> tuple[Phase, str]:
@@ -191,33 +164,12 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         # The node that adds to a weight's gradient has the largest number there is, and so the last name: "boundary".
         return "backward", self._names[position] if position >= 0 else "boundary"
 
-    def _keep(self, kind: str, tensors: Sequence[Tensor]) -> dict[str, Tensor]:
-        if len(self.records) != self._index:
+    def _kept(self, kind: str, tensors: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Copies, while the wanted record is made: the operator may change its inputs."""
+        if len(self.records) != self._index or _size(tensors) > MAX_TENSORS_BYTES:
             return {}
         return {f"{kind}.{i}": tensor.detach().cpu().clone().contiguous() for i, tensor in enumerate(tensors)}
 
 
-def _hash(tensor: Tensor) -> bytes:
-    return tensors_hash({"": tensor})
-
-
-def _changed(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:
-    """The arguments that `func` changes in place and doesn't return."""
-    found = []
-    for position, argument in enumerate(func._schema.arguments):
-        if argument.alias_info is None or not argument.alias_info.is_write or func._schema.returns:
-            continue
-        value = args[position] if position < len(args) else kwargs.get(argument.name)
-        found += [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
-    return found
-
-
-def _written(args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
-    shown = [repr(tree_map_only(Tensor, lambda _: _Dot(), value)) for value in args]
-    shown += [f"{name}={tree_map_only(Tensor, lambda _: _Dot(), value)!r}" for name, value in kwargs.items()]
-    return ", ".join(shown)
-
-
-class _Dot:
-    def __repr__(self) -> str:
-        return "·"
+def _size(tensors: Sequence[Tensor]) -> int:
+    return sum(tensor.nbytes for tensor in tensors)

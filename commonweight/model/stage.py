@@ -17,7 +17,7 @@ from torch import Tensor
 from commonweight.errors import CheckpointError, MalformedMessage, NonFiniteTensor
 from commonweight.model.adamw import AdamW
 from commonweight.model.decoder import Decoder
-from commonweight.model.hashing import tensors_hash
+from commonweight.model.hashing import state_root, tensors_hash
 from commonweight.model.initial import frozen_tensors, initialize
 from commonweight.model.schedule import learning_rate
 from commonweight.rules.spec import ModelSpec
@@ -39,8 +39,9 @@ class Stage:
 
     `dtype` float64 is for reference computations: all arithmetic and the boundary are float64 then, whatever
     the spec says. `frozen_hash` is the `tensors_hash` of U and F (of nothing where dense), equal on all stages that
-    can be chained. A `blank` stage is cheap to make: its parameters are undefined until `load`, and it shares U and
-    F, which are public, with other blank ones. Raises IndexError where the spec has no such stage.
+    can be chained. A `blank` stage is cheap to make: its parameters are undefined, and it has no moments, until
+    `load`; it shares U and F, which are public, with other blank ones. Raises IndexError where the spec has no such
+    stage.
     """
 
     def __init__(
@@ -81,7 +82,7 @@ class Stage:
             initialize(self.module, spec.architecture, spec.seed)
             frozen = {} if module.subspace is None else dict(module.subspace.named_buffers())
             self.frozen_hash = tensors_hash(frozen)
-        self._adamw = AdamW(self._parameters, training)
+        self._optimizer = None if blank else AdamW(self._parameters, training)
 
     def forward(self, tokens: Tensor, code: Tensor | None) -> Forward:
         """Run one microbatch through the stage.
@@ -176,18 +177,22 @@ class Stage:
         for parameter in self._parameters.values():
             parameter.grad = None
 
+    def parameters(self) -> dict[str, Tensor]:
+        """The parameters under "parameter.": the live tensors."""
+        return {f"parameter.{name}": parameter.detach() for name, parameter in self._parameters.items()}
+
+    def moments(self) -> dict[str, Tensor]:
+        """Adam's moments under "moment1." and "moment2.": the live tensors."""
+        first = {f"moment1.{name}": moment for name, moment in self._adamw.moment1.items()}
+        return first | {f"moment2.{name}": moment for name, moment in self._adamw.moment2.items()}
+
     def state(self) -> dict[str, Tensor]:
-        """Parameters and Adam's moments under "parameter.", "moment1." and "moment2.": the live tensors.
+        """Parameters and moments: the live tensors.
 
         With `round`, which is also Adam's step count, this is all that training goes on from. Copy what must
         outlive the next step.
         """
-        state: dict[str, Tensor] = {}
-        for name, parameter in self._parameters.items():
-            state[f"parameter.{name}"] = parameter.detach()
-            state[f"moment1.{name}"] = self._adamw.moment1[name]
-            state[f"moment2.{name}"] = self._adamw.moment2[name]
-        return state
+        return self.parameters() | self.moments()
 
     def load(self, state: Mapping[str, Tensor], round_: int) -> None:
         """Take over a `state()` of this stage that is ready to train `round_`; pending gradients are
@@ -196,7 +201,18 @@ class Stage:
         Raises CheckpointError, and changes nothing, where names, shapes or dtypes are not exactly this
         stage's.
         """
-        own = self.state()
+        if self._optimizer is None:
+            self._optimizer = AdamW(self._parameters, self.spec.training)
+        self._take_over(self.state(), state, round_)
+
+    def load_parameters(self, parameters: Mapping[str, Tensor], round_: int) -> None:
+        """As `load`, of the `parameters()` alone: what a microbatch is computed with. Until the next `load` there are
+        no moments, and so no step and no state root.
+        """
+        self._take_over(self.parameters(), parameters, round_)
+        self._optimizer = None
+
+    def _take_over(self, own: Mapping[str, Tensor], state: Mapping[str, Tensor], round_: int) -> None:
         faults = [f"{name} is missing" for name in own if name not in state]
         faults += [f"{name} is not of this stage" for name in state if name not in own]
         for name in own.keys() & state.keys():
@@ -218,11 +234,16 @@ class Stage:
 
     def state_root(self) -> bytes:
         """The hash of this version (32 bytes): round, frozen tensors, parameters and moments."""
-        return self.root_of(self.state(), self.round)
+        return self.root_of(self.round, tensors_hash(self.parameters()), tensors_hash(self.moments()))
 
-    def root_of(self, state: Mapping[str, Tensor], round_: int) -> bytes:
-        """The `state_root` this stage would have with that state, without loading it."""
-        return tensors_hash(state, prefix=round_.to_bytes(8, "little") + self.frozen_hash)
+    def root_of(self, round_: int, parameters_hash: bytes, moments_hash: bytes) -> bytes:
+        """The `state_root` that this stage has where its parts have these hashes."""
+        return state_root(round_, self.frozen_hash, parameters_hash, moments_hash)
+
+    @property
+    def _adamw(self) -> AdamW:
+        assert self._optimizer is not None, "only the parameters were loaded"
+        return self._optimizer
 
     def _check_input(self, tokens: Tensor, code: Tensor | None) -> None:
         length, vocab = self.spec.training.sequence_length, self.spec.architecture.vocab_size
@@ -244,6 +265,12 @@ class Stage:
             found = "missing" if tensor is None else describe(tensor)
             expected = describe(torch.empty(shape, dtype=self.boundary_dtype, device="meta"))
             raise MalformedMessage(f"The {what} for stage {self.index} is {found}; expected {expected}.")
+
+
+def state_parts(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The `Stage.parameters` and the `Stage.moments` of a `Stage.state`."""
+    parameters = {name: tensor for name, tensor in state.items() if name.startswith("parameter.")}
+    return parameters, {name: tensor for name, tensor in state.items() if name not in parameters}
 
 
 def describe(tensor: Tensor) -> str:

@@ -12,7 +12,6 @@ from functools import lru_cache
 from math import ceil, inf
 
 from commonweight.rules.merkle import keccak, word
-from commonweight.rules.receipt import Receipt
 from commonweight.rules.spec import ModelSpec
 
 NO_EVIDENCE = bytes(32)
@@ -83,7 +82,7 @@ def draw_audits(spec: ModelSpec, round_: int, beacon: bytes) -> tuple[Audit, ...
     audits: list[Audit] = []
 
     def drawn(stage: int, kind: Kind, rate: str, units: Iterable[int] = (-1,)) -> Iterator[Audit]:
-        limit, number = _limit(rate), _NUMBER[kind]
+        limit, number = rate_limit(rate), _NUMBER[kind]
         for unit in units:
             if int.from_bytes(keccak(beacon + _place(stage, number, unit)), "big") < limit:
                 yield Audit(round_, stage, kind, None if unit == -1 else unit)
@@ -98,7 +97,8 @@ def draw_audits(spec: ModelSpec, round_: int, beacon: bytes) -> tuple[Audit, ...
 
 
 @lru_cache
-def _limit(rate: str) -> int:
+def rate_limit(rate: str) -> int:
+    """A hash below it is drawn."""
     return ceil(Fraction(rate) * 2**256)
 
 
@@ -106,16 +106,6 @@ def _limit(rate: str) -> int:
 def _place(stage: int, kind: int, microbatch: int) -> bytes:
     """`microbatch`: -1 for a whole round."""
     return word(stage) + word(kind) + word(microbatch + 1)
-
-
-def verdict_receipt(model_id: bytes, audit: Audit, verdict: Verdict, evidence_hash: bytes = NO_EVIDENCE) -> Receipt:
-    """What the auditor signs: two verdicts by one key about one audit are slashed as two reports of one round are."""
-    return Receipt(
-        model_id,
-        audit.stage,
-        unit=keccak(word(audit.round) + audit.place),
-        output=keccak(word(list(Verdict).index(verdict)) + evidence_hash),
-    )
 
 
 def paid_rounds(

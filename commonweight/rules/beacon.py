@@ -19,11 +19,6 @@ def hash_chain(seed: bytes, rounds: int) -> tuple[bytes, ...]:
     return tuple(backwards)[::-1]
 
 
-def follows(value: bytes, before: bytes) -> bool:
-    """Whether `value` comes after `before` (the value of the round before, or the tip) in its chain."""
-    return keccak(value) == before
-
-
 def round_root(outputs: Sequence[bytes]) -> bytes:
     """What all providers have committed to in a round: `outputs` are their receipts', in stage order."""
     return MerkleTree([hash_leaf(stage, output) for stage, output in enumerate(outputs)]).root

@@ -163,3 +163,75 @@ def leaving_gain(risk: float, saved: float) -> float:
     if saved <= risk:
         return 0.0
     return saved / risk - 1 if risk else math.inf
+
+
+def collusion_share(seats: int, friends: int, known_bad_rate: float = 0.0) -> float:
+    """r: the probability that a false unit passes because its panel's first opinion on it is a friend's.
+
+    `friends` of the `seats` whose holders may audit the stage are the cheat's, all are there, and the referee is no
+    friend. By `settled_verdict` a first opinion that the unit is good stands; any later one is overruled, since an
+    honest auditor has said otherwise by then. A friend who is shown a false report knows it, the cheat having told him
+    the true one: he catches it, and whoever is next decides.
+    """
+    if not friends:
+        return 0.0
+    return friends / (seats + 1) * (1 - known_bad_rate / seats)
+
+
+def known_bad_share(seats: int, known_bad_rate: float) -> float:
+    """The part of what a seat's holder is shown that is known to be bad, where all work is good and all are there.
+
+    Less than the rate: after each false report another one's holder is shown the true one, if anybody is next but the
+    referee.
+    """
+    return known_bad_rate / (1 + known_bad_rate * (seats - 1) / seats) if seats else 0.0
+
+
+def audits_pay(spec: ModelSpec, seats: int) -> float:
+    """The part of what an epoch pays for computing that a stage's auditors get, where it has so many."""
+    whole, single = Fraction(spec.verification.round_rate), Fraction(spec.verification.microbatch_rate)
+    drawn = float(whole + (1 - whole) * single)
+    rate = shown_rate(spec)
+    opinions = seats / (seats + 1) * (1 + rate * (seats - 1) / seats) if seats else 0.0
+    return drawn * opinions / (1 + drawn * opinions)
+
+
+def shown_rate(spec: ModelSpec) -> float:
+    """The known-bad rate; 0 where there is nothing to exchange, as by `is_known_bad`."""
+    is_single = spec.training.microbatches_per_round == 1 or spec.stages == 1
+    return 0.0 if is_single else float(spec.verification.known_bad_rate)
+
+
+def audit_reward(spec: ModelSpec, kind: Kind) -> Fraction:
+    """What an audit of this kind pays, in rewards of a stage for an epoch: as much as the work that it repeats."""
+    if kind is Kind.DATA:
+        return Fraction(0)
+    units = 1 if kind is Kind.ROUND else spec.training.microbatches_per_round
+    return Fraction(1, spec.economics.rounds_per_epoch * units)
+
+
+def audit_expense(spec: ModelSpec, kind: Kind) -> Fraction:
+    """What an audit of this kind costs its auditor, in the same rewards, if computing costs all that it earns."""
+    return audit_reward(spec, kind) * (1 if kind is Kind.ROUND else REPLAYED)
+
+
+def waving_stake(spec: ModelSpec, seats: int) -> float:
+    """The stake at which passing all audits unseen brings nothing, in rewards of a stage for an epoch.
+
+    `known_bad_share · (reward + stake) > cost` of every kind of audit. Infinite where nothing is known to be bad.
+    """
+    found = known_bad_share(seats, shown_rate(spec))
+    return max(
+        needed_stake(found, reward=float(audit_reward(spec, kind)), saved=float(audit_expense(spec, kind)))
+        for kind in (Kind.ROUND, Kind.MICROBATCH)
+    )
+
+
+def waving_rate(spec: ModelSpec, seats: int, stake: float) -> float:
+    """The least known-bad rate at which it brings nothing with this stake; infinite where none is enough."""
+    share = max(
+        needed_rate(reward=float(audit_reward(spec, kind)), stake=stake, saved=float(audit_expense(spec, kind)))
+        for kind in (Kind.ROUND, Kind.MICROBATCH)
+    )
+    rate = share / (1 - share * (seats - 1) / seats) if share <= 1 else math.inf
+    return rate if rate <= 1 else math.inf

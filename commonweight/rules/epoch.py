@@ -1,9 +1,8 @@
-"""An epoch's statement, made and checked: from reports, audits and served tokens to what everyone is owed."""
+"""An epoch's statement: from reports, audits and served tokens to what everyone is owed."""
 
 from collections.abc import Callable, Iterable, Sequence
 
-from commonweight.errors import StatementMismatch
-from commonweight.rules.accounting import MAX_ACCUMULATOR, divide_shares, next_balances
+from commonweight.rules.accounting import divide_shares, next_balances
 from commonweight.rules.audits import (
     NO_EVIDENCE,
     Audit,
@@ -12,10 +11,10 @@ from commonweight.rules.audits import (
     draw_audits,
     left_outstanding,
     paid_rounds,
-    verdict_receipt,
 )
-from commonweight.rules.beacon import follows, round_beacon, round_root
+from commonweight.rules.beacon import hash_chain, round_beacon, round_root
 from commonweight.rules.emission import emission, split_emission
+from commonweight.rules.panel import Owner, Standing, audit_units, opinion_receipt, rank_auditors
 from commonweight.rules.receipt import Receipt
 from commonweight.rules.report import Report, round_receipt
 from commonweight.rules.spec import ModelSpec
@@ -23,9 +22,12 @@ from commonweight.rules.stages import stage_units
 from commonweight.rules.statement import (
     AccountLine,
     AuditLine,
+    AuditorSeat,
     Carried,
     Conviction,
     CreditedReport,
+    EquivocationLine,
+    Opinion,
     Outstanding,
     SealedRound,
     ServedLine,
@@ -33,17 +35,15 @@ from commonweight.rules.statement import (
     to_hex,
 )
 
-MAX_OPERATOR_POOL = 2**256 - 1
-"""The contracts count revenue in a uint256; a statement can write more."""
-
 
 def credit_report(
-    spec: ModelSpec, report: Report, *, node: str, account: str, generation: int, signature: bytes
+    spec: ModelSpec, report: Report, *, node: str, owner: str, account: str, generation: int, signature: bytes
 ) -> CreditedReport:
     """The line of a report, with the units that the spec says it is worth if it survives its audits."""
     return CreditedReport(
         stage=report.stage,
         node=node,
+        owner=owner,
         account=account,
         generation=generation,
         hops_root=to_hex(report.hops_root),
@@ -67,60 +67,109 @@ def report_units(spec: ModelSpec, stage: int) -> int:
     return stage_units(spec, stage) * spec.training.microbatches_per_round
 
 
+def sealed_beacon(sealed: SealedRound, beacon_tip: bytes) -> bytes:
+    """What chooses the round's audits, and who does them."""
+    outputs = [credited_receipt(bytes(32), sealed.round, line, beacon_tip).output for line in sealed.reports]
+    return round_beacon(bytes.fromhex(sealed.beacon[2:]), round_root(outputs))
+
+
 def drawn_audits(spec: ModelSpec, sealed: SealedRound, beacon_tip: bytes) -> tuple[Audit, ...]:
     """The audits that a sealed round's beacon draws, in order."""
-    outputs = [credited_receipt(bytes(32), sealed.round, line, beacon_tip).output for line in sealed.reports]
-    beacon = round_beacon(bytes.fromhex(sealed.beacon[2:]), round_root(outputs))
-    return draw_audits(spec, sealed.round, beacon)
+    return draw_audits(spec, sealed.round, sealed_beacon(sealed, beacon_tip))
 
 
-def audit_line(
+def drawn_auditors(
+    sealed: SealedRound, audit: Audit, beacon: bytes, auditors: Iterable[AuditorSeat]
+) -> tuple[Owner, ...]:
+    """Who is to audit a unit of the round with this beacon, the first choice first, of an epoch with these seats."""
+    provider = sealed.reports[audit.stage].owner
+    return rank_auditors(beacon, audit, {seat.owner for seat in auditors if seat.stage == audit.stage} - {provider})
+
+
+def make_opinion(
     model_id: bytes,
     audit: Audit,
+    claim: bytes,
     verdict: Verdict,
     *,
     auditor: str,
     sign: Callable[[Receipt], bytes],
+    owner: str | None = None,
+    account: str | None = None,
     evidence_hash: bytes = NO_EVIDENCE,
-) -> AuditLine:
-    """The line of an audit, signed by its auditor."""
+) -> Opinion:
+    """An opinion, signed by its auditor; without `owner` and `account` it is the referee's."""
+    return Opinion(
+        auditor=auditor,
+        owner=owner,
+        account=account,
+        claim=to_hex(claim),
+        verdict=verdict.value,
+        evidence=to_hex(evidence_hash),
+        disproof=to_hex(NO_EVIDENCE),
+        units="0",
+        signature=to_hex(sign(opinion_receipt(model_id, audit, claim, verdict, evidence_hash))),
+    )
+
+
+def audit_line(audit: Audit, verdict: Verdict, opinions: Iterable[Opinion]) -> AuditLine:
+    """The line of an audit that was decided by these opinions."""
     return AuditLine(
         round=audit.round,
         stage=audit.stage,
         kind=audit.kind.value,
         microbatch=audit.microbatch,
         verdict=verdict.value,
-        evidence=to_hex(evidence_hash),
-        auditor=auditor,
-        signature=to_hex(sign(verdict_receipt(model_id, audit, verdict, evidence_hash))),
+        opinions=tuple(opinions),
     )
 
 
-def audit_receipt(model_id: bytes, line: AuditLine) -> Receipt:
-    """What the auditor of a line has signed."""
-    return verdict_receipt(model_id, line.audit, Verdict(line.verdict), bytes.fromhex(line.evidence[2:]))
+def signed_receipt(model_id: bytes, audit: Audit, opinion: Opinion) -> Receipt:
+    """What the auditor has signed."""
+    claim, evidence = bytes.fromhex(opinion.claim[2:]), bytes.fromhex(opinion.evidence[2:])
+    return opinion_receipt(model_id, audit, claim, Verdict(opinion.verdict), evidence)
 
 
-def convictions(rounds: Iterable[SealedRound], audits: Iterable[AuditLine]) -> frozenset[Conviction]:
-    """Whose fraud these audits have proven."""
+def convictions(
+    rounds: Iterable[SealedRound], audits: Iterable[AuditLine], equivocations: Iterable[EquivocationLine]
+) -> frozenset[Conviction]:
+    """Whose fraud is proven: work that failed its audit, opinions that were disproven, two results of one unit."""
     nodes = {(sealed.round, line.stage): line.node for sealed in rounds for line in sealed.reports}
-    return frozenset(
-        Conviction(stage=line.stage, node=nodes[line.round, line.stage])
-        for line in audits
-        if Verdict(line.verdict) is Verdict.FAILED and (line.round, line.stage) in nodes
-    )
+    found = {Conviction(stage=line.stage, node=line.node) for line in equivocations}
+    for line in audits:
+        if Verdict(line.verdict) is Verdict.FAILED and (line.round, line.stage) in nodes:
+            found.add(Conviction(stage=line.stage, node=nodes[line.round, line.stage]))
+        for opinion in line.opinions:
+            if opinion.disproof != to_hex(NO_EVIDENCE):
+                found.add(Conviction(stage=line.stage, node=opinion.auditor))
+    return frozenset(found)
 
 
 def paid_reports(
-    rounds: Iterable[SealedRound], audits: Sequence[AuditLine], before: Carried
+    rounds: Iterable[SealedRound],
+    audits: Sequence[AuditLine],
+    before: Carried,
+    convicted: frozenset[Conviction] = frozenset(),
 ) -> frozenset[tuple[int, int]]:
-    """Round and stage of the reports that are paid."""
+    """Round and stage of the reports that are paid; who is `convicted` in the epoch isn't paid for any of it."""
     paid: set[tuple[int, int]] = set()
     for provider, numbers in _reported(rounds).items():
-        if provider not in before.convicted:
+        if provider not in before.convicted | convicted:
             kinds = _outstanding_of(provider, before)
             paid |= {(each, provider.stage) for each in paid_rounds(numbers, _own(provider, numbers, audits), kinds)}
     return frozenset(paid)
+
+
+def paid_opinions(spec: ModelSpec, line: AuditLine, convicted: frozenset[Conviction]) -> AuditLine:
+    """The line with the units that its opinions are worth."""
+
+    def units(opinion: Opinion) -> int:
+        is_due = opinion.owner is not None and line.standing_of(opinion) is Standing.PAID
+        is_trusted = Conviction(stage=line.stage, node=opinion.auditor) not in convicted
+        return audit_units(spec, line.audit) if is_due and is_trusted else 0
+
+    opinions = (opinion.model_copy(update={"units": str(units(opinion))}) for opinion in line.opinions)
+    return line.model_copy(update={"opinions": tuple(opinions)})
 
 
 def outstanding_audits(
@@ -161,9 +210,11 @@ def make_statement(
     settlement: str,
     model_id: bytes,
     epoch: int,
-    beacon_tip: bytes,
+    beacon_seed: bytes,
+    auditors: Iterable[AuditorSeat] = (),
     rounds: Sequence[SealedRound],
     audits: Sequence[AuditLine],
+    equivocations: Iterable[EquivocationLine] = (),
     served: Sequence[ServedLine],
     operator_earned: int,
     before: Carried,
@@ -172,12 +223,17 @@ def make_statement(
     """The statement of an epoch with these sealed rounds, all the audits that were drawn in them, and served tokens.
 
     Of what the epoch may mint it mints the part of the work that is paid: so nobody gains by what another isn't paid.
+    What is minted for computing is divided among that work and the audits of seat holders, which are worth as much as
+    what they repeat. `equivocations` of who is convicted already are left out.
     `operator_earned` is all that the revenue router had ever set aside for operators when the epoch closed. What is not
     divided yet is divided by served tokens · the stage's work per token; where nobody served, it waits.
     `accumulator_before` is what the chain recorded when the epoch before was finalised. Raises ValueError where less
     was earned than is divided already.
     """
-    paid = paid_reports(rounds, audits, before)
+    equivocations = _new_equivocations(equivocations, before)
+    convicted = before.convicted | convictions(rounds, audits, equivocations)
+    paid = paid_reports(rounds, audits, before, convicted)
+    audits = [paid_opinions(spec, line, convicted) for line in audits]
     rounds = [_with_units(spec, sealed, paid) for sealed in rounds]
     units: dict[str, int] = {}
     done = 0
@@ -186,6 +242,9 @@ def make_statement(
             units[report.account] = units.get(report.account, 0) + int(report.units)
             done += report_units(spec, report.stage)
     minted = emission(spec.economics, epoch) * sum(units.values()) // done if done else 0
+    for opinion in (opinion for line in audits for opinion in line.opinions):
+        if opinion.account is not None:
+            units[opinion.account] = units.get(opinion.account, 0) + int(opinion.units)
     compute = split_emission(minted, spec.economics.designer_bps, spec.economics.data_bps).compute
     shares = divide_shares(compute, units) if any(units.values()) else dict.fromkeys(units, 0)
     divided = before.operator_revenue
@@ -205,10 +264,9 @@ def make_statement(
         )
         for account, balance in sorted(balances.items())
     )
-    convicted = before.convicted | convictions(rounds, audits)
     outstanding = outstanding_audits(rounds, audits, before)
     draft = Statement(
-        format="commonweight.statement/3",
+        format="commonweight.statement/4",
         chain_id=chain_id,
         settlement=settlement,
         model_id=to_hex(model_id),
@@ -217,9 +275,12 @@ def make_statement(
         minted=str(minted),
         compute_shares=str(compute),
         accumulator_before=str(accumulator_before),
-        beacon_tip=to_hex(beacon_tip),
+        beacon_tip=to_hex(hash_chain(beacon_seed, spec.economics.rounds_per_epoch)[0]),
+        beacon_seed=to_hex(beacon_seed),
+        auditors=tuple(sorted(set(auditors), key=lambda seat: (seat.stage, seat.owner))),
         rounds=tuple(rounds),
         audits=tuple(audits),
+        equivocations=equivocations,
         convicted=tuple(sorted(convicted, key=lambda each: (each.stage, each.node))),
         outstanding=tuple(sorted(outstanding, key=lambda each: (each.stage, each.node, each.kind))),
         served=tuple(served),
@@ -228,6 +289,15 @@ def make_statement(
         root=to_hex(bytes(32)),
     )
     return draft.model_copy(update={"root": to_hex(draft.tree().root)})
+
+
+def _new_equivocations(found: Iterable[EquivocationLine], before: Carried) -> tuple[EquivocationLine, ...]:
+    """The first of each node and stage."""
+    first: dict[Conviction, EquivocationLine] = {}
+    for line in found:
+        if (node := Conviction(stage=line.stage, node=line.node)) not in before.convicted:
+            first.setdefault(node, line)
+    return tuple(sorted(first.values(), key=lambda line: (line.stage, line.node)))
 
 
 def _with_units(spec: ModelSpec, sealed: SealedRound, paid: frozenset[tuple[int, int]]) -> SealedRound:
@@ -246,134 +316,3 @@ def serving_units(spec: ModelSpec, served: Iterable[ServedLine]) -> dict[str, in
     for line in served:
         weights[line.account] = weights.get(line.account, 0) + line.tokens * stage_units(spec, line.stage)
     return weights
-
-
-def check_statement(spec: ModelSpec, statement: Statement, before: Carried) -> None:
-    """Recompute a statement from its reports and verdicts. Raises StatementMismatch that names the first wrong number.
-
-    Signatures are not checked here, nor whether the chain has this root, this beacon tip, and has earned this operator
-    pool: the caller holds keys and chain.
-    """
-    if statement.spec_hash != to_hex(spec.spec_hash):
-        raise StatementMismatch(f"The statement is of spec {statement.spec_hash}, not {to_hex(spec.spec_hash)}.")
-    accumulator = int(statement.accumulator_before)
-    if accumulator > MAX_ACCUMULATOR or (statement.epoch == 0 and accumulator):
-        raise StatementMismatch(
-            f"Epoch {statement.epoch} can't follow one that was finalised at the accumulator {accumulator}."
-        )
-    _check_rounds(spec, statement, before)
-    _check_draws(spec, statement)
-    _check_served(spec, statement, before)
-    try:
-        again = make_statement(
-            spec,
-            chain_id=statement.chain_id,
-            settlement=statement.settlement,
-            model_id=bytes.fromhex(statement.model_id[2:]),
-            epoch=statement.epoch,
-            beacon_tip=bytes.fromhex(statement.beacon_tip[2:]),
-            rounds=statement.rounds,
-            audits=statement.audits,
-            served=statement.served,
-            operator_earned=int(statement.operator_pool),
-            before=before,
-            accumulator_before=accumulator,
-        )
-    except ValueError as error:
-        raise StatementMismatch(
-            f"Epoch {statement.epoch} can't follow the balances before it, which no contract holds: "
-            f"{' '.join(str(error).split()):.200}"
-        ) from error
-    for stated, due in zip(statement.rounds, again.rounds, strict=True):
-        for line, right in zip(stated.reports, due.reports, strict=True):
-            if line != right:
-                raise StatementMismatch(
-                    f"Round {stated.round} credits stage {line.stage} with {line.units} units; by the spec and the "
-                    f"audits it is worth {right.units}."
-                )
-    for found, recomputed in zip(statement.accounts, again.accounts, strict=False):
-        if found != recomputed:
-            raise StatementMismatch(
-                f"Epoch {statement.epoch}: a line reads {found!r}; recomputed it is {recomputed!r}."
-            )
-    for name in ("convicted", "outstanding", "minted", "compute_shares", "accounts", "root"):
-        if getattr(again, name) != getattr(statement, name):
-            raise StatementMismatch(
-                f"Epoch {statement.epoch}: {name} is {getattr(statement, name)!r:.200}; recomputed it is "
-                f"{getattr(again, name)!r:.200}."
-            )
-
-
-def _check_rounds(spec: ModelSpec, statement: Statement, before: Carried) -> None:
-    """Every round of the epoch, in order, each stage once, each stage going on from where it was."""
-    first = statement.epoch * spec.economics.rounds_per_epoch
-    expected = range(first, first + spec.economics.rounds_per_epoch)
-    sealed_rounds = [sealed.round for sealed in statement.rounds]
-    if len(sealed_rounds) != len(expected) or sealed_rounds != list(expected):
-        raise StatementMismatch(f"Epoch {statement.epoch} has rounds {expected[0]} to {expected[-1]}.")
-    for sealed in statement.rounds:
-        if [report.stage for report in sealed.reports] != list(range(spec.stages)):
-            raise StatementMismatch(f"Round {sealed.round} doesn't credit each of {spec.stages} stages once.")
-    generations = [report.generation for sealed in statement.rounds for report in sealed.reports]
-    if generations != sorted(generations) or any(
-        len({report.generation for report in sealed.reports}) != 1 for sealed in statement.rounds
-    ):
-        raise StatementMismatch(
-            f"Epoch {statement.epoch} has reports of generations {generations!r:.200}: a round is sealed in one, and "
-            "they never go back."
-        )
-    states = dict(before.states)
-    for sealed in statement.rounds:
-        for report in sealed.reports:
-            if (left := states.get(report.stage, report.state_before)) != report.state_before:
-                raise StatementMismatch(
-                    f"Round {sealed.round} begins stage {report.stage} from state {report.state_before}; the round "
-                    f"before it left it at {left}."
-                )
-            states[report.stage] = report.state_after
-
-
-def _check_draws(spec: ModelSpec, statement: Statement) -> None:
-    """The values come from the tip, exactly what they draw was audited, and no fraud is without evidence."""
-    tip = bytes.fromhex(statement.beacon_tip[2:])
-    last = tip
-    drawn: list[Audit] = []
-    for sealed in statement.rounds:
-        value = bytes.fromhex(sealed.beacon[2:])
-        if not follows(value, last):
-            raise StatementMismatch(
-                f"Round {sealed.round} has the beacon value {sealed.beacon}, which doesn't hash to {to_hex(last)}, the "
-                "one before it: its audits were not chosen by the chain that was committed."
-            )
-        drawn += drawn_audits(spec, sealed, tip)
-        last = value
-    listed = [line.audit for line in statement.audits]
-    for found, due in zip(listed, drawn, strict=False):
-        if found != due:
-            raise StatementMismatch(f"Epoch {statement.epoch} lists {found}; next to be drawn was {due}.")
-    if len(listed) != len(drawn):
-        raise StatementMismatch(
-            f"Epoch {statement.epoch} lists {len(listed)} audits; its beacon values draw {len(drawn)}."
-        )
-    for line in statement.audits:
-        if (Verdict(line.verdict) is Verdict.FAILED) != (line.evidence != to_hex(NO_EVIDENCE)):
-            raise StatementMismatch(
-                f"Epoch {statement.epoch}: {line.audit} {line.verdict}, with the evidence {line.evidence}. Fraud has "
-                "evidence, and nothing else has."
-            )
-
-
-def _check_served(spec: ModelSpec, statement: Statement, before: Carried) -> None:
-    """Lines in order, of stages that there are; and a pool that can have come from the one before."""
-    keys = [(line.stage, line.node, line.account) for line in statement.served]
-    if keys != sorted(set(keys)) or any(line.stage >= spec.stages for line in statement.served):
-        raise StatementMismatch(
-            f"Epoch {statement.epoch}: the lines of what was served aren't one for each stage, node and account, in "
-            f"that order, of stages 0 to {spec.stages - 1}."
-        )
-    pool, divided = int(statement.operator_pool), before.operator_revenue
-    if pool < divided or pool > MAX_OPERATOR_POOL or (pool > divided and not statement.served):
-        raise StatementMismatch(
-            f"Epoch {statement.epoch} divides {pool} among operators, after {divided} before it, for "
-            f"{len(statement.served)} lines of served tokens."
-        )

@@ -13,9 +13,10 @@ from pydantic import AfterValidator, Field, ValidationError
 
 from commonweight.errors import StatementMismatch
 from commonweight.rules.accounting import Balance
-from commonweight.rules.audits import Audit, Kind
+from commonweight.rules.audits import Audit, Kind, Verdict
 from commonweight.rules.canonical import content_hash, parse_json
 from commonweight.rules.merkle import MerkleTree, settlement_leaf
+from commonweight.rules.panel import Standing, opinion_standing
 from commonweight.rules.spec import Hash, Record
 
 MAX_STATEMENT_BYTES = 64 * 1024 * 1024
@@ -37,6 +38,9 @@ Address = Annotated[str, Field(pattern=r"^0x[0-9a-fA-F]{40}$"), AfterValidator(_
 
 Integer = Annotated[str, Field(pattern=r"^(0|[1-9][0-9]{0,77})$")]
 Number = Annotated[int, Field(ge=0, le=2**53 - 1)]
+Signature = Annotated[str, Field(pattern=r"^0x[0-9a-f]{130}$")]
+KindName = Literal["round", "microbatch", "loss", "data"]
+VerdictName = Literal["passed", "failed", "withheld", "undecided"]
 
 
 class CreditedReport(Record):
@@ -44,13 +48,14 @@ class CreditedReport(Record):
 
     stage: Number
     node: Address
+    owner: Address = Field(description="who answers for the node, and so doesn't audit it")
     account: Address = Field(description="who is paid for it")
     generation: Number = Field(description="the attempt at the round that was sealed")
     hops_root: Hash
     gradient_hash: Hash
     state_before: Hash
     state_after: Hash
-    signature: Annotated[str, Field(pattern=r"^0x[0-9a-f]{130}$", description="by the node, over the report's digest")]
+    signature: Signature = Field(description="by the node, over the report's digest")
     units: Integer = Field(description="FLOPs; 0 where it isn't paid")
 
 
@@ -62,26 +67,73 @@ class SealedRound(Record):
     reports: tuple[CreditedReport, ...]
 
 
+class Opinion(Record):
+    """What one auditor says about a unit."""
+
+    auditor: Address = Field(description="whose key signed it")
+    owner: Address | None = Field(description="who answers for that key; null: it is the coordinator's, its referee's")
+    account: Address | None = Field(description="who is paid for it; null: nobody, it is the referee's")
+    claim: Hash = Field(description="what it was shown as the provider's claim; see rules/panel.py")
+    verdict: VerdictName
+    evidence: Hash = Field(description="of the public evidence of fraud; 0 where there is none")
+    disproof: Hash = Field(description="of the public evidence that the opinion is false; 0 where there is none")
+    units: Integer = Field(description="FLOPs; 0 where it isn't paid")
+    signature: Signature = Field(description="by the auditor, over the opinion")
+
+
 class AuditLine(Record):
     """One unit of work that was drawn, and what its audit came to."""
 
     round: Number
     stage: Number
-    kind: Literal["round", "microbatch", "loss", "data"]
+    kind: KindName
     microbatch: Number | None = Field(description="null: the whole round")
-    verdict: Literal["passed", "failed", "withheld", "undecided"]
-    evidence: Hash = Field(description="of the public evidence of fraud; 0 where there is none")
-    auditor: Address
-    signature: Annotated[str, Field(pattern=r"^0x[0-9a-f]{130}$", description="by the auditor, over the verdict")]
+    verdict: VerdictName
+    opinions: Annotated[tuple[Opinion, ...], Field(min_length=1)] = Field(
+        description="in the order in which they were given; the last is on the provider's claim"
+    )
 
     @property
     def audit(self) -> Audit:
         """The unit."""
         return Audit(self.round, self.stage, Kind(self.kind), self.microbatch)
 
+    @property
+    def evidence(self) -> str:
+        """Of fraud; 0 where there is none."""
+        return self.opinions[-1].evidence
+
+    def is_known_bad(self, opinion: Opinion) -> bool:
+        """Whether it is on another claim than the provider's."""
+        return opinion.claim != self.opinions[-1].claim
+
+    def standing_of(self, opinion: Opinion) -> Standing:
+        """What the opinion is worth."""
+        known_bad = self.is_known_bad(opinion)
+        return opinion_standing(Verdict(opinion.verdict), Verdict(self.verdict), known_bad=known_bad)
+
+
+class AuditorSeat(Record):
+    """A seat whose holder may audit the stage."""
+
+    stage: Number
+    owner: Address
+
+
+class EquivocationLine(Record):
+    """Two results of one unit of work, both signed by the node that held the stage."""
+
+    stage: Number
+    node: Address
+    unit: Hash
+    outputs: tuple[Hash, Hash]
+    signatures: tuple[Signature, Signature]
+
 
 class Conviction(Record):
-    """A provider whose fraud in a stage was proven: from that epoch on it isn't paid for training it any more."""
+    """A node whose fraud in a stage was proven, as a provider or as an auditor: it isn't paid there any more, from that
+    epoch on.
+    """
 
     stage: Number
     node: Address
@@ -92,7 +144,7 @@ class Outstanding(Record):
 
     stage: Number
     node: Address
-    kind: Literal["round", "microbatch", "loss", "data"]
+    kind: KindName
 
 
 class ServedLine(Record):
@@ -118,7 +170,7 @@ class AccountLine(Record):
 class Statement(Record):
     """All of one epoch."""
 
-    format: Literal["commonweight.statement/3"]
+    format: Literal["commonweight.statement/4"]
     chain_id: Number
     settlement: Address
     model_id: Hash
@@ -128,8 +180,11 @@ class Statement(Record):
     compute_shares: Integer = Field(description="of what was minted, the part that the accounts divide")
     accumulator_before: Integer = Field(description="at which the epoch before was finalised; 0 for the first")
     beacon_tip: Hash = Field(description="the end of the chain that the rounds' values come from")
+    beacon_seed: Hash = Field(description="its beginning")
+    auditors: tuple[AuditorSeat, ...] = Field(description="when the tip was committed, in order of stage and owner")
     rounds: tuple[SealedRound, ...]
     audits: tuple[AuditLine, ...] = Field(description="all that the beacon drew, in order")
+    equivocations: tuple[EquivocationLine, ...] = Field(description="new ones, in order of stage and node")
     convicted: tuple[Conviction, ...] = Field(description="so far, in order of stage and node")
     outstanding: tuple[Outstanding, ...] = Field(description="after it, in order of stage, node and kind's name")
     served: tuple[ServedLine, ...] = Field(description="in order of stage, node and account, each once")

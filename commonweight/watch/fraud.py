@@ -56,11 +56,16 @@ class SignedHop(Record):
     loss: Decimal
     proof: tuple[Hash, ...]
 
+    @property
+    def leaf(self) -> bytes:
+        """In the report's tree."""
+        hop = Hop(**{name: bytes.fromhex(getattr(self, name)[2:]) for name in HOP_HASHES}, loss=float(self.loss))
+        return hop.leaf(self.microbatch)
+
     def leads_to(self, root: str) -> bool:
         """Whether it is one of the hops that `root` commits to."""
-        hop = Hop(**{name: bytes.fromhex(getattr(self, name)[2:]) for name in HOP_HASHES}, loss=float(self.loss))
         siblings = [bytes.fromhex(each[2:]) for each in self.proof]
-        return verify_proof(bytes.fromhex(root[2:]), hop.leaf(self.microbatch), siblings)
+        return verify_proof(bytes.fromhex(root[2:]), self.leaf, siblings)
 
 
 class Numerics(Record):

@@ -1,6 +1,6 @@
 """What is wrong with a proposed epoch: pure, from the statement, the chain's numbers and one's own receipts."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -8,10 +8,11 @@ from pydantic import Field
 
 from commonweight.errors import MalformedMessage, StatementMismatch
 from commonweight.identity import recover_address
-from commonweight.rules.epoch import audit_receipt, check_statement, credited_receipt
+from commonweight.rules.checking import check_statement
+from commonweight.rules.epoch import credited_receipt, signed_receipt
 from commonweight.rules.receipt import Domain, Receipt
 from commonweight.rules.spec import ModelSpec, Record
-from commonweight.rules.statement import Carried, Number, Statement, to_hex
+from commonweight.rules.statement import AuditorSeat, Carried, Number, Statement, to_hex
 
 
 @dataclass(frozen=True)
@@ -30,8 +31,12 @@ class Proposal:
     """All that the router had set aside for operators when it was asked, in the revenue token's smallest unit."""
     beacon_tip: bytes | None
     """To which its proposer has committed for the epoch; None if to none."""
-    auditors: frozenset[str]
-    """Whose verdicts count."""
+    referees: frozenset[str]
+    """Whose word counts as the referee's."""
+    seats: frozenset[AuditorSeat]
+    """Held when the tip was first committed; none in a model that asks for no stake."""
+    owners: Mapping[str, str]
+    """Who answers for a node's key, by the key, where that isn't its own account."""
 
 
 class OwnReceipt(Record):
@@ -92,8 +97,10 @@ def check_epoch(
             f"{proposal.operator_earned}."
         )
     check_statement(spec, statement, before)
-    _check_signatures(statement)
-    _check_verdicts(statement, proposal.auditors)
+    _check_seats(statement, proposal.seats)
+    _check_reports(statement, proposal.owners)
+    _check_opinions(statement, proposal)
+    _check_equivocations(statement)
     if own is not None:
         _check_own(statement, own)
 
@@ -106,7 +113,18 @@ def signer_of(receipt: Receipt, domain: Domain, signature: str) -> str | None:
         return None
 
 
-def _check_signatures(statement: Statement) -> None:
+def _check_seats(statement: Statement, seats: frozenset[AuditorSeat]) -> None:
+    stated = frozenset(statement.auditors)
+    for seat in sorted(stated ^ seats, key=lambda seat: (seat.stage, seat.owner)):
+        held = "held no seat" if seat in stated else "held a seat"
+        listed = "lists" if seat in stated else "doesn't list"
+        raise StatementMismatch(
+            f"Epoch {statement.epoch} {listed} {seat.owner} as an auditor of stage {seat.stage}; on chain it {held} "
+            "there when the epoch's tip was committed."
+        )
+
+
+def _check_reports(statement: Statement, owners: Mapping[str, str]) -> None:
     domain, model_id = Domain(statement.chain_id, statement.settlement), bytes.fromhex(statement.model_id[2:])
     tip = bytes.fromhex(statement.beacon_tip[2:])
     for sealed in statement.rounds:
@@ -117,21 +135,46 @@ def _check_signatures(statement: Statement) -> None:
                     f"Round {sealed.round} credits stage {line.stage} to node {line.node}; its report is signed by "
                     f"{signer or 'nobody'}."
                 )
+            if (owner := owners.get(line.node, line.node)) != line.owner:
+                raise StatementMismatch(
+                    f"Round {sealed.round} says that {line.owner} answers for node {line.node} on stage {line.stage}; "
+                    f"on chain {owner} does."
+                )
 
 
-def _check_verdicts(statement: Statement, auditors: frozenset[str]) -> None:
-    domain, model_id = Domain(statement.chain_id, statement.settlement), bytes.fromhex(statement.model_id[2:])
+def _check_opinions(statement: Statement, proposal: Proposal) -> None:
+    domain = Domain(statement.chain_id, statement.settlement)
     for line in statement.audits:
-        if line.auditor not in auditors:
-            raise StatementMismatch(
-                f"Epoch {statement.epoch}: {line.auditor} is no auditor, and gave the verdict on {line.audit}."
-            )
-        signer = signer_of(audit_receipt(model_id, line), domain, line.signature)
-        if signer != line.auditor:
-            raise StatementMismatch(
-                f"Epoch {statement.epoch}: that {line.audit} {line.verdict} is the verdict of {line.auditor}; it is "
-                f"signed by {signer or 'nobody'}."
-            )
+        for opinion in line.opinions:
+            who = opinion.auditor
+            if opinion.owner is None and who not in proposal.referees:
+                raise StatementMismatch(
+                    f"Epoch {statement.epoch}: {who} is no referee, and gave its opinion on {line.audit} as one."
+                )
+            if opinion.owner is not None and (owner := proposal.owners.get(who, who)) != opinion.owner:
+                raise StatementMismatch(
+                    f"Epoch {statement.epoch} says that {opinion.owner} answers for the auditor {who} of {line.audit}; "
+                    f"on chain {owner} does."
+                )
+            signer = signer_of(signed_receipt(proposal.model_id, line.audit, opinion), domain, opinion.signature)
+            if signer != who:
+                raise StatementMismatch(
+                    f"Epoch {statement.epoch}: that {line.audit} {opinion.verdict} is the opinion of {who}; it is "
+                    f"signed by {signer or 'nobody'}."
+                )
+
+
+def _check_equivocations(statement: Statement) -> None:
+    domain, model_id = Domain(statement.chain_id, statement.settlement), bytes.fromhex(statement.model_id[2:])
+    for line in statement.equivocations:
+        for output, signature in zip(line.outputs, line.signatures, strict=True):
+            receipt = Receipt(model_id, line.stage, bytes.fromhex(line.unit[2:]), bytes.fromhex(output[2:]))
+            signer = signer_of(receipt, domain, signature)
+            if signer != line.node:
+                raise StatementMismatch(
+                    f"Epoch {statement.epoch} says that {line.node} has signed two results of unit {line.unit} on "
+                    f"stage {line.stage}; {output} is signed by {signer or 'nobody'}."
+                )
 
 
 def _check_own(statement: Statement, own: Own) -> None:

@@ -29,7 +29,8 @@ from commonweight.rules.spec import ModelSpec
 from commonweight.rules.statement import Carried, Statement, parse_statement, to_hex
 from commonweight.watch.contest import Contester
 from commonweight.watch.fetch import fetch_statement, mirror_uris
-from commonweight.watch.judge import Own, Proposal, check_epoch
+from commonweight.watch.judge import Own, check_epoch
+from commonweight.watch.proposals import read_proposal
 from commonweight.watch.slashes import SlashWatch
 from commonweight.watch.store import StatementStore
 
@@ -202,17 +203,13 @@ class Watcher:
 
     def _check(self, settlement: EpochSettlement, record: EpochRecord, statement: Statement) -> None:
         """Raises StatementMismatch where the epoch after `_last` isn't faultless."""
-        proposal = Proposal(
-            chain_id=self.chain.chain_id,
-            settlement=self.model.settlement,
-            model_id=self.model.model_id,
-            epoch=record.epoch,
-            root=record.root,
-            minted=record.minted,
+        proposal = read_proposal(
+            settlement,
+            self.model,
+            record,
+            statement,
             accumulator_before=0 if self._last is None else self._last.accumulator,
             operator_earned=RevenueRouter(settlement.chain, self.model.router).operator_earned(),
-            beacon_tip=settlement.beacon_of(record.epoch, record.proposer),
-            auditors=frozenset({record.proposer}),
         )
         check_epoch(self.spec, statement, self._carried, proposal, self.own(record.epoch) if self.own else None)
 

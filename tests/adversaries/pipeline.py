@@ -20,7 +20,7 @@ from commonweight.rules.spec import ModelSpec
 from commonweight.wire.generated.pipe_pb2 import PipeFrame
 from commonweight.wire.pipe import Assembled, Assembler
 from node.flow import StagePlan
-from node.published import STATE_FILE, version_path
+from node.published import version_path
 from node.traces import read_index, trace_path
 from node.trainer import Activation, Gradient, Item, Outlet, Quit, Restore, TrainedRound, Trainer, TrainRound
 from referee.auditor import Auditor, Outcome
@@ -47,9 +47,9 @@ class Keeper:
             raise EvidenceMissing("not kept") from error
         return path.read_bytes()[begin : begin + found]
 
-    async def state(self, round_: int, *, after: bool, limit: int) -> bytes:
+    async def state(self, round_: int, part: str, *, after: bool, limit: int) -> bytes:
         self._refuse(round_)
-        return (version_path(self.state_dir, round_ + after) / STATE_FILE).read_bytes()
+        return (version_path(self.state_dir, round_ + after) / f"{part}.safetensors").read_bytes()
 
     def _refuse(self, round_: int) -> None:
         if self.withholds(round_):

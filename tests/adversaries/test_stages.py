@@ -7,11 +7,12 @@ import pytest
 import torch
 
 from adversary import cheat as cheat_module
+from adversary.auditor import REPLAYS
 from adversary.cheat import Cheat
 from adversary.node import NODES
 from adversary.versions import Stale
 from adversary.worker import STAGES
-from commonweight.devnet.byzantine import KINDS, Cheating
+from commonweight.devnet.byzantine import KINDS, Cheating, Who
 from commonweight.rules.audits import Audit, Kind, Verdict
 from commonweight.rules.spec import ModelSpec
 from tests.adversaries.pipeline import Pipeline
@@ -80,9 +81,14 @@ def cheating(model: tuple[ModelSpec, Path], folder: Path, text: str, stage: int)
 
 
 def test_every_kind_is_tried() -> None:
-    """Those of the control process are in test_processes.py; that which isn't caught is in test_choosing.py."""
-    assert {kind for kind, _ in CAUGHT_BY} | {"under-tolerance"} == KINDS.keys() - NODES.keys()
-    assert STAGES.keys() | NODES.keys() | {"wrong-data"} == KINDS.keys()
+    """Those of the control process are in test_processes.py; that which isn't caught is in test_choosing.py; those with
+    an auditor, in test_auditors.py.
+    """
+    providers = {kind for kind, way in KINDS.items() if way.who is not Who.AUDITOR}
+    colluding = {kind for kind, way in KINDS.items() if way.who is Who.BOTH}
+    assert {kind for kind, _ in CAUGHT_BY} | {"under-tolerance"} == providers - colluding - NODES.keys()
+    assert STAGES.keys() | NODES.keys() | {"wrong-data"} == providers
+    assert REPLAYS.keys() == KINDS.keys() - providers | colluding
 
 
 @pytest.mark.parametrize(("kind", "stage"), CAUGHT_BY)

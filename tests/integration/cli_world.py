@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from commonweight.chain.arbiter import Arbiter
+from commonweight.chain.auditors import auditor_seats
 from commonweight.chain.authorization import sign_authorization
 from commonweight.chain.keys import SCRYPT_N_DEVNET, Key, devnet_key, import_key
 from commonweight.chain.local import LocalChain
@@ -25,14 +26,23 @@ from commonweight.chain.shares import ModelShares
 from commonweight.chain.token import TestUSD
 from commonweight.cli.main import app
 from commonweight.devnet.spec import devnet_spec
-from commonweight.errors import CommonweightError
+from commonweight.errors import ChainError, CommonweightError
 from commonweight.rules.audits import Audit, Verdict
 from commonweight.rules.canonical import canonical_json
 from commonweight.rules.epoch import credited_receipt, make_statement, report_units
 from commonweight.rules.receipt import Domain, Receipt
 from commonweight.rules.spec import ModelSpec, build_spec
-from commonweight.rules.statement import Carried, CreditedReport, SealedRound, ServedLine, Statement, to_hex
-from tools.build_vectors import beacon_chain, judged, seal
+from commonweight.rules.statement import (
+    AuditorSeat,
+    Carried,
+    CreditedReport,
+    EquivocationLine,
+    SealedRound,
+    ServedLine,
+    Statement,
+    to_hex,
+)
+from tools.build_vectors import beacon_chain, judged, mark, seal
 
 REPO = Path(__file__).parents[2]
 COORDINATOR, DESIGNER, ALICE, BOB, STRANGER, JUDGE_0, JUDGE_1, TREASURY, NODE, CAROL = (
@@ -139,6 +149,10 @@ ALICE_AND_BOB = ((ALICE, ALICE.address), (NODE, BOB.address))
 """Node key and account of the stages in turn."""
 
 
+OWNER_OF = {NODE.address: BOB.address}
+"""Who answers for a key, where that isn't its own account."""
+
+
 def sealed_round(world: World, number: int, workers: Sequence[tuple[Key, str]] = ALICE_AND_BOB) -> SealedRound:
     """A round of which each stage is done by the nodes of `workers` in turn, and signed by them."""
     stages = range(world.spec.stages)
@@ -156,6 +170,7 @@ def _signed(world: World, number: int, stage: int, node: Key, account: str) -> C
     line = CreditedReport(
         stage=stage,
         node=node.address,
+        owner=OWNER_OF.get(node.address, node.address),
         account=account,
         generation=1,
         hops_root=nothing,
@@ -170,41 +185,66 @@ def _signed(world: World, number: int, stage: int, node: Key, account: str) -> C
     return line.model_copy(update={"signature": to_hex(signing(world, node)(receipt))})
 
 
+def seats_of(world: World, epoch: int) -> frozenset[AuditorSeat]:
+    """Whose holders may audit the epoch; commits its tip where none is."""
+    tip, by = beacon_chain(world.spec, epoch)[0], world.settlement.sender.address
+    if world.settlement.beacon_of(epoch, by) is None:
+        world.settlement.commit_beacon(epoch, tip)
+    try:
+        return auditor_seats(world.settlement, world.model, epoch, tip)
+    except ChainError:  # a test has committed another one
+        return frozenset()
+
+
 def statement_of(
     world: World,
     epoch: int,
     workers: Sequence[tuple[Key, str]] = ALICE_AND_BOB,
     served: tuple[ServedLine, ...] = (),
     verdict: Callable[[Audit], Verdict] = lambda _: Verdict.PASSED,
+    seated: Collection[Key] = (),
+    says: Callable[[Audit, str, bool], Verdict | None] = lambda *_: None,
+    equivocations: Sequence[EquivocationLine] = (),
 ) -> Statement:
     """The epoch's honest statement, with all that operators have earned so far divided if anybody served.
 
-    Every stage's round is audited, by the coordinator.
+    Every stage's round is audited: by the owners in `seated`, where they hold a seat, else by the coordinator.
     """
-    before = world.settlement.epoch(epoch - 1) if epoch else None
-    rounds, sign = [sealed_round(world, epoch, workers)], signing(world, COORDINATOR)
+    previous = world.settlement.epoch(epoch - 1) if epoch else None
+    before = world.statements[epoch - 1].carried() if epoch else Carried()
+    rounds, auditors = [sealed_round(world, epoch, workers)], seats_of(world, epoch)
+    audits = judged(
+        world.spec,
+        rounds,
+        world.model.model_id,
+        auditor=COORDINATOR.address,
+        sign=signing(world, COORDINATOR),
+        verdict=verdict,
+        auditors=auditors,
+        seated={key.address: signing(world, key) for key in seated},
+        says=says,
+        before=before,
+    )
     return make_statement(
         world.spec,
         chain_id=world.chain.chain_id,
         settlement=world.model.settlement,
         model_id=world.model.model_id,
         epoch=epoch,
-        beacon_tip=beacon_chain(world.spec, epoch)[0],
+        beacon_seed=mark("seed", epoch),
+        auditors=auditors,
         rounds=rounds,
-        audits=judged(
-            world.spec, rounds, world.model.model_id, auditor=COORDINATOR.address, sign=sign, verdict=verdict
-        ),
+        audits=audits,
+        equivocations=equivocations,
         served=served,
         operator_earned=world.router.operator_earned(),
-        before=world.statements[epoch - 1].carried() if epoch else Carried(),
-        accumulator_before=before.accumulator if before else 0,
+        before=before,
+        accumulator_before=previous.accumulator if previous else 0,
     )
 
 
 def propose(world: World, statement: Statement, root: bytes | None = None, uri: str | None = None) -> None:
-    """Publishes and proposes it, its beacon committed; `root` and `uri` replace the honest ones."""
-    if world.settlement.beacon_of(statement.epoch, world.settlement.sender.address) is None:
-        world.settlement.commit_beacon(statement.epoch, beacon_chain(world.spec, statement.epoch)[0])
+    """Publishes and proposes it; `root` and `uri` replace the honest ones."""
     world.statements.append(statement)
     path = world.statement_file(-1)
     path.write_bytes(canonical_json(statement.model_dump()))
@@ -251,7 +291,7 @@ def _register(dir: Path, local: LocalChain) -> World:
     providers = ProviderRegistry.deploy(sender, registry.address, usd.address, TREASURY.address, REPORTER_BOND)
     arbiter = Arbiter.deploy(sender, [JUDGE_0.address, JUDGE_1.address], threshold=2, delay_s=DELAY_S)
     fields = devnet_spec(4, 1, "0x" + "ab" * 32, 10**6, rounds_per_epoch=1).model_dump()
-    rates = {"round_rate": "1", "data_rate": "0"}
+    rates = {"round_rate": "1", "data_rate": "0", "known_bad_rate": "0.5"}
     spec = build_spec(fields | {"verification": fields["verification"] | rates})
     (dir / "spec.json").write_bytes(canonical_json(spec.model_dump()))
     e = spec.economics
@@ -364,6 +404,19 @@ def world(built_cli_world: World) -> Iterator[World]:
     del built.statements[count:]
     shutil.rmtree(built.dir / "statements")
     kept.rename(built.dir / "statements")
+
+
+AUDITORS = (CAROL, STRANGER)
+
+
+@pytest.fixture
+def audited(world: World) -> World:
+    """With two more who hold seats in stages 1 and 3, and train nothing."""
+    for key in AUDITORS:
+        world.bond(key, 2 * SEAT_STAKE)
+        for stage in (1, 3):
+            world.providers(key).take_seat(world.model.model_id, stage)
+    return world
 
 
 def pay(world: World) -> list[str]:

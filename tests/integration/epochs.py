@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from types import TracebackType
@@ -25,11 +25,21 @@ from commonweight.devnet.deployment import deploy_contracts, hand_out_money, reg
 from commonweight.http import serving_http
 from commonweight.rules.audits import Audit, Verdict
 from commonweight.rules.canonical import canonical_json
-from commonweight.rules.epoch import audit_line, credit_report, make_statement
+from commonweight.rules.epoch import audit_line, credit_report, make_opinion, make_statement
+from commonweight.rules.panel import audit_claim
 from commonweight.rules.receipt import Domain, Receipt
 from commonweight.rules.report import report_receipt
 from commonweight.rules.spec import build_spec
-from commonweight.rules.statement import AuditLine, Carried, SealedRound, ServedLine, Statement, to_hex
+from commonweight.rules.statement import (
+    AuditLine,
+    AuditorSeat,
+    Carried,
+    EquivocationLine,
+    SealedRound,
+    ServedLine,
+    Statement,
+    to_hex,
+)
 from commonweight.watch.store import StatementStore
 from commonweight.watch.watcher import Watcher
 from tests.integration.network import tiny_spec
@@ -121,10 +131,18 @@ class Epochs:
         signer: str | None = None,
         verdict: Callable[[Audit], Verdict] = lambda _: Verdict.PASSED,
         auditor: str = "coordinator",
+        auditors: Iterable[AuditorSeat] = (),
+        seated: Sequence[str] = (),
+        says: Callable[[Audit, str, bool], Verdict | None] = lambda *_: None,
+        equivocations: Iterable[EquivocationLine] = (),
     ) -> Statement:
         """An honest epoch; `paid` replaces the role that is paid for a stage, `signer` the key that signs stage 0,
-        `auditor` the one that signs all verdicts.
+        `auditor` the one that signs the referee's opinions.
+
+        Of those who hold the seats in `auditors` the roles in `seated` answer, each with its own key; `says` as for
+        `judged`.
         """
+        auditors, carried = tuple(auditors), before.carried() if before else Carried()
         per_epoch = self.spec.economics.rounds_per_epoch
         tip = beacon_chain(self.spec, epoch)[0]
         rounds = []
@@ -136,13 +154,22 @@ class Epochs:
                 signature = sign(report_receipt(self.model.model_id, 1, report, tip))
                 account = self.address((paid or {}).get(stage, f"node-{stage}"))
                 node = self.address(f"node-{stage}")
-                lines.append(
-                    credit_report(self.spec, report, node=node, account=account, generation=1, signature=signature)
-                )
+                who = {"node": node, "owner": node, "account": account}
+                lines.append(credit_report(self.spec, report, **who, generation=1, signature=signature))
             rounds.append(seal(self.spec, number, lines))
-        by, sign = self.address(auditor), self.signing(auditor)
-        audits = judged(self.spec, rounds, self.model.model_id, auditor=by, sign=sign, verdict=verdict)
-        return self.state(epoch, before.carried() if before else Carried(), rounds, audits, served)
+        audits = judged(
+            self.spec,
+            rounds,
+            self.model.model_id,
+            auditor=self.address(auditor),
+            sign=self.signing(auditor),
+            verdict=verdict,
+            auditors=auditors,
+            seated={self.address(role): self.signing(role) for role in seated},
+            says=says,
+            before=carried,
+        )
+        return self.state(epoch, carried, rounds, audits, served, auditors, equivocations)
 
     def state(
         self,
@@ -151,8 +178,10 @@ class Epochs:
         rounds: Sequence[SealedRound],
         audits: Sequence[AuditLine],
         served: tuple[ServedLine, ...] = (),
+        auditors: Iterable[AuditorSeat] = (),
+        equivocations: Iterable[EquivocationLine] = (),
     ) -> Statement:
-        """What follows from these rounds and verdicts."""
+        """What follows from these rounds and opinions."""
         previous = self.settlement.epoch(epoch - 1) if epoch else None
         return make_statement(
             self.spec,
@@ -160,9 +189,11 @@ class Epochs:
             settlement=self.model.settlement,
             model_id=self.model.model_id,
             epoch=epoch,
-            beacon_tip=beacon_chain(self.spec, epoch)[0],
+            beacon_seed=mark("seed", epoch),
+            auditors=auditors,
             rounds=rounds,
             audits=audits,
+            equivocations=equivocations,
             served=served,
             operator_earned=self.router.operator_earned(),
             before=before,
@@ -170,9 +201,21 @@ class Epochs:
         )
 
     def verdict_line(self, audit: Audit, verdict: Verdict, auditor: str = "coordinator") -> AuditLine:
-        """Signed by the auditor."""
-        sign = self.signing(auditor)
-        return audit_line(self.model.model_id, audit, verdict, auditor=self.address(auditor), sign=sign)
+        """By the auditor as the referee; without evidence."""
+        reports = honest_reports(self.spec.stages, self.spec.training.microbatches_per_round, audit.round)
+        claim, by, sign = audit_claim(audit, reports[audit.stage]), self.address(auditor), self.signing(auditor)
+        return audit_line(
+            audit, verdict, [make_opinion(self.model.model_id, audit, claim, verdict, auditor=by, sign=sign)]
+        )
+
+    def equivocation(self, stage: int, role: str) -> EquivocationLine:
+        """Two results of one unit, signed by the role's key."""
+        unit, outputs, sign = mark("unit", stage, role), (mark("one"), mark("other")), self.signing(role)
+        one, other = (to_hex(sign(Receipt(self.model.model_id, stage, unit, output))) for output in outputs)
+        said = (to_hex(outputs[0]), to_hex(outputs[1]))
+        return EquivocationLine(
+            stage=stage, node=self.address(role), unit=to_hex(unit), outputs=said, signatures=(one, other)
+        )
 
     def propose(
         self, statement: Statement, *, publish: bool = True, uri: str | None = None, commit: bool = True

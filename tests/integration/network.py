@@ -17,7 +17,14 @@ from commonweight.chain.local import LocalChain
 from commonweight.chain.rpc import Chain
 from commonweight.chain.settlement import EpochSettlement
 from commonweight.chain.shares import ModelShares
-from commonweight.devnet.accounts import devnet_accounts, key_file, password_file, write_keys
+from commonweight.devnet.accounts import (
+    FIRST_NODE,
+    auditor_stages,
+    devnet_accounts,
+    key_file,
+    password_file,
+    write_keys,
+)
 from commonweight.devnet.deployment import deploy_contracts, hand_out_money, register_model
 from commonweight.events import Event, parse_event
 from commonweight.model.corpus import build_dataset
@@ -29,11 +36,19 @@ WAIT_S = 90.0
 TEXT = "It is a truth universally acknowledged, that a stage alone holds nothing worth stealing. " * 200
 
 
-def tiny_spec(manifest_hash: str, tokens: int, *, stages: int = 2, audit_rate: str = "0", **training: Any) -> ModelSpec:
+def tiny_spec(
+    manifest_hash: str,
+    tokens: int,
+    *,
+    stages: int = 2,
+    audit_rate: str = "0",
+    known_bad_rate: str = "0",
+    **training: Any,
+) -> ModelSpec:
     """A model that trains a round in milliseconds: 16 wide, one layer for each stage."""
     return build_spec(
         {
-            "format": "commonweight.model/2",
+            "format": "commonweight.model/3",
             "name": "tiny",
             "seed": 7,
             "stages": stages,
@@ -66,7 +81,7 @@ def tiny_spec(manifest_hash: str, tokens: int, *, stages: int = 2, audit_rate: s
             }
             | training,
             "verification": dict.fromkeys(("round_rate", "microbatch_rate", "data_rate"), audit_rate)
-            | {"tolerance": "0.00001"},
+            | {"known_bad_rate": known_bad_rate, "tolerance": "0.00001"},
             "data": {"tokenizer": "bytes", "manifest": manifest_hash, "tokens": tokens},
             "economics": {
                 "rounds_per_epoch": 3,
@@ -157,25 +172,41 @@ class Process:
 
 
 class Network:
-    """On entry a chain with the registered model; coordinator and nodes are started by the test."""
+    """On entry a chain with the registered model; coordinator, nodes and auditors are started by the test."""
 
-    def __init__(self, folder: Path, *, stages: int = 2, audit_rate: str = "0", **terms: Any) -> None:
-        """`audit_rate` is that of each kind; `terms` replaces fields of ModelTerms; without, no seat needs a stake."""
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        stages: int = 2,
+        audit_rate: str = "0",
+        known_bad_rate: str = "0",
+        auditors: int = 0,
+        **terms: Any,
+    ) -> None:
+        """`audit_rate` is that of each kind, `auditors` are dealt to the stages in turn; `terms` replaces fields of
+        ModelTerms; without, no seat needs a stake.
+        """
         self.folder = folder
         self.terms = terms
         self.stages = stages
         self.audit_rate = audit_rate
+        self.known_bad_rate = known_bad_rate
+        self.auditors = auditors
         self.processes: list[Process] = []
 
     def __enter__(self) -> "Network":
         manifest, tokens = pack_text(self.folder / "data")
-        self.spec = tiny_spec(manifest, tokens, stages=self.stages, audit_rate=self.audit_rate)
+        rates = {"audit_rate": self.audit_rate, "known_bad_rate": self.known_bad_rate}
+        self.spec = tiny_spec(manifest, tokens, stages=self.stages, **rates)
         self.spec_file = self.folder / "spec.json"
         self.spec_file.write_bytes(canonical_json(self.spec.model_dump()))
-        self.accounts = devnet_accounts(self.stages + 1)
+        self.auditor_stages = auditor_stages(self.stages, self.auditors)
+        self.accounts = devnet_accounts(self.stages + 1, auditors=self.auditor_stages)
         (self.folder / "keys").mkdir()
         write_keys(self.folder / "keys", self.accounts)
-        self.local = LocalChain.start("embedded", accounts=16)
+        accounts = FIRST_NODE + self.stages + 1 + self.auditors
+        self.local = LocalChain.start("embedded", accounts=max(16, accounts))
         ready = Ready("embedded", self.local.rpc_url, self.local.port, self.local.chain_id, self.local.pid)
         contracts = deploy_contracts(ready.rpc_url, ready.chain_id, self.accounts)
         self.deployment = register_model(
@@ -232,6 +263,13 @@ class Network:
             *(word for option, value in options.items() for word in (f"--{option}", value)),
         ]
         process = Process(command)
+        self.processes.append(process)
+        return process
+
+    def start_auditor(self, name: str) -> Process:
+        """Start it; its account must hold a seat."""
+        options = ("--coordinator", self.peer, *self._key(name))
+        process = Process([sys.executable, "-m", "commonweight", "auditor", "run", *options])
         self.processes.append(process)
         return process
 

@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from eth_hash.auto import keccak
 
+from commonweight.chain.providers import ProviderRegistry
 from commonweight.chain.rpc import Chain
 from commonweight.chain.settlement import EpochSettlement
+from commonweight.devnet.deployment import SEAT_STAKE, take_seats
 from commonweight.errors import LedgerError
-from commonweight.rules.beacon import follows
+from commonweight.rules.statement import AuditorSeat
 from coordinator.beacons import Beacons
 from coordinator.ledger import Ledger
 from tests.integration.epochs import Epochs
@@ -24,7 +27,8 @@ DEADLINE_S = 60
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Epochs]:
-    with Epochs(tmp_path_factory.mktemp("beacons")) as epochs:
+    with Epochs(tmp_path_factory.mktemp("beacons"), seat_stake=SEAT_STAKE) as epochs:
+        take_seats(epochs.deployment, epochs.accounts, 2)
         yield epochs
 
 
@@ -45,11 +49,21 @@ def told(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def beacons_of(epochs: Epochs, folder: Path, **options: Any) -> Beacons:
     contract = EpochSettlement(epochs.chain, epochs.model.settlement, epochs.sender("coordinator"))
     ledger = Ledger(f"sqlite:///{folder}/ledger.sqlite")
-    return Beacons(epochs.spec.economics.rounds_per_epoch, ledger, contract, **options)
+    return Beacons(epochs.spec.economics.rounds_per_epoch, ledger, contract, epochs.model, **options)
 
 
 def on_chain(epochs: Epochs, epoch: int) -> bytes | None:
     return epochs.settlement.beacon_of(epoch, epochs.address("coordinator"))
+
+
+def leave_seat(epochs: Epochs, stage: int) -> None:
+    providers = ProviderRegistry(epochs.chain, epochs.deployment.providers, epochs.sender(f"node-{stage}"))
+    providers.leave_seat(epochs.model.model_id, stage)
+
+
+def seats(epochs: Epochs, *stages: int) -> frozenset[AuditorSeat]:
+    """As `take_seats` has taken them."""
+    return frozenset(AuditorSeat(stage=stage, owner=epochs.address(f"node-{stage}")) for stage in stages)
 
 
 class Rounds:
@@ -86,8 +100,8 @@ async def test_tips_are_committed_an_epoch_ahead_and_values_lead_to_them(epochs:
             beacons.tip(per_epoch),
             None,
         )
-        assert follows(beacons.value(0), beacons.tip(per_epoch - 1) or b"")
-        assert follows(beacons.value(per_epoch - 1), beacons.value(per_epoch - 2))
+        assert keccak(beacons.value(0)) == beacons.tip(per_epoch - 1)
+        assert keccak(beacons.value(per_epoch - 1)) == beacons.value(per_epoch - 2)
         await rounds.go_to(per_epoch)
         for _ in range(2):
             await rounds.looks.get()
@@ -157,3 +171,51 @@ async def test_a_chain_that_is_away_is_waited_for(
     assert pauses == [1.0, 2.0]
     assert told == ["chain.failed", "chain.failed", "beacon.committed"]
     assert beacons.tip(0) == on_chain(epochs, 0)
+
+
+async def test_who_may_audit_is_fixed_with_the_tip(epochs: Epochs, tmp_path: Path) -> None:
+    beacons = beacons_of(epochs, tmp_path)
+    await beacons.commit(0)
+    leave_seat(epochs, 0)
+    await beacons.commit(1)
+    assert (beacons.auditors(0), beacons.auditors(1)) == (seats(epochs, 0, 1), seats(epochs, 1))
+    leave_seat(epochs, 1)
+    again = beacons_of(epochs, tmp_path)
+    for epoch in range(2):
+        await again.commit(epoch)
+    assert (again.auditors(0), again.auditors(1)) == (seats(epochs, 0, 1), seats(epochs, 1))
+
+
+async def test_a_successor_has_the_auditors_of_when_the_tip_was_first_committed(epochs: Epochs, tmp_path: Path) -> None:
+    first = beacons_of(epochs, tmp_path)
+    await first.commit(0)
+    leave_seat(epochs, 0)
+    successor = beacons_of(epochs, tmp_path)
+    successor.contract = EpochSettlement(epochs.chain, epochs.model.settlement, epochs.sender("node-1"))
+    await successor.commit(0)
+    assert epochs.settlement.beacon_of(0, epochs.address("node-1")) == successor.tip(0) == first.tip(0)
+    assert successor.auditors(0) == first.auditors(0) == seats(epochs, 0, 1)
+
+
+async def test_no_round_is_planned_before_it_is_known_who_may_audit_it(
+    epochs: Epochs, tmp_path: Path, told: list[str]
+) -> None:
+    """Nor are they known before the tip is deep enough: until then a reorganisation may change who held a seat."""
+    snapshot = epochs.chain.request("evm_snapshot")
+    waits = 0
+
+    async def sleep(seconds: float) -> None:
+        nonlocal waits
+        waits += 1
+        assert beacons.tip(0) is None
+        if waits == 1:
+            epochs.chain.request("evm_revert", snapshot)
+            leave_seat(epochs, 0)
+        else:
+            epochs.chain.request("evm_mine")
+
+    beacons = beacons_of(epochs, tmp_path, confirmations=2, sleep=sleep)
+    async with asyncio.timeout(DEADLINE_S):
+        await beacons.commit(0)
+    assert beacons.auditors(0) == seats(epochs, 1)
+    assert told == ["beacon.committed"] * 2

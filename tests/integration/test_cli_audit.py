@@ -24,9 +24,13 @@ def fraud_in_stage_1(audit: Audit) -> Verdict:
 def test_all_epochs_and_one(world: World) -> None:
     propose(world, statement_of(world, 2))
     text = world.run("audit").stdout.splitlines()
-    assert text[2] == "epoch 1: 1 rounds, 4 signed reports, 4 audits, 2 accounts, all as stated"
-    assert text[3].split(maxsplit=1) == ["audits", "round: 4 passed"]
-    assert text[4].endswith("all as stated (pending)")
+    assert text[3] == "epoch 1: 1 rounds, 4 signed reports, 4 audits, 2 accounts, all as stated"
+    assert text[4].split(maxsplit=1) == ["audits", "round: 4 passed"]
+    assert text[5].split(maxsplit=1) == [
+        "auditors",
+        "4 seats: 0 opinions by their holders, 4 by the referee; 0 passed over, 0 overruled",
+    ]
+    assert text[6].endswith("all as stated (pending)")
     only = world.json("audit", "1", "--spec", str(world.dir / "spec.json"))["verified"]
     assert [(each["epoch"], each["final"], each["reports"], each["unpaid_reports"]) for each in only] == [
         (1, True, 4, 0)
@@ -76,9 +80,12 @@ def signed_by_nobody(statement: Statement) -> Statement:
     return statement.model_copy(update={"rounds": (sealed.model_copy(update={"reports": reports}),)})
 
 
-def undecided_without_the_auditor(statement: Statement) -> Statement:
+def undecided_without_the_referee(statement: Statement) -> Statement:
     first, *rest = statement.audits
-    return statement.model_copy(update={"audits": (first.model_copy(update={"verdict": "undecided"}), *rest)})
+    (opinion,) = first.opinions
+    opinions = (opinion.model_copy(update={"verdict": "undecided"}),)
+    changed = first.model_copy(update={"verdict": "undecided", "opinions": opinions})
+    return statement.model_copy(update={"audits": (changed, *rest)})
 
 
 LIES: dict[str, Callable[[Statement], Statement]] = {
@@ -86,7 +93,7 @@ LIES: dict[str, Callable[[Statement], Statement]] = {
     "Round 2 credits stage 2 to node": signed_by_nobody,
     "accumulator of the epoch before is 1": lambda honest: honest.model_copy(update={"accumulator_before": "1"}),
     "divides 21000000 among operators": lambda honest: honest.model_copy(update={"operator_pool": str(21 * USD)}),
-    "that the round audit of round 2, stage 0 undecided": undecided_without_the_auditor,
+    "that the round audit of round 2, stage 0 undecided": undecided_without_the_referee,
     f"next to be drawn was {Audit(2, 0, Kind.ROUND)}": lambda honest: honest.model_copy(
         update={"audits": honest.audits[1:]}
     ),

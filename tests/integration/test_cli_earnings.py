@@ -5,11 +5,13 @@ import pytest
 from commonweight.errors import ConfigError, StatementUnavailable
 from commonweight.rules.audits import Audit, Verdict
 from commonweight.rules.merkle import verify_proof
+from commonweight.rules.statement import Conviction
 from tests.integration import cli_world
 from tests.integration.cli_world import (
     ALICE,
     ALICE_AND_BOB,
     ARBITRATION_S,
+    AUDITORS,
     BOB,
     CAROL,
     NODE,
@@ -25,7 +27,7 @@ from tests.integration.cli_world import (
     statement_of,
 )
 
-world = cli_world.world  # pytest finds fixtures by their names here
+world, audited = cli_world.world, cli_world.audited  # pytest finds fixtures by their names here
 
 
 def test_from_work_to_revenue(world: World) -> None:
@@ -125,6 +127,55 @@ def test_a_forged_receipt_is_seen(world: World) -> None:
     text = world.run("earnings", BOB.address, "--epoch", "2", "--explain").stdout
     assert "SIGNED BY 0x" in text
     assert "2 receipts in all, 1 NOT SIGNED by the node that is credited" in text
+
+
+def test_what_an_auditor_earns(audited: World) -> None:
+    """Epoch by epoch, until each has given an opinion."""
+    for epoch in range(2, 5):
+        propose(audited, statement_of(audited, epoch, seated=AUDITORS))
+        finalize(audited)
+    for key in AUDITORS:
+        epochs = audited.json("earnings", key.address, "--explain")["epochs"][2:5]
+        assert any(each["opinions"] for each in epochs)
+        for each, statement in zip(epochs, audited.statements[2:], strict=True):
+            units = next((line.units for line in statement.accounts if line.account == key.address), "0")
+            assert each["units"] == each["audited_units"] == units
+            assert sum(int(said["units"]) for said in each["opinions"]) == int(each["units"])
+            assert [said["auditor"] for said in each["sources"]["opinions"]] == [key.address] * sum(
+                said["opinions"] for said in each["opinions"]
+            )
+            assert all(said["holds"] and said["standing"] == "paid" for said in each["sources"]["opinions"])
+            assert (each["shares"] != "0") == bool(each["opinions"])
+        some = next(each for each in epochs if each["opinions"])
+        text = audited.run("earnings", key.address, "--epoch", str(some["epoch"]), "--explain").stdout
+        assert "opinions in all, each signed by its auditor" in text
+        assert f"0 by training, {int(some['units']):,} by audits" in text
+
+
+def test_why_an_auditor_earns_nothing(audited: World) -> None:
+    """It passes whatever it is shown, until it is shown what is known to be bad, and convicted in that stage."""
+    epoch, carol = 2, CAROL.address
+
+    def waves(_: Audit, owner: str, __: bool) -> Verdict | None:
+        return Verdict.PASSED if owner == carol else None
+
+    while carol not in [each.node for each in audited.statements[-1].convicted]:
+        assert epoch < 12, "of ten epochs' audits half are tested"
+        propose(audited, statement_of(audited, epoch, seated=AUDITORS, says=waves))
+        finalize(audited)
+        epoch += 1
+    (found,) = audited.json("earnings", carol, "--epoch", str(epoch - 1), "--explain")["epochs"]
+    (false,) = (each for each in found["sources"]["opinions"] if each["standing"] == "false")
+    assert false["disproof"] in str(found["sources"]["unpaid_opinions"])
+    assert audited.statements[-1].convicted == (Conviction(stage=false["stage"], node=carol),)
+    assert found["shares"] == "0"
+    assert found["why_nothing"].startswith(
+        f"none of its work is paid: stage {false['stage']}, auditor {carol}: the round"
+    )
+    assert "it passes a false report, which was shown to test it; it is disproven by 0x" in found["why_nothing"]
+    text = audited.run("earnings", carol, "--epoch", str(epoch - 1), "--explain").stdout
+    assert "unpaid opinions  stage" in text
+    assert "1, 1 unpaid" in text
 
 
 class TestZero:

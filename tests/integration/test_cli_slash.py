@@ -8,12 +8,17 @@ from typing import Any
 import pytest
 from eth_hash.auto import keccak
 
+from commonweight.chain.keys import Key
 from commonweight.chain.records import SlashStatus
 from commonweight.cli.output import format_time
 from commonweight.errors import ConfigError, InsufficientFunds, NotAllowed
-from commonweight.rules.audits import Audit, Kind
+from commonweight.rules.audits import NO_EVIDENCE, Audit, Kind, Verdict
 from commonweight.rules.canonical import canonical_json
+from commonweight.rules.panel import audit_claim, known_bad_report, opinion_receipt, recording_receipt
+from commonweight.rules.recording import OperatorRecord, join_hashes
 from commonweight.rules.statement import to_hex
+from commonweight.watch.disputes import dispute_evidence
+from commonweight.watch.known_bad import known_bad_evidence
 from commonweight.watch.store import StatementStore
 from referee.fraud import Difference, fraud_evidence
 from tests.integration import cli_world
@@ -23,15 +28,17 @@ from tests.integration.cli_world import (
     BOB,
     CAROL,
     DELAY_S,
+    NODE,
     REPORTER_BOND,
     SEAT_STAKE,
     STRANGER,
     USD,
     WINDOW_S,
     World,
+    signing,
 )
 from tests.integration.epochs import Server
-from tools.build_vectors import honest_reports
+from tools.build_vectors import honest_reports, mark
 
 world = cli_world.world  # pytest finds fixtures by their names here
 NOWHERE = "http://127.0.0.1:1/evidence.json"
@@ -45,6 +52,53 @@ def fraud_of(world: World, stage: int = 0) -> bytes:
     )
     unit = Audit(3, stage, Kind.MICROBATCH, 2)
     return fraud_evidence(world.spec, unit, report, difference, provider="torch A", auditor="torch B")
+
+
+def known_bad_of(world: World, auditor: Key) -> bytes:
+    """Evidence that its key has passed a report in which two outputs of stage 1 have changed places."""
+    unit, signed = Audit(3, 1, Kind.ROUND), honest_reports(world.spec.stages, 4, 3)[1]
+    shown = known_bad_report(unit, signed, bytes(32), is_last=False)
+    said = opinion_receipt(world.model.model_id, unit, audit_claim(unit, shown), Verdict.PASSED, NO_EVIDENCE)
+    return known_bad_evidence(
+        spec_hash=world.spec.spec_hash,
+        audit=unit,
+        signed=signed,
+        shown=shown,
+        auditor=auditor.address,
+        signature=to_hex(signing(world, auditor)(said)),
+    )
+
+
+def dispute_of(world: World, auditor: Key) -> bytes:
+    """Evidence that its key has recorded another second operator than the referee; it has no tensors."""
+    one, two, other = (
+        OperatorRecord(
+            microbatch=0,
+            phase="forward",
+            layer="layers.3.ffn",
+            operator="aten.mul.Tensor",
+            arguments={"args": [{"tensor": 0}, 2], "kwargs": {}},
+            inputs=(to_hex(mark("in", number)),),
+            strides=((1,),),
+            outputs=(to_hex(mark("out", number)),),
+        )
+        for number in range(3)
+    )
+    unit, claim, numerics = Audit(3, 1, Kind.ROUND), mark("claim"), "torch 2"
+    theirs = join_hashes(numerics, [one, other])
+    receipt = recording_receipt(world.model.model_id, unit, claim, theirs)
+    return dispute_evidence(
+        spec_hash=world.spec.spec_hash,
+        audit=unit,
+        claim=claim,
+        numerics=numerics,
+        auditor=auditor.address,
+        theirs=theirs,
+        signature=signing(world, auditor)(receipt),
+        ours=join_hashes(numerics, [one, two]),
+        record=canonical_json(two.model_dump(mode="json")),
+        tensors=b"",
+    )
 
 
 def report(world: World, text: bytes = b"", uri: str = NOWHERE, owner: Any = ALICE, stage: int = 0) -> None:
@@ -140,7 +194,7 @@ class TestShow:
         [
             (b"{}", b"[]", "its hash isn't the one on chain", "It proves nothing"),
             (b"\x1b[2J", b"\x1b[2J", r"It begins b'\x1b[2J'", "Any reporter may name any text"),
-            (bytes(65 * 1024), bytes(65 * 1024), "it sends more than 65536 bytes", "Nobody can check a claim"),
+            (bytes(2**24 + 1), bytes(2**24 + 1), "it sends more than 16777216 bytes", "Nobody can check a claim"),
         ],
         ids=["another", "no form", "too long"],
     )
@@ -160,6 +214,56 @@ class TestShow:
         assert found["document"]["unit"]["stage"] == 1
         assert "it is about stage 1, the proposal about stage 0" in found["problem"]
         assert "can't be evidence against the seat" in found["meaning"]
+
+    def test_what_an_auditor_passed_that_is_known_to_be_bad(self, world: World, published: Any) -> None:
+        text = known_bad_of(world, NODE)
+        report(world, text, published(text), BOB, 1)
+        lines = world.run("slash", "show", "1").stdout
+        assert f"auditor       {NODE.address}" in lines
+        assert "the round audit of round 3, stage 1" in lines
+        assert "hasn't replayed the unit, then" in lines
+        found = world.json("slash", "show", "1")["evidence"]
+        assert (found["problem"], canonical_json(found["document"]) == text) == (None, True)
+
+    @pytest.mark.parametrize(
+        ("key", "changed", "problem"),
+        [
+            (
+                ALICE,
+                {},
+                f"{ALICE.address} answers for the auditor {ALICE.address}; the proposal is about {BOB.address}",
+            ),
+            (NODE, {"auditor": BOB.address}, f"{BOB.address} hasn't passed what was shown"),
+            (NODE, {"shown": None}, "what was shown is what was signed"),
+        ],
+        ids=["whose", "signature", "same"],
+    )
+    def test_what_proves_nothing_against_the_auditor(
+        self, world: World, published: Any, key: Key, changed: dict[str, Any], problem: str
+    ) -> None:
+        fields = json.loads(known_bad_of(world, key))
+        changed = {name: value or fields["signed"] for name, value in changed.items()}
+        text = canonical_json(fields | changed)
+        report(world, text, published(text), BOB, 1)
+        found = world.json("slash", "show", "1")["evidence"]
+        assert problem in found["problem"]
+        assert "can't be evidence against the seat" in found["meaning"]
+
+    def test_what_an_auditor_computed_otherwise(self, world: World, published: Any) -> None:
+        text = dispute_of(world, NODE)
+        report(world, text, published(text), BOB, 1)
+        lines = [" ".join(line.split()) for line in world.run("slash", "show", "1").stdout.splitlines()]
+        assert "operator 1, the first whose record isn't the referee's" in lines
+        assert "computes aten.mul.Tensor of layers.3.ffn, in the forward pass of microbatch 0" in lines
+        assert "tensors not shown: they are too large" in lines
+        found = world.json("slash", "show", "1")["evidence"]
+        assert (found["problem"], canonical_json(found["document"]) == text) == (None, True)
+
+    def test_a_dispute_about_another_stage(self, world: World, published: Any) -> None:
+        text = dispute_of(world, NODE)
+        report(world, text, published(text), BOB, 3)
+        problem = world.json("slash", "show", "1")["evidence"]["problem"]
+        assert "it is about stage 1, the proposal about stage 3" in problem
 
     def test_what_doesn_t_exist(self, world: World) -> None:
         with pytest.raises(NotAllowed, match="Slash 1 doesn't exist: `commonweight slash list`"):

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from commonweight.chain.events import EpochProposed
+from commonweight.rules.checking import check_statement
 from commonweight.rules.emission import emission
-from commonweight.rules.epoch import check_statement
 from commonweight.rules.statement import Carried, parse_statement
 from tests.integration.network import Network, seconds_since, train_in_process
 

@@ -16,7 +16,7 @@ from commonweight.devnet.state import DEVNET, DevnetState
 from commonweight.errors import StateError
 from commonweight.events import Event
 
-ADDRESS = "0x" + "ab" * 20
+ADDRESS, AUDITOR = "0x" + "ab" * 20, "0x" + "cd" * 20
 DIES = [sys.executable, "-c", "import sys; sys.stderr.write('out of luck\\n'); sys.exit(3)"]
 LEAVES = [sys.executable, "-c", "pass"]
 
@@ -29,6 +29,7 @@ def coordinator_says(observer: Observer, name: str, **fields: object) -> None:
 def observer(tmp_path: Path) -> Observer:
     observer = Observer(RunFolder.create(tmp_path / "run"))
     observer.note("node.created", name="node-0", address=ADDRESS)
+    observer.note("auditor.created", name="auditor-0", stage=0, address=AUDITOR)
     return observer
 
 
@@ -62,6 +63,17 @@ async def test_a_node_is_started_again_at_once_but_then_not_too_often(
     keeping.cancel()
     assert waits[0] == 0
     assert 3500 < waits[1] <= 3600
+
+
+@pytest.mark.asyncio
+async def test_an_auditor_is_started_again_once_the_coordinator_had_it(network: Network, observer: Observer) -> None:
+    with pytest.raises(StateError, match=r"auditor-0 ended with status 3.*\nout of luck\n"):
+        await network._keep("auditor-0", DIES)
+    coordinator_says(observer, "auditor.joined", node=AUDITOR, owner=AUDITOR, stages=[0])
+    keeping = asyncio.create_task(network._keep("auditor-0", DIES))
+    async with asyncio.timeout(30):
+        await observer.until(lambda state: state.auditors[0].restarts == 1)
+    keeping.cancel()
 
 
 @pytest.mark.asyncio

@@ -21,8 +21,9 @@ from commonweight.devnet.observer import StateFile, read_state
 from commonweight.devnet.processes import family, start_time, wait_for_end
 from commonweight.devnet.state import DevnetState, fold
 from commonweight.events import parse_event
+from commonweight.rules.checking import check_statement
 from commonweight.rules.emission import emission
-from commonweight.rules.epoch import check_statement, report_units
+from commonweight.rules.epoch import report_units
 from commonweight.rules.spec import parse_spec
 from commonweight.rules.statement import Carried, parse_statement
 
@@ -128,11 +129,15 @@ def test_a_run_reports_what_it_trained_minted_and_who_owns_it(undisturbed: Devne
     (epoch,) = report["epochs"]
     assert (epoch["number"], epoch["minted"], epoch["finalised"]) == (0, str(minted), True)
     assert sum(int(part["shares"]) for part in report["ownership"].values()) == minted
-    workers = [part for part in report["ownership"].values() if part["work_units"] != "0"]
-    assert len(workers) == spec.stages
+    state = undisturbed.state().state
+    workers = {address for address, part in report["ownership"].items() if part["work_units"] != "0"}
+    assert {node.address for node in state.nodes} <= workers <= {member.address for member in state.members}
+    assert report["deployments"]["auditors"] == {auditor.name: auditor.address for auditor in state.auditors}
+    assert [auditor.stage for auditor in state.auditors] == [0]
     assert (report["slashed"], report["unpaid_units"]) == ([], {"total": "0", "by_address": {}})
     for counts in report["audits"].values():
-        assert counts["drawn"] == counts["passed"]
+        assert counts["drawn"] == counts["passed"] == counts["by_auditors"] + counts["by_referee"]
+        assert counts["known_bad"] == counts["known_bad_caught"]
     assert report["deployments"] == json.loads((undisturbed.folder / "deployments.json").read_text())
 
 
@@ -241,11 +246,33 @@ def test_who_cheats_loses_its_stake_and_owns_nothing(tmp_path: Path) -> None:
     assert "It lost 1,000 tUSD of stake" in text
 
 
+@pytest.mark.long
+def test_an_auditor_that_cheats_loses_its_stake_and_harms_nobody(tmp_path: Path) -> None:
+    arguments = ("--until-epoch", "1000", "--rounds-per-epoch", "16", "--byzantine", "0:false-alarm")
+    with Devnet(tmp_path, *arguments) as devnet:
+        devnet.wait_for_line(r"stage 0: auditor-0 is overruled about the .*: passed")
+        devnet.wait_for_line(r"stage 0: auditor-0 is convicted")
+        devnet.wait_for_line(r"stage 0: auditor-0 is slashed")
+        os.kill(devnet.pid, signal.SIGTERM)
+        assert devnet.wait() == 130
+    (slash,) = devnet.report()["slashed"]
+    cheater = devnet.state().state.auditors[0]
+    assert (slash["address"], slash["stage"], slash["role"]) == (cheater.address, 0, "auditor")
+    assert slash["amount"] == str(SEAT_STAKE)
+    assert '"event": "cheated"' in (devnet.folder / cheater.log).read_text()
+    counts = devnet.report()["audits"].values()
+    assert sum(each["overruled"] for each in counts) > 0
+    assert sum(each["failed"] for each in counts) == 0
+    assert devnet.report()["unpaid_units"]["total"] == "0"
+
+
 def test_sigterm_leaves_a_report_and_no_process(tmp_path: Path) -> None:
     with Devnet(tmp_path, "--rounds-per-epoch", "1000", "--backend", "embedded") as devnet:
         devnet.wait_for_line(r"round +0 ")
         members = family(devnet.pid)
-        assert len(members) >= 1 + 2 + 2 * 2, "devnet, coordinator and chain, and two processes for each node"
+        assert len(members) >= 1 + 2 + 2 * 2 + 1, (
+            "devnet, coordinator and chain; two processes for each stage; an auditor"
+        )
         os.kill(devnet.pid, signal.SIGTERM)
         assert devnet.wait() == 130
         assert all_gone(members)
@@ -257,7 +284,7 @@ def test_kill_9_leaves_no_process(tmp_path: Path) -> None:
     with Devnet(tmp_path, "--rounds-per-epoch", "1000") as devnet:
         devnet.wait_for_line(r"round +0 ")
         members = family(devnet.pid)
-        assert len(members) >= 1 + 2 + 2 * 2
+        assert len(members) >= 1 + 2 + 2 * 3
         os.kill(devnet.pid, signal.SIGKILL)
         assert devnet.wait() == -signal.SIGKILL
         assert all_gone(members)

@@ -258,7 +258,7 @@ def anchors(page: Path) -> set[str]:
 def emitted() -> dict[str, set[str]]:
     """Fields of each event that the code emits, and that a devnet notes."""
     found: dict[str, set[str]] = {}
-    for package in ("commonweight", "node", "coordinator", "gateway", "referee", "adversary"):
+    for package in ("commonweight", "node", "coordinator", "auditor", "gateway", "referee", "adversary"):
         for file in (ROOT / package).rglob("*.py"):
             for call in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
                 if not isinstance(call, ast.Call) or not call.args or not isinstance(call.args[0], ast.Constant):
@@ -290,13 +290,13 @@ def test_the_errors_page_is_the_code_s_tree() -> None:
 
 def test_the_protocol_page_has_the_code_s_constants() -> None:
     from commonweight.wire import PROTOCOL_VERSION
+    from commonweight.wire.attachment import SILENCE_S as COORDINATOR_SILENCE_S
     from commonweight.wire.channel import CONTROL_PING_TIMEOUT_MS, KEEPALIVE_MS, PIPE_PING_TIMEOUT_MS
     from commonweight.wire.decode import DECODE_PING_TIMEOUT_MS, MAX_CHUNK_TOKENS
     from commonweight.wire.decode import OPEN_S as STREAM_OPEN_S
     from commonweight.wire.generation import FIRST_TOKEN_S, TOKEN_S
     from coordinator.service import MAX_OUTBOX
     from coordinator.service import SILENCE_S as NODE_SILENCE_S
-    from node.control import SILENCE_S as COORDINATOR_SILENCE_S
     from node.decode_plane import MAX_UNSENT, MAX_UNSENT_BYTES
     from node.decoding import FIRST_BACKOFF_S, MAX_BACKOFF_S, SESSION_IDLE_S
     from node.pipes import OPEN_S

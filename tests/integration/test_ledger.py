@@ -14,13 +14,24 @@ from sqlalchemy.engine import make_url
 from commonweight.errors import ConfigError, LedgerError, StatementMismatch
 from commonweight.rules.audits import NO_EVIDENCE, Audit, Kind, Verdict
 from commonweight.rules.canonical import canonical_json
-from commonweight.rules.epoch import audit_line, credit_report, make_statement
+from commonweight.rules.epoch import audit_line, credit_report, make_opinion, make_statement
 from commonweight.rules.report import Report
-from commonweight.rules.statement import AuditLine, Carried, CreditedReport, SealedRound, ServedLine, Statement
-from coordinator.ledger import Equivocation, Ledger, Progress
+from commonweight.rules.statement import (
+    AuditLine,
+    Carried,
+    Conviction,
+    CreditedReport,
+    EquivocationLine,
+    Opinion,
+    SealedRound,
+    ServedLine,
+    Statement,
+    to_hex,
+)
+from coordinator.ledger import Fraud, Ledger, Progress
 from tests.integration.network import tiny_spec
 from tests.integration.scripted import honest_report
-from tools.build_vectors import beacon_chain, mark, seal
+from tools.build_vectors import mark, seal
 
 SPEC = tiny_spec("0x" + "00" * 32, 10_000, stages=2)
 MODEL = {
@@ -40,9 +51,9 @@ def report(round_: int, stage: int) -> Report:
 def credits(round_: int) -> list[CreditedReport]:
     return [
         credit_report(
-            SPEC, report(round_, s), node=NODES[s], account=NODES[s], generation=1, signature=bytes([s + 1]) * 65
+            SPEC, report(round_, s), node=node, owner=node, account=node, generation=1, signature=bytes([s + 1]) * 65
         )
-        for s in range(2)
+        for s, node in enumerate(NODES)
     ]
 
 
@@ -55,9 +66,21 @@ def record(ledger: Ledger, *rounds: int) -> None:
         ledger.record_round(sealed(round_), {})
 
 
-def verdict_line(audit: Audit, verdict: Verdict = Verdict.PASSED) -> AuditLine:
+def opinion_on(audit: Audit, verdict: Verdict, owner: str | None = None, disproof: bytes = NO_EVIDENCE) -> Opinion:
+    """The referee's, or that of a seat's owner with its own key."""
     evidence = mark("evidence", audit.order) if verdict is Verdict.FAILED else NO_EVIDENCE
-    return audit_line(b"\xaa" * 32, audit, verdict, auditor=NODES[0], sign=lambda _: bytes(65), evidence_hash=evidence)
+    who = {"auditor": owner or NODES[0], "owner": owner, "account": owner, "evidence_hash": evidence}
+    opinion = make_opinion(b"\xaa" * 32, audit, mark("claim"), verdict, sign=lambda _: bytes(65), **who)
+    return opinion.model_copy(update={"disproof": to_hex(disproof)})
+
+
+def verdict_line(audit: Audit, verdict: Verdict = Verdict.PASSED, *earlier: Opinion) -> AuditLine:
+    return audit_line(audit, verdict, [*earlier, opinion_on(audit, verdict)])
+
+
+def equivocation(stage: int, node: str, name: str = "a") -> EquivocationLine:
+    outputs, signatures = (to_hex(mark(1)), to_hex(mark(2))), (to_hex(bytes(65)), to_hex(b"\1" * 65))
+    return EquivocationLine(stage=stage, node=node, unit=to_hex(mark(name)), outputs=outputs, signatures=signatures)
 
 
 @pytest.fixture(scope="session")
@@ -117,7 +140,7 @@ def statement_of(ledger: Ledger, epoch: int, before: Statement | None = None) ->
         settlement=str(MODEL["settlement"]),
         model_id=b"\xaa" * 32,
         epoch=epoch,
-        beacon_tip=beacon_chain(SPEC, epoch)[0],
+        beacon_seed=mark("seed", epoch),
         rounds=ledger.sealed_rounds(epoch * per_epoch, (epoch + 1) * per_epoch),
         audits=(),
         served=(),
@@ -437,15 +460,44 @@ def test_who_was_convicted_is_found_once_for_each_stage(ledger: Ledger, connect:
     ]
     for line in lines:
         ledger.record_verdict(line, last=False)
-    assert connect().frauds() == ((NODES[0], lines[1]),)
+    assert connect().frauds() == (Fraud(0, NODES[0], lines[1].evidence),)
     ledger.record_verdict(verdict_line(Audit(2, 1, Kind.ROUND), Verdict.FAILED), last=False)
-    assert [node for node, _ in ledger.frauds()] == [NODES[0], NODES[1]]
+    assert [fraud.node for fraud in ledger.frauds()] == [NODES[0], NODES[1]]
+
+
+def test_an_opinion_that_was_disproven_convicts_its_auditor(ledger: Ledger, connect: Callable[[], Ledger]) -> None:
+    record(ledger, 0, 1)
+    passes, accuses = NODES[1], "0x90F79bf6EB2c4f870365E785982E1f101E93b906"
+    first, second, third = Audit(0, 0, Kind.ROUND), Audit(1, 0, Kind.ROUND), Audit(1, 1, Kind.ROUND)
+    lines = [
+        verdict_line(second, Verdict.FAILED, opinion_on(second, Verdict.PASSED, passes, mark("later"))),
+        verdict_line(first, Verdict.PASSED, opinion_on(first, Verdict.PASSED, passes, mark("false"))),
+        verdict_line(third, Verdict.PASSED, opinion_on(third, Verdict.FAILED, accuses, mark("wrong"))),
+    ]
+    for line in lines:
+        ledger.record_verdict(line, last=False)
+    assert connect().verdicts(0, 2) == (lines[1], lines[0], lines[2])
+    assert connect().frauds() == (
+        Fraud(0, passes, to_hex(mark("false"))),
+        Fraud(0, NODES[0], lines[0].evidence),
+        Fraud(1, accuses, to_hex(mark("wrong"))),
+    )
+
+
+def test_who_is_convicted_of_whatever_is_known(ledger: Ledger, connect: Callable[[], Ledger]) -> None:
+    """An auditor that contradicted the verdict, and wasn't disproven, isn't."""
+    record(ledger, 0)
+    whole, loss = Audit(0, 0, Kind.ROUND), Audit(0, 1, Kind.LOSS, 1)
+    ledger.record_verdict(verdict_line(whole, Verdict.FAILED), last=False)
+    ledger.record_verdict(verdict_line(loss, Verdict.PASSED, opinion_on(loss, Verdict.FAILED, NODES[0])), last=False)
+    assert connect().convicted() == {Conviction(stage=0, node=NODES[0])}
+    ledger.record_equivocation(equivocation(1, NODES[1]))
+    assert connect().convicted() == {Conviction(stage=stage, node=NODES[stage]) for stage in range(2)}
 
 
 def test_of_a_node_s_equivocations_the_first_is_kept(ledger: Ledger, connect: Callable[[], Ledger]) -> None:
-    first, second = (
-        Equivocation(1, NODES[1], mark(name), (mark(1), mark(2)), (bytes(65), b"\1" * 65)) for name in "ab"
-    )
+    first, second, other = equivocation(1, NODES[1]), equivocation(1, NODES[1], "b"), equivocation(0, NODES[1])
     assert ledger.record_equivocation(first)
     assert not connect().record_equivocation(second)
-    assert connect().equivocations() == (first,)
+    assert ledger.record_equivocation(other)
+    assert connect().equivocations() == (other, first)

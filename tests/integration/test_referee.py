@@ -12,12 +12,14 @@ from typing import Any
 
 import grpc
 import pytest
+from eth_hash.auto import keccak
 
 from commonweight.errors import EvidenceMissing
 from commonweight.identity import NodeIdentity
 from commonweight.model.data import Dataset
 from commonweight.rules.audits import Audit, Kind
 from commonweight.rules.canonical import canonical_json
+from commonweight.rules.recording import operator_hash
 from commonweight.rules.spec import ModelSpec
 from commonweight.wire.channel import PIPE_FRAME_BYTES, serve
 from commonweight.wire.evidence import EVIDENCE_PART_BYTES
@@ -51,7 +53,8 @@ class Keeper(evidence_pb2_grpc.EvidenceServicer):
         if request.WhichOneof("what") == "tensor":
             data = self.node.tensors.get(request.tensor)
         else:
-            data = self.node.states.get((request.round, request.state_after))
+            part = request.WhichOneof("what")
+            data = self.node.states.get((request.round, part.removesuffix("_after"), getattr(request, part)))
         if data is None:
             await refuse(context, EvidenceMissing("It isn't kept here."))
         part = min(EVIDENCE_PART_BYTES, max(1, len(data) // 3))
@@ -95,7 +98,7 @@ class Running:
     world: World
     process: Process
     link: Link
-    sources: list[pb.EvidenceSource]
+    sources: list[control_pb2.EvidenceSource]
     keepers: list[Keeper]
     numerics: str = ""
 
@@ -115,18 +118,27 @@ class Running:
         assert event is not None, "the referee is gone"
         return event
 
-    async def audit(self, unit: Audit) -> pb.RefereeVerdict:
+    def order(self, unit: Audit) -> control_pb2.AuditOrder:
         report = report_to_proto(self.world.reports[unit.round, unit.stage])
         report.numerics = self.numerics
         where = (near for near in (unit.stage, unit.stage - 1, unit.stage + 1) if 0 <= near < len(self.sources))
         drawn = control_pb2.AuditUnit(
             round=unit.round, stage=unit.stage, kind=unit.kind.value, microbatch=unit.microbatch
         )
-        asked = pb.RefereeAudit(unit=drawn, report=report, sources=[self.sources[near] for near in where])
-        await self.link.send(pb.RefereeCommand(audit=asked))
-        found = (await self.event()).verdict
-        assert found.unit == drawn
+        return control_pb2.AuditOrder(unit=drawn, report=report, sources=[self.sources[near] for near in where])
+
+    async def audit(self, unit: Audit) -> control_pb2.AuditOpinion:
+        order = self.order(unit)
+        await self.link.send(pb.RefereeCommand(audit=order))
+        found = (await self.event()).opinion
+        assert found.unit == order.unit
         return found
+
+    async def record(self, unit: Audit, tensors_of: int | None = None) -> pb.Recording:
+        await self.link.send(
+            pb.RefereeCommand(record=pb.RecordOperators(order=self.order(unit), tensors_of=tensors_of))
+        )
+        return (await self.event()).recording
 
 
 @contextlib.asynccontextmanager
@@ -154,7 +166,10 @@ async def running(tmp_path: Path, lie: type[Node] = Node, at: int = -1) -> Async
             )
             stack.push_async_callback(server.stop, None)
             address = f"127.0.0.1:{port}"
-            sources.append(pb.EvidenceSource(peer_id=certificate.peer_id, address=address, certificate=certificate.der))
+            source = control_pb2.EvidenceSource(
+                peer_id=certificate.peer_id, address=address, certificate=certificate.der
+            )
+            sources.append(source)
         with contextlib.chdir(empty):
             process, link = await spawn_worker([sys.executable, "-m", "referee"], environment)
         try:
@@ -201,7 +216,7 @@ async def test_fraud_is_shown_and_withholding_said(tmp_path):
         assert found.verdict == "failed"
         assert found.evidence.startswith(b'{"commitments":')
         assert "activation_out of microbatch 1" in found.why
-        del referee.world.nodes[1].states[1, False]
+        del referee.world.nodes[1].states[1, "parameters", False]
         found = await referee.audit(single(1))
         assert (found.verdict, found.evidence) == ("withheld", b"")
         assert "[EVIDENCE_MISSING]" in found.why
@@ -244,7 +259,7 @@ async def test_nothing_is_written_and_nothing_stays(tmp_path):
 
         before = await audit(100)  # until then the allocator and gRPC take what they keep
         grown = await audit(120) - before
-        states = 120 * len(referee.world.nodes[1].states[1, False]) // 1024
+        states = 120 * len(referee.world.nodes[1].states[1, "parameters", False]) // 1024
         assert grown < states // 4, f"120 audits, of {states} KiB of states in all, left {grown} KiB"
         assert bytes_to_disk(pid) == 0
     assert list((tmp_path / "empty").iterdir()) == []
@@ -259,3 +274,20 @@ async def test_text_of_another_model_ends_it_with_the_reason(tmp_path, capfd):
             await referee.start()
         assert await referee.process.wait() == 1
     assert "[DATA_INVALID]" in capfd.readouterr().err
+
+
+async def test_it_records_operators_and_goes_on_after_what_it_can_t(tmp_path: Path) -> None:
+    async with asyncio.timeout(DEADLINE_S), running(tmp_path) as referee:
+        await referee.start()
+        for unit in (whole(0), single(1)):
+            plain = await referee.record(unit)
+            assert not plain.failure
+            found = await referee.record(unit, 0)
+            assert found.operators == plain.operators
+            assert operator_hash(found.operators, 0) == keccak(found.record)
+            assert found.tensors
+        referee.keepers[1].answer = fail
+        assert "Nobody served" in (await referee.record(whole(1))).failure
+        referee.keepers[1].answer = None
+        assert (await referee.record(single(1))).operators == plain.operators
+        assert (await referee.audit(single(1))).verdict == "passed"

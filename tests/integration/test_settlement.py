@@ -9,14 +9,17 @@ from typing import Any
 
 import pytest
 
+from commonweight.chain.providers import ProviderRegistry
 from commonweight.chain.rpc import Chain
 from commonweight.chain.settlement import EpochSettlement
+from commonweight.chain.token import Token
+from commonweight.devnet.deployment import SEAT_STAKE
 from commonweight.errors import ChainError, LedgerError, Refused
-from commonweight.rules.audits import Verdict
+from commonweight.rules.audits import Audit, Verdict
 from commonweight.rules.canonical import canonical_json
-from commonweight.rules.epoch import check_statement
+from commonweight.rules.checking import check_statement
 from commonweight.rules.receipt import Domain
-from commonweight.rules.statement import Carried, ServedLine, Statement
+from commonweight.rules.statement import AuditorSeat, Carried, Conviction, ServedLine, Statement
 from commonweight.watch.store import StatementStore
 from coordinator import settlement as module
 from coordinator.ledger import Ledger
@@ -25,12 +28,14 @@ from coordinator.settlement import Settlement
 from tests.integration.epochs import WINDOW_S, Epochs
 from tools.build_vectors import beacon_chain, mark
 
-RATES = {"microbatch_rate": "0.3", "data_rate": "0.5"}
+RATES = {"microbatch_rate": "0.3", "data_rate": "0.5", "known_bad_rate": "0.5"}
+AUDITORS = ("node-1", "node-0")
+"""Who audits each stage: who holds the other one."""
 
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Epochs]:
-    with Epochs(tmp_path_factory.mktemp("settled"), RATES) as epochs:
+    with Epochs(tmp_path_factory.mktemp("settled"), RATES, seat_stake=SEAT_STAKE) as epochs:
         yield epochs
 
 
@@ -63,6 +68,7 @@ def settlement_of(epochs: Epochs, folder: Path, done: Statement | None = None, *
         ledger,
         epochs.chain,
         contract,
+        epochs.model,
         type(epochs.router)(epochs.chain, epochs.model.router, epochs.sender("coordinator")),
         StatementStore(folder / "statements"),
         "http://127.0.0.1:1",
@@ -75,6 +81,18 @@ def record(ledger: Ledger, statement: Statement) -> None:
         ledger.record_round(sealed, {})
     for line in statement.audits:
         ledger.record_verdict(line, last=False)
+
+
+def take_seats(epochs: Epochs) -> dict[str, Any]:
+    """Every auditor takes its stage's seat; what a statement has of it."""
+    for stage, role in enumerate(AUDITORS):
+        sender = epochs.sender(role)
+        providers = ProviderRegistry(epochs.chain, epochs.deployment.providers, sender)
+        Token(epochs.chain, epochs.deployment.revenue_token, sender).approve(providers.address, SEAT_STAKE)
+        providers.bond(sender.address, SEAT_STAKE)
+        providers.take_seat(epochs.model.model_id, stage)
+    seats = [AuditorSeat(stage=stage, owner=epochs.address(role)) for stage, role in enumerate(AUDITORS)]
+    return {"auditors": seats, "seated": AUDITORS}
 
 
 def pass_time(epochs: Epochs, seconds: int = WINDOW_S + 1) -> None:
@@ -264,10 +282,64 @@ def test_who_was_convicted_in_an_epoch_isn_t_paid_in_the_next(epochs: Epochs, tm
     assert {report.units for sealed in second.rounds for report in sealed.reports if report.stage == 0} == {"0"}
 
 
-def test_a_successor_signs_the_verdicts_that_it_takes_over(epochs: Epochs, tmp_path: Path) -> None:
-    settlement = settlement_of(epochs, tmp_path, epochs.statement(0, auditor="node-1"))
+def test_a_successor_signs_the_referee_s_opinions_that_it_takes_over(epochs: Epochs, tmp_path: Path) -> None:
+    """Those of seat holders stay as they were signed; both kinds convict."""
+    seats = take_seats(epochs)
+    caught = next(line.audit for line in epochs.statement(0, **seats).audits if line.stage == 0)
+
+    def verdict(audit: Audit) -> Verdict:
+        return Verdict.FAILED if audit == caught else Verdict.PASSED
+
+    done = epochs.statement(0, auditor="designer", verdict=verdict, **seats)
+    by = {opinion.auditor for line in done.audits for opinion in line.opinions}
+    assert by == {epochs.address(role) for role in (*AUDITORS, "designer")}
+    settlement = settlement_of(epochs, tmp_path, done)
     settlement._advance(0)
-    assert settlement.ledger.statement(0) == epochs.statement(0)
+    taken_over = settlement.ledger.statement(0)
+    assert taken_over == epochs.statement(0, verdict=verdict, **seats)
+    check_statement(epochs.spec, taken_over, Carried())
+
+
+def test_auditors_are_paid_out_of_the_epoch_and_not_for_passing_what_is_known_bad(
+    epochs: Epochs, tmp_path: Path
+) -> None:
+    seats, lazy = take_seats(epochs), epochs.address(AUDITORS[0])
+
+    def says(audit: Audit, owner: str, known_bad: bool) -> Verdict | None:
+        return Verdict.PASSED if known_bad and owner == lazy else None
+
+    done = epochs.statement(0, says=says, **seats)
+    settlement = settlement_of(epochs, tmp_path, done)
+    settlement._advance(0)
+    statement = settlement.ledger.statement(0)
+    assert statement == done
+    check_statement(epochs.spec, statement, Carried())
+    assert statement.convicted == (Conviction(stage=0, node=lazy),)
+    earned = {
+        owner: sum(int(each.units) for line in statement.audits for each in line.opinions if each.owner == owner)
+        for owner in map(epochs.address, AUDITORS)
+    }
+    assert earned[lazy] == 0 < earned[epochs.address(AUDITORS[1])]
+
+
+def test_two_results_of_one_unit_convict_in_the_epoch_that_closes_next_and_once(epochs: Epochs, tmp_path: Path) -> None:
+    settlement, found = settlement_of(epochs, tmp_path), epochs.equivocation(1, "node-1")
+    assert settlement.ledger.record_equivocation(found)
+    settlement._advance(0)
+    first = settlement.ledger.statement(0)
+    assert first == epochs.statement(0, equivocations=[found])
+    check_statement(epochs.spec, first, Carried())
+    assert first.convicted == (Conviction(stage=1, node=epochs.address("node-1")),)
+    assert {report.units for sealed in first.rounds for report in sealed.reports if report.stage == 1} == {"0"}
+    pass_time(epochs)
+    settlement._advance(0)
+    assert settlement._advance(0) is None
+    record(settlement.ledger, epochs.statement(1, first))
+    settlement._advance(1)
+    second = settlement.ledger.statement(1)
+    assert second is not None
+    check_statement(epochs.spec, second, first.carried())
+    assert (second.equivocations, second.convicted) == ((), first.convicted)
 
 
 def test_nothing_is_minted_where_nothing_is_paid(epochs: Epochs, tmp_path: Path) -> None:

@@ -8,18 +8,20 @@ from typing import Any
 import pytest
 
 from commonweight.chain.events import Slashed, SlashProposed
+from commonweight.chain.keys import Key
 from commonweight.chain.providers import ProviderRegistry
 from commonweight.chain.records import SlashStatus
 from commonweight.chain.token import TestUSD, Token
 from commonweight.devnet.deployment import REPORTER_BOND, SEAT_STAKE, take_seats
 from commonweight.errors import Refused
-from commonweight.rules.audits import Verdict
-from commonweight.rules.receipt import Domain, Receipt
-from commonweight.rules.statement import AuditLine
+from commonweight.rules.audits import Audit, Kind, Verdict
+from commonweight.rules.epoch import audit_line, make_opinion
+from commonweight.rules.receipt import Domain
+from commonweight.rules.statement import to_hex
 from coordinator import slashing as module
-from coordinator.ledger import Equivocation, Ledger
+from coordinator.ledger import Fraud, Ledger
 from coordinator.members import Place
-from coordinator.seats import Seats
+from coordinator.seats import Seats, Standing
 from coordinator.slashing import Slashing
 from tests.integration.epochs import WINDOW_S, Epochs
 from tools.build_vectors import mark
@@ -89,9 +91,9 @@ def seated(epochs: Epochs) -> bool:
     return providers_of(epochs, CHEAT).is_seated(epochs.model.model_id, epochs.address(CHEAT), STAGE)
 
 
-def proof(slashing: Slashing) -> AuditLine:
-    ((_, line),) = slashing.ledger.frauds()
-    return line
+def proof(slashing: Slashing) -> Fraud:
+    (fraud,) = slashing.ledger.frauds()
+    return fraud
 
 
 def test_fraud_is_proposed_with_its_evidence_and_executed_after_the_window(
@@ -101,9 +103,9 @@ def test_fraud_is_proposed_with_its_evidence_and_executed_after_the_window(
     money = Token(epochs.chain, slashing.providers.bond_token()).balance_of(epochs.address("coordinator"))
     assert step(slashing) == 0.0
     (event,) = slashing.providers.events(SlashProposed)
-    line = proof(slashing)
-    assert "0x" + event.evidence_hash.hex() == line.evidence
-    assert event.uri == f"http://127.0.0.1:1/evidence/{line.evidence}.json"
+    evidence = proof(slashing).evidence
+    assert "0x" + event.evidence_hash.hex() == evidence
+    assert event.uri == f"http://127.0.0.1:1/evidence/{evidence}.json"
     assert (event.owner, event.stage) == (epochs.address(CHEAT), STAGE)
     assert step(slashing) == module.MAX_WAIT_S < WINDOW_S  # a contest would be told before the window ends
     assert seated(epochs)
@@ -202,20 +204,58 @@ async def test_without_tokens_for_the_bond_it_is_tried_again(
     assert said[0][1]["node"] == epochs.address(CHEAT)
 
 
+def test_an_auditor_whose_opinion_was_disproven_loses_its_owner_s_seat(
+    epochs: Epochs, tmp_path: Path, told: list[str]
+) -> None:
+    key, owner, audit = Key(b"\x11" * 32), epochs.address("node-1"), Audit(0, 1, Kind.ROUND)
+    providers = providers_of(epochs, "node-1")
+    providers.bind_signer(key.address, key.sign_digest(providers.binding_digest(owner)))
+    slashing = slashing_of(epochs, tmp_path)
+    lazy = make_opinion(
+        epochs.model.model_id,
+        audit,
+        mark("false claim"),
+        Verdict.PASSED,
+        auditor=key.address,
+        owner=owner,
+        account=owner,
+        sign=lambda receipt: key.sign_digest(receipt.digest(slashing.place.domain)),
+    ).model_copy(update={"disproof": to_hex(mark("disproof"))})
+    line = audit_line(audit, Verdict.PASSED, [lazy, *epochs.verdict_line(audit, Verdict.PASSED).opinions])
+    slashing.ledger.record_verdict(line, last=False)
+    _, case = slashing._cases()
+    assert case == Fraud(1, key.address, lazy.disproof)
+    slashing._advance(case)
+    (event,) = providers.events(SlashProposed)
+    assert (event.owner, event.stage, event.evidence_hash) == (owner, 1, mark("disproof"))
+    assert event.uri == f"http://127.0.0.1:1/evidence/{lazy.disproof}.json"
+    pass_time(epochs, WINDOW_S + 1)
+    slashing._advance(case)
+    assert slashing._advance(case) is None
+    assert not providers.is_seated(epochs.model.model_id, owner, 1)
+    assert told == ["slash.proposed", "slash.executed"]
+
+
 def test_two_words_about_one_unit_are_slashed_at_once(epochs: Epochs, tmp_path: Path, told: list[str]) -> None:
     slashing = slashing_of(epochs, tmp_path)
-    model_id, unit = epochs.model.model_id, mark("unit")
-    outputs = (mark("one"), mark("other"))
-    sign = epochs.signing("node-1")
-    signatures = [sign(Receipt(model_id, 1, unit, output)) for output in outputs]
-    found = Equivocation(1, epochs.address("node-1"), unit, outputs, (signatures[0], signatures[1]))
+    found = epochs.equivocation(1, "node-1")
     assert slashing.ledger.record_equivocation(found)
     case = slashing._cases()[-1]
     assert slashing._advance(case) is None
     (event,) = slashing.providers.events(Slashed)
-    assert (event.owner, event.stage, event.evidence_hash) == (found.node, 1, unit)
+    assert (event.owner, event.stage, to_hex(event.evidence_hash)) == (found.node, 1, found.unit)
     assert slashing._advance(case) is None  # after a restart
     assert told == ["slash.executed"]
+
+
+def test_a_node_stands_in_for_the_owner_that_it_is_bound_to(epochs: Epochs) -> None:
+    key, owner, payout = Key(b"\x12" * 32), epochs.address("node-1"), epochs.address("designer")
+    providers, seats = providers_of(epochs, "node-1"), Seats(epochs.chain, epochs.model)
+    with pytest.raises(Refused, match="holds no seat in model"):
+        seats.standing(key.address, key.address)
+    providers.bind_signer(key.address, key.sign_digest(providers.binding_digest(owner)))
+    providers.set_payout(payout)
+    assert seats.standing(key.address, key.address) == Standing(frozenset({1}), payout, owner)
 
 
 def test_who_was_slashed_keeps_the_stage_it_holds_and_gets_no_other(epochs: Epochs, tmp_path: Path) -> None:
@@ -224,6 +264,7 @@ def test_who_was_slashed_keeps_the_stage_it_holds_and_gets_no_other(epochs: Epoc
     seats = Seats(epochs.chain, epochs.model)
     node = epochs.address(CHEAT)
     before = seats.standing(node, node, STAGE)
+    assert before == Standing(frozenset({STAGE}), node, node)
     step(slashing)
     pass_time(epochs, WINDOW_S + 1)
     step(slashing)

@@ -84,7 +84,9 @@ def test_a_node_s_receipt_that_is_credited_and_not_paid_is_no_fault_by_itself(
 
 def acquitted_without_the_auditor(epochs: Epochs) -> Statement:
     failed = epochs.statement(0, verdict=found(Verdict.FAILED))
-    line = verdict_on(failed, WHOLE).model_copy(update={"verdict": "passed", "evidence": to_hex(NO_EVIDENCE)})
+    (opinion,) = verdict_on(failed, WHOLE).opinions
+    good = opinion.model_copy(update={"verdict": "passed", "evidence": to_hex(NO_EVIDENCE)})
+    line = verdict_on(failed, WHOLE).model_copy(update={"verdict": "passed", "opinions": (good,)})
     return epochs.state(0, Carried(), failed.rounds, changed(failed, WHOLE, line))
 
 
@@ -148,10 +150,10 @@ def signed_for_another_tip(epochs: Epochs) -> Statement:
 
 
 LIES: dict[Callable[[Epochs], Statement], str] = {
-    acquitted_without_the_auditor: "that the round audit of round 1, stage 1 passed is the verdict of 0x",
+    acquitted_without_the_auditor: "that the round audit of round 1, stage 1 passed is the opinion of 0x",
     acquitted_by_the_auditor_and_not_paid: "credits stage 1 with 0 units; by the spec and the audits it is worth",
     convicted_without_evidence: "Fraud has evidence, and nothing else has",
-    audited_by_a_node: "is no auditor, and gave the verdict on the round audit of round 0, stage 0",
+    audited_by_a_node: "is no referee, and gave its opinion on the round audit of round 0, stage 0 as one",
     with_an_audit_that_was_not_drawn: "lists the round audit of round 0, stage 1; next to be drawn was the loss audit",
     with_one_more_at_the_end: "its beacon values draw",
     without_a_drawn_one: "next to be drawn was the round audit of round 1, stage 1",

@@ -2,7 +2,7 @@
 
 import copy
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,17 +12,27 @@ from hypothesis import strategies as st
 
 from commonweight.rules.audits import Audit, Verdict
 from commonweight.rules.canonical import canonical_json
-from commonweight.rules.epoch import check_statement, credit_report, make_statement
+from commonweight.rules.checking import check_statement
+from commonweight.rules.epoch import credit_report, make_statement
 from commonweight.rules.receipt import Receipt
 from commonweight.rules.spec import ModelSpec
-from commonweight.rules.statement import Carried, CreditedReport, SealedRound, ServedLine, Statement
+from commonweight.rules.statement import (
+    AuditorSeat,
+    Carried,
+    CreditedReport,
+    EquivocationLine,
+    SealedRound,
+    ServedLine,
+    Statement,
+)
 from tests.property.strategies import specs
-from tools.build_vectors import beacon_chain, honest_reports, judged, mark, seal
+from tools.build_vectors import honest_reports, judged, mark, seal
 
 OWNERS = tuple(to_checksum_address(mark("owner", i)[:20]) for i in range(4))
 NODES = tuple(to_checksum_address(mark("node", i)[:20]) for i in range(4))
 owners = st.sampled_from(OWNERS)
 MODEL_ID = mark("model")
+AUDITORS = tuple(to_checksum_address(mark("auditor", i)[:20]) for i in range(3))
 FEWER = settings(max_examples=settings().max_examples // 2)
 """Half as many as elsewhere: drawing a history takes milliseconds."""
 
@@ -82,6 +92,7 @@ def sealed_rounds(
                 spec,
                 report,
                 node=node(number, report.stage),
+                owner=node(number, report.stage),
                 account=account(number, report.stage),
                 generation=generation(number),
                 signature=mark("signature", number) * 2 + b"\x1b",
@@ -105,17 +116,35 @@ def make_epoch(
     served: tuple[ServedLine, ...] = (),
     operator_earned: int = 0,
     accumulator_before: int = 0,
+    auditors: Sequence[AuditorSeat] = (),
+    seated: Collection[str] = AUDITORS,
+    says: Callable[[Audit, str, bool], Verdict | None] = lambda *_: None,
+    equivocations: Sequence[EquivocationLine] = (),
 ) -> Epoch:
-    """With the audits that the beacons draw."""
+    """With the audits that the beacons draw. Of `auditors`, those in `seated` answer; see `judged`."""
+    audits = judged(
+        spec,
+        rounds,
+        MODEL_ID,
+        auditor=OWNERS[0],
+        sign=sign,
+        verdict=verdict,
+        auditors=auditors,
+        seated=dict.fromkeys(seated, sign),
+        says=says,
+        before=before,
+    )
     statement = make_statement(
         spec,
         chain_id=31337,
         settlement=OWNERS[0],
         model_id=MODEL_ID,
         epoch=epoch,
-        beacon_tip=beacon_chain(spec, epoch)[0],
+        beacon_seed=mark("seed", epoch),
+        auditors=auditors,
         rounds=rounds,
-        audits=judged(spec, rounds, MODEL_ID, auditor=OWNERS[0], sign=sign, verdict=verdict),
+        audits=audits,
+        equivocations=equivocations,
         served=served,
         operator_earned=operator_earned,
         before=before,
@@ -130,6 +159,33 @@ def verdicts(draw: st.DrawFn) -> Callable[[Audit], Verdict]:
     usual = draw(st.sampled_from([Verdict.PASSED] * 3 + [Verdict.WITHHELD]))
     others = draw(st.dictionaries(st.integers(0, 9), st.sampled_from(Verdict), max_size=4))
     return lambda audit: others.get(sum(audit.order) % 10, usual)
+
+
+@st.composite
+def panels(draw: st.DrawFn, stages: int) -> dict[str, Any]:
+    """Who has seats in an epoch, who of them answers, and what those say who don't tell the truth."""
+    seats = st.builds(AuditorSeat, stage=st.integers(0, stages - 1), owner=st.sampled_from((*AUDITORS, *NODES)))
+    lies = draw(st.dictionaries(st.integers(0, 9), st.sampled_from(Verdict), max_size=4))
+    return {
+        "auditors": tuple(draw(st.sets(seats, max_size=8))),
+        "seated": draw(st.sets(st.sampled_from(AUDITORS))),
+        "says": lambda audit, owner, bad: lies.get((sum(audit.order) + int(owner[2:], 16) + bad) % 10),
+    }
+
+
+@st.composite
+def equivocations(draw: st.DrawFn, stages: int) -> list[EquivocationLine]:
+    """Nodes that have signed two results."""
+    return [
+        EquivocationLine(
+            stage=stage,
+            node=node,
+            unit="0x" + mark("unit", stage).hex(),
+            outputs=("0x" + mark("one").hex(), "0x" + mark("other").hex()),
+            signatures=("0x" + "1b" * 65, "0x" + "1c" * 65),
+        )
+        for stage, node in draw(st.sets(st.tuples(st.integers(0, stages - 1), st.sampled_from(NODES)), max_size=1))
+    ]
 
 
 @st.composite
@@ -167,6 +223,8 @@ def histories(draw: st.DrawFn, max_epochs: int = 3) -> list[Epoch]:
             served=draw(st.just(()) | served_lines(spec.stages)),
             operator_earned=earned,
             accumulator_before=accumulator,
+            equivocations=draw(st.just([]) | equivocations(spec.stages)),
+            **draw(panels(spec.stages)),
         )
         history.append(made)
         before = made.statement.carried()
@@ -191,9 +249,11 @@ def remake(epoch: Epoch, **changes: Any) -> Statement:
         "settlement": statement.settlement,
         "model_id": MODEL_ID,
         "epoch": statement.epoch,
-        "beacon_tip": bytes.fromhex(statement.beacon_tip[2:]),
+        "beacon_seed": bytes.fromhex(statement.beacon_seed[2:]),
+        "auditors": statement.auditors,
         "rounds": statement.rounds,
         "audits": statement.audits,
+        "equivocations": statement.equivocations,
         "served": statement.served,
         "operator_earned": epoch.operator_earned,
         "before": epoch.before,

@@ -4,21 +4,10 @@ from collections.abc import Mapping, Sequence
 from math import sqrt
 
 import pytest
-from eth_abi import encode
-from eth_hash.auto import keccak
 from hypothesis import given
 from hypothesis import strategies as st
 
-from commonweight.rules.audits import (
-    NO_EVIDENCE,
-    Audit,
-    Kind,
-    Verdict,
-    draw_audits,
-    left_outstanding,
-    paid_rounds,
-    verdict_receipt,
-)
+from commonweight.rules.audits import Audit, Kind, Verdict, draw_audits, left_outstanding, paid_rounds
 from commonweight.rules.beacon import round_beacon, round_root
 from commonweight.rules.report import report_receipt
 from commonweight.rules.spec import ModelSpec, build_spec
@@ -131,29 +120,6 @@ def test_another_output_of_any_stage_draws_anew() -> None:
     for stage in range(4):
         other = draw([*outputs[:stage], mark("other"), *outputs[stage + 1 :]])
         assert 0.45 < len(drawn ^ other) / 1280 < 0.55
-
-
-units = st.builds(Audit, numbers, st.integers(0, 2**32 - 1), st.sampled_from(Kind), st.none() | st.integers(0, 4095))
-
-
-@given(hashes, units, units, hashes.filter(bool))
-def test_an_auditor_that_gives_two_verdicts_about_one_unit_has_signed_both(
-    model_id: bytes, one: Audit, two: Audit, evidence: bytes
-) -> None:
-    receipts = [
-        verdict_receipt(model_id, one, verdict, proof) for verdict in Verdict for proof in (NO_EVIDENCE, evidence)
-    ]
-    assert {(receipt.model_id, receipt.stage) for receipt in receipts} == {(model_id, one.stage)}
-    assert len({receipt.unit for receipt in receipts}) == 1
-    assert len({receipt.output for receipt in receipts}) == len(Verdict) * len({NO_EVIDENCE, evidence})
-    other = verdict_receipt(model_id, two, Verdict.PASSED)
-    assert (other.unit == receipts[0].unit) == (one == two)
-
-
-@given(hashes, st.tuples(numbers, numbers, st.integers(0, 3)), units)
-def test_no_verdict_is_taken_for_a_report(model_id: bytes, report: tuple[int, int, int], audit: Audit) -> None:
-    """A node that audits, too, must never seem to have told two stories about one unit."""
-    assert verdict_receipt(model_id, audit, Verdict.PASSED).unit != keccak(encode(["uint256"] * 3, report))
 
 
 # One provider's rounds of an epoch, its audits in them, and what is outstanding from before.

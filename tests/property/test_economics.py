@@ -1,8 +1,8 @@
 """Whether cheating pays: formulas against each other, and by brute force against `draw_audits` and `paid_rounds`."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from fractions import Fraction
-from itertools import product
+from itertools import permutations, product
 from math import inf, isclose
 from typing import Any
 
@@ -18,11 +18,16 @@ from commonweight.rules.beacon import hash_chain, round_beacon
 from commonweight.rules.economics import (
     Cheat,
     audit_cost,
+    audit_expense,
+    audit_reward,
+    audits_pay,
     chance_caught,
     cheating_profit,
+    collusion_share,
     expected_audits,
     false_alarm_loss,
     finding_power,
+    known_bad_share,
     leaving_gain,
     needed_rate,
     needed_stake,
@@ -30,7 +35,12 @@ from commonweight.rules.economics import (
     round_risk,
     scattered_risk,
     share_paid,
+    shown_rate,
+    waving_rate,
+    waving_stake,
 )
+from commonweight.rules.epoch import report_units
+from commonweight.rules.panel import MAX_SEATED, audit_units, is_known_bad, rank_auditors, settled_verdict
 from commonweight.rules.spec import ModelSpec, build_spec
 
 amounts = st.just(0.0) | st.floats(1e-9, 1e6)
@@ -231,3 +241,100 @@ def test_who_has_patience_and_leaves_gains_the_bound() -> None:
 def test_false_alarms_cost_about_their_number_times_what_is_lost(rate: float, audits: int) -> None:
     alarms = rate * audits
     assert 4 * (alarms - alarms**2) - 1e-9 <= false_alarm_loss(audits, rate, reward=1, stake=3) <= 4 * alarms + 1e-9
+
+
+def panel_outcomes(seats: int, friends: int, rate: Fraction, says: Callable[[bool, bool], Verdict]) -> Fraction:
+    """The probability that a unit passes, over all rankings: by `settled_verdict`, and who it is that is asked.
+
+    `says`: what one says of it, by whether it is a friend, and whether it is the referee. A false report counts for
+    nothing, it takes its auditor out.
+    """
+    owners = [*(f"0x{number:040x}" for number in range(seats)), None]
+    passed = Fraction(0)
+    rankings = list(permutations(owners))
+    for ranking in rankings:
+        for is_bad, weight in ((True, rate), (False, 1 - rate)):
+            asked = list(ranking[1:] if is_bad and ranking[0] is not None else ranking)
+            opinions: list[tuple[str | None, Verdict]] = []
+            while (decided := settled_verdict(opinions)) is None:
+                owner = asked.pop(0) if len(opinions) < MAX_SEATED else None
+                is_friend = owner is not None and int(owner, 16) < friends
+                opinions.append((owner, says(is_friend, owner is None)))
+            passed += weight * (decided is Verdict.PASSED)
+    return passed / len(rankings)
+
+
+@pytest.mark.parametrize("rate", [Fraction(0), Fraction(1, 10), Fraction(1)])
+@pytest.mark.parametrize(("seats", "friends"), [(n, c) for n in range(5) for c in range(n + 1)])
+def test_collusion_is_that_of_all_rankings_and_nobody_is_framed(seats: int, friends: int, rate: Fraction) -> None:
+    def on_false_work(is_friend: bool, _: bool) -> Verdict:
+        return Verdict.PASSED if is_friend else Verdict.FAILED
+
+    def on_good_work(is_friend: bool, _: bool) -> Verdict:
+        return Verdict.FAILED if is_friend else Verdict.PASSED
+
+    passes = panel_outcomes(seats, friends, rate, on_false_work)
+    assert isclose(collusion_share(seats, friends, float(rate)), passes, abs_tol=1e-12)
+    assert panel_outcomes(seats, friends, rate, on_good_work) == 1
+
+
+@given(st.integers(1, 9), probabilities)
+def test_what_is_known_bad_is_that_of_all_rankings(seats: int, rate: float) -> None:
+    """Where the first is a seat's holder, it is shown it; then the next is asked, which may be the referee."""
+    first, second = seats / (seats + 1), (seats - 1) / seats
+    shown, asked = first * rate, first * (1 + rate * second)
+    assert isclose(known_bad_share(seats, rate), shown / asked, abs_tol=1e-12)
+    assert known_bad_share(seats, rate) <= rate
+    assert known_bad_share(0, rate) == 0
+
+
+@given(st.integers(1, 9), st.sampled_from(["0", "0.02", "0.3", "1"]), st.integers(1, 40), st.floats(0, 100))
+def test_waving_audits_through_doesn_t_pay_from_the_stake_and_the_rate_on(
+    seats: int, rate: str, rounds: int, stake: float
+) -> None:
+    spec = spec_with(rounds=rounds, known_bad=rate)
+
+    def profit(found: float, stake: float) -> float:
+        """Of the audit that pays most to be passed unseen."""
+        return max(
+            cheating_profit(
+                found, reward=float(audit_reward(spec, kind)), stake=stake, saved=float(audit_expense(spec, kind))
+            )
+            for kind in (Kind.ROUND, Kind.MICROBATCH)
+        )
+
+    found = known_bad_share(seats, shown_rate(spec))
+    enough = waving_stake(spec, seats)
+    assert (enough == inf) == (rate == "0")
+    if enough < inf:
+        assert isclose(profit(found, enough), 0, abs_tol=1e-12) or (enough == 0 and profit(found, 0) <= 0)
+    least = waving_rate(spec, seats, stake)
+    if least < inf:
+        assert isclose(profit(known_bad_share(seats, least), stake), 0, abs_tol=1e-9)
+    else:
+        assert profit(known_bad_share(seats, 1), stake) > -1e-9
+
+
+def test_nothing_is_known_bad_where_there_is_nothing_to_exchange() -> None:
+    assert shown_rate(spec_with(known_bad="0.5")) == 0.5
+    assert shown_rate(spec_with(microbatches=1, known_bad="0.5")) == 0
+    assert shown_rate(spec_with(stages=1, known_bad="0.5")) == 0
+    assert waving_stake(spec_with(stages=1, known_bad="0.5"), 2) == inf
+
+
+@pytest.mark.parametrize("seats", [0, 1, 2])
+def test_auditors_get_what_statements_pay_them(seats: int) -> None:
+    """By what is drawn in many epochs, all owners being there and none the provider's."""
+    spec, epochs = spec_with(rounds=4, microbatches=4, round="0.3", microbatch="0.2", data="0", known_bad="0.5"), 300
+    owners = [f"0x{number:040x}" for number in range(1, seats + 1)]
+    done = epochs * 4 * 2 * report_units(spec, 0)
+    paid = 0
+    for epoch in range(epochs):
+        seed = epoch.to_bytes(32, "big")
+        for round_, value in enumerate(hash_chain(seed, 4)[1:]):
+            beacon = round_beacon(value, bytes(32))
+            for audit in draw_audits(spec, round_, beacon):
+                ranking = rank_auditors(beacon, audit, owners)
+                asked = ranking[:2] if is_known_bad(spec, seed, audit) else ranking[:1]
+                paid += sum(owner is not None for owner in asked) * audit_units(spec, audit)
+    assert isclose(audits_pay(spec, seats), paid / (done + paid), rel_tol=0.08)

@@ -42,7 +42,7 @@ def with_field(path: str, value: Any) -> dict[str, Any]:
 
 
 FIELDS: dict[str, Any] = {
-    "format": "commonweight.model/2",
+    "format": "commonweight.model/3",
     "name": "example",
     "seed": 0,
     "stages": 2,
@@ -73,7 +73,13 @@ FIELDS: dict[str, Any] = {
         "weight_decay": "0.1",
         "grad_clip": "1",
     },
-    "verification": {"round_rate": "0.02", "microbatch_rate": "0", "data_rate": "1", "tolerance": "0.00001"},
+    "verification": {
+        "round_rate": "0.02",
+        "microbatch_rate": "0",
+        "data_rate": "1",
+        "known_bad_rate": "0.1",
+        "tolerance": "0.00001",
+    },
     "data": {"tokenizer": "bytes", "manifest": "0x" + "00" * 32, "tokens": 9},
     "economics": {
         "rounds_per_epoch": 2,
@@ -203,7 +209,7 @@ def test_plain_decimals_are_taken(value: str) -> None:
     assert build_spec(with_field("training.learning_rate", value)).training.learning_rate == value
 
 
-@pytest.mark.parametrize("name", ["round_rate", "microbatch_rate", "data_rate"])
+@pytest.mark.parametrize("name", ["round_rate", "microbatch_rate", "data_rate", "known_bad_rate"])
 @pytest.mark.parametrize("value", ["0", "0.5", "1"])
 def test_rates_from_never_to_always_are_taken(name: str, value: str) -> None:
     assert getattr(build_spec(with_field(f"verification.{name}", value)).verification, name) == value

@@ -17,8 +17,9 @@ from pydantic import ValidationError
 from commonweight.errors import CommonweightError, StatementMismatch
 from commonweight.rules.accounting import MAX_ACCUMULATOR, NOTHING, Balance, divide_shares
 from commonweight.rules.canonical import canonical_json, content_hash
+from commonweight.rules.checking import MAX_OPERATOR_POOL, check_statement
 from commonweight.rules.emission import emission, split_emission
-from commonweight.rules.epoch import MAX_OPERATOR_POOL, check_statement, credited_receipt, report_units
+from commonweight.rules.epoch import credited_receipt, report_units
 from commonweight.rules.merkle import verify_proof
 from commonweight.rules.report import report_receipt
 from commonweight.rules.spec import ModelSpec
@@ -71,7 +72,9 @@ def test_sums_are_those_of_the_emission(history: list[Epoch]) -> None:
         assert minted == floor(Fraction(emission(economics, statement.epoch) * credited, done))
         compute = split_emission(minted, economics.designer_bps, economics.data_bps).compute
         assert sum(int(line.shares) for line in statement.accounts) == compute == int(statement.compute_shares)
-        assert sum(int(line.units) for line in statement.accounts) == credited
+        opinions = [opinion for line in statement.audits for opinion in line.opinions]
+        audited = sum(int(opinion.units) for opinion in opinions)
+        assert sum(int(line.units) for line in statement.accounts) == credited + audited
         for line in statement.accounts:
             earned[line.account] = earned.get(line.account, 0) + int(line.shares)
             assert int(line.cumulative_shares) == earned[line.account]
@@ -332,7 +335,14 @@ def test_a_damaged_statement_brings_out_only_our_errors(history: list[Epoch], va
 )
 def test_an_account_has_one_spelling(account: str) -> None:
     fields = dict.fromkeys(("hops_root", "gradient_hash", "state_before", "state_after"), "0x" + "00" * 32)
-    fields |= {"stage": 0, "node": OWNERS[0], "generation": 1, "signature": "0x" + "00" * 65, "units": "1"}  # type: ignore[dict-item]
+    fields |= {
+        "stage": 0,
+        "node": OWNERS[0],
+        "owner": OWNERS[0],
+        "generation": 1,
+        "signature": "0x" + "00" * 65,
+        "units": "1",
+    }  # type: ignore[dict-item]
     assert CreditedReport(**fields, account=OWNERS[0]).account == OWNERS[0]  # type: ignore[arg-type]
     with pytest.raises(ValidationError):
         CreditedReport(**fields, account=account)  # type: ignore[arg-type]

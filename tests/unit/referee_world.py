@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from commonweight.errors import MessageTooLarge, PeerUnreachable
+from commonweight.model.hashing import tensors_hash, with_moments_hash
 from commonweight.model.stage import Stage
 from commonweight.rules.audits import Audit, Kind
 from commonweight.rules.report import NO_TENSOR, Hop, Report
@@ -27,14 +28,20 @@ class Node:
         self.spec, self.stage = spec, Stage(spec, index)
         self.name = f"node {index}"
         self.tensors: dict[bytes, bytes] = {}
-        self.states: dict[tuple[int, bool], bytes] = {}
-        self.asked: list[bytes | bool] = []
+        self.states: dict[tuple[int, str, bool], bytes] = {}
+        """By round, part, and whether after it."""
 
     def keep(self, tensor: Tensor | None) -> bytes:
         if tensor is None:
             return NO_TENSOR
         self.tensors[digest(tensor)] = bytes(to_bytes(tensor))
         return digest(tensor)
+
+    def keep_state(self, round_: int, *, after: bool) -> None:
+        parameters, moments = self.stage.parameters(), self.stage.moments()
+        served = with_moments_hash(parameters, tensors_hash(moments))
+        self.states[round_, "parameters", after] = safetensors.torch.save(served)
+        self.states[round_, "moments", after] = safetensors.torch.save(moments)
 
     def forward(self, microbatch: int, tokens: Tensor, code: Tensor | None) -> Any:
         return self.stage.forward(tokens, code)
@@ -55,18 +62,16 @@ class Node:
         self.stage.step()
 
     async def tensor(self, round_: int, wanted: bytes, size: int) -> bytes:
-        self.asked.append(wanted)
         if wanted not in self.tensors:
             raise PeerUnreachable("not kept.")
         return self.tensors[wanted]
 
-    async def state(self, round_: int, *, after: bool, limit: int) -> bytes:
-        self.asked.append(after)
-        if (round_, after) not in self.states:
+    async def state(self, round_: int, part: str, *, after: bool, limit: int) -> bytes:
+        if (round_, part, after) not in self.states:
             raise PeerUnreachable("not kept.")
-        if len(self.states[round_, after]) > limit:
+        if len(self.states[round_, part, after]) > limit:
             raise MessageTooLarge("too large.")
-        return self.states[round_, after]
+        return self.states[round_, part, after]
 
 
 @dataclass
@@ -80,7 +85,7 @@ class World:
         hops: list[list[dict[str, Any]]] = [[] for _ in self.nodes]
         before = [node.stage.state_root() for node in self.nodes]
         for node in self.nodes:
-            node.states[round_, False] = safetensors.torch.save(node.stage.state())
+            node.keep_state(round_, after=False)
         for number, tokens in enumerate(batches):
             pending, code = [], None
             for node, mine in zip(self.nodes, hops, strict=True):
@@ -101,7 +106,7 @@ class World:
         for node, mine, root in zip(self.nodes, hops, before, strict=True):
             summed = node.gradient_hash()
             node.step()
-            node.states[round_, True] = safetensors.torch.save(node.stage.state())
+            node.keep_state(round_, after=True)
             self.reports[round_, node.stage.index] = Report(
                 round_, node.stage.index, tuple(Hop(**hop) for hop in mine), summed, root, node.stage.state_root()
             )

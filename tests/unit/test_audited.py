@@ -1,6 +1,6 @@
 """Why a provider's rounds are unpaid, as its owner is told."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -14,18 +14,46 @@ from commonweight.errors import StatementUnavailable
 from commonweight.identity import NodeIdentity
 from commonweight.rules.audits import Audit, Verdict
 from commonweight.rules.epoch import credit_report, make_statement
-from commonweight.rules.receipt import Domain
-from commonweight.rules.statement import Carried, Conviction, Statement
-from tools.build_vectors import SETTLEMENT, address, beacon_chain, changed, honest_reports, judged, seal
+from commonweight.rules.receipt import Domain, Receipt
+from commonweight.rules.spec import ModelSpec
+from commonweight.rules.statement import AuditorSeat, Carried, Conviction, EquivocationLine, Statement
+from tools.build_vectors import SETTLEMENT, address, changed, honest_reports, judged, mark, seal
 
-SPEC = changed(economics={"rounds_per_epoch": 6}, verification={"round_rate": "1", "data_rate": "0"})
+SPEC = changed(
+    economics={"rounds_per_epoch": 6}, verification={"round_rate": "1", "data_rate": "0", "known_bad_rate": "0"}
+)
 """The round of every stage is replayed, every time."""
 MODEL_ID = keccak(b"model")
 AUDITOR = NodeIdentity(keccak(b"auditor"))
+TESTED = changed(
+    economics={"rounds_per_epoch": 6}, verification={"round_rate": "1", "data_rate": "0", "known_bad_rate": "1"}
+)
+"""There, each first auditor with a seat is shown a false report."""
 NODE = Conviction(stage=1, node=address("node 1"))
 
 
-def statement_of(epoch: int, verdict: Callable[[Audit], Verdict], before: Statement | None = None) -> Statement:
+SEATED = {key.address: key for key in (NodeIdentity(keccak(b"seat 0")), NodeIdentity(keccak(b"seat 1")))}
+SEATS = tuple(AuditorSeat(stage=1, owner=owner) for owner in sorted(SEATED))
+"""Both may audit stage 1."""
+Says = Callable[[Audit, str, bool], Verdict | None]
+
+
+def signing(key: NodeIdentity) -> Callable[[Receipt], bytes]:
+    return lambda receipt: key.sign_digest(receipt.digest(Domain(31337, SETTLEMENT)))
+
+
+def statement_of(
+    epoch: int,
+    verdict: Callable[[Audit], Verdict],
+    before: Statement | None = None,
+    *,
+    auditors: Sequence[AuditorSeat] = (),
+    says: Says = lambda *_: None,
+    equivocations: Sequence[EquivocationLine] = (),
+    spec: ModelSpec = SPEC,
+) -> Statement:
+    """Audited by those of `auditors` who aren't convicted, all of whom answer; without, by the referee."""
+    carried = before.carried() if before else Carried()
     rounds = [
         seal(
             SPEC,
@@ -35,6 +63,7 @@ def statement_of(epoch: int, verdict: Callable[[Audit], Verdict], before: Statem
                     SPEC,
                     report,
                     node=address(f"node {report.stage}"),
+                    owner=address(f"node {report.stage}"),
                     account=address("owner"),
                     generation=1,
                     signature=bytes(65),
@@ -44,26 +73,31 @@ def statement_of(epoch: int, verdict: Callable[[Audit], Verdict], before: Statem
         )
         for number in range(6 * epoch, 6 * epoch + 6)
     ]
-    domain = Domain(31337, SETTLEMENT)
     return make_statement(
-        SPEC,
+        spec,
         chain_id=31337,
         settlement=SETTLEMENT,
         model_id=MODEL_ID,
         epoch=epoch,
-        beacon_tip=beacon_chain(SPEC, epoch)[0],
+        beacon_seed=mark("seed", epoch),
+        auditors=auditors,
         rounds=rounds,
         audits=judged(
-            SPEC,
+            spec,
             rounds,
             MODEL_ID,
             auditor=AUDITOR.address,
-            sign=lambda receipt: AUDITOR.sign_digest(receipt.digest(domain)),
+            sign=signing(AUDITOR),
             verdict=verdict,
+            auditors=auditors,
+            seated={owner: signing(key) for owner, key in SEATED.items()},
+            says=says,
+            before=carried,
         ),
+        equivocations=equivocations,
         served=(),
         operator_earned=0,
-        before=before.carried() if before else Carried(),
+        before=carried,
         accumulator_before=0,
     )
 

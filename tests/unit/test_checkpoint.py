@@ -33,8 +33,8 @@ def test_training_goes_on_from_a_checkpoint_bit_for_bit(tmp_path):
     straight = trained(2)
     checkpoints = Checkpoints(tmp_path, SPEC, 0)
     assert checkpoints.save(straight) == straight.state_root()
-    path = checkpoints.path_of(straight.round)
-    assert sorted(file.name for file in path.iterdir()) == ["meta.json", "state.safetensors"]
+    names = sorted(file.name for file in checkpoints.path_of(straight.round).iterdir())
+    assert names == ["meta.json", "moments.safetensors", "parameters.safetensors"]
     resumed = Stage(SPEC, 0)
     Checkpoints(tmp_path, SPEC, 0).load(resumed, 2)
     assert resumed.state_root() == straight.state_root()
@@ -61,7 +61,7 @@ def test_what_was_never_finished_is_ignored_and_removed(tmp_path):
     checkpoints.save(trained(0))
     leftover = tmp_path / ".writing-round-00000001"
     leftover.mkdir()
-    (leftover / "state.safetensors").write_bytes(b"half")
+    (leftover / "moments.safetensors").write_bytes(b"half")
     (tmp_path / "notes").mkdir()
     assert checkpoints.rounds() == (0,)
     assert Checkpoints(tmp_path, SPEC, 0).rounds() == (0,)
@@ -75,11 +75,12 @@ def _flip(path: Path, position: int) -> None:
 
 
 @pytest.mark.parametrize("position", [3, 20, -1, -4000])
-def test_a_damaged_state_is_refused_and_the_stage_left_alone(tmp_path, position):
+@pytest.mark.parametrize("part", ["parameters", "moments"])
+def test_a_damaged_state_is_refused_and_the_stage_left_alone(tmp_path, part, position):
     checkpoints = Checkpoints(tmp_path, SPEC, 0)
     checkpoints.save(trained(0))
     checkpoints.save(trained(1))
-    _flip(checkpoints.path_of(1) / "state.safetensors", position)
+    _flip(checkpoints.path_of(1) / f"{part}.safetensors", position)
     stage = trained(2)
     root = stage.state_root()
     with pytest.raises(CheckpointError, match="go on from round 0"):
@@ -99,7 +100,7 @@ def test_a_checkpoint_of_something_else_is_refused(tmp_path):
         ({"stage": 1}, "is of stage 1, not 0"),
         ({"round": 2}, "is of round 2, not 1"),
         ({"state_root": "0x" + "22" * 32}, "instead of 0x22.*another provider"),
-        ({"format": "commonweight.checkpoint/2"}, "format"),
+        ({"format": "commonweight.checkpoint/1"}, "format"),
         ({"round": True}, "round"),
     ):
         meta.write_text(json.dumps(good | change))
@@ -108,14 +109,17 @@ def test_a_checkpoint_of_something_else_is_refused(tmp_path):
     meta.write_text("{")
     with pytest.raises(CheckpointError, match="not canonical JSON"):
         checkpoints.load(stage, 1)
-    meta.unlink()
-    with pytest.raises(CheckpointError, match="no whole checkpoint of round 1"):
-        checkpoints.load(stage, 1)
+    meta.write_text(json.dumps(good))
+    for file in (meta, meta.with_name("moments.safetensors"), meta.with_name("parameters.safetensors")):
+        kept = file.read_bytes()
+        file.unlink()
+        with pytest.raises(CheckpointError, match="no whole checkpoint of round 1"):
+            checkpoints.load(stage, 1)
+        file.write_bytes(kept)
     with pytest.raises(CheckpointError, match="no whole checkpoint of round 9"):
         checkpoints.load(stage, 9)
 
     other = tiny_spec(stages=1, n_layers=2, grad_clip="1", learning_rate="0.02")
-    meta.write_text(json.dumps(good))
     with pytest.raises(CheckpointError, match="is of model"):
         Checkpoints(tmp_path, other, 0).load(Stage(other, 0), 1)
 

@@ -13,7 +13,7 @@ from commonweight.cli.output import format_amount, format_engineering, format_pe
 from commonweight.devnet.spec import devnet_spec
 from commonweight.errors import CommonweightError, DataError, SpecError
 from commonweight.rules.canonical import canonical_json
-from commonweight.rules.economics import Cheat
+from commonweight.rules.economics import Cheat, waving_rate
 from commonweight.rules.emission import emission
 from commonweight.rules.spec import ModelSpec, build_spec
 from commonweight.rules.stages import boundary_bytes_per_token, stage_layers, stage_parameters
@@ -92,6 +92,28 @@ def test_verification_is_told_in_words(spec_file: Path) -> None:
     assert any("to who leaves for good at most 15.7 rounds' pay" in line for line in lines)  # (1/3) / 0.02 - 1
 
 
+def test_auditors_are_told_in_words(spec_file: Path) -> None:
+    spec = rates(round="0.02", microbatch="0.005", known_bad="0.1")
+    spec_file.write_bytes(canonical_json(spec.model_dump()))
+    text = " ".join(show(spec_file).split())
+    # 1/3 (1 - 0.1/2); 0.1 / 1.05; a round in 30: (1/30) / 0.0952 - 1/30; 0.0249 (2/3 · 1.05) of it
+    assert "2 31.67 % 9.52 % 0.317 1.71 %" in text
+    assert "1 45.00 % 10.00 % 0.300 1.23 %" in text
+    verification = json.loads(show(spec_file, "--json"))["verification"]
+    assert verification["known_bad_rate"] == "0.1"
+    assert [each["seats"] for each in verification["auditors"]] == [1, 2, 4, 8]
+    least = verification["least_known_bad_rate"]
+    assert f"a known-bad rate of {100 * least:.2f} % is enough" in text
+    assert least == waving_rate(spec, 8, max(each.stake for each in cheats_of(spec)))
+
+
+def test_without_known_bad_reports_no_stake_is_enough_for_auditors(spec_file: Path) -> None:
+    spec_file.write_bytes(canonical_json(rates(round="0.02", known_bad="0").model_dump()))
+    verification = json.loads(show(spec_file, "--json"))["verification"]
+    assert [each["stake"] for each in verification["auditors"]] == [None] * 4
+    assert [each["known_bad"] for each in verification["auditors"]] == [0] * 4
+
+
 def test_the_numbers_of_cheats_agree_with_each_other() -> None:
     scattered, whole, step, text = cheats_of(rates(round="0.02", microbatch="0.005", data="0.05"))
     assert [each.cheat for each in (scattered, whole, step, text)] == [Cheat.WORK, Cheat.WORK, Cheat.STEP, Cheat.TEXT]
@@ -109,6 +131,7 @@ def test_without_audits_no_stake_is_enough(spec_file: Path) -> None:
     assert [each["stake"] for each in verification["cheats"]] == [None, None, None, 0]
     assert [each["leaving"] for each in verification["cheats"]] == [None, None, None, 0]
     assert all(each["per_stage_and_epoch"] == each["of_stage_work"] == 0 for each in verification["audits"])
+    assert (verification["auditors"], verification["least_known_bad_rate"]) == ([], None)
 
 
 def test_json_has_the_exact_numbers(spec_file: Path) -> None:

@@ -21,6 +21,7 @@ from commonweight.wire.tls import make_certificate, server_credentials
 from node.decode_plane import DecodePlane, Version
 from node.decoder import Decoder
 from node.decoding import DecodeConfig, Decoding
+from node.published import META_FILE, PARAMETERS_FILE, version_path
 from node.sessions import Room
 from tests.unit.tiny import tiny_spec
 
@@ -143,7 +144,10 @@ async def test_the_control_process_keeps_the_version_that_is_served(
     assignment = control_pb2.Assignment(stage=0)
 
     async def publish(decoding: Decoding, round_: int) -> list[int]:
-        (tmp_path / "stage-0" / f"round-{round_:08d}").mkdir(parents=True, exist_ok=True)
+        checkpoint = version_path(tmp_path / "stage-0", round_)
+        checkpoint.mkdir(parents=True, exist_ok=True)
+        for name in (META_FILE, PARAMETERS_FILE):
+            (checkpoint / name).touch()
         await decoding.publish(assignment, control_pb2.Publish(round=round_, load=True))
         kept = (tmp_path / "published" / "stage-0").iterdir()
         return sorted(int(path.name.removeprefix("round-")) for path in kept)

@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from commonweight.devnet.accounts import auditor_stages, devnet_accounts
 from commonweight.devnet.byzantine import KINDS, Cheating
-from commonweight.devnet.commands import node_command
+from commonweight.devnet.commands import auditor_command, node_command
 from commonweight.devnet.deployment import Deployment
 from commonweight.devnet.folder import RunFolder, write_json
 from commonweight.devnet.observer import read_state
@@ -49,6 +50,12 @@ MANIFEST = "0x" + "ab" * 32
         ({"byzantine": ("0:copied",)}, "copied is possible on a stage between two others only"),
         ({"byzantine": ("3:copied",)}, "copied is possible on a stage between two others only"),
         ({"byzantine": ("1:zeros", "1:noise")}, "--byzantine '1:noise': stage 1 cheats by zeros already"),
+        ({"byzantine": ("1:zeros", "1:wave-through")}, "--byzantine '1:wave-through': stage 1 cheats by zeros already"),
+        ({"auditors": -1}, "--auditors -1 must be at least 0"),
+        (
+            {"byzantine": ("1:collude",), "auditors": 1},
+            "--byzantine '1:collude': collude takes an auditor of stage 1: give --auditors 2.",
+        ),
     ],
 )
 def test_bad_options_are_named(options: dict[str, Any], said: str) -> None:
@@ -56,11 +63,27 @@ def test_bad_options_are_named(options: dict[str, Any], said: str) -> None:
         DevnetOptions(**options)
 
 
-def test_who_cheats_is_known_by_stage() -> None:
+def test_who_cheats_is_known_by_the_name_of_its_process() -> None:
     options = DevnetOptions(byzantine=("3:false-loss:.25", "0:zeros"))
-    assert options.cheating == {3: Cheating("false-loss", 0.25), 0: Cheating("zeros")}
+    assert options.cheating == {"node-3": Cheating("false-loss", 0.25), "node-0": Cheating("zeros")}
     assert [str(cheating) for cheating in options.cheating.values()] == ["false-loss:0.25", "zeros"]
     assert DevnetOptions().cheating == {}
+
+
+def test_an_auditor_cheats_alone_or_with_its_provider() -> None:
+    options = DevnetOptions(auditors=3, byzantine=("1:wave-through:0.5", "2:collude"))
+    both = Cheating("collude")
+    assert options.cheating == {"auditor-1": Cheating("wave-through", 0.5), "node-2": both, "auditor-2": both}
+    assert "auditor-2" in devnet_accounts(4, auditors=options.auditor_stages)
+
+
+def test_every_auditor_has_an_account_of_its_own() -> None:
+    auditors = auditor_stages(2, 3)
+    accounts = devnet_accounts(2, buyers=1, auditors=auditors)
+    assert auditors == {"auditor-0": 0, "auditor-1": 1, "auditor-0-1": 0}
+    assert auditors.keys() == {role for role in accounts if role.startswith("auditor-")}
+    assert len({account.address for account in accounts.values()}) == len(accounts)
+    assert {role: account for role, account in accounts.items() if "auditor" not in role} == devnet_accounts(2, 1)
 
 
 @given(st.sampled_from(sorted(KINDS)), st.integers(1, 10**6))
@@ -71,7 +94,7 @@ def test_what_is_passed_on_to_the_process_is_read_as_the_same(kind: str, million
 
 def test_a_model_of_one_stage_has_first_and_last_in_one() -> None:
     for kind in ("wrong-data", "false-loss", "under-tolerance", "adaptive", "flood"):
-        assert DevnetOptions(stages=1, byzantine=(f"0:{kind}",)).cheating == {0: Cheating(kind)}
+        assert DevnetOptions(stages=1, byzantine=(f"0:{kind}",)).cheating == {"node-0": Cheating(kind)}
     with pytest.raises(ConfigError, match="between two others"):
         DevnetOptions(stages=1, byzantine=("0:copied",))
 
@@ -84,6 +107,15 @@ def test_a_node_that_cheats_is_started_as_an_adversary() -> None:
     )
     assert honest[:5] == [sys.executable, "-m", "commonweight", "node", "run"]
     assert cheat[:4] == [sys.executable, "-m", "adversary", "zeros:0.1"]
+    assert honest[5:] == cheat[4:]
+
+
+def test_an_auditor_that_cheats_is_started_as_an_adversary() -> None:
+    honest, cheat = (
+        auditor_command(RunFolder(Path("run")), "auditor-1", "peer", how) for how in (None, Cheating("collude"))
+    )
+    assert honest[:5] == [sys.executable, "-m", "commonweight", "auditor", "run"]
+    assert cheat[:4] == [sys.executable, "-m", "adversary.auditor", "collude"]
     assert honest[5:] == cheat[4:]
 
 

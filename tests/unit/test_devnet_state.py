@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from commonweight.devnet.observer import StateFile
+from commonweight.devnet.opinions import OPINIONS
 from commonweight.devnet.ownership import Holding, Ownership
 from commonweight.devnet.penalties import Penalties, Penalty
 from commonweight.devnet.report import build_report
@@ -150,7 +151,19 @@ def test_a_line_per_round_and_per_event_that_matters() -> None:
 @pytest.mark.parametrize("events", [[], START, [*START, *SETTLED]])
 def test_progress_is_shown_at_every_point(events: list[tuple[str, Event]]) -> None:
     shown = progress(after(*events), now=161.0)
-    names = {"epoch", "round", "loss", "speed", "boundaries", "nodes", "audits", "revenue", "minted", "time"}
+    names = {
+        "epoch",
+        "round",
+        "loss",
+        "speed",
+        "boundaries",
+        "nodes",
+        "audits",
+        "auditors",
+        "revenue",
+        "minted",
+        "time",
+    }
     assert set(shown) == names
 
 
@@ -177,10 +190,15 @@ def test_a_unit_that_is_missing_is_noticed() -> None:
             Revenue(**wrong, **parts).check()
 
 
+def said(auditor: str | None, verdict: str, *, known_bad: bool = False) -> dict[str, Any]:
+    """An opinion as audit.decided lists it; None: the referee's."""
+    return {"auditor": auditor or ROOT[:42], "owner": auditor, "verdict": verdict, "known_bad": known_bad}
+
+
 def audited(round_: int, stage: int, kind: str, verdict: str, node: str, why: str = "because") -> list[Any]:
     """An audit that was drawn, and what came of it."""
     unit: dict[str, Any] = {"round": round_, "stage": stage, "kind": kind, "microbatch": None}
-    decided = event("audit.decided", **unit, node=node, verdict=verdict, why=why)
+    decided = event("audit.decided", **unit, node=node, verdict=verdict, why=why, auditors=[said(None, verdict)])
     return [("coordinator", event("audit.drawn", **unit)), ("coordinator", decided)]
 
 
@@ -198,8 +216,8 @@ PENALTIES = Penalties(slashed=(Penalty(BOB, 0, 1_000_000, ROOT), Penalty(ALICE, 
 
 def test_audits_are_counted_and_a_fraud_is_kept_as_it_was_first_found() -> None:
     state = after(*START, *CAUGHT)
-    assert state.audits["round"] == {"drawn": 4, "passed": 1, "failed": 1, "withheld": 1}
-    assert state.audit_counts == {"drawn": 5, "passed": 1, "failed": 2, "withheld": 1}
+    assert state.audits["round"] == {"drawn": 4, "passed": 1, "failed": 1, "withheld": 1, "by_referee": 3}
+    assert state.audit_counts == {"drawn": 5, "passed": 1, "failed": 2, "withheld": 1, "by_referee": 4}
     bob, alice = state.frauds
     assert (bob.node, bob.stage, bob.round, bob.epoch, bob.kind, bob.why) == (BOB, 0, 2, 1, "data", "other tokens")
     assert (alice.node, alice.round, alice.epoch, alice.kind) == (ALICE, 4, 2, "equivocation")
@@ -245,13 +263,68 @@ def test_the_report_has_audits_stakes_and_unpaid_work() -> None:
     facts: dict[str, Any] = {"deployments": {}, "exit_reason": "finished", "peak_rss_bytes": 5, "versions": {}}
     state = after(*START, *CAUGHT)
     report = json.loads(json.dumps(build_report(state, ownership=Ownership(), penalties=PENALTIES, **facts)))
-    nothing = {"drawn": 0, "passed": 0, "failed": 0, "withheld": 0, "undecided": 0}
-    assert report["audits"]["data"] == nothing | {"drawn": 1, "failed": 1}
+    nothing = dict.fromkeys(("drawn", "passed", "failed", "withheld", "undecided", *OPINIONS), 0)
+    assert report["audits"]["data"] == nothing | {"drawn": 1, "failed": 1, "by_referee": 1}
     assert report["slashed"] == [
-        {"address": BOB, "stage": 0, "epoch": 1, "amount": "1000000", "evidence_hash": ROOT},
-        {"address": ALICE, "stage": 7, "epoch": None, "amount": "5", "evidence_hash": ROOT},
+        {"address": BOB, "stage": 0, "role": "provider", "epoch": 1, "amount": "1000000", "evidence_hash": ROOT},
+        {"address": ALICE, "stage": 7, "role": "provider", "epoch": None, "amount": "5", "evidence_hash": ROOT},
     ]
     assert report["unpaid_units"] == {"total": "400000000000000000000", "by_address": {BOB: "400000000000000000000"}}
+
+
+CAROL = "0x" + "Cc" * 20
+UNIT: dict[str, Any] = {"round": 2, "stage": 1, "kind": "round", "microbatch": None}
+PANEL = [
+    ("devnet", event("auditor.created", name="auditor-1", stage=1, address=CAROL, log="a.jsonl", byzantine="collude")),
+    ("devnet", event("child.started", name="auditor-1", child_pid=43)),
+    ("coordinator", event("auditor.joined", node=CAROL, owner=CAROL, stages=[1])),
+    ("coordinator", event("audit.drawn", **UNIT)),
+    *(
+        ("coordinator", event("audit.decided", **UNIT, node=ALICE, verdict=verdict, why="", auditors=list(opinions)))
+        for verdict, opinions in (
+            ("passed", [said(CAROL, "failed", known_bad=True), said(None, "passed")]),
+            ("passed", [said(CAROL, "passed")]),
+            ("passed", [said(CAROL, "failed"), said(None, "passed")]),
+            ("passed", [said(CAROL, "undecided"), said(None, "passed")]),
+            ("passed", [said(CAROL, "passed", known_bad=True), said(None, "passed")]),
+        )
+    ),
+    ("coordinator", event("auditor.convicted", node=CAROL, stage=1, round=2, disproof=ROOT, why="known bad")),
+    ("coordinator", event("auditor.late", node=CAROL, stage=1, round=3, limit_s=12.5)),
+    ("coordinator", event("auditor.lost", node=CAROL)),
+]
+
+
+def test_who_audits_is_seen_and_what_comes_of_the_opinions() -> None:
+    state = after(*START, *PANEL)
+    assert [(a.name, a.stage, a.pid, a.online, a.joined) for a in state.auditors] == [("auditor-1", 1, 43, False, True)]
+    assert node_rows(after(*START, *PANEL[:3]).members)[2] == (
+        ("auditor-1", "1", CAROL, "–", "43", "online, cheats: collude")
+    )
+    opinions = {"by_auditors": 3, "by_referee": 4, "overruled": 1}
+    known_bad = {"known_bad": 2, "known_bad_caught": 1, "known_bad_passed": 1}
+    assert state.audits["round"] == {"drawn": 1, "passed": 5} | opinions | known_bad
+    assert progress(state, now=161.0)["audits"] == "1 drawn: 5 passed; cheated: auditor-1 (known bad)"
+    assert progress(state, now=161.0)["auditors"] == (
+        "0 of 1 online; 3 opinions, 4 of the referee, 1 overruled; known bad: 1 of 2 caught, 1 passed"
+    )
+    lines = [line for told in PANEL if (line := event_line(state, *told))]
+    assert lines == [
+        "stage 1: auditor-1 is overruled about the round audit of round 2: passed",
+        "stage 1: auditor-1 is convicted: it passed a report that is known to be bad",
+        "stage 1: auditor-1 said nothing about round 3 for 12.5 s",
+    ]
+
+
+def test_an_auditor_that_is_slashed_is_reported_as_one() -> None:
+    facts: dict[str, Any] = {"deployments": {}, "exit_reason": "finished", "peak_rss_bytes": 5, "versions": {}}
+    lost = Penalties(slashed=(Penalty(CAROL, 1, 7, ROOT),))
+    report = build_report(after(*START, *PANEL), ownership=Ownership(), penalties=lost, **facts)
+    assert report["slashed"] == [
+        {"address": CAROL, "stage": 1, "role": "auditor", "epoch": 1, "amount": "7", "evidence_hash": ROOT}
+    ]
+    (line,) = fraud_lines(after(*START, *PANEL), lost, Ownership())
+    assert line.startswith(f"auditor-1 ({CAROL}) cheated on stage 1: known bad, round 2, epoch 1. It lost 0.000007")
 
 
 def test_progress_names_loss_speed_bytes_and_time() -> None:

@@ -86,19 +86,26 @@ def test_a_round_that_was_sealed_isnt_sealed_otherwise(tmp_path: Path) -> None:
             draws.seal(sealed(0, (0, 1), **lie), signed(1))
 
 
+def gets_a_state(draws: Draws, auditor: bytes, round_: int) -> bool:
+    parameters = [draws.allows_parameters(auditor, round_, after=after) for after in (False, True)]
+    return any(parameters) or draws.allows_moments(auditor, round_)
+
+
 def test_what_is_granted_is_what_it_takes(tmp_path: Path) -> None:
     whole, single = find(STAGE, Kind.ROUND), find(STAGE, Kind.MICROBATCH)
-    for audit, states in ((whole, (True, True)), (single, (True, False))):
+    for audit, after_it in ((whole, True), (single, False)):
         draws = draws_at(tmp_path / audit.kind.value, audit.round)
         assert draws.admitted() == set()
         assert draws.grant(grant(audit)) == audit
         assert draws.admitted() == {AUDITOR.der}
         assert draws.allows_tensors(AUDITOR.der, audit.round)
-        assert states == tuple(draws.allows_state(AUDITOR.der, audit.round, after=after) for after in (False, True))
+        assert draws.allows_parameters(AUDITOR.der, audit.round, after=False)
+        assert draws.allows_parameters(AUDITOR.der, audit.round, after=True) == after_it
+        assert draws.allows_moments(AUDITOR.der, audit.round) == after_it
         assert not draws.allows_tensors(AUDITOR.der, audit.round + 1)
-        assert not draws.allows_state(AUDITOR.der, audit.round + 1, after=False)
+        assert not gets_a_state(draws, AUDITOR.der, audit.round + 1)
         assert not draws.allows_tensors(STRANGER.der, audit.round)
-        assert not draws.allows_state(STRANGER.der, audit.round, after=False)
+        assert not gets_a_state(draws, STRANGER.der, audit.round)
 
 
 @pytest.mark.parametrize("stage", [STAGE - 1, STAGE + 1])
@@ -107,7 +114,7 @@ def test_a_neighbours_auditor_gets_tensors_and_no_state(tmp_path: Path, stage: i
     draws = draws_at(tmp_path, audit.round)
     draws.grant(grant(audit))
     assert draws.allows_tensors(AUDITOR.der, audit.round)
-    assert not any(draws.allows_state(AUDITOR.der, audit.round, after=after) for after in (False, True))
+    assert not gets_a_state(draws, AUDITOR.der, audit.round)
 
 
 def test_an_auditor_of_tokens_gets_no_state(tmp_path: Path) -> None:
@@ -119,7 +126,7 @@ def test_an_auditor_of_tokens_gets_no_state(tmp_path: Path) -> None:
     own = replace(draws, stage=0)
     own.grant(grant(audit))
     assert own.allows_tensors(AUDITOR.der, audit.round)
-    assert not own.allows_state(AUDITOR.der, audit.round, after=False)
+    assert not gets_a_state(own, AUDITOR.der, audit.round)
 
 
 def test_what_isnt_drawn_is_granted_to_nobody(tmp_path: Path) -> None:

@@ -4,9 +4,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 
 from commonweight.errors import CheckpointError
+from commonweight.model.hashing import tensors_hash
 from commonweight.model.stage import Stage, train_round
 from node import published
 from node.checkpoint import Checkpoints
@@ -58,10 +60,16 @@ def test_parameters_are_checked_against_the_state_root(tmp_path: Path, k: int) -
     checkpoints, stage = Checkpoints(tmp_path, spec, 0), Stage(spec, 0)
     checkpoints.save(stage)
     assert checkpoints.parameters(0).keys() == dict(stage.module.named_parameters()).keys()
-    file = checkpoints.path_of(0) / "state.safetensors"
-    raw = bytearray(file.read_bytes())
-    raw[-1] ^= 1
-    file.write_bytes(raw)
+    file = checkpoints.path_of(0) / "parameters.safetensors"
+    good = file.read_bytes()
+    at = good.index(tensors_hash(stage.moments()))
+    for position in (at, at + 31, len(good) - 1):
+        raw = bytearray(good)
+        raw[position] ^= 1
+        file.write_bytes(raw)
+        with pytest.raises(CheckpointError, match="changed or damaged"):
+            checkpoints.parameters(0)
+    safetensors.torch.save_file(stage.parameters(), file)
     with pytest.raises(CheckpointError, match="changed or damaged"):
         checkpoints.parameters(0)
 
@@ -72,8 +80,9 @@ def test_the_last_two_are_kept_and_cost_no_space(tmp_path: Path, train: Callable
         keep(tmp_path, round_)
         keep(tmp_path, round_)
     assert kept(tmp_path).rounds() == (2, 3)
-    for file in (tmp_path / "stage" / "round-00000003").iterdir():
-        assert file.samefile(tmp_path / "published" / "round-00000003" / file.name)
+    linked = list((tmp_path / "published" / "round-00000003").iterdir())
+    assert sorted(file.name for file in linked) == ["meta.json", "parameters.safetensors"]
+    assert all(file.samefile(tmp_path / "stage" / "round-00000003" / file.name) for file in linked)
 
 
 def test_the_one_that_is_served_stays_however_old_it_is(tmp_path: Path, train: Callable[[], Stage]) -> None:
@@ -103,7 +112,7 @@ def test_one_that_was_never_finished_is_begun_anew(tmp_path: Path, train: Callab
     train()
     unfinished = tmp_path / "published" / ".keeping-round-00000001"
     unfinished.mkdir(parents=True)
-    (unfinished / "state.safetensors").write_bytes(b"half")
+    (unfinished / "parameters.safetensors").write_bytes(b"half")
     keep(tmp_path, 1)
     assert not unfinished.exists()
     assert kept(tmp_path).parameters(1)

@@ -18,13 +18,14 @@ from commonweight.rules.canonical import canonical_json
 from commonweight.rules.report import Hop, Report, report_receipt
 from commonweight.rules.statement import to_hex
 from commonweight.watch.judge import OwnReceipt
+from commonweight.wire.attachment import Attachment
 from commonweight.wire.generated import control_pb2 as pb
 from commonweight.wire.generated import worker_pb2
 from commonweight.wire.messages import report_to_proto
 from commonweight.wire.tls import make_certificate
-from node import control as control_module
+from node import attending as attending_module
 from node import receipts as receipts_module
-from node.control import Session
+from node.attending import Session
 from node.evidence import Evidence
 from node.receipts import Receipts
 from node.watching import Watch
@@ -114,28 +115,30 @@ class Worker:
         self.commands.append(command.WhichOneof("body"))
 
 
-class Call:
-    """The coordinator's stream: these messages."""
+class Coordinator:
+    """Its stream: it says `messages`, and ends."""
 
-    def __init__(self, *messages: pb.CoordinatorMessage) -> None:
-        self._messages = [grpc.aio.EOF, *reversed(messages)]
+    def __init__(self) -> None:
+        self.messages: list[pb.CoordinatorMessage] = []
+        self.outbox: asyncio.Queue[pb.NodeMessage] = asyncio.Queue()
 
     async def read(self) -> Any:
-        return self._messages.pop()
+        return self.messages.pop(0) if self.messages else grpc.aio.EOF
 
     async def details(self) -> str:
         return ""
 
 
-def a_session(folder: Path) -> "tuple[Watch, asyncio.Queue[pb.NodeMessage], Worker, Session]":
+def a_session(folder: Path) -> tuple[Watch, Coordinator, Worker, Session]:
     """A node with its stage assigned."""
-    watch, outbox, worker = watch_of(folder), asyncio.Queue[pb.NodeMessage](), Worker()
+    watch, coordinator, worker = watch_of(folder), Coordinator(), Worker()
     evidence = Evidence(folder, make_certificate(IDENTITY))
     evidence.begin(ASSIGNMENT)
-    parts: Any = (SimpleNamespace(identity=IDENTITY), worker, outbox, watch, None, evidence)
+    attachment = Attachment(coordinator, coordinator.outbox)
+    parts: Any = (SimpleNamespace(identity=IDENTITY), worker, attachment, watch, None, evidence)
     session = Session(*parts)
     session._assigned.set_result(ASSIGNMENT)
-    return watch, outbox, worker, session
+    return watch, coordinator, worker, session
 
 
 @pytest.mark.asyncio
@@ -155,14 +158,16 @@ async def test_the_event_loop_doesn_t_wait_for_the_disk(tmp_path: Path, monkeypa
 
     for method in (Receipts.promise, Receipts.seal):
         monkeypatch.setattr(Receipts, method.__name__, slow(method))
-    watch, outbox, worker, session = a_session(tmp_path)
+    watch, coordinator, worker, session = a_session(tmp_path)
     async with asyncio.timeout(30):
+        coordinator.messages = [pb.CoordinatorMessage(plan=PLAN)]
         with pytest.raises(PeerUnreachable, match="ended the stream"):
-            await session.obey(Call(pb.CoordinatorMessage(plan=PLAN)))
+            await session.obey()
         relaying = asyncio.create_task(session.relay())
-        signed = (await outbox.get()).report
+        signed = (await coordinator.outbox.get()).report
+        coordinator.messages = [pb.CoordinatorMessage(sealed=SEALED), pb.CoordinatorMessage(plan=PLAN)]
         with pytest.raises(PeerUnreachable, match="ended the stream"):
-            await session.obey(Call(pb.CoordinatorMessage(sealed=SEALED), pb.CoordinatorMessage(plan=PLAN)))
+            await session.obey()
         relaying.cancel()
     assert worker.commands == ["plan", "retain", "plan"]
     assert written == ["promise", "seal"]
@@ -189,16 +194,18 @@ async def test_a_coordinator_that_would_choose_what_is_audited_is_left(
     tmp_path: Path, lie: pb.CoordinatorMessage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told: list[tuple[str, str]] = []
-    monkeypatch.setattr(control_module, "emit", lambda name, **fields: told.append((name, fields.get("code", ""))))
-    _, outbox, worker, session = a_session(tmp_path)
+    monkeypatch.setattr(attending_module, "emit", lambda name, **fields: told.append((name, fields.get("code", ""))))
+    _, coordinator, worker, session = a_session(tmp_path)
     async with asyncio.timeout(30):
+        coordinator.messages = [pb.CoordinatorMessage(plan=PLAN)]
         with pytest.raises(PeerUnreachable):
-            await session.obey(Call(pb.CoordinatorMessage(plan=PLAN)))
+            await session.obey()
         relaying = asyncio.create_task(session.relay())
-        await outbox.get()
+        await coordinator.outbox.get()
         relaying.cancel()
+        coordinator.messages = [lie]
         with pytest.raises((CommitmentBroken, MalformedMessage)) as raised:
-            await session.obey(Call(lie))
+            await session.obey()
     assert worker.commands == ["plan"]
     assert told[-1] == ("round.disputed", raised.value.code)
 

@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 
 from commonweight.errors import PeerUnreachable
+from commonweight.model.hashing import MOMENTS_HASH
 from commonweight.model.stage import Stage
 from commonweight.rules.audits import Audit, Kind, Verdict
 from commonweight.rules.canonical import canonical_json
 from commonweight.rules.merkle import verify_proof
 from commonweight.rules.report import Hop, Report
-from commonweight.wire.generated.referee_pb2 import EvidenceSource
+from commonweight.wire.generated.control_pb2 import EvidenceSource
 from referee import auditor as auditor_module
 from referee import nodes
 from referee.auditor import Auditor, Outcome
@@ -120,9 +121,11 @@ def test_only_what_is_needed_is_fetched(referee: Auditor, honest: World) -> None
     assert judge(referee, honest, Audit(1, 0, Kind.DATA, 0)).fetched_bytes == 0
     assert judge(referee, honest, single(1, round_=0)).fetched_bytes == 2 * tensor  # version 0 follows from the spec
     assert judge(blind, honest, single(1, round_=0)).fetched_bytes == 2 * tensor + ids
-    state = len(honest.nodes[1].states[1, False])
-    assert judge(referee, honest, single(1)).fetched_bytes == 2 * tensor + state
-    assert judge(referee, honest, whole(1)).fetched_bytes == 2 * tensor * MICROBATCHES + state
+    parameters, moments = (len(honest.nodes[1].states[1, part, False]) for part in ("parameters", "moments"))
+    assert 1.5 * parameters < moments
+    assert judge(referee, honest, single(1)).fetched_bytes == 2 * tensor + parameters
+    assert judge(referee, honest, single(1), ELSEWHERE).fetched_bytes == 2 * tensor + parameters
+    assert judge(referee, honest, whole(1)).fetched_bytes == 2 * tensor * MICROBATCHES + parameters + moments
 
 
 @pytest.mark.parametrize(
@@ -211,31 +214,47 @@ def test_who_signs_tokens_outside_the_vocabulary_has_lied(referee: Auditor) -> N
     assert difference(outcome) == ("tokens", 1)
 
 
-@pytest.mark.parametrize("unit", [single(1), whole(1)])
-def test_a_state_that_nobody_serves_is_withheld(referee: Auditor, unit: Audit) -> None:
+@pytest.mark.parametrize(("unit", "part"), [(single(1), "parameters"), (whole(1), "parameters"), (whole(1), "moments")])
+def test_a_state_that_nobody_serves_is_withheld(referee: Auditor, unit: Audit, part: str) -> None:
     world = train()
-    served = world.nodes[1].states.pop((1, False))
-    for bytes_ in (None, b"", b"\xff" * 40, served[:-1], bytes(len(served)), world.nodes[0].states[1, False]):
+    served = world.nodes[1].states.pop((1, part, False))
+    others = world.nodes[0].states[1, part, False], world.nodes[1].states[0, part, False]
+    for bytes_ in (None, b"", b"\xff" * 40, served[:-1], bytes(len(served)), *others):
         if bytes_ is not None:
-            world.nodes[1].states[1, False] = bytes_
+            world.nodes[1].states[1, part, False] = bytes_
         outcome = judge(referee, world, unit)
         assert outcome.verdict is Verdict.WITHHELD
-        assert "the state before the round" in outcome.why
+        assert f"the {part} before the round" in outcome.why
         assert "node 1" in outcome.why
         assert not outcome.evidence
 
 
 def test_a_state_of_other_types_is_withheld(referee: Auditor) -> None:
     world = train()
-    state = world.nodes[1].stage.state()
+    served = safetensors.torch.load(world.nodes[1].states[1, "parameters", False])
+    parameters = {name: tensor for name, tensor in served.items() if name != MOMENTS_HASH}
+    moments_hash = served[MOMENTS_HASH]
     for changed in (
-        {name: tensor.to(torch.float8_e4m3fn) for name, tensor in state.items()},
-        {name: tensor.reshape(1, -1) for name, tensor in state.items()},
-        state | {"more": torch.zeros(1)},
-        state,  # of another round
+        served | {name: tensor.to(torch.float8_e4m3fn) for name, tensor in parameters.items()},
+        served | {name: tensor.reshape(1, -1) for name, tensor in parameters.items()},
+        served | {"more": torch.zeros(1)},
+        served | {MOMENTS_HASH: moments_hash.flip(0)},
+        served | {MOMENTS_HASH: moments_hash[:31]},
+        served | {MOMENTS_HASH: moments_hash.view(torch.float32)},
+        parameters,
     ):
-        world.nodes[1].states[1, False] = safetensors.torch.save(changed)
+        world.nodes[1].states[1, "parameters", False] = safetensors.torch.save(changed)
         assert judge(referee, world, single(1)).verdict is Verdict.WITHHELD
+    world.nodes[1].states[1, "parameters", False] = safetensors.torch.save(served)
+    assert judge(referee, world, single(1)).verdict is Verdict.PASSED
+
+
+def test_a_microbatch_is_audited_without_the_moments(referee: Auditor) -> None:
+    world = train()
+    for node in world.nodes:
+        del node.states[1, "moments", False]
+    for stage in range(SPEC.stages):
+        assert judge(referee, world, single(stage)).verdict is Verdict.PASSED
 
 
 def test_a_neighbour_serves_what_the_provider_withholds(referee: Auditor) -> None:
@@ -323,10 +342,11 @@ def test_another_numerics_class_must_serve_its_results(referee: Auditor) -> None
     assert outcome.verdict is Verdict.WITHHELD
     assert "activation_out of microbatch 1" in outcome.why
     world = train(OtherRounding, 1)
-    del world.nodes[1].states[1, True]
-    outcome = judge(referee, world, whole(1), ELSEWHERE)
-    assert outcome.verdict is Verdict.WITHHELD
-    assert "the state after the round" in outcome.why
+    for part in ("moments", "parameters"):
+        del world.nodes[1].states[1, part, True]
+        outcome = judge(referee, world, whole(1), ELSEWHERE)
+        assert outcome.verdict is Verdict.WITHHELD
+        assert f"the {part} after the round" in outcome.why
 
 
 def test_another_version_0_of_another_class_is_undecided(referee: Auditor) -> None:
@@ -408,16 +428,18 @@ def test_nothing_of_a_state_outlives_its_audit(
     gc.collect()
     before = floats_alive()
     seen: list[int] = []
-    load = Stage.load
+    load = Stage._take_over
 
     def spy(stage: Stage, *given: Any) -> None:
         load(stage, *given)
         seen.append(len(floats_alive() - before))
 
-    monkeypatch.setattr(Stage, "load", spy)
+    monkeypatch.setattr(Stage, "_take_over", spy)
     judge(referee, world, unit)
     assert floats_alive() <= before
-    assert all(count >= len(world.nodes[unit.stage].stage.state()) for count in seen)
+    stage = world.nodes[unit.stage].stage
+    least = len(stage.state() if unit.kind is Kind.ROUND else stage.parameters())
+    assert all(count >= least for count in seen)
     assert seen or unit.round == 0
 
 

@@ -49,6 +49,7 @@ class World:
             data_address="127.0.0.1:9",
             evidence_address="127.0.0.1:9",
             certificate=b"certificate %d" % stage,
+            owner=f"owner {stage}",
             account=f"account {stage}",
             has_data=True,
             stages=None,

@@ -3,6 +3,7 @@
 import math
 import subprocess
 import sys
+from hashlib import sha256
 
 import pytest
 import torch
@@ -10,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from commonweight.errors import CheckpointError, MalformedMessage, NonFiniteTensor
-from commonweight.model.hashing import tensors_hash
+from commonweight.model.hashing import state_root, tensors_hash, with_moments_hash
 from commonweight.model.schedule import learning_rate
-from commonweight.model.stage import Stage, train_round
+from commonweight.model.stage import Stage, state_parts, train_round
 from tests.unit.tiny import all_stages, random_batches, tiny_spec
 
 torch.set_num_threads(1)
@@ -33,6 +34,10 @@ def roots(stages: list[Stage]) -> list[bytes]:
     return [stage.state_root() for stage in stages]
 
 
+def root_of(stage: Stage, state: dict[str, torch.Tensor], round_: int) -> bytes:
+    return stage.root_of(round_, *map(tensors_hash, state_parts(state)))
+
+
 def test_two_processes_train_the_same_bits():
     runs = [subprocess.Popen([sys.executable, "-c", PRINT_ROOTS], stdout=subprocess.PIPE, text=True) for _ in range(2)]
     first, second = (run.communicate(timeout=120)[0] for run in runs)
@@ -45,18 +50,18 @@ def test_two_processes_train_the_same_bits():
 def test_any_flipped_bit_changes_the_root(data):
     stage = Stage(tiny_spec(n_layers=1, stages=1), 0)
     state = stage.state()
-    assert stage.root_of(state, 0) == stage.state_root()
+    assert root_of(stage, state, 0) == stage.state_root()
     name = data.draw(st.sampled_from(sorted(state)))
     changed = state[name].clone()
     flat = changed.view(-1).view(torch.uint8)
     position = data.draw(st.integers(0, len(flat) - 1))
     flat[position] ^= 1 << data.draw(st.integers(0, 7))
-    assert stage.root_of(state | {name: changed}, 0) != stage.state_root()
+    assert root_of(stage, state | {name: changed}, 0) != stage.state_root()
 
 
 def test_the_root_covers_round_frozen_tensors_names_and_shapes():
     stage = Stage(tiny_spec(), 1)
-    assert stage.root_of(stage.state(), 1) != stage.state_root()
+    assert root_of(stage, stage.state(), 1) != stage.state_root()
     zero = torch.zeros(2, 3)
     hashes = {
         tensors_hash({"a": zero}),
@@ -74,6 +79,45 @@ def test_the_root_covers_round_frozen_tensors_names_and_shapes():
     module.subspace.U[0, 0] += 1e-6  # as another machine's LAPACK might
     frozen = tensors_hash(dict(module.subspace.named_buffers()))
     assert frozen != Stage(tiny_spec(), 1).frozen_hash
+
+
+def test_the_root_is_of_two_parts_and_parameters_are_checked_without_moments():
+    stage = Stage(tiny_spec(), 1)
+    train = stage.forward(random_batches(tiny_spec())[0], torch.ones(2, 12, 6))
+    stage.backward(train, None)
+    stage.step()
+    parameters, moments = stage.parameters(), stage.moments()
+    assert [part.keys() for part in state_parts(stage.state())] == [parameters.keys(), moments.keys()]
+    assert len(moments) == 2 * len(parameters)
+    parts = stage.frozen_hash, tensors_hash(parameters), tensors_hash(moments)
+    assert stage.state_root() == state_root(1, *parts) == sha256(bytes([1]) + bytes(7) + b"".join(parts)).digest()
+    served = with_moments_hash(parameters, parts[2])
+    assert bytes(served.pop("moments_hash").tolist()) == parts[2]
+    assert tensors_hash(served) == parts[1]
+    assert len({state_root(*each) for each in ((1, *parts), (2, *parts), (1, parts[0], parts[2], parts[1]))}) == 3
+
+
+def test_parameters_alone_compute_and_step_no_further():
+    spec = tiny_spec()
+    stage, tokens, code = Stage(spec, 1), random_batches(spec)[0], torch.ones(2, 12, 6)
+    light = Stage(spec, 1, blank=True)
+    light.load_parameters(stage.parameters(), 3)
+    assert (light.round, light.parameters().keys()) == (3, stage.parameters().keys())
+    passed = [each.forward(tokens, code) for each in (stage, light)]
+    assert passed[0].output == passed[1].output
+    gradients = [each.input_gradient(one, None) for each, one in zip((stage, light), passed, strict=True)]
+    assert torch.equal(*gradients)
+    light.backward(light.forward(tokens, code), None)
+    for without in (light.step, light.moments, light.state_root):
+        with pytest.raises(AssertionError, match="only the parameters"):
+            without()
+    light.load(stage.state(), 0)
+    assert light.state_root() == stage.state_root()
+    light.load_parameters(stage.parameters(), 0)
+    with pytest.raises(AssertionError, match="only the parameters"):
+        light.moments()
+    with pytest.raises(CheckpointError, match="is not of this stage"):
+        light.load_parameters(stage.state(), 0)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])

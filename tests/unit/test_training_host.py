@@ -11,12 +11,12 @@ import pytest
 from commonweight.errors import CommonweightError, LedgerError, Refused
 from commonweight.rules.receipt import Domain
 from commonweight.rules.report import Report
-from commonweight.rules.statement import CreditedReport, SealedRound, to_hex
+from commonweight.rules.statement import CreditedReport, EquivocationLine, SealedRound, to_hex
 from commonweight.wire.generated import control_pb2 as pb
 from commonweight.wire.messages import report_to_proto
 from coordinator import training
 from coordinator.draws import Draw
-from coordinator.ledger import Equivocation, Progress
+from coordinator.ledger import Progress
 from coordinator.members import Member, Place, Submission
 from coordinator.training import MAX_REFORM_DELAY_S, Training
 from tests.integration.scripted import honest_report
@@ -53,7 +53,7 @@ class World:
         self.credits: dict[int, list[CreditedReport]] = {}
         self.sealed: dict[int, SealedRound] = {}
         self.unaudited: dict[int, Mapping[int, bytes]] = {}
-        self.equivocations: list[Equivocation] = []
+        self.equivocations: list[EquivocationLine] = []
         self.committed = 10
         """Epochs whose tip is on chain."""
         self.obstacles: dict[int, str] = {}
@@ -79,7 +79,7 @@ class World:
     def sealed_rounds(self, first: int, end: int) -> tuple[SealedRound, ...]:
         return tuple(self.sealed[number] for number in range(first, end) if number in self.sealed)
 
-    def record_equivocation(self, found: Equivocation) -> bool:
+    def record_equivocation(self, found: EquivocationLine) -> bool:
         self.equivocations.append(found)
         return True
 
@@ -112,7 +112,7 @@ class World:
 
         peer_id, account = f"peer of {NAMES[node]}", account or node
         address = "127.0.0.1:9"
-        return Member(node, peer_id, address, address, b"certificate", account, has_data, stages, send)
+        return Member(node, peer_id, address, address, b"certificate", node, account, has_data, stages, send)
 
     def write(self, *entry: Any) -> None:
         if entry[:2] == ("ledger", self.faulty):
@@ -159,7 +159,8 @@ class World:
         signature = changes.pop("signature", bytes([stage + 1]) * 65)
         report = replace(honest_report(round_, stage, 2, MICROBATCHES), **changes)
         message = report_to_proto(report, 0.1, 10, 10)
-        self.training.submit(member, Submission(member.node, member.account, generation, report, signature, message))
+        who = (member.node, member.owner, member.account)
+        self.training.submit(member, Submission(*who, generation, report, signature, message))
         return report
 
     async def seal(self, members: Sequence[Member], generation: int, round_: int) -> None:

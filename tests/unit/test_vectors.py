@@ -11,18 +11,28 @@ import pytest
 
 from commonweight.identity import recover_address
 from commonweight.rules.accounting import divide_shares
-from commonweight.rules.audits import Audit, Kind, Verdict, draw_audits, left_outstanding, paid_rounds, verdict_receipt
-from commonweight.rules.beacon import follows, hash_chain, round_beacon, round_root
+from commonweight.rules.audits import Audit, Kind, Verdict, draw_audits, left_outstanding, paid_rounds
+from commonweight.rules.beacon import hash_chain, round_beacon, round_root
 from commonweight.rules.canonical import canonical_json, parse_json
+from commonweight.rules.checking import check_statement
 from commonweight.rules.emission import emission, split_emission
-from commonweight.rules.epoch import audit_receipt, check_statement
-from commonweight.rules.merkle import MerkleTree, settlement_leaf, verify_proof
+from commonweight.rules.epoch import signed_receipt
+from commonweight.rules.merkle import MerkleTree, keccak, settlement_leaf, verify_proof
+from commonweight.rules.panel import (
+    audit_claim,
+    is_known_bad,
+    known_bad_report,
+    opinion_receipt,
+    rank_auditors,
+    recording_receipt,
+    settled_verdict,
+)
 from commonweight.rules.receipt import RECEIPT_TYPE, Domain, Receipt
 from commonweight.rules.report import HOP_HASHES, Hop, Report, report_receipt
 from commonweight.rules.sampling import permute, sample_indices, window_count
 from commonweight.rules.spec import Economics, ModelSpec, build_spec, parse_spec
 from commonweight.rules.stages import head_flops, layer_flops, stage_layers, stage_units
-from commonweight.rules.statement import Carried, parse_statement
+from commonweight.rules.statement import Carried, parse_statement, to_hex
 from tools import build_vectors
 from tools.build_vectors import SETTLEMENT, VECTORS
 
@@ -144,7 +154,7 @@ def test_beacon() -> None:
         chain = hash_chain(raw(case["seed"]), case["rounds"])
         assert list(chain) == [raw(value) for value in case["tip_and_values"]]
         assert len(chain) == case["rounds"] + 1
-        assert all(follows(after, before) for before, after in pairwise(chain))
+        assert all(keccak(after) == before for before, after in pairwise(chain))
     for case in vectors["rounds"]:
         assert round_root([raw(output) for output in case["outputs"]]) == raw(case["round_root"])
         assert round_beacon(raw(case["value"]), raw(case["round_root"])) == raw(case["beacon"])
@@ -159,18 +169,46 @@ def test_audits(specs: dict[str, ModelSpec]) -> None:
     for case in vectors["draws"]:
         drawn = draw_audits(specs[case["spec"]], case["round"], raw(case["beacon"]))
         assert drawn == tuple(map(audit_of, case["audits"]))
-    for case in vectors["verdicts"]:
-        receipt = verdict_receipt(
-            raw(case["model_id"]), audit_of(case), Verdict(case["verdict"]), raw(case["evidence"])
-        )
-        assert receipt == Receipt(raw(case["model_id"]), case["stage"], raw(case["unit"]), raw(case["output"]))
-        assert receipt.digest(Domain(31337, SETTLEMENT)) == raw(case["digest"])
     for case in vectors["paid"]:
         verdicts = {audit_of(fields): Verdict(fields["verdict"]) for fields in case["verdicts"]}
         outstanding = [Kind(name) for name in case["outstanding"]]
         assert sorted(paid_rounds(case["rounds"], verdicts, outstanding)) == case["paid"], case["name"]
         left = sorted(kind.value for kind in left_outstanding(verdicts, outstanding))
         assert left == case["left_outstanding"], case["name"]
+
+
+def test_panel(specs: dict[str, ModelSpec]) -> None:
+    vectors = load("panel")
+    spec = specs[vectors["spec"]]
+    for case in vectors["rankings"]:
+        for owners in (case["owners"], case["owners"][::-1]):
+            assert list(rank_auditors(raw(case["beacon"]), audit_of(case), owners)) == case["ranking"]
+        assert case["ranking"][-1] is None
+    for case in vectors["known_bad"]:
+        audit, seed = audit_of(case), raw(case["seed"])
+        assert is_known_bad(spec, seed, audit) == case["is_known_bad"]
+        report = build_vectors.tiny_reports(audit.round)[audit.stage]
+        false = known_bad_report(audit, report, seed, is_last=audit.stage == spec.stages - 1)
+        claims = to_hex(audit_claim(audit, report)), to_hex(audit_claim(audit, false))
+        assert claims == (case["claim"], case["false_claim"])
+        assert claims[0] != claims[1]
+    for case in vectors["opinions"]:
+        receipt = opinion_receipt(
+            raw(case["model_id"]),
+            audit_of(case),
+            raw(case["claim"]),
+            Verdict(case["verdict"]),
+            raw(case["evidence"]),
+        )
+        unit = raw(case["unit"])
+        assert receipt == Receipt(raw(case["model_id"]), case["stage"], unit, unit)
+        assert receipt.digest(Domain(31337, SETTLEMENT)) == raw(case["digest"])
+    case = vectors["recording"]
+    recording = recording_receipt(raw(case["model_id"]), audit_of(case), raw(case["claim"]), raw(case["operators"]))
+    assert recording.unit == raw(case["unit"])
+    for case in vectors["settled"]:
+        settled = settled_verdict([(owner, Verdict(verdict)) for owner, verdict in case["opinions"]])
+        assert settled == (case["verdict"] and Verdict(case["verdict"]))
 
 
 def test_statement(specs: dict[str, ModelSpec]) -> None:
@@ -182,8 +220,9 @@ def test_statement(specs: dict[str, ModelSpec]) -> None:
         before = statement.carried()
         domain = Domain(statement.chain_id, statement.settlement)
         for line in statement.audits:
-            digest = audit_receipt(raw(statement.model_id), line).digest(domain)
-            assert recover_address(digest, raw(line.signature)) == line.auditor
+            for opinion in line.opinions:
+                digest = signed_receipt(raw(statement.model_id), line.audit, opinion).digest(domain)
+                assert recover_address(digest, raw(opinion.signature)) == opinion.auditor
     statements = [epoch["statement"] for epoch in vectors["epochs"]]
     pools = [int(statement["operator_pool"]) for statement in statements]
     assert pools[0] == pools[1] < pools[2]  # nobody serves in the second
@@ -202,14 +241,29 @@ def test_statement(specs: dict[str, ModelSpec]) -> None:
     assert unpaid[2] == {(number, 2) for number in range(16, 24)}
     outstanding = [[(line["stage"], line["kind"]) for line in each["outstanding"]] for each in statements]
     assert outstanding == [[(0, "data"), (1, "microbatch")], [(1, "microbatch")], [(1, "microbatch")]]
-    units = [sum(int(line["units"]) for line in each["accounts"]) for each in statements]
+    trained = [
+        sum(int(line["units"]) for sealed in each["rounds"] for line in sealed["reports"]) for each in statements
+    ]
     done = 8 * spec.training.microbatches_per_round * sum(stage_units(spec, stage) for stage in range(spec.stages))
     assert [int(each["minted"]) for each in statements] == [
-        emission(spec.economics, epoch) * paid // done for epoch, paid in enumerate(units)
+        emission(spec.economics, epoch) * paid // done for epoch, paid in enumerate(trained)
     ]
-    assert [len(statement["convicted"]) for statement in statements] == [0, 1, 1]
-    convicted, line = statements[1]["convicted"][0], statements[1]["rounds"][0]["reports"][1]
-    assert (line["node"], line["units"] != "0") == (convicted["node"], True)  # in another stage it is paid
+    for each, paid in zip(statements, trained, strict=True):
+        audited = sum(int(opinion["units"]) for line in each["audits"] for opinion in line["opinions"])
+        assert audited > 0
+        assert sum(int(line["units"]) for line in each["accounts"]) == paid + audited
+    assert [len(statement["convicted"]) for statement in statements] == [1, 2, 2]
+    waving, cheat = statements[1]["convicted"]
+    assert waving in statements[0]["convicted"]
+    assert all(  # who has passed what was known to be bad isn't asked in that stage any more
+        opinion["auditor"] != waving["node"]
+        for each in statements[1:]
+        for line in each["audits"]
+        if line["stage"] == waving["stage"]
+        for opinion in line["opinions"]
+    )
+    line = statements[1]["rounds"][0]["reports"][1]
+    assert (line["node"], line["units"] != "0") == (cheat["node"], True)  # in another stage it is paid
 
 
 def test_the_files_are_what_the_tool_writes() -> None:

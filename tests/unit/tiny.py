@@ -35,7 +35,13 @@ TRAINING = {
     "weight_decay": "0.1",
     "grad_clip": "0",
 }
-VERIFICATION = {"round_rate": "0", "microbatch_rate": "0", "data_rate": "0", "tolerance": "0.00001"}
+VERIFICATION = {
+    "round_rate": "0",
+    "microbatch_rate": "0",
+    "data_rate": "0",
+    "known_bad_rate": "0",
+    "tolerance": "0.00001",
+}
 DATA = {"tokenizer": "bytes", "manifest": "0x" + "00" * 32, "tokens": 10_000}
 ECONOMICS = {
     "rounds_per_epoch": 10,
@@ -56,7 +62,7 @@ PARTS = {
 
 def tiny_spec(*, stages: int = 2, seed: int = 7, **changes: Any) -> ModelSpec:
     """A tiny spec; `changes` are fields of any of its parts."""
-    fields: dict[str, Any] = {"format": "commonweight.model/2", "name": "tiny", "seed": seed, "stages": stages}
+    fields: dict[str, Any] = {"format": "commonweight.model/3", "name": "tiny", "seed": seed, "stages": stages}
     for part, defaults in PARTS.items():
         fields[part] = defaults | {name: value for name, value in changes.items() if name in defaults}
     unknown = [name for name in changes if not any(name in part for part in PARTS.values())]

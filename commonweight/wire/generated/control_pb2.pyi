@@ -21,7 +21,7 @@ class EnrolResponse(_message.Message):
     def __init__(self, control_port: _Optional[int] = ...) -> None: ...
 
 class NodeMessage(_message.Message):
-    __slots__ = ("join", "heartbeat", "pipes_open", "report", "pipes_failed", "version_ready", "version_failed")
+    __slots__ = ("join", "heartbeat", "pipes_open", "report", "pipes_failed", "version_ready", "version_failed", "auditor", "opinion", "recording")
     JOIN_FIELD_NUMBER: _ClassVar[int]
     HEARTBEAT_FIELD_NUMBER: _ClassVar[int]
     PIPES_OPEN_FIELD_NUMBER: _ClassVar[int]
@@ -29,6 +29,9 @@ class NodeMessage(_message.Message):
     PIPES_FAILED_FIELD_NUMBER: _ClassVar[int]
     VERSION_READY_FIELD_NUMBER: _ClassVar[int]
     VERSION_FAILED_FIELD_NUMBER: _ClassVar[int]
+    AUDITOR_FIELD_NUMBER: _ClassVar[int]
+    OPINION_FIELD_NUMBER: _ClassVar[int]
+    RECORDING_FIELD_NUMBER: _ClassVar[int]
     join: Join
     heartbeat: Heartbeat
     pipes_open: PipesOpen
@@ -36,7 +39,10 @@ class NodeMessage(_message.Message):
     pipes_failed: PipesFailed
     version_ready: VersionReady
     version_failed: VersionFailed
-    def __init__(self, join: _Optional[_Union[Join, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., pipes_open: _Optional[_Union[PipesOpen, _Mapping]] = ..., report: _Optional[_Union[SignedReport, _Mapping]] = ..., pipes_failed: _Optional[_Union[PipesFailed, _Mapping]] = ..., version_ready: _Optional[_Union[VersionReady, _Mapping]] = ..., version_failed: _Optional[_Union[VersionFailed, _Mapping]] = ...) -> None: ...
+    auditor: AuditorJoin
+    opinion: AuditOpinion
+    recording: AuditRecording
+    def __init__(self, join: _Optional[_Union[Join, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., pipes_open: _Optional[_Union[PipesOpen, _Mapping]] = ..., report: _Optional[_Union[SignedReport, _Mapping]] = ..., pipes_failed: _Optional[_Union[PipesFailed, _Mapping]] = ..., version_ready: _Optional[_Union[VersionReady, _Mapping]] = ..., version_failed: _Optional[_Union[VersionFailed, _Mapping]] = ..., auditor: _Optional[_Union[AuditorJoin, _Mapping]] = ..., opinion: _Optional[_Union[AuditOpinion, _Mapping]] = ..., recording: _Optional[_Union[AuditRecording, _Mapping]] = ...) -> None: ...
 
 class Join(_message.Message):
     __slots__ = ("data_address", "certificate", "payout_account", "has_data", "evidence_address")
@@ -51,6 +57,14 @@ class Join(_message.Message):
     has_data: bool
     evidence_address: str
     def __init__(self, data_address: _Optional[str] = ..., certificate: _Optional[bytes] = ..., payout_account: _Optional[str] = ..., has_data: _Optional[bool] = ..., evidence_address: _Optional[str] = ...) -> None: ...
+
+class AuditorJoin(_message.Message):
+    __slots__ = ("certificate", "payout_account")
+    CERTIFICATE_FIELD_NUMBER: _ClassVar[int]
+    PAYOUT_ACCOUNT_FIELD_NUMBER: _ClassVar[int]
+    certificate: bytes
+    payout_account: str
+    def __init__(self, certificate: _Optional[bytes] = ..., payout_account: _Optional[str] = ...) -> None: ...
 
 class Heartbeat(_message.Message):
     __slots__ = ()
@@ -123,7 +137,7 @@ class Hop(_message.Message):
     def __init__(self, tokens: _Optional[bytes] = ..., activation_in: _Optional[bytes] = ..., activation_out: _Optional[bytes] = ..., gradient_in: _Optional[bytes] = ..., gradient_out: _Optional[bytes] = ..., loss: _Optional[float] = ...) -> None: ...
 
 class CoordinatorMessage(_message.Message):
-    __slots__ = ("assignment", "formation", "plan", "pause", "heartbeat", "sealed", "finished", "publish", "decode_peers", "audit")
+    __slots__ = ("assignment", "formation", "plan", "pause", "heartbeat", "sealed", "finished", "publish", "decode_peers", "audit", "enlisted", "order", "recording")
     ASSIGNMENT_FIELD_NUMBER: _ClassVar[int]
     FORMATION_FIELD_NUMBER: _ClassVar[int]
     PLAN_FIELD_NUMBER: _ClassVar[int]
@@ -134,6 +148,9 @@ class CoordinatorMessage(_message.Message):
     PUBLISH_FIELD_NUMBER: _ClassVar[int]
     DECODE_PEERS_FIELD_NUMBER: _ClassVar[int]
     AUDIT_FIELD_NUMBER: _ClassVar[int]
+    ENLISTED_FIELD_NUMBER: _ClassVar[int]
+    ORDER_FIELD_NUMBER: _ClassVar[int]
+    RECORDING_FIELD_NUMBER: _ClassVar[int]
     assignment: Assignment
     formation: Formation
     plan: RoundPlan
@@ -144,7 +161,10 @@ class CoordinatorMessage(_message.Message):
     publish: Publish
     decode_peers: DecodePeers
     audit: AuditGrant
-    def __init__(self, assignment: _Optional[_Union[Assignment, _Mapping]] = ..., formation: _Optional[_Union[Formation, _Mapping]] = ..., plan: _Optional[_Union[RoundPlan, _Mapping]] = ..., pause: _Optional[_Union[Pause, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., sealed: _Optional[_Union[RoundSealed, _Mapping]] = ..., finished: _Optional[_Union[Finished, _Mapping]] = ..., publish: _Optional[_Union[Publish, _Mapping]] = ..., decode_peers: _Optional[_Union[DecodePeers, _Mapping]] = ..., audit: _Optional[_Union[AuditGrant, _Mapping]] = ...) -> None: ...
+    enlisted: Enlisted
+    order: AuditOrder
+    recording: RecordingOrder
+    def __init__(self, assignment: _Optional[_Union[Assignment, _Mapping]] = ..., formation: _Optional[_Union[Formation, _Mapping]] = ..., plan: _Optional[_Union[RoundPlan, _Mapping]] = ..., pause: _Optional[_Union[Pause, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., sealed: _Optional[_Union[RoundSealed, _Mapping]] = ..., finished: _Optional[_Union[Finished, _Mapping]] = ..., publish: _Optional[_Union[Publish, _Mapping]] = ..., decode_peers: _Optional[_Union[DecodePeers, _Mapping]] = ..., audit: _Optional[_Union[AuditGrant, _Mapping]] = ..., enlisted: _Optional[_Union[Enlisted, _Mapping]] = ..., order: _Optional[_Union[AuditOrder, _Mapping]] = ..., recording: _Optional[_Union[RecordingOrder, _Mapping]] = ...) -> None: ...
 
 class Assignment(_message.Message):
     __slots__ = ("spec", "stage", "model_id", "chain_id", "settlement")
@@ -159,6 +179,18 @@ class Assignment(_message.Message):
     chain_id: int
     settlement: str
     def __init__(self, spec: _Optional[bytes] = ..., stage: _Optional[int] = ..., model_id: _Optional[bytes] = ..., chain_id: _Optional[int] = ..., settlement: _Optional[str] = ...) -> None: ...
+
+class Enlisted(_message.Message):
+    __slots__ = ("spec", "model_id", "chain_id", "settlement")
+    SPEC_FIELD_NUMBER: _ClassVar[int]
+    MODEL_ID_FIELD_NUMBER: _ClassVar[int]
+    CHAIN_ID_FIELD_NUMBER: _ClassVar[int]
+    SETTLEMENT_FIELD_NUMBER: _ClassVar[int]
+    spec: bytes
+    model_id: bytes
+    chain_id: int
+    settlement: str
+    def __init__(self, spec: _Optional[bytes] = ..., model_id: _Optional[bytes] = ..., chain_id: _Optional[int] = ..., settlement: _Optional[str] = ...) -> None: ...
 
 class Formation(_message.Message):
     __slots__ = ("generation", "round", "previous", "next")
@@ -223,6 +255,62 @@ class AuditUnit(_message.Message):
     kind: str
     microbatch: int
     def __init__(self, round: _Optional[int] = ..., stage: _Optional[int] = ..., kind: _Optional[str] = ..., microbatch: _Optional[int] = ...) -> None: ...
+
+class AuditOrder(_message.Message):
+    __slots__ = ("unit", "report", "sources")
+    UNIT_FIELD_NUMBER: _ClassVar[int]
+    REPORT_FIELD_NUMBER: _ClassVar[int]
+    SOURCES_FIELD_NUMBER: _ClassVar[int]
+    unit: AuditUnit
+    report: StageReport
+    sources: _containers.RepeatedCompositeFieldContainer[EvidenceSource]
+    def __init__(self, unit: _Optional[_Union[AuditUnit, _Mapping]] = ..., report: _Optional[_Union[StageReport, _Mapping]] = ..., sources: _Optional[_Iterable[_Union[EvidenceSource, _Mapping]]] = ...) -> None: ...
+
+class EvidenceSource(_message.Message):
+    __slots__ = ("peer_id", "address", "certificate")
+    PEER_ID_FIELD_NUMBER: _ClassVar[int]
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    CERTIFICATE_FIELD_NUMBER: _ClassVar[int]
+    peer_id: str
+    address: str
+    certificate: bytes
+    def __init__(self, peer_id: _Optional[str] = ..., address: _Optional[str] = ..., certificate: _Optional[bytes] = ...) -> None: ...
+
+class AuditOpinion(_message.Message):
+    __slots__ = ("unit", "verdict", "why", "evidence", "seconds", "cpu_seconds", "fetched_bytes", "signature")
+    UNIT_FIELD_NUMBER: _ClassVar[int]
+    VERDICT_FIELD_NUMBER: _ClassVar[int]
+    WHY_FIELD_NUMBER: _ClassVar[int]
+    EVIDENCE_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    CPU_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    FETCHED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    SIGNATURE_FIELD_NUMBER: _ClassVar[int]
+    unit: AuditUnit
+    verdict: str
+    why: str
+    evidence: bytes
+    seconds: float
+    cpu_seconds: float
+    fetched_bytes: int
+    signature: bytes
+    def __init__(self, unit: _Optional[_Union[AuditUnit, _Mapping]] = ..., verdict: _Optional[str] = ..., why: _Optional[str] = ..., evidence: _Optional[bytes] = ..., seconds: _Optional[float] = ..., cpu_seconds: _Optional[float] = ..., fetched_bytes: _Optional[int] = ..., signature: _Optional[bytes] = ...) -> None: ...
+
+class RecordingOrder(_message.Message):
+    __slots__ = ("order",)
+    ORDER_FIELD_NUMBER: _ClassVar[int]
+    order: AuditOrder
+    def __init__(self, order: _Optional[_Union[AuditOrder, _Mapping]] = ...) -> None: ...
+
+class AuditRecording(_message.Message):
+    __slots__ = ("unit", "operators", "signature")
+    UNIT_FIELD_NUMBER: _ClassVar[int]
+    OPERATORS_FIELD_NUMBER: _ClassVar[int]
+    SIGNATURE_FIELD_NUMBER: _ClassVar[int]
+    unit: AuditUnit
+    operators: bytes
+    signature: bytes
+    def __init__(self, unit: _Optional[_Union[AuditUnit, _Mapping]] = ..., operators: _Optional[bytes] = ..., signature: _Optional[bytes] = ...) -> None: ...
 
 class Pause(_message.Message):
     __slots__ = ("generation", "why")

@@ -47,7 +47,7 @@ class ControlServicer:
     """
 
     def Attach(self, request_iterator, context):
-        """One stream for as long as the node takes part. The node begins with a Join.
+        """One stream for as long as the node takes part. A provider begins with a Join, an auditor with an AuditorJoin.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

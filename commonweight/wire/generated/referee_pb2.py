@@ -25,25 +25,23 @@ _sym_db = _symbol_database.Default()
 from commonweight.wire.generated import control_pb2 as commonweight_dot_v1_dot_control__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x63ommonweight/v1/referee.proto\x12\x0f\x63ommonweight.v1\x1a\x1d\x63ommonweight/v1/control.proto\"x\n\x0eRefereeCommand\x12.\n\x05start\x18\x01 \x01(\x0b\x32\x1d.commonweight.v1.RefereeStartH\x00\x12.\n\x05\x61udit\x18\x02 \x01(\x0b\x32\x1d.commonweight.v1.RefereeAuditH\x00\x42\x06\n\x04\x62ody\"h\n\x0cRefereeStart\x12\x0c\n\x04spec\x18\x01 \x01(\x0c\x12\x13\n\x0b\x63\x65rtificate\x18\x02 \x01(\x0c\x12\x13\n\x0bprivate_key\x18\x03 \x01(\x0c\x12\x10\n\x08\x64\x61ta_dir\x18\x04 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x05 \x01(\t\"\x98\x01\n\x0cRefereeAudit\x12(\n\x04unit\x18\x01 \x01(\x0b\x32\x1a.commonweight.v1.AuditUnit\x12,\n\x06report\x18\x02 \x01(\x0b\x32\x1c.commonweight.v1.StageReport\x12\x30\n\x07sources\x18\x03 \x03(\x0b\x32\x1f.commonweight.v1.EvidenceSource\"G\n\x0e\x45videnceSource\x12\x0f\n\x07peer_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x13\n\x0b\x63\x65rtificate\x18\x03 \x01(\x0c\"z\n\x0cRefereeEvent\x12.\n\x05ready\x18\x01 \x01(\x0b\x32\x1d.commonweight.v1.RefereeReadyH\x00\x12\x32\n\x07verdict\x18\x02 \x01(\x0b\x32\x1f.commonweight.v1.RefereeVerdictH\x00\x42\x06\n\x04\x62ody\" \n\x0cRefereeReady\x12\x10\n\x08numerics\x18\x01 \x01(\t\"\xa7\x01\n\x0eRefereeVerdict\x12(\n\x04unit\x18\x01 \x01(\x0b\x32\x1a.commonweight.v1.AuditUnit\x12\x0f\n\x07verdict\x18\x02 \x01(\t\x12\x0b\n\x03why\x18\x03 \x01(\t\x12\x10\n\x08\x65vidence\x18\x04 \x01(\x0c\x12\x0f\n\x07seconds\x18\x05 \x01(\x01\x12\x13\n\x0b\x63pu_seconds\x18\x06 \x01(\x01\x12\x15\n\rfetched_bytes\x18\x07 \x01(\x04\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x63ommonweight/v1/referee.proto\x12\x0f\x63ommonweight.v1\x1a\x1d\x63ommonweight/v1/control.proto\"\xaa\x01\n\x0eRefereeCommand\x12.\n\x05start\x18\x01 \x01(\x0b\x32\x1d.commonweight.v1.RefereeStartH\x00\x12,\n\x05\x61udit\x18\x02 \x01(\x0b\x32\x1b.commonweight.v1.AuditOrderH\x00\x12\x32\n\x06record\x18\x03 \x01(\x0b\x32 .commonweight.v1.RecordOperatorsH\x00\x42\x06\n\x04\x62ody\"h\n\x0cRefereeStart\x12\x0c\n\x04spec\x18\x01 \x01(\x0c\x12\x13\n\x0b\x63\x65rtificate\x18\x02 \x01(\x0c\x12\x13\n\x0bprivate_key\x18\x03 \x01(\x0c\x12\x10\n\x08\x64\x61ta_dir\x18\x04 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x05 \x01(\t\"e\n\x0fRecordOperators\x12*\n\x05order\x18\x01 \x01(\x0b\x32\x1b.commonweight.v1.AuditOrder\x12\x17\n\ntensors_of\x18\x02 \x01(\rH\x00\x88\x01\x01\x42\r\n\x0b_tensors_of\"\xa9\x01\n\x0cRefereeEvent\x12.\n\x05ready\x18\x01 \x01(\x0b\x32\x1d.commonweight.v1.RefereeReadyH\x00\x12\x30\n\x07opinion\x18\x02 \x01(\x0b\x32\x1d.commonweight.v1.AuditOpinionH\x00\x12/\n\trecording\x18\x03 \x01(\x0b\x32\x1a.commonweight.v1.RecordingH\x00\x42\x06\n\x04\x62ody\" \n\x0cRefereeReady\x12\x10\n\x08numerics\x18\x01 \x01(\t\"b\n\tRecording\x12\x11\n\toperators\x18\x01 \x01(\x0c\x12\x0e\n\x06record\x18\x02 \x01(\x0c\x12\x0f\n\x07tensors\x18\x03 \x01(\x0c\x12\x0f\n\x07\x66\x61ilure\x18\x04 \x01(\t\x12\x10\n\x08numerics\x18\x05 \x01(\tb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'commonweight.v1.referee_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_REFEREECOMMAND']._serialized_start=81
-  _globals['_REFEREECOMMAND']._serialized_end=201
-  _globals['_REFEREESTART']._serialized_start=203
-  _globals['_REFEREESTART']._serialized_end=307
-  _globals['_REFEREEAUDIT']._serialized_start=310
-  _globals['_REFEREEAUDIT']._serialized_end=462
-  _globals['_EVIDENCESOURCE']._serialized_start=464
-  _globals['_EVIDENCESOURCE']._serialized_end=535
-  _globals['_REFEREEEVENT']._serialized_start=537
-  _globals['_REFEREEEVENT']._serialized_end=659
-  _globals['_REFEREEREADY']._serialized_start=661
-  _globals['_REFEREEREADY']._serialized_end=693
-  _globals['_REFEREEVERDICT']._serialized_start=696
-  _globals['_REFEREEVERDICT']._serialized_end=863
+  _globals['_REFEREECOMMAND']._serialized_start=82
+  _globals['_REFEREECOMMAND']._serialized_end=252
+  _globals['_REFEREESTART']._serialized_start=254
+  _globals['_REFEREESTART']._serialized_end=358
+  _globals['_RECORDOPERATORS']._serialized_start=360
+  _globals['_RECORDOPERATORS']._serialized_end=461
+  _globals['_REFEREEEVENT']._serialized_start=464
+  _globals['_REFEREEEVENT']._serialized_end=633
+  _globals['_REFEREEREADY']._serialized_start=635
+  _globals['_REFEREEREADY']._serialized_end=667
+  _globals['_RECORDING']._serialized_start=669
+  _globals['_RECORDING']._serialized_end=767
 # @@protoc_insertion_point(module_scope)

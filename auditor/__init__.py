@@ -1,0 +1,1 @@
+"""An auditor: replays what others trained, and says what comes of it."""

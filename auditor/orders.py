@@ -1,0 +1,35 @@
+"""What a coordinator may order an auditor to replay."""
+
+from commonweight.errors import MalformedMessage
+from commonweight.rules.audits import Audit, Kind
+from commonweight.rules.report import Report
+from commonweight.rules.spec import ModelSpec
+from commonweight.wire.generated import control_pb2 as pb
+from commonweight.wire.messages import report_from_proto
+from commonweight.wire.referee import SOURCES
+
+
+def read_order(spec: ModelSpec, order: pb.AuditOrder) -> tuple[Audit, Report]:
+    """The unit that is to be replayed, and the report that it is held against.
+
+    Raises MalformedMessage where this model has no such unit, where only the coordinator's own referee audits it, or
+    where the report isn't of its round.
+    """
+    unit, microbatches = order.unit, spec.training.microbatches_per_round
+    if unit.stage >= spec.stages:
+        raise MalformedMessage(f"unit.stage: {unit.stage} of a model with {spec.stages} stages.")
+    single = Kind.LOSS if unit.stage == spec.stages - 1 else Kind.MICROBATCH
+    kind = single if unit.HasField("microbatch") else Kind.ROUND
+    if unit.kind != kind.value:
+        raise MalformedMessage(f"unit.kind: {unit.kind!r:.40} where a {kind.value} audit is the only one.")
+    if unit.microbatch >= microbatches:
+        raise MalformedMessage(f"unit.microbatch: {unit.microbatch} of a round with {microbatches}.")
+    report = report_from_proto(order.report)
+    if (report.round, report.stage, len(report.hops)) != (unit.round, unit.stage, microbatches):
+        raise MalformedMessage(
+            f"report: of round {report.round}, stage {report.stage} and {len(report.hops)} microbatches, for the audit "
+            f"of round {unit.round}, stage {unit.stage} with {microbatches}."
+        )
+    if len(order.sources) > SOURCES:
+        raise MalformedMessage(f"sources: {len(order.sources)}, of at most {SOURCES}.")
+    return Audit(unit.round, unit.stage, kind, unit.microbatch if unit.HasField("microbatch") else None), report

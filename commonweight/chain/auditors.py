@@ -1,0 +1,30 @@
+"""Who may audit an epoch, as the chain tells it."""
+
+from commonweight.chain.events import BeaconCommitted
+from commonweight.chain.providers import ProviderRegistry
+from commonweight.chain.records import RegisteredModel
+from commonweight.chain.settlement import EpochSettlement
+from commonweight.errors import ChainError
+from commonweight.rules.statement import AuditorSeat, to_hex
+
+
+def auditor_seats(
+    settlement: EpochSettlement, model: RegisteredModel, epoch: int, tip: bytes
+) -> frozenset[AuditorSeat]:
+    """The seats that were held when the epoch's tip was first committed, by whomever.
+
+    In a model that asks for no stake there are none. Events are looked for from the settlement's first block on. Raises
+    ChainError where the tip isn't found: without the block nobody can tell who held a seat.
+    """
+    if model.terms.seat_stake == 0:
+        return frozenset()
+    commitments = settlement.events(BeaconCommitted, epoch=epoch)
+    block = next((event.block_number for event in commitments if event.tip == tip), None)
+    if block is None:
+        raise ChainError(
+            f"{settlement.chain.endpoint} doesn't know in which block epoch {epoch}'s beacon tip {to_hex(tip)} was "
+            "committed: it lags behind itself, or the chain is being reorganised. Ask again later."
+        )
+    providers = ProviderRegistry(settlement.chain, model.terms.providers, first_block=settlement.first_block)
+    seats = providers.seated_at(model.model_id, block)
+    return frozenset(AuditorSeat(stage=stage, owner=owner) for stage, owner in seats)

@@ -1,0 +1,121 @@
+"""What a proposal to slash may name as its evidence, of whichever kind: read, checked, and told to people."""
+
+from commonweight.chain.records import SlashRecord
+from commonweight.cli.place import Place
+from commonweight.rules.canonical import parse_json
+from commonweight.rules.receipt import Domain
+from commonweight.rules.statement import to_hex
+from commonweight.watch.disputes import MAX_DISPUTE_BYTES, DisputeEvidence, parse_dispute
+from commonweight.watch.fraud import FraudEvidence, parse_evidence
+from commonweight.watch.known_bad import KnownBadEvidence, parse_known_bad
+
+MAX_BYTES = MAX_DISPUTE_BYTES
+"""No kind is longer."""
+
+Evidence = FraudEvidence | KnownBadEvidence | DisputeEvidence
+
+
+def parse_any(text: bytes) -> Evidence:
+    """Of the kind that it says it is. Raises MalformedMessage."""
+    fields = parse_json(text, "The evidence", MAX_BYTES)
+    match fields.get("format") if isinstance(fields, dict) else None:
+        case "commonweight.known-bad/1":
+            return parse_known_bad(text)
+        case "commonweight.dispute/1":
+            return parse_dispute(text)
+    return parse_evidence(text)
+
+
+def contradictions(place: Place, record: SlashRecord, evidence: Evidence) -> list[str]:
+    """Why it can't be evidence for this proposal; empty where it can."""
+    stage, spec_hash = record.stage, place.model.spec_hash
+    if isinstance(evidence, FraudEvidence):
+        return evidence.contradictions(stage, spec_hash)
+    domain = Domain(place.chain.chain_id, place.model.settlement)
+    found = evidence.contradictions(stage, spec_hash, place.model.model_id, domain)
+    if (owner := place.providers.owner_of(evidence.auditor)) != record.owner:
+        found.append(f"{owner} answers for the auditor {evidence.auditor}; the proposal is about {record.owner}")
+    return found
+
+
+def meaning(evidence: Evidence) -> str:
+    """Of what contradicts neither itself nor the proposal."""
+    match evidence:
+        case FraudEvidence():
+            return (
+                "The hash shows that the reporter has committed to this, not that it is true. It is if an epoch's "
+                "statement has this report, and a replay of the unit finds this difference."
+            )
+        case KnownBadEvidence():
+            return (
+                "The auditor has signed that what it was shown is right, and it isn't what is named as signed. It "
+                "hasn't replayed the unit, then, if an epoch's statement has the report that was signed."
+            )
+        case DisputeEvidence():
+            return (
+                "The auditor has signed these hashes of its replay. They are false if whoever runs the operator again, "
+                "in this numerics class, finds the referee's outputs."
+            )
+
+
+def evidence_fields(evidence: Evidence) -> dict[str, object]:
+    """For people. Whoever wrote it chose the texts: they are quoted."""
+    match evidence:
+        case FraudEvidence():
+            return _fraud_fields(evidence)
+        case KnownBadEvidence():
+            return _known_bad_fields(evidence)
+        case DisputeEvidence():
+            return _dispute_fields(evidence)
+
+
+def _fraud_fields(evidence: FraudEvidence) -> dict[str, object]:
+    differs = evidence.difference
+    where = "" if differs.microbatch is None else f" of microbatch {differs.microbatch}"
+    measured = "not measured" if differs.error is None else differs.error
+    allowed = "every bit must be the same" if float(differs.tolerance) == 0 else f"allowed is {differs.tolerance}"
+    return {
+        "audit": str(evidence.unit.audit),
+        "differs": f"{differs.what!r:.80}{where}",
+        "signed": f"{differs.signed!r:.80}",
+        "found": f"{differs.found!r:.80}" if differs.found else "nothing",
+        "error": f"{measured}; {allowed}",
+        "provider's numerics": f"{evidence.numerics.provider!r:.220}",
+        "auditor's numerics": f"{evidence.numerics.auditor!r:.220}",
+        "note": f"{differs.note!r:.400}" if differs.note else "none",
+    }
+
+
+def _known_bad_fields(evidence: KnownBadEvidence) -> dict[str, object]:
+    audit = evidence.unit.audit
+    signed, shown = (side.claim(audit) for side in (evidence.signed, evidence.shown))
+    microbatches = ", ".join(str(hop.microbatch) for hop in evidence.shown.hops[:8])
+    return {
+        "audit": str(audit),
+        "auditor": evidence.auditor,
+        "passed": "another report than the one that is named as signed",
+        "claim signed": "none" if signed is None else to_hex(signed),
+        "claim shown": "none" if shown is None else to_hex(shown),
+        "microbatches": microbatches or "none",
+    }
+
+
+def _dispute_fields(evidence: DisputeEvidence) -> dict[str, object]:
+    record, audit = evidence.record, evidence.unit.audit
+    fields: dict[str, object] = {
+        "audit": str(audit),
+        "auditor": evidence.auditor,
+        "numerics": f"{evidence.numerics!r:.220}",
+        "operator": f"{evidence.index}, the first whose record isn't the referee's",
+        "auditor's record": f"0x{evidence.signed.hex()}" if evidence.signed else "none: its replay ended before",
+    }
+    if record is None:
+        return fields | {"referee's record": "none: its replay ended before"}
+    where = "the step" if record.microbatch is None else f"the {record.phase} pass of microbatch {record.microbatch}"
+    tensors = "not shown: they are too large" if evidence.tensors is None else "in the evidence"
+    return fields | {
+        "referee's record": to_hex(record.hash),
+        "computes": f"{record.operator} of {record.layer}, in {where}",
+        "outputs": list(record.outputs[:8]) or "none",
+        "tensors": tensors,
+    }

@@ -1,0 +1,221 @@
+"""The opinions on one unit: who is asked in which order, and whether what they say can be used.
+
+See commonweight/rules/panel.py. Until a unit is decided its opinions are in memory only: a coordinator that was killed
+asks the same ones again.
+"""
+
+import asyncio
+import math
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+
+from commonweight.chain.keys import Key
+from commonweight.errors import MalformedMessage, Refused, WireError
+from commonweight.identity import recover_address
+from commonweight.rules.audits import NO_EVIDENCE, Audit, Verdict
+from commonweight.rules.epoch import audit_line, drawn_auditors, make_opinion, sealed_beacon, signed_receipt
+from commonweight.rules.merkle import keccak
+from commonweight.rules.panel import MAX_SEATED, Standing, settled_verdict
+from commonweight.rules.spec import ModelSpec
+from commonweight.rules.statement import AuditLine, Conviction, Opinion, to_hex
+from commonweight.watch.fraud import parse_evidence
+from commonweight.watch.known_bad import known_bad_evidence
+from commonweight.watch.store import StatementStore
+from commonweight.wire.generated import control_pb2 as pb
+from commonweight.wire.referee import Replays
+from coordinator.beacons import beacon_seed
+from coordinator.claims import Claim, false_claim
+from coordinator.disputes import Disputes
+from coordinator.draws import Draw
+from coordinator.holders import GRACE_S, Holders
+from coordinator.ledger import Ledger
+from coordinator.members import AuditorMember, Panels, Place
+
+MAX_ATTEMPTS = 3
+"""At one opinion, where the provider goes away meanwhile."""
+
+
+@dataclass(frozen=True)
+class Given:
+    """An opinion, and how it came."""
+
+    claim: Claim
+    opinion: Opinion
+    found: pb.AuditOpinion
+    """With what was measured, as whoever gave it says."""
+    member: AuditorMember | None
+    """None: the referee."""
+
+    @property
+    def verdict(self) -> Verdict:
+        """What it says."""
+        return Verdict(self.opinion.verdict)
+
+
+@dataclass(frozen=True)
+class Panel:
+    """The auditors of one model, and its referee."""
+
+    spec: ModelSpec
+    place: Place
+    ledger: Ledger
+    key: Key
+    """Signs what the referee says."""
+    panels: Panels
+    evidence: StatementStore
+    """Where the evidence of fraud is kept and served."""
+    disputes: Disputes
+    """With those whom it asks."""
+
+    @property
+    def holders(self) -> Holders:
+        """Whose work it is."""
+        return self.disputes.holders
+
+    @property
+    def replays(self) -> Replays:
+        """The referee's."""
+        return self.disputes.replays
+
+    async def decide(self, drawn: Draw, audit: Audit) -> tuple[AuditLine, tuple[Given, ...]]:
+        """What an audit of a sealed round comes to, and the opinions that say so.
+
+        Where there is fraud, or an opinion is disproven, the evidence is kept when this returns.
+        """
+        epoch = audit.round // self.spec.economics.rounds_per_epoch
+        await self.panels.commit(epoch)
+        ranking = drawn_auditors(
+            drawn.sealed, audit, sealed_beacon(drawn.sealed, drawn.tip), self.panels.auditors(epoch)
+        )
+        signed, false, convicted = await asyncio.to_thread(self._look_up, audit, epoch)
+        given: list[Given] = []
+        verdict: Verdict | None = None
+        for owner in ranking:
+            counted = [each for each in given if each.claim is signed]
+            if owner is not None and len(counted) == MAX_SEATED:
+                continue
+            shown = signed if false is None or given or owner is None else false
+            found = await self._opinion(owner, shown, signed, convicted)
+            if found is None:
+                continue
+            given.append(found)
+            verdict = settled_verdict([(each.opinion.owner, each.verdict) for each in given if each.claim is signed])
+            if verdict is not None:
+                break
+        assert verdict is not None, "the referee's word, at the ranking's end, settles it"
+        line = audit_line(audit, verdict, [each.opinion for each in given])
+        opinions = [await self._with_disproof(line, each, signed) for each in given]
+        given = [replace(each, opinion=opinion) for each, opinion in zip(given, opinions, strict=True)]
+        return audit_line(audit, verdict, opinions), tuple(given)
+
+    def _look_up(self, audit: Audit, epoch: int) -> tuple[Claim, Claim | None, Collection[Conviction]]:
+        """What the provider claims, what is shown first in its stead, and who isn't asked."""
+        signed = Claim.read(audit, pb.StageReport.FromString(self.ledger.unaudited_report(audit.round, audit.stage)))
+        return signed, false_claim(self.spec, beacon_seed(self.ledger, epoch), signed), self.ledger.convicted()
+
+    async def _opinion(
+        self, owner: str | None, shown: Claim, signed: Claim, convicted: Collection[Conviction]
+    ) -> Given | None:
+        """That of who has this seat, or of the referee (None) in its stead where the provider is gone for good; None
+        where nobody is there for the seat, or what they say can't be used.
+        """
+        audit, found = shown.audit, None
+        for _ in range(MAX_ATTEMPTS):
+            if not await self.holders.can_serve(audit):
+                gone = f"The provider was gone for {GRACE_S:g} s."
+                return self._of_referee(signed, pb.AuditOpinion(verdict=Verdict.WITHHELD.value, why=gone))
+            provider = self.holders.provider(audit)
+            if owner is None:
+                order = self.holders.order(audit, shown.message, self.disputes.certificate)
+                found = self._of_referee(shown, await self.replays.judge(order))
+            else:
+                member = self.disputes.auditors.of_owner(owner, audit.round, audit.stage, convicted)
+                found = None if member is None else await self._of_seat(member, shown)
+            if found is None or found.verdict is not Verdict.WITHHELD or self.holders.provider(audit) is provider:
+                break
+            # It went away meanwhile; what it has on its disk it can still serve.
+        if found is not None and found.found.evidence:
+            await asyncio.to_thread(self.evidence.put, found.found.evidence)
+        return found
+
+    def _of_referee(self, claim: Claim, found: pb.AuditOpinion) -> Given:
+        opinion = make_opinion(
+            self.place.model_id,
+            claim.audit,
+            claim.hash,
+            Verdict(found.verdict),
+            auditor=self.key.address,
+            sign=lambda receipt: self.key.sign_digest(receipt.digest(self.place.domain)),
+            evidence_hash=keccak(found.evidence) if found.evidence else NO_EVIDENCE,
+        )
+        return Given(claim, opinion, found, None)
+
+    async def _of_seat(self, member: AuditorMember, claim: Claim) -> Given | None:
+        """What it says, if that can be used; otherwise it is hung up on."""
+        order = self.holders.order(claim.audit, claim.message, member.certificate)
+        found = await self.disputes.auditors.opinion(member, order)
+        if found is None:
+            return None
+        try:
+            return Given(claim, self._checked(member, claim, found), found, member)
+        except WireError as error:
+            self.disputes.auditors.distrust(member, claim.audit.round, error)
+            return None
+
+    def _checked(self, member: AuditorMember, claim: Claim, found: pb.AuditOpinion) -> Opinion:
+        """Raises MalformedMessage or Refused."""
+        if found.verdict not in {verdict.value for verdict in Verdict}:
+            raise MalformedMessage(f"verdict: {found.verdict!r:.40} is none.")
+        if any(not (math.isfinite(spent) and spent >= 0) for spent in (found.seconds, found.cpu_seconds)):
+            raise MalformedMessage(f"seconds: {found.seconds} and {found.cpu_seconds} are no durations.")
+        verdict = Verdict(found.verdict)
+        if (verdict is Verdict.FAILED) != bool(found.evidence):
+            raise MalformedMessage(f"The verdict {verdict.value} has {len(found.evidence)} bytes of evidence.")
+        if found.evidence:
+            self._check_evidence(claim, found.evidence)
+        opinion = make_opinion(
+            self.place.model_id,
+            claim.audit,
+            claim.hash,
+            verdict,
+            auditor=member.node,
+            owner=member.owner,
+            account=member.account,
+            sign=lambda _: found.signature,
+            evidence_hash=keccak(found.evidence) if found.evidence else NO_EVIDENCE,
+        )
+        digest = signed_receipt(self.place.model_id, claim.audit, opinion).digest(self.place.domain)
+        if (signer := recover_address(digest, found.signature)) != member.node:
+            raise Refused(f"The opinion on {claim.audit} is signed by {signer}, not by {member.node}.")
+        return opinion
+
+    def _check_evidence(self, claim: Claim, text: bytes) -> None:
+        """That it is about what was shown; whether it is true shows a replay."""
+        evidence, report = parse_evidence(text), claim.report
+        wrong = evidence.contradictions(claim.audit.stage, self.spec.spec_hash)
+        if evidence.unit.audit != claim.audit:
+            wrong.append(f"it is about {evidence.unit.audit}")
+        for name, value in evidence.commitments.model_dump().items():
+            if value != to_hex(getattr(report, name)):
+                wrong.append(f"its {name} isn't that of the report")
+        if wrong:
+            raise Refused(f"The evidence that {claim.audit} failed can't be any: {'; '.join(wrong)}."[:500])
+
+    async def _with_disproof(self, line: AuditLine, each: Given, signed: Claim) -> Opinion:
+        """The opinion, with the hash of the evidence that it is false, where there is some."""
+        standing, evidence = line.standing_of(each.opinion), None
+        if each.member is not None and standing is Standing.FALSE:
+            evidence = known_bad_evidence(
+                spec_hash=self.spec.spec_hash,
+                audit=line.audit,
+                signed=signed.report,
+                shown=each.claim.report,
+                auditor=each.opinion.auditor,
+                signature=each.opinion.signature,
+            )
+        elif each.member is not None and standing is Standing.OVERRULED:
+            evidence = await self.disputes.disprove(each.member, each.claim)
+        if evidence is None:
+            return each.opinion
+        disproof = await asyncio.to_thread(self.evidence.put, evidence)
+        return each.opinion.model_copy(update={"disproof": to_hex(disproof)})

@@ -1,0 +1,175 @@
+"""What a node does while it is attached to its coordinator: it passes orders on to its parts, and signs reports."""
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from commonweight.errors import ConfigError, Refused, WireError, WorkerDied, error_with_code
+from commonweight.events import emit
+from commonweight.rules.receipt import Domain
+from commonweight.rules.report import report_receipt
+from commonweight.wire.attachment import Attachment
+from commonweight.wire.generated import control_pb2 as pb
+from commonweight.wire.generated import worker_pb2
+from commonweight.wire.messages import report_from_proto
+from node.config import NodeConfig
+from node.decoding import Decoding
+from node.evidence import Evidence
+from node.supervisor import WorkerProcess
+from node.watching import Watch
+
+
+class Session:
+    """What one attachment knows."""
+
+    def __init__(
+        self,
+        config: NodeConfig,
+        worker: WorkerProcess,
+        coordinator: Attachment,
+        watch: Watch,
+        decoding: Decoding,
+        evidence: Evidence,
+    ) -> None:
+        self._config = config
+        self._evidence = evidence
+        self._decoding = decoding
+        self._watch = watch
+        self._worker = worker
+        self._coordinator = coordinator
+        self._assigned: asyncio.Future[pb.Assignment] = asyncio.get_running_loop().create_future()
+        self._generation = 0
+        self.started: tuple[bytes, int] | None = None
+        self.rounds = 0
+
+    @property
+    def attached(self) -> bool:
+        """Whether the coordinator took this node."""
+        return self._assigned.done()
+
+    async def obey(self) -> None:
+        """Pass on what the coordinator wants, until its stream ends."""
+        while True:
+            message = await self._coordinator.receive()
+            match message.WhichOneof("body"):
+                case "assignment":
+                    await self._start(message.assignment)
+                case "formation":
+                    self._generation = message.formation.generation
+                    await self._worker.send(worker_pb2.WorkerCommand(formation=message.formation))
+                case "plan":
+                    await self._plan(message.plan)
+                case "pause":
+                    emit("generation.paused", generation=message.pause.generation, why=message.pause.why)
+                    await self._worker.send(worker_pb2.WorkerCommand(pause=message.pause))
+                case "sealed":
+                    await self.seal(message.sealed)
+                case "audit":
+                    await self._evidence.grant(message.audit)
+                case "publish":
+                    # Before the next message goes to the worker: two rounds later it removes this version.
+                    await self._decoding.publish(await self._assigned, message.publish)
+                case "decode_peers":
+                    await self._decoding.meet(message.decode_peers)
+
+    async def relay(self) -> None:
+        """Pass on what the worker has done, reports signed."""
+        while True:
+            event = await self._worker.receive()
+            match event.WhichOneof("body"):
+                case "pipes_open":
+                    self._coordinator.send(pb.NodeMessage(pipes_open=event.pipes_open))
+                case "report":
+                    self._coordinator.send(pb.NodeMessage(report=await self.sign(event.report)))
+                case "failure" if event.failure.fatal:
+                    emit("error", code=event.failure.code, message=event.failure.message)
+                    raise error_with_code(event.failure.code, event.failure.message)
+                case "failure":
+                    failure = event.failure
+                    emit(
+                        "pipes.failed",
+                        code=failure.code,
+                        message=failure.message,
+                        generation=failure.generation,
+                    )
+                    failed = pb.PipesFailed(generation=failure.generation, code=failure.code, why=failure.message)
+                    self._coordinator.send(pb.NodeMessage(pipes_failed=failed))
+
+    async def pause(self) -> None:
+        """The coordinator is gone: what is in flight is void."""
+        try:
+            pause = pb.Pause(generation=self._generation, why="the coordinator is gone")
+            await self._worker.send(worker_pb2.WorkerCommand(pause=pause))
+        except WorkerDied:
+            return  # `relay` says so
+
+    async def _start(self, assignment: pb.Assignment) -> None:
+        wanted = (assignment.spec, assignment.stage)
+        if self.started is not None and self.started != wanted:
+            raise Refused(
+                f"This node's worker holds stage {self.started[1]}; the coordinator now wants stage "
+                f"{assignment.stage} or another model. Restart the node."
+            )
+        if assignment.stage == 0 and self._config.data is None:
+            raise ConfigError("This node holds the first stage, which reads the text: give --data FOLDER.")
+        emit("node.assigned", stage=assignment.stage, model_id="0x" + assignment.model_id.hex())
+        if self.started is None:
+            self.started = wanted
+            start = worker_pb2.WorkerStart(
+                spec=assignment.spec,
+                stage=assignment.stage,
+                state_dir=str(self._config.directory / f"stage-{assignment.stage}"),
+                data_dir=str(self._config.data or ""),
+                device=self._config.device,
+            )
+            await self._worker.send(worker_pb2.WorkerCommand(start=start))
+        self._watch.begin(assignment)
+        self._evidence.begin(assignment)
+        if not self._assigned.done():
+            self._assigned.set_result(assignment)
+
+    async def _plan(self, plan: pb.RoundPlan) -> None:
+        with _telling(plan.round):
+            await self._evidence.plan(plan)
+        await self._worker.send(worker_pb2.WorkerCommand(plan=plan))
+
+    async def seal(self, sealed: pb.RoundSealed) -> None:
+        """The coordinator has sealed a round."""
+        emit("round.credited", round=sealed.round)
+        await asyncio.to_thread(self._watch.credit, sealed.round)
+        with _telling(sealed.round):
+            await self._evidence.seal(sealed, self._watch.last_signed)
+        retain = worker_pb2.Retain(round=sealed.round, retained=sealed.retained)
+        await self._worker.send(worker_pb2.WorkerCommand(retain=retain))
+
+    async def digest(self, generation: int, report: pb.StageReport) -> bytes:
+        """What a report's signature is over."""
+        assignment = await self._assigned
+        domain = Domain(assignment.chain_id, assignment.settlement)
+        tip = self._evidence.tip(report.round)
+        return report_receipt(assignment.model_id, generation, report_from_proto(report), tip).digest(domain)
+
+    async def sign(self, message: worker_pb2.WorkerReport) -> pb.SignedReport:
+        """The worker's report, with the node's signature."""
+        digest = await self.digest(message.generation, message.report)
+        self.rounds += 1
+        emit("round.trained", round=message.report.round, seconds=round(message.report.seconds, 3))
+        signature = await asyncio.to_thread(
+            self._watch.sign,
+            self._config.identity,
+            message.generation,
+            message.report.round,
+            message.report.stage,
+            digest,
+        )
+        return pb.SignedReport(generation=message.generation, report=message.report, signature=signature)
+
+
+@contextmanager
+def _telling(round_: int) -> Iterator[None]:
+    """What the coordinator can't say of this round is told; then the node ends."""
+    try:
+        yield
+    except WireError as error:
+        emit("round.disputed", round=round_, code=error.code, message=error.args[0])
+        raise

@@ -1,0 +1,36 @@
+"""What a node runs with."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from commonweight.identity import NodeIdentity
+from node.watching import WatchConfig
+
+
+@dataclass(frozen=True)
+class NodeConfig:
+    """What one node runs with."""
+
+    identity: NodeIdentity
+    coordinator: str
+    """PEERID@host:port of its enrolment service."""
+    directory: Path
+    """For checkpoints."""
+    data: Path | None
+    """The packed text; only the holder of the first stage needs it."""
+    listen: str
+    """host:port of the data plane; port 0 takes a free one."""
+    advertise: str | None
+    """host by which neighbours reach it, where that isn't the one it listens on."""
+    payout: str
+    """Account that is paid."""
+    device: str
+    threads: int
+    decode_listen: str
+    """host:port of the decode process; port 0 takes a free one."""
+    evidence_listen: str
+    """host:port for auditors; port 0 takes a free one."""
+    cache_bytes: int
+    """Memory for the keys and values of all sequences that are generated at a time."""
+    watch: WatchConfig | None
+    """How it watches the chain; None: it doesn't."""

@@ -1,0 +1,328 @@
+"""The coordinator's audits with a real ledger, with auditors and a referee that say what the test wants."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from commonweight.chain.keys import Key
+from commonweight.errors import CommonweightError, WorkerDied
+from commonweight.rules.audits import NO_EVIDENCE, Audit, Kind, Verdict
+from commonweight.rules.canonical import canonical_json
+from commonweight.rules.epoch import credit_report
+from commonweight.rules.merkle import keccak
+from commonweight.rules.panel import audit_claim, opinion_receipt, recording_receipt
+from commonweight.rules.receipt import Domain
+from commonweight.rules.recording import OperatorRecord, join_hashes
+from commonweight.rules.spec import ModelSpec
+from commonweight.rules.statement import AuditLine, AuditorSeat, SealedRound
+from commonweight.watch.store import StatementStore
+from commonweight.wire.generated import control_pb2 as pb
+from commonweight.wire.generated import referee_pb2
+from commonweight.wire.messages import report_from_proto, report_to_proto
+from commonweight.wire.referee import Replays
+from coordinator.auditing import Auditing
+from coordinator.auditors import Auditors
+from coordinator.disputes import Disputes
+from coordinator.draws import Draw, draw
+from coordinator.holders import Holders
+from coordinator.ledger import Ledger
+from coordinator.members import AuditorMember, Member, Place
+from coordinator.panel import Panel
+from referee.fraud import Difference, fraud_evidence
+from tests.integration.scripted import honest_report
+from tests.unit.tiny import tiny_spec
+from tools.build_vectors import beacon_chain, mark, seal
+
+DEADLINE_S = 20
+SPEC = tiny_spec(stages=3, round_rate="0.2", microbatch_rate="0.4", data_rate="0.3")
+STAGES, MICROBATCHES = SPEC.stages, SPEC.training.microbatches_per_round
+PLACE = Place(b"\xaa" * 32, Domain(31337, "0x5FbDB2315678afecb367f032d93F642f64180aa3"))
+KEY = Key(b"\x07" * 32)
+NODES = tuple(Key(bytes([stage + 1]) * 32).address for stage in range(STAGES))
+NUMERICS = "torch 2, cpu"
+ROUNDS = 40
+"""Later ones have a negative loss, in this world."""
+
+Answer = Callable[[pb.AuditOrder], Awaitable[pb.AuditOpinion]]
+Told = list[tuple[str, dict[str, Any]]]
+
+
+def sealed_round(number: int, spec: ModelSpec = SPEC) -> SealedRound:
+    reports = (honest_report(number, stage, STAGES, MICROBATCHES) for stage in range(STAGES))
+    lines = [
+        credit_report(spec, report, node=node, owner=node, account=node, generation=1, signature=bytes(65))
+        for report, node in zip(reports, NODES, strict=True)
+    ]
+    return seal(spec, number, lines)
+
+
+def drawn_in(number: int, spec: ModelSpec = SPEC) -> Draw:
+    return draw(spec, sealed_round(number, spec), beacon_chain(spec, number // spec.economics.rounds_per_epoch)[0])
+
+
+def unit_of(order: pb.AuditOrder) -> Audit:
+    unit = order.unit
+    return Audit(unit.round, unit.stage, Kind(unit.kind), unit.microbatch if unit.HasField("microbatch") else None)
+
+
+def is_true(order: pb.AuditOrder) -> bool:
+    """Whether it shows what the provider has signed."""
+    audit = unit_of(order)
+    signed = honest_report(audit.round, audit.stage, STAGES, MICROBATCHES)
+    return audit_claim(audit, report_from_proto(order.report)) == audit_claim(audit, signed)
+
+
+def proof_against(order: pb.AuditOrder, spec: ModelSpec) -> bytes:
+    """What a referee writes that has found another gradient."""
+    report = report_from_proto(order.report)
+    difference = Difference("gradient_hash", None, "0x" + report.gradient_hash.hex(), "0x" + bytes(32).hex())
+    return fraud_evidence(spec, unit_of(order), report, difference, provider=NUMERICS, auditor=NUMERICS)
+
+
+async def passing(order: pb.AuditOrder) -> pb.AuditOpinion:
+    return pb.AuditOpinion(unit=order.unit, verdict="passed", seconds=0.5)
+
+
+async def dying(order: pb.AuditOrder) -> pb.AuditOpinion:
+    raise WorkerDied("The referee (pid 1) ended.")
+
+
+def saying(verdict: str, evidence: bytes = b"") -> Answer:
+    async def answer(order: pb.AuditOrder) -> pb.AuditOpinion:
+        return pb.AuditOpinion(unit=order.unit, verdict=verdict, evidence=evidence)
+
+    return answer
+
+
+def operators(*names: str) -> list[OperatorRecord]:
+    return [
+        OperatorRecord(
+            microbatch=0,
+            phase="forward",
+            layer=name,
+            operator="aten.add.Tensor",
+            arguments={"args": [{"tensor": 0}], "kwargs": {}},
+            inputs=("0x" + bytes(32).hex(),),
+            strides=((1,),),
+            outputs=("0x" + mark(name).hex(),),
+        )
+        for name in names
+    ]
+
+
+class Auditor:
+    """One that is connected: it replays by comparing with the truth, unless the test has it say something else."""
+
+    def __init__(self, bench: "Bench", number: int, stages: Collection[int] = range(STAGES)) -> None:
+        self.bench = bench
+        self.key = Key(bytes([0x31 + number]) * 32)
+        self.owner = Key(bytes([0x41 + number]) * 32).address
+        self.orders: list[pb.AuditOrder] = []
+        self.asked_to_record: list[pb.AuditOrder] = []
+        self.refusals: list[CommonweightError] = []
+        self.enlisted: list[pb.Enlisted] = []
+        self.finished = 0
+        self.says: Callable[[pb.AuditOrder], str | None] = lambda order: "passed" if is_true(order) else "failed"
+        """None: nothing, ever."""
+        self.spoil: Callable[[pb.AuditOpinion], None] = lambda opinion: None
+        """Changes an opinion after it was signed."""
+        self.recorded: list[OperatorRecord] | None = bench.recorded
+        """By its replay; empty: it couldn't; None: it doesn't answer."""
+        self.class_ = NUMERICS
+        self.member = AuditorMember(
+            node=self.key.address,
+            peer_id=f"peer of auditor {number}",
+            certificate=b"auditor %d" % number,
+            owner=self.owner,
+            stages=frozenset(stages),
+            account=self.owner,
+            send=self.hear,
+        )
+
+    def join(self) -> "Auditor":
+        self.bench.auditors.join(self.member)
+        return self
+
+    def leave(self) -> None:
+        self.bench.auditors.leave(self.member)
+
+    def hear(self, message: pb.CoordinatorMessage | CommonweightError) -> None:
+        if isinstance(message, CommonweightError):
+            self.refusals.append(message)
+            return
+        match message.WhichOneof("body"):
+            case "enlisted":
+                self.enlisted.append(message.enlisted)
+            case "finished":
+                self.finished += 1
+            case "order":
+                self.orders.append(message.order)
+                if (verdict := self.says(message.order)) is not None:
+                    self.bench.later(self.bench.auditors.answer, self.member, self.opinion(message.order, verdict))
+            case "recording":
+                order = message.recording.order
+                self.asked_to_record.append(order)
+                if self.recorded is not None:
+                    self.bench.later(self.bench.auditors.answer, self.member, self.recording(order))
+
+    def opinion(self, order: pb.AuditOrder, verdict: str) -> pb.AuditOpinion:
+        evidence = proof_against(order, self.bench.spec) if verdict == "failed" else b""
+        found = pb.AuditOpinion(unit=order.unit, verdict=verdict, evidence=evidence, seconds=0.25, why=verdict)
+        claim = audit_claim(unit_of(order), report_from_proto(order.report))
+        evidence_hash = keccak(evidence) if evidence else NO_EVIDENCE
+        receipt = opinion_receipt(PLACE.model_id, unit_of(order), claim, Verdict(verdict), evidence_hash)
+        found.signature = self.key.sign_digest(receipt.digest(PLACE.domain))
+        self.spoil(found)
+        return found
+
+    def recording(self, order: pb.AuditOrder) -> pb.AuditRecording:
+        assert self.recorded is not None
+        hashes = join_hashes(self.class_, self.recorded) if self.recorded else b""
+        claim = audit_claim(unit_of(order), report_from_proto(order.report))
+        receipt = recording_receipt(PLACE.model_id, unit_of(order), claim, hashes)
+        signature = self.key.sign_digest(receipt.digest(PLACE.domain))
+        return pb.AuditRecording(unit=order.unit, operators=hashes, signature=signature)
+
+
+class SeatsOnChain:
+    """Who held which when any epoch's tip was committed."""
+
+    def __init__(self) -> None:
+        self.seats: frozenset[AuditorSeat] = frozenset()
+        self._committed: set[int] = set()
+
+    async def commit(self, epoch: int) -> None:
+        self._committed.add(epoch)
+
+    def auditors(self, epoch: int) -> frozenset[AuditorSeat]:
+        assert epoch in self._committed
+        return self.seats
+
+
+class Bench:
+    """An Auditing, its ledger, its nodes' inboxes, its auditors and its referees."""
+
+    def __init__(self, folder: Path, spec: ModelSpec = SPEC) -> None:
+        self.folder, self.spec = folder, spec
+        self.ledger = Ledger(f"sqlite:///{folder}/ledger.sqlite")
+        ids = {"model_id": PLACE.model_id, "spec_hash": spec.spec_hash}
+        self.ledger.open_model(**ids, settlement=PLACE.domain.settlement, chain_id=PLACE.domain.chain_id)
+        self.asked: list[pb.AuditOrder] = []
+        """Of referees."""
+        self.referees = 0
+        self.stopped = 0
+        self.plans = 0
+        """How often training was told to look again."""
+        self.frauds = 0
+        self.answer: Answer = passing
+        self.recorded: list[OperatorRecord] = operators("one", "two", "three")
+        """By the referee."""
+        self.chain = SeatsOnChain()
+        self.inboxes: dict[int, list[pb.CoordinatorMessage]] = {stage: [] for stage in range(STAGES)}
+        self.evidence = StatementStore(folder / "evidence", "evidence")
+        holders, self.auditors = Holders(), Auditors(spec, PLACE)
+        disputes = Disputes(spec, PLACE, b"der", holders, self.auditors, Replays(self.start))
+        self.panel = Panel(spec, PLACE, self.ledger, KEY, self.chain, self.evidence, disputes)
+        self.auditing = Auditing(spec, self.ledger, self.panel, self.convicted)
+
+    def seated(self, count: int) -> list[Auditor]:
+        """So many auditors, connected, whose owners have a seat in every stage."""
+        auditors = [Auditor(self, number) for number in range(count)]
+        self.chain.seats |= {AuditorSeat(stage=stage, owner=each.owner) for each in auditors for stage in range(STAGES)}
+        return [each.join() for each in auditors]
+
+    def later(self, call: Callable[..., Any], *args: Any) -> None:
+        asyncio.get_running_loop().call_soon(call, *args)
+
+    # What the referee does.
+
+    async def start(self) -> Any:
+        self.referees += 1
+        return self
+
+    async def audit(self, order: pb.AuditOrder) -> pb.AuditOpinion:
+        self.asked.append(order)
+        return await self.answer(order)
+
+    async def record(self, order: pb.AuditOrder, tensors_of: int | None = None) -> referee_pb2.Recording:
+        found = referee_pb2.Recording(operators=join_hashes(NUMERICS, self.recorded), numerics=NUMERICS)
+        if tensors_of is not None and tensors_of < len(self.recorded):
+            found.record = canonical_json(self.recorded[tensors_of].model_dump(mode="json"))
+            found.tensors = b"safetensors"
+        return found
+
+    async def stop(self) -> None:
+        self.stopped += 1
+
+    # What training does.
+
+    def seal(self, *numbers: int) -> list[pb.RoundSealed]:
+        announced = []
+        for number in numbers:
+            epoch = number // self.spec.economics.rounds_per_epoch
+            self.ledger.beacon_seed(epoch, mark("seed", epoch))
+            drawn = drawn_in(number, self.spec)
+            reports = {s: report_to_proto(honest_report(number, s, STAGES, MICROBATCHES)) for s in drawn.stages}
+            for report in reports.values():
+                report.numerics = NUMERICS
+            self.ledger.record_round(drawn.sealed, {s: report.SerializeToString() for s, report in reports.items()})
+            announced.append(self.auditing.sealed(drawn))
+        return announced
+
+    def join(self, *stages: int) -> None:
+        for stage in stages or range(STAGES):
+            self.auditing.joined(stage, self.member(stage))
+
+    def member(self, stage: int) -> Member:
+        def send(message: pb.CoordinatorMessage | CommonweightError) -> None:
+            assert isinstance(message, pb.CoordinatorMessage)
+            self.inboxes[stage].append(message)
+
+        return Member(
+            node=NODES[stage],
+            peer_id=f"peer {stage}",
+            data_address="",
+            evidence_address=f"127.0.0.1:{9000 + stage}",
+            certificate=b"of %d" % stage,
+            owner=NODES[stage],
+            account=NODES[stage],
+            has_data=True,
+            stages=None,
+            send=send,
+        )
+
+    def grants(self, stage: int) -> list[pb.AuditGrant]:
+        return [message.audit for message in self.inboxes[stage] if message.HasField("audit")]
+
+    def convicted(self) -> None:
+        self.frauds += 1
+
+    def planned(self) -> None:
+        self.plans += 1
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[asyncio.Task[None]]:
+        task = asyncio.create_task(self.auditing.run(self.planned))
+        try:
+            yield task
+        finally:
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+
+    async def decide(self, *, until: int = 10**6) -> list[AuditLine]:
+        """The verdicts on all that is open."""
+        async with asyncio.timeout(DEADLINE_S), self.running() as task:
+            decided = asyncio.create_task(self.auditing.wait_until_decided(until))
+            await asyncio.wait((task, decided), return_when=asyncio.FIRST_COMPLETED)
+            if not decided.done():
+                decided.cancel()
+                task.result()  # raises what it died of
+        return list(self.ledger.verdicts(0, 10**6))
+
+
+def rounds_with(spec: ModelSpec) -> Sequence[int]:
+    """The first rounds with something to audit."""
+    return [number for number in range(ROUNDS) if drawn_in(number, spec).audits]

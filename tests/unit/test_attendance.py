@@ -1,0 +1,135 @@
+"""Who is taken in on a control stream, and what it may say there."""
+
+from typing import Any
+
+import pytest
+
+from commonweight.errors import CommonweightError, MalformedMessage, Refused, UnplannedMessage
+from commonweight.identity import NodeIdentity
+from commonweight.wire.generated import control_pb2 as pb
+from commonweight.wire.tls import make_certificate
+from coordinator.attendance import AttendingAuditor, AttendingNode, Reception
+from coordinator.auditors import Auditors
+from coordinator.members import Member
+from coordinator.seats import Standing
+from tests.unit.auditing_world import PLACE, SPEC
+
+pytestmark = pytest.mark.asyncio
+
+IDENTITY, OTHER = (NodeIdentity(bytes([number]) * 32) for number in (0x51, 0x52))
+CERTIFICATE = make_certificate(IDENTITY)
+OWNER = OTHER.address
+ACCOUNT = NodeIdentity(b"\x53" * 32).address
+
+
+class World:
+    """Training, serving and seats, as far as the reception asks them."""
+
+    def __init__(self, stages: frozenset[int] | None = frozenset({0, 2})) -> None:
+        self.stages = stages
+        self.holds: int | None = None
+        self.joined: list[Member] = []
+        self.left: list[Member] = []
+        self.sent: list[Any] = []
+        self.auditors = Auditors(SPEC, PLACE)
+        self.reception = Reception(self, self, self.auditors, self)  # type: ignore[arg-type]
+
+    def standing(self, node: str, wished: str, holds: int | None = None) -> Standing:
+        assert (node, wished, holds) == (IDENTITY.address, ACCOUNT, self.holds)
+        return Standing(self.stages, ACCOUNT, OWNER)
+
+    def stage_of(self, node: str) -> int | None:
+        return self.holds
+
+    def join(self, member: Member) -> None:
+        self.joined.append(member)
+
+    def leave(self, member: Member) -> None:
+        self.left.append(member)
+
+    def send(self, message: pb.CoordinatorMessage | CommonweightError) -> None:
+        self.sent.append(message)
+
+    async def introduce(self, **body: Any) -> AttendingNode | AttendingAuditor:
+        return await self.reception.introduce(pb.NodeMessage(**body), IDENTITY.peer_id, self.send)
+
+
+def auditor_join(**fields: Any) -> pb.AuditorJoin:
+    return pb.AuditorJoin(**({"certificate": CERTIFICATE.der, "payout_account": ACCOUNT.lower()} | fields))
+
+
+def node_join() -> pb.Join:
+    return pb.Join(
+        certificate=CERTIFICATE.der,
+        payout_account=ACCOUNT,
+        data_address="127.0.0.1:9",
+        evidence_address="127.0.0.1:9",
+        has_data=True,
+    )
+
+
+async def test_an_auditor_is_enlisted_with_its_owner_s_seats() -> None:
+    world = World()
+    attending = await world.introduce(auditor=auditor_join())
+    (member,) = world.auditors.members
+    assert attending.node == member.node == IDENTITY.address
+    assert (member.owner, member.account, member.stages) == (OWNER, ACCOUNT, frozenset({0, 2}))
+    assert (member.peer_id, member.certificate) == (IDENTITY.peer_id, CERTIFICATE.der)
+    assert [message.WhichOneof("body") for message in world.sent] == ["enlisted"]
+    attending.take(pb.NodeMessage(heartbeat=pb.Heartbeat()))
+    with pytest.raises(UnplannedMessage):
+        attending.take(pb.NodeMessage(opinion=pb.AuditOpinion()))
+    with pytest.raises(UnplannedMessage):
+        attending.take(pb.NodeMessage(recording=pb.AuditRecording()))
+    with pytest.raises(MalformedMessage, match="doesn't send report"):
+        attending.take(pb.NodeMessage(report=pb.SignedReport()))
+    attending.leave()
+    assert world.auditors.members == ()
+    attending.leave()  # it was hung up on before
+
+
+async def test_who_audits_trains_nothing_and_who_trains_doesn_t_audit() -> None:
+    world = World()
+    await world.introduce(auditor=auditor_join())
+    with pytest.raises(Refused, match="connected as an auditor's"):
+        await world.introduce(join=node_join())
+    world = World()
+    world.holds = 1
+    with pytest.raises(Refused, match="trains stage 1"):
+        await world.introduce(auditor=auditor_join())
+
+
+async def test_a_second_connection_of_a_key_is_refused_while_the_first_counts() -> None:
+    world = World()
+    first = await world.introduce(auditor=auditor_join())
+    with pytest.raises(Refused, match="already connected"):
+        await world.introduce(auditor=auditor_join())
+    first.leave()
+    await world.introduce(auditor=auditor_join())
+
+
+async def test_a_model_without_seats_has_no_auditors() -> None:
+    with pytest.raises(Refused, match="no seats"):
+        await World(stages=None).introduce(auditor=auditor_join())
+
+
+async def test_what_an_auditor_says_of_itself_is_checked() -> None:
+    world = World()
+    with pytest.raises(Refused, match="certificate is of"):
+        await world.introduce(auditor=auditor_join(certificate=make_certificate(OTHER).der))
+    with pytest.raises(MalformedMessage, match="payout account"):
+        await world.introduce(auditor=auditor_join(payout_account="0x12"))
+    with pytest.raises(MalformedMessage, match="begins with a join"):
+        await world.introduce(opinion=pb.AuditOpinion())
+    assert world.auditors.members == ()
+
+
+async def test_a_node_joins_with_its_owner() -> None:
+    world = World()
+    attending = await world.introduce(join=node_join())
+    (member,) = world.joined
+    assert (member.owner, member.account, member.stages) == (OWNER, ACCOUNT, frozenset({0, 2}))
+    with pytest.raises(MalformedMessage, match="doesn't send opinion"):
+        attending.take(pb.NodeMessage(opinion=pb.AuditOpinion()))
+    attending.leave()
+    assert world.left == [member]

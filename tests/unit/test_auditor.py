@@ -1,0 +1,70 @@
+"""Which orders an auditor takes."""
+
+from collections.abc import Callable
+
+import pytest
+
+from auditor.orders import read_order
+from commonweight.errors import MalformedMessage
+from commonweight.rules.audits import Audit, Kind, draw_audits
+from commonweight.wire.generated import control_pb2 as pb
+from commonweight.wire.messages import MAX_HOPS, report_to_proto
+from commonweight.wire.referee import SOURCES
+from tests.integration.scripted import honest_report
+from tests.unit.tiny import tiny_spec
+
+SPEC = tiny_spec(stages=3, round_rate="0.3", microbatch_rate="0.5", data_rate="0.5")
+STAGES, MICROBATCHES = SPEC.stages, SPEC.training.microbatches_per_round
+
+
+def order(audit: Audit) -> pb.AuditOrder:
+    report = report_to_proto(honest_report(audit.round, audit.stage, STAGES, MICROBATCHES))
+    unit = pb.AuditUnit(round=audit.round, stage=audit.stage, kind=audit.kind.value, microbatch=audit.microbatch)
+    return pb.AuditOrder(unit=unit, report=report, sources=[pb.EvidenceSource()] * SOURCES)
+
+
+def test_whatever_is_drawn_is_taken_but_for_the_text() -> None:
+    drawn = [audit for round_ in range(20) for audit in draw_audits(SPEC, round_, bytes([round_]) * 32)]
+    assert {audit.kind for audit in drawn} == set(Kind)
+    for audit in drawn:
+        if audit.kind is Kind.DATA:
+            with pytest.raises(MalformedMessage, match=r"unit\.kind: 'data'"):
+                read_order(SPEC, order(audit))
+        else:
+            report = honest_report(audit.round, audit.stage, STAGES, MICROBATCHES)
+            assert read_order(SPEC, order(audit)) == (audit, report)
+
+
+def changed(change: Callable[[pb.AuditOrder], object], audit: Audit) -> pb.AuditOrder:
+    made = order(audit)
+    change(made)
+    return made
+
+
+WHOLE, SINGLE, LAST = Audit(2, 1, Kind.ROUND), Audit(2, 1, Kind.MICROBATCH, 0), Audit(2, 2, Kind.LOSS, 0)
+
+
+@pytest.mark.parametrize(
+    ("audit", "change", "match"),
+    [
+        (WHOLE, lambda it: setattr(it.unit, "stage", STAGES), "unit.stage: 3 of a model with 3 stages"),
+        (WHOLE, lambda it: setattr(it.unit, "microbatch", 0), "unit.kind: 'round' where a microbatch"),
+        (WHOLE, lambda it: setattr(it.unit, "kind", ""), "unit.kind: ''"),
+        (SINGLE, lambda it: it.unit.ClearField("microbatch"), "unit.kind: 'microbatch' where a round"),
+        (SINGLE, lambda it: setattr(it.unit, "microbatch", MICROBATCHES), "unit.microbatch: 3 of a round with 3"),
+        (SINGLE, lambda it: setattr(it.unit, "kind", "loss"), "unit.kind: 'loss' where a microbatch"),
+        (LAST, lambda it: setattr(it.unit, "kind", "microbatch"), "unit.kind: 'microbatch' where a loss"),
+        (WHOLE, lambda it: setattr(it.unit, "round", 3), "of round 2, stage 1 and 3 microbatches, for the audit of ro"),
+        (WHOLE, lambda it: setattr(it.report, "stage", 0), "of round 2, stage 0"),
+        (WHOLE, lambda it: it.report.hops.pop(), "and 2 microbatches"),
+        (WHOLE, lambda it: it.report.hops.extend(list(it.report.hops) * MAX_HOPS), "hops: a report has"),
+        (WHOLE, lambda it: setattr(it.report, "gradient_hash", bytes(31)), "gradient_hash: a hash has 32 bytes"),
+        (WHOLE, lambda it: it.ClearField("report"), "hops: a report has 1"),
+        (WHOLE, lambda it: it.sources.add(), "sources: 4, of at most 3"),
+    ],
+)
+def test_what_this_model_has_no_unit_for_is_refused(
+    audit: Audit, change: Callable[[pb.AuditOrder], object], match: str
+) -> None:
+    with pytest.raises(MalformedMessage, match=match):
+        read_order(SPEC, changed(change, audit))
