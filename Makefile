@@ -29,8 +29,9 @@ devnet: setup
 
 test: lint test-contracts test-python
 
+# Two processes, a file at a time each, the many small ones last: what one test waits for, another computes.
 test-python: setup contracts/node_modules/installed
-	$(BIN)/pytest -m "not long" $(ARGS)
+	$(BIN)/pytest -m "not long" --numprocesses 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 # A real network for each way to cheat, and what else takes a minute.
 test-long: setup contracts/node_modules/installed

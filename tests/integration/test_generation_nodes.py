@@ -125,7 +125,7 @@ async def test_nodes_generate_with_what_they_train_and_train_on_to_the_bit(tmp_p
                 assert await shop.client.report(*report) == epoch
                 with pytest.raises(Refused, match="was never published"):
                     await shop.client.report(b"request number 2", route.round + 1, 1, 1)
-            await told(coordinator, "epoch.closed", lambda event: event.fields["epoch"] == epoch)
+            await told(coordinator, "epoch.proposed", lambda event: event.fields["epoch"] == epoch)
             await told(coordinator, "version.served", lambda event: event.fields["round"] > route.round)
             later, _ = await shop.ask()
             assert later.round > route.round

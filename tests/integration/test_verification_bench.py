@@ -26,7 +26,7 @@ def test_audits_spare_the_honest_find_lies_and_cost_something() -> None:
     sections = run_verification_bench(TINY, told.append)
     assert list(sections) == list(SECTIONS)
     assert len(told) == len(SECTIONS)
-    honest, lies, simulated, cost, bias = sections.values()
+    honest, lies, simulated, auditors, cost, bias = sections.values()
     for alarms in named(honest, "false alarms"):
         assert alarms.candidate.median == 0
     assert sum(result.candidate.median for result in named(honest, "audits within a class")) >= TINY.audits
@@ -39,6 +39,8 @@ def test_audits_spare_the_honest_find_lies_and_cost_something() -> None:
     assert "else withheld" in withheld.name
     (caught,) = named(simulated, "30 rounds, lazy: all rounds: caught")
     assert caught.candidate.median == 1
+    (convicted,) = named(auditors, "always cries fraud: caught")
+    assert convicted.candidate.median == 1
     assert all(result.candidate.median > 0 for result in cost)
     assert len(named(bias, "cost of")) == 3
 
