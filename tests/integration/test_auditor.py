@@ -249,7 +249,8 @@ async def test_no_referee_is_started_before_there_is_an_order(bench: Any) -> Non
     assert at.told("referee.started") == []
 
 
-async def test_fraud_is_said_once_two_referees_have_seen_it(bench: Any) -> None:
+async def test_fraud_is_said_by_one_referee(bench: Any) -> None:
+    """Others replay it, too, before it counts."""
     async with bench() as at:
         stream = await at.enlisted("fraud")
         stream.say(order=order(WHOLE))
@@ -257,8 +258,7 @@ async def test_fraud_is_said_once_two_referees_have_seen_it(bench: Any) -> None:
         assert (opinion.verdict, opinion.evidence) == ("failed", EVIDENCE)
         receipt = opinion_receipt(MODEL, WHOLE, claim(WHOLE), Verdict.FAILED, keccak(EVIDENCE))
         assert signer(receipt, opinion.signature) == IDENTITY.address
-    first, second = (started["referee_pid"] for started in at.told("referee.started"))
-    assert first != second
+    assert len(at.told("referee.started")) == 1
 
 
 async def test_what_three_referees_die_of_is_undecided(bench: Any) -> None:

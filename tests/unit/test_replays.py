@@ -106,6 +106,14 @@ async def test_a_death_is_repeated_and_fraud_confirmed(
     assert all(referee.stopped for referee in bench.referees[:-1])
 
 
+@pytest.mark.parametrize(("again", "verdict"), [("failed", "failed"), ("passed", "undecided")])
+async def test_who_hasn_t_the_last_word_has_the_same_referee_confirm_it(again: str, verdict: str) -> None:
+    bench = Bench("failed", again)
+    replays = Replays(bench.start, is_last_word=False)  # type: ignore[arg-type]
+    assert (await replays.judge(ORDER)).verdict == verdict
+    assert bench.asked == [2]
+
+
 async def test_a_referee_that_does_not_start_is_one_that_died(monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[dict[str, Any]] = []
     monkeypatch.setattr(module, "emit", lambda name, **fields: told.append({"name": name} | fields))
