@@ -16,15 +16,14 @@ from commonweight.devnet.byzantine import KINDS, Cheating, Who
 from commonweight.errors import CommonweightError, ConfigError
 from commonweight.rules.audits import Verdict
 from commonweight.rules.canonical import canonical_json
-from commonweight.rules.merkle import MerkleTree, keccak
-from commonweight.rules.report import HOP_HASHES, Report
+from commonweight.rules.merkle import keccak
 from commonweight.rules.spec import ModelSpec
 from commonweight.rules.statement import to_hex
 from commonweight.watch.fraud import Commitments, Differs, FraudEvidence, Numerics, SignedHop, Unit
 from commonweight.wire.attachment import Attachment
 from commonweight.wire.generated import control_pb2 as pb
 from commonweight.wire.generated import referee_pb2
-from commonweight.wire.messages import report_from_proto
+from commonweight.wire.messages import audit_from_proto, report_from_proto
 from commonweight.wire.referee import Replays
 
 
@@ -37,10 +36,10 @@ class DishonestReplays(Replays):
 
     async def judge(self, order: pb.AuditOrder) -> pb.AuditOpinion:
         """As `Replays.judge`, in the units that aren't picked."""
-        microbatch = order.unit.microbatch if order.unit.HasField("microbatch") else None
-        if not self.cheat.picks(order.unit.round, microbatch):
+        audit = audit_from_proto(order.unit)
+        if not self.cheat.picks(audit.round, audit.microbatch):
             return await self._honest.judge(order)
-        self.cheat.done(order.unit.round, microbatch)
+        self.cheat.done(audit.round, audit.microbatch)
         return await self.make_up(order)
 
     async def make_up(self, order: pb.AuditOrder) -> pb.AuditOpinion:
@@ -89,24 +88,17 @@ class Silent(DishonestReplays):
 
 def false_evidence(spec: ModelSpec, order: pb.AuditOrder, made_up: bytes) -> bytes:
     """That the replay of the unit had this hash in place of a signed one: `commonweight.fraud/1`."""
-    unit, report = order.unit, report_from_proto(order.report)
-    microbatch = unit.microbatch if unit.HasField("microbatch") else None
-    crossing = "gradient_out" if unit.stage == spec.stages - 1 else "activation_out"
+    audit, report = audit_from_proto(order.unit), report_from_proto(order.report)
+    microbatch = audit.microbatch
+    crossing = "gradient_out" if audit.stage == spec.stages - 1 else "activation_out"
     what, lines = ("state_after", report) if microbatch is None else (crossing, report.hops[microbatch])
     signed: bytes = getattr(lines, what)
     evidence = FraudEvidence(
         format="commonweight.fraud/1",
         spec_hash=to_hex(spec.spec_hash),
-        unit=Unit.model_validate(
-            {"round": unit.round, "stage": unit.stage, "kind": unit.kind, "microbatch": microbatch}
-        ),
-        commitments=Commitments(
-            hops_root=to_hex(report.hops_root),
-            gradient_hash=to_hex(report.gradient_hash),
-            state_before=to_hex(report.state_before),
-            state_after=to_hex(report.state_after),
-        ),
-        hop=None if microbatch is None else _signed_hop(report, microbatch),
+        unit=Unit.of(audit),
+        commitments=Commitments.of(report),
+        hop=None if microbatch is None else SignedHop.of(report, microbatch),
         numerics=Numerics(provider=order.report.numerics, auditor=order.report.numerics),
         difference=Differs(
             what=what,
@@ -119,14 +111,6 @@ def false_evidence(spec: ModelSpec, order: pb.AuditOrder, made_up: bytes) -> byt
         ),
     )
     return canonical_json(evidence.model_dump())
-
-
-def _signed_hop(report: Report, microbatch: int) -> SignedHop:
-    hop = report.hops[microbatch]
-    tree = MerkleTree([each.leaf(number) for number, each in enumerate(report.hops)])
-    hashes = {name: to_hex(getattr(hop, name)) for name in HOP_HASHES}
-    proof = tuple(to_hex(sibling) for sibling in tree.proof(microbatch))
-    return SignedHop(microbatch=microbatch, loss=repr(hop.loss), proof=proof, **hashes)
 
 
 REPLAYS: Mapping[str, type[DishonestReplays]] = {

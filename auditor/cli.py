@@ -21,10 +21,6 @@ def run(
     key: Annotated[
         Path, typer.Option(help="Keystore file of the auditor's key, which its owner has bound as a node's.")
     ],
-    payout: Annotated[
-        str | None,
-        typer.Option(help="Account that is paid where the model asks for no stake. Default: the auditor's own."),
-    ] = None,
     password_file: Annotated[Path | None, typer.Option(help="File with the key's password.")] = None,
     device: Annotated[str, typer.Option(help="As torch names it: cpu, cuda:0.")] = "cpu",
     threads: Annotated[int, typer.Option(min=1, max=1024, help="Compute threads.")] = 1,
@@ -35,23 +31,16 @@ def run(
     key of its own, not one that trains. Its events are JSON lines on stdout (readable lines on a terminal). It keeps
     nothing on the disk, and ends when training is complete.
     """
-    from eth_utils.address import is_address, to_checksum_address
-
     from auditor.control import Auditor, AuditorConfig
     from commonweight.chain.keys import load_key, read_password
-    from commonweight.errors import ConfigError
     from commonweight.identity import NodeIdentity
     from commonweight.runtime import run_until_stopped
     from commonweight.wire.messages import split_peer
 
     split_peer(coordinator)
-    if payout is not None and not is_address(payout):
-        raise ConfigError(f"--payout {payout!r} is not an address: 0x and 40 hexadecimal digits.")
-    identity = NodeIdentity(load_key(key, read_password(password_file)).secret)
     config = AuditorConfig(
-        identity=identity,
+        identity=NodeIdentity(load_key(key, read_password(password_file)).secret),
         coordinator=coordinator,
-        payout=to_checksum_address(payout) if payout else identity.address,
         device=device,
         threads=threads,
     )

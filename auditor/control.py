@@ -14,14 +14,13 @@ from commonweight.errors import MalformedMessage, PeerUnreachable, Refused, Unpl
 from commonweight.events import emit
 from commonweight.identity import NodeIdentity
 from commonweight.rules.audits import NO_EVIDENCE, Verdict
-from commonweight.rules.merkle import keccak
+from commonweight.rules.merkle import HASH_BYTES, keccak
 from commonweight.rules.panel import audit_claim, opinion_receipt, recording_receipt
 from commonweight.rules.receipt import Domain, Receipt
 from commonweight.rules.spec import ModelSpec, parse_spec
 from commonweight.wire.attachment import Attachment, Backoff, Finished, attach, together
 from commonweight.wire.generated import control_pb2 as pb
 from commonweight.wire.generated import referee_pb2
-from commonweight.wire.messages import HASH_BYTES
 from commonweight.wire.referee import Referee, RefereeConfig, Replays, audit_limit_s
 from commonweight.wire.tls import make_certificate
 
@@ -36,8 +35,6 @@ class AuditorConfig:
     identity: NodeIdentity
     coordinator: str
     """PEERID@host:port of its enrolment service."""
-    payout: str
-    """Account that is paid where the model asks for no stake."""
     device: str
     threads: int
 
@@ -70,7 +67,7 @@ class Auditor:
     async def run(self) -> None:
         """Audit until the coordinator has no more work, or until cancelled."""
         identity = self.config.identity
-        emit("auditor.started", node=identity.address, peer_id=identity.peer_id, payout=self.config.payout)
+        emit("auditor.started", node=identity.address, peer_id=identity.peer_id)
         try:
             while True:
                 try:
@@ -86,7 +83,7 @@ class Auditor:
 
     async def _attend(self) -> None:
         """One attachment to the coordinator, from enrolment to the end of its stream."""
-        join = pb.AuditorJoin(certificate=self.certificate.der, payout_account=self.config.payout)
+        join = pb.AuditorJoin(certificate=self.certificate.der)
         async with attach(self.config.coordinator, self.certificate, pb.NodeMessage(auditor=join)) as coordinator:
             message = await coordinator.receive()
             if not message.HasField("enlisted"):
@@ -150,7 +147,7 @@ class Session:
                 case "order":
                     self._coordinator.send(pb.NodeMessage(opinion=await self.judge(message.order)))
                 case "recording":
-                    recording = await self.record(message.recording.order)
+                    recording = await self.record(message.recording)
                     self._coordinator.send(pb.NodeMessage(recording=recording))
                 case other:
                     raise UnplannedMessage(f"The coordinator sends {other}, which is nothing for an auditor.")

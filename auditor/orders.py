@@ -2,10 +2,10 @@
 
 from commonweight.errors import MalformedMessage
 from commonweight.rules.audits import Audit, Kind
-from commonweight.rules.report import Report
+from commonweight.rules.report import NO_TENSOR, Report
 from commonweight.rules.spec import ModelSpec
 from commonweight.wire.generated import control_pb2 as pb
-from commonweight.wire.messages import report_from_proto
+from commonweight.wire.messages import audit_from_proto, report_from_proto
 from commonweight.wire.referee import SOURCES
 
 
@@ -30,6 +30,12 @@ def read_order(spec: ModelSpec, order: pb.AuditOrder) -> tuple[Audit, Report]:
             f"report: of round {report.round}, stage {report.stage} and {len(report.hops)} microbatches, for the audit "
             f"of round {unit.round}, stage {unit.stage} with {microbatches}."
         )
+    outer = [hop.activation_in for hop in report.hops] + [hop.gradient_out for hop in report.hops]
+    if unit.stage == 0 and any(side != NO_TENSOR for side in outer):
+        raise MalformedMessage("report: tensors cross the outer side of the first stage.")
+    outer = [hop.activation_out for hop in report.hops] + [hop.gradient_in for hop in report.hops]
+    if unit.stage == spec.stages - 1 and any(side != NO_TENSOR for side in outer):
+        raise MalformedMessage("report: tensors cross the outer side of the last stage.")
     if len(order.sources) > SOURCES:
         raise MalformedMessage(f"sources: {len(order.sources)}, of at most {SOURCES}.")
-    return Audit(unit.round, unit.stage, kind, unit.microbatch if unit.HasField("microbatch") else None), report
+    return audit_from_proto(unit), report

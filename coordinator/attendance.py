@@ -158,15 +158,14 @@ class Reception:
 
     async def _introduce_auditor(self, join: pb.AuditorJoin, peer_id: str, send: Send) -> AttendingAuditor:
         check_certificate("auditor", join.certificate, peer_id)
-        node, wished = address_of(peer_id), read_account(join.payout_account)
+        node = address_of(peer_id)
         if (stage := self.training.stage_of(node)) is not None:
             raise Refused(f"This auditor's key trains stage {stage}; who audits trains nothing. Use another key.")
-        standing = await asyncio.to_thread(self.seats.standing, node, wished)
+        standing = await asyncio.to_thread(self.seats.standing, node, node)
         if standing.stages is None:
             raise Refused("This model has no seats: only its coordinator's referee audits it.")
         member = AuditorMember(
             node=node,
-            peer_id=peer_id,
             certificate=join.certificate,
             owner=standing.owner,
             stages=standing.stages,

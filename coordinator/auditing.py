@@ -10,10 +10,10 @@ from dataclasses import dataclass, field, replace
 
 from commonweight.events import emit
 from commonweight.failpoints import failpoint
-from commonweight.rules.audits import NO_EVIDENCE, Audit, Verdict
+from commonweight.rules.audits import Audit, Verdict
 from commonweight.rules.panel import Standing
 from commonweight.rules.spec import ModelSpec
-from commonweight.rules.statement import AuditLine, to_hex
+from commonweight.rules.statement import AuditLine
 from commonweight.wire.generated import control_pb2 as pb
 from coordinator.beacons import beacon_chain
 from coordinator.draws import Draw, draw
@@ -164,8 +164,7 @@ def _tell_convicted(node: str, line: AuditLine) -> bool:
     is_fraud = Verdict(line.verdict) is Verdict.FAILED
     if is_fraud:
         emit("provider.convicted", node=node, stage=line.stage, round=line.round, evidence=line.evidence)
-    disproven = [opinion for opinion in line.opinions if opinion.disproof != to_hex(NO_EVIDENCE)]
-    for opinion in disproven:
+    for opinion in line.disproven:
         emit(
             "auditor.convicted",
             node=opinion.auditor,
@@ -174,4 +173,4 @@ def _tell_convicted(node: str, line: AuditLine) -> bool:
             disproof=opinion.disproof,
             why="known bad" if line.standing_of(opinion) is Standing.FALSE else "overruled",
         )
-    return is_fraud or bool(disproven)
+    return is_fraud or bool(line.disproven)

@@ -38,7 +38,7 @@ class Auditors:
     """By node."""
     _asked: dict[str, _Asked] = field(default_factory=dict)
     _unreliable: dict[str, int] = field(default_factory=dict)
-    """By node, the last epoch about which it was late, or said what can't be."""
+    """By owner, the last epoch about which a key of its was late, or said what can't be, or what helped nobody."""
 
     @property
     def members(self) -> tuple[AuditorMember, ...]:
@@ -83,23 +83,24 @@ class Auditors:
 
     def distrust(self, member: AuditorMember, round_: int, error: CommonweightError) -> None:
         """Hang up, and ask it nothing more about this round's epoch."""
-        self._unreliable[member.node] = self._epoch(round_)
+        self.pass_over(member.owner, round_)
         self.hang_up(member, error)
+
+    def pass_over(self, owner: str, round_: int) -> None:
+        """Ask none of its keys anything more about this round's epoch."""
+        self._unreliable[owner] = self._epoch(round_)
 
     def say_finished(self) -> None:
         """Tell every one that it may go."""
         for member in self.members:
             member.send(pb.CoordinatorMessage(finished=pb.Finished()))
 
-    def of_owner(
-        self, owner: str, round_: int, stage: int, convicted: Collection[Conviction] = ()
-    ) -> AuditorMember | None:
+    def of_owner(self, owner: str, round_: int, stage: int, convicted: Collection[Conviction]) -> AuditorMember | None:
         """Who is there to audit this stage in this round for who has the seat."""
-        for member in self.members:
-            is_reliable = self._unreliable.get(member.node) != self._epoch(round_)
-            if member.owner == owner and is_reliable and Conviction(stage=stage, node=member.node) not in convicted:
-                return member
-        return None
+        members = [member for member in self.members if member.owner == owner and stage in member.stages]
+        if self._unreliable.get(owner) == self._epoch(round_):
+            return None
+        return next((each for each in members if Conviction(stage=stage, node=each.node) not in convicted), None)
 
     async def opinion(self, member: AuditorMember, order: pb.AuditOrder) -> pb.AuditOpinion | None:
         """What it says, unchecked; None where it is gone or late."""
@@ -109,8 +110,7 @@ class Auditors:
 
     async def recording(self, member: AuditorMember, order: pb.AuditOrder) -> pb.AuditRecording | None:
         """How it has come to its opinion, unchecked; None where it is gone or late."""
-        message = pb.CoordinatorMessage(recording=pb.RecordingOrder(order=order))
-        found = await self._ask(member, order.unit, pb.AuditRecording, message)
+        found = await self._ask(member, order.unit, pb.AuditRecording, pb.CoordinatorMessage(recording=order))
         assert found is None or isinstance(found, pb.AuditRecording)
         return found
 
@@ -120,7 +120,7 @@ class Auditors:
         if asked is not None and isinstance(answer, asked.kind) and answer.unit == asked.unit:
             if not asked.answer.done():
                 asked.answer.set_result(answer)
-        elif member.node not in self._unreliable:
+        elif member.owner not in self._unreliable:
             raise UnplannedMessage(f"The auditor wasn't asked for this {type(answer).__name__}.")
 
     async def _ask(
@@ -136,7 +136,7 @@ class Auditors:
             async with asyncio.timeout(limit_s):
                 return await asked.answer
         except TimeoutError:
-            self._unreliable[member.node] = self._epoch(unit.round)
+            self.pass_over(member.owner, unit.round)
             emit("auditor.late", node=member.node, round=unit.round, stage=unit.stage, limit_s=round(limit_s, 1))
             return None
         finally:

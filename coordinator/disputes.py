@@ -12,8 +12,9 @@ from dataclasses import dataclass
 
 from commonweight.errors import MalformedMessage, Refused, WireError
 from commonweight.identity import recover_address
+from commonweight.rules.merkle import HASH_BYTES
 from commonweight.rules.panel import recording_receipt
-from commonweight.rules.recording import HASH_BYTES, MAX_OPERATORS, first_difference
+from commonweight.rules.recording import MAX_OPERATORS, first_difference
 from commonweight.rules.spec import ModelSpec
 from commonweight.watch.disputes import dispute_evidence
 from commonweight.wire.generated import control_pb2 as pb

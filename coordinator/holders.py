@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from commonweight.rules.audits import Audit, Kind
 from commonweight.wire.generated import control_pb2 as pb
+from commonweight.wire.messages import audit_to_proto
 from coordinator.members import Member
 
 GRACE_S = 60.0
@@ -49,7 +50,7 @@ class Holders:
 
     def order(self, audit: Audit, report: pb.StageReport, auditor: bytes) -> pb.AuditOrder:
         """What the auditor with this certificate (DER) is given; provider and neighbours are told to let it fetch."""
-        unit, sources = _unit(audit), []
+        unit, sources = audit_to_proto(audit), []
         for stage in (audit.stage, audit.stage - 1, audit.stage + 1):
             if (member := self._members.get(stage)) is not None:
                 member.send(pb.CoordinatorMessage(audit=pb.AuditGrant(unit=unit, auditor=auditor)))
@@ -59,7 +60,3 @@ class Holders:
                     )
                 )
         return pb.AuditOrder(unit=unit, report=report, sources=sources)
-
-
-def _unit(audit: Audit) -> pb.AuditUnit:
-    return pb.AuditUnit(round=audit.round, stage=audit.stage, kind=audit.kind.value, microbatch=audit.microbatch)

@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 
 from commonweight.database import open_database, transaction
 from commonweight.errors import LedgerError
-from commonweight.rules.audits import NO_EVIDENCE, Verdict
+from commonweight.rules.audits import Verdict
 from commonweight.rules.statement import (
     AuditLine,
     Conviction,
@@ -23,7 +23,6 @@ from commonweight.rules.statement import (
     ServedLine,
     Statement,
     parse_statement,
-    to_hex,
 )
 from coordinator.tables import (
     BeaconRow,
@@ -260,6 +259,12 @@ class Ledger:
         with transaction(self._engine, f"Epoch {epoch} is closed already; it can't have another statement.") as session:
             session.add(EpochRow(epoch=epoch, statement=statement, statement_hash=statement_hash))
 
+    def replace_statement(self, epoch: int, statement: bytes, statement_hash: bytes) -> None:
+        """The closed epoch's statement, which isn't on chain, by another coordinator."""
+        with transaction(self._engine) as session:
+            row = session.get_one(EpochRow, epoch)
+            row.statement, row.statement_hash = statement, statement_hash
+
     def record_final(self, epoch: int) -> None:
         """The chain has finalised the epoch."""
         with transaction(self._engine) as session:
@@ -296,8 +301,7 @@ def _line(row: VerdictRow) -> AuditLine:
 def _frauds(line: AuditLine, provider: str) -> list[Fraud]:
     """What the audit of this provider's work has proven."""
     failed = [Fraud(line.stage, provider, line.evidence)] if Verdict(line.verdict) is Verdict.FAILED else []
-    disproven = (opinion for opinion in line.opinions if opinion.disproof != to_hex(NO_EVIDENCE))
-    return failed + [Fraud(line.stage, opinion.auditor, opinion.disproof) for opinion in disproven]
+    return failed + [Fraud(line.stage, opinion.auditor, opinion.disproof) for opinion in line.disproven]
 
 
 def _sealed(session: Session, first: int, end: int) -> tuple[SealedRound, ...]:

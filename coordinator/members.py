@@ -48,7 +48,6 @@ class AuditorMember:
     """An auditor that is connected."""
 
     node: str
-    peer_id: str
     certificate: bytes
     """DER, with which it fetches evidence."""
     owner: str

@@ -6,23 +6,24 @@ asks the same ones again.
 
 import asyncio
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 from commonweight.chain.keys import Key
 from commonweight.errors import MalformedMessage, Refused, WireError
 from commonweight.identity import recover_address
 from commonweight.rules.audits import NO_EVIDENCE, Audit, Verdict
-from commonweight.rules.epoch import audit_line, drawn_auditors, make_opinion, sealed_beacon, signed_receipt
+from commonweight.rules.epoch import audit_line, drawn_auditors, make_opinion, sealed_beacon
 from commonweight.rules.merkle import keccak
-from commonweight.rules.panel import MAX_SEATED, Standing, settled_verdict
+from commonweight.rules.panel import Owner, Standing, left_to_ask, opinion_receipt, settled_verdict
 from commonweight.rules.spec import ModelSpec
 from commonweight.rules.statement import AuditLine, Conviction, Opinion, to_hex
-from commonweight.watch.fraud import parse_evidence
+from commonweight.watch.fraud import FraudEvidence, parse_document
 from commonweight.watch.known_bad import known_bad_evidence
 from commonweight.watch.store import StatementStore
 from commonweight.wire.generated import control_pb2 as pb
 from commonweight.wire.referee import Replays
+from coordinator.auditors import Auditors
 from coordinator.beacons import beacon_seed
 from coordinator.claims import Claim, false_claim
 from coordinator.disputes import Disputes
@@ -64,18 +65,14 @@ class Panel:
     panels: Panels
     evidence: StatementStore
     """Where the evidence of fraud is kept and served."""
+    holders: Holders
+    """Whose work it is."""
+    auditors: Auditors
+    replays: Replays
+    """The referee's."""
+    certificate: bytes
+    """DER, that the referee presents to nodes."""
     disputes: Disputes
-    """With those whom it asks."""
-
-    @property
-    def holders(self) -> Holders:
-        """Whose work it is."""
-        return self.disputes.holders
-
-    @property
-    def replays(self) -> Replays:
-        """The referee's."""
-        return self.disputes.replays
 
     async def decide(self, drawn: Draw, audit: Audit) -> tuple[AuditLine, tuple[Given, ...]]:
         """What an audit of a sealed round comes to, and the opinions that say so.
@@ -84,29 +81,31 @@ class Panel:
         """
         epoch = audit.round // self.spec.economics.rounds_per_epoch
         await self.panels.commit(epoch)
-        ranking = drawn_auditors(
+        left: Sequence[Owner] = drawn_auditors(
             drawn.sealed, audit, sealed_beacon(drawn.sealed, drawn.tip), self.panels.auditors(epoch)
         )
         signed, false, convicted = await asyncio.to_thread(self._look_up, audit, epoch)
         given: list[Given] = []
         verdict: Verdict | None = None
-        for owner in ranking:
-            counted = [each for each in given if each.claim is signed]
-            if owner is not None and len(counted) == MAX_SEATED:
-                continue
+        while verdict is None:
+            owner, *left = left_to_ask(left, sum(each.claim is signed for each in given))
             shown = signed if false is None or given or owner is None else false
-            found = await self._opinion(owner, shown, signed, convicted)
-            if found is None:
-                continue
-            given.append(found)
+            if (found := await self._opinion(owner, shown, signed, convicted)) is not None:
+                given.append(found)
             verdict = settled_verdict([(each.opinion.owner, each.verdict) for each in given if each.claim is signed])
-            if verdict is not None:
-                break
-        assert verdict is not None, "the referee's word, at the ranking's end, settles it"
         line = audit_line(audit, verdict, [each.opinion for each in given])
         opinions = [await self._with_disproof(line, each, signed) for each in given]
+        for each in given:
+            if each.member is not None and self._was_no_help(line, each):
+                self.auditors.pass_over(each.member.owner, audit.round)
         given = [replace(each, opinion=opinion) for each, opinion in zip(given, opinions, strict=True)]
         return audit_line(audit, verdict, opinions), tuple(given)
+
+    @staticmethod
+    def _was_no_help(line: AuditLine, each: Given) -> bool:
+        """Whether to ask it would only take time: it may be slow about saying nothing, too."""
+        standing = line.standing_of(each.opinion)
+        return standing is Standing.FALSE or (standing is not Standing.PAID and each.opinion.verdict != line.verdict)
 
     def _look_up(self, audit: Audit, epoch: int) -> tuple[Claim, Claim | None, Collection[Conviction]]:
         """What the provider claims, what is shown first in its stead, and who isn't asked."""
@@ -126,10 +125,10 @@ class Panel:
                 return self._of_referee(signed, pb.AuditOpinion(verdict=Verdict.WITHHELD.value, why=gone))
             provider = self.holders.provider(audit)
             if owner is None:
-                order = self.holders.order(audit, shown.message, self.disputes.certificate)
+                order = self.holders.order(audit, shown.message, self.certificate)
                 found = self._of_referee(shown, await self.replays.judge(order))
             else:
-                member = self.disputes.auditors.of_owner(owner, audit.round, audit.stage, convicted)
+                member = self.auditors.of_owner(owner, audit.round, audit.stage, convicted)
                 found = None if member is None else await self._of_seat(member, shown)
             if found is None or found.verdict is not Verdict.WITHHELD or self.holders.provider(audit) is provider:
                 break
@@ -139,27 +138,27 @@ class Panel:
         return found
 
     def _of_referee(self, claim: Claim, found: pb.AuditOpinion) -> Given:
+        verdict = Verdict(found.verdict)
+        evidence_hash = keccak(found.evidence) if found.evidence else NO_EVIDENCE
         opinion = make_opinion(
-            self.place.model_id,
-            claim.audit,
             claim.hash,
-            Verdict(found.verdict),
+            verdict,
             auditor=self.key.address,
-            sign=lambda receipt: self.key.sign_digest(receipt.digest(self.place.domain)),
-            evidence_hash=keccak(found.evidence) if found.evidence else NO_EVIDENCE,
+            signature=self.key.sign_digest(self._digest(claim, verdict, evidence_hash)),
+            evidence_hash=evidence_hash,
         )
         return Given(claim, opinion, found, None)
 
     async def _of_seat(self, member: AuditorMember, claim: Claim) -> Given | None:
         """What it says, if that can be used; otherwise it is hung up on."""
         order = self.holders.order(claim.audit, claim.message, member.certificate)
-        found = await self.disputes.auditors.opinion(member, order)
+        found = await self.auditors.opinion(member, order)
         if found is None:
             return None
         try:
             return Given(claim, self._checked(member, claim, found), found, member)
         except WireError as error:
-            self.disputes.auditors.distrust(member, claim.audit.round, error)
+            self.auditors.distrust(member, claim.audit.round, error)
             return None
 
     def _checked(self, member: AuditorMember, claim: Claim, found: pb.AuditOpinion) -> Opinion:
@@ -173,25 +172,27 @@ class Panel:
             raise MalformedMessage(f"The verdict {verdict.value} has {len(found.evidence)} bytes of evidence.")
         if found.evidence:
             self._check_evidence(claim, found.evidence)
-        opinion = make_opinion(
-            self.place.model_id,
-            claim.audit,
+        evidence_hash = keccak(found.evidence) if found.evidence else NO_EVIDENCE
+        if (signer := recover_address(self._digest(claim, verdict, evidence_hash), found.signature)) != member.node:
+            raise Refused(f"The opinion on {claim.audit} is signed by {signer}, not by {member.node}.")
+        return make_opinion(
             claim.hash,
             verdict,
             auditor=member.node,
             owner=member.owner,
             account=member.account,
-            sign=lambda _: found.signature,
-            evidence_hash=keccak(found.evidence) if found.evidence else NO_EVIDENCE,
+            signature=found.signature,
+            evidence_hash=evidence_hash,
         )
-        digest = signed_receipt(self.place.model_id, claim.audit, opinion).digest(self.place.domain)
-        if (signer := recover_address(digest, found.signature)) != member.node:
-            raise Refused(f"The opinion on {claim.audit} is signed by {signer}, not by {member.node}.")
-        return opinion
+
+    def _digest(self, claim: Claim, verdict: Verdict, evidence_hash: bytes) -> bytes:
+        """What whoever has this opinion signs."""
+        receipt = opinion_receipt(self.place.model_id, claim.audit, claim.hash, verdict, evidence_hash)
+        return receipt.digest(self.place.domain)
 
     def _check_evidence(self, claim: Claim, text: bytes) -> None:
         """That it is about what was shown; whether it is true shows a replay."""
-        evidence, report = parse_evidence(text), claim.report
+        evidence, report = parse_document(FraudEvidence, text), claim.report
         wrong = evidence.contradictions(claim.audit.stage, self.spec.spec_hash)
         if evidence.unit.audit != claim.audit:
             wrong.append(f"it is about {evidence.unit.audit}")

@@ -136,7 +136,19 @@ async def run_coordinator(config: CoordinatorConfig) -> None:
     replays = Replays(lambda: Referee.start(referee))
     disputes = Disputes(config.spec, place, certificate.der, holders, auditors, replays)
     beacons = Beacons(per_epoch, ledger, contract, registered, config.confirmations)
-    panel = Panel(config.spec, place, ledger, config.key, beacons, evidence, disputes)
+    panel = Panel(
+        spec=config.spec,
+        place=place,
+        ledger=ledger,
+        key=config.key,
+        panels=beacons,
+        evidence=evidence,
+        holders=holders,
+        auditors=auditors,
+        replays=replays,
+        certificate=certificate.der,
+        disputes=disputes,
+    )
     auditing = Auditing(config.spec, ledger, panel)
     await auditing.resume()
     training = Training(config.spec, place, ledger, progress, end_round, beacons, auditing, serving)

@@ -15,12 +15,13 @@ from commonweight.chain.router import RevenueRouter
 from commonweight.chain.rpc import Chain
 from commonweight.chain.settlement import EpochSettlement
 from commonweight.chain.token import Token
-from commonweight.errors import ChainError, LedgerError, Refused
+from commonweight.errors import ChainError, LedgerError, Refused, StatementMismatch
 from commonweight.events import emit
 from commonweight.failpoints import failpoint
 from commonweight.rules.audits import Audit
 from commonweight.rules.beacon import hash_chain
 from commonweight.rules.canonical import canonical_json
+from commonweight.rules.checking import check_statement
 from commonweight.rules.epoch import drawn_audits, make_statement, signed_receipt
 from commonweight.rules.spec import ModelSpec
 from commonweight.rules.statement import AuditLine, AuditorSeat, Carried, Opinion, Statement, to_hex
@@ -95,7 +96,7 @@ class Settlement:
         failpoint("settlement.closed")
         on_chain = self.contract.epoch(epoch)
         if on_chain is None:
-            self._propose(statement)
+            self._propose(self._adopt(statement))
             return 0.0
         if on_chain.statement_hash != statement.hash:
             raise LedgerError(
@@ -221,6 +222,13 @@ class Settlement:
             before=before,
             accumulator_before=previous.accumulator if previous else 0,
         )
+        try:
+            check_statement(self.spec, statement, before)
+        except StatementMismatch as error:
+            raise LedgerError(
+                f"Epoch {epoch} can't be closed: every watcher would challenge it. {error.args[0]} Was the ledger "
+                "changed by hand, or the chain reorganised, so that others have seats than those who were asked?"
+            ) from error
         self.ledger.record_statement(epoch, canonical_json(statement.model_dump()), statement.hash)
         emit("epoch.closed", epoch=epoch, statement_hash=to_hex(statement.hash))
         return statement
@@ -229,6 +237,17 @@ class Settlement:
         """As who reads the statement finds them. Where a reorganisation has lost the tip, it is committed again."""
         ensure_tip(self.contract, epoch, tip)
         return auditor_seats(self.contract, self.model, epoch, tip)
+
+    def _adopt(self, statement: Statement) -> Statement:
+        """The statement as we may propose it: another coordinator may have closed the epoch."""
+        audits = tuple(map(self._signed_by_us, statement.audits))
+        if audits == statement.audits:
+            return statement
+        adopted = statement.model_copy(update={"audits": audits})
+        text = canonical_json(adopted.model_dump())
+        self.ledger.replace_statement(adopted.epoch, text, adopted.hash)
+        self.statements.put(text)
+        return adopted
 
     def _signed_by_us(self, line: AuditLine) -> AuditLine:
         """The line with its referee's opinions by the epoch's proposer: a successor answers for what it takes over."""

@@ -17,16 +17,16 @@ from pydantic import ValidationError
 from commonweight.errors import CommitmentBroken, MalformedMessage, UnplannedMessage
 from commonweight.rules.audits import Audit, Kind, draw_audits
 from commonweight.rules.beacon import round_beacon, round_root
+from commonweight.rules.merkle import HASH_BYTES
 from commonweight.rules.receipt import Domain, Receipt
 from commonweight.rules.report import round_receipt
 from commonweight.rules.spec import Hash, ModelSpec, Record, parse_spec
 from commonweight.rules.statement import Number, to_hex
 from commonweight.wire.evidence import MAX_RETAINED_ROUNDS
 from commonweight.wire.generated import control_pb2 as pb
+from commonweight.wire.messages import audit_from_proto
 from commonweight.wire.tls import peer_id_of
 from node.receipts import Signed
-
-HASH_BYTES = 32
 
 
 class _Sealed(Record):
@@ -134,19 +134,14 @@ class Draws:
         Raises UnplannedMessage where this node doesn't find it drawn, or it is no neighbour's; MalformedMessage or
         IdentityMismatch where it, or the certificate, is none.
         """
-        unit = message.unit
-        try:
-            kind = Kind(unit.kind)
-        except ValueError as error:
-            raise MalformedMessage(f"There are no audits of kind {unit.kind!r:.40}.") from error
-        audit = Audit(unit.round, unit.stage, kind, unit.microbatch if unit.HasField("microbatch") else None)
+        audit = audit_from_proto(message.unit)
         peer_id_of(message.auditor)
         if abs(audit.stage - self.stage) > 1:
             raise UnplannedMessage(f"Stage {audit.stage} is no neighbour of this node's stage {self.stage}.")
         with self._lock:
             if audit not in self._draw(audit.round):
                 raise UnplannedMessage(
-                    f"Round {audit.round}, stage {audit.stage}, {unit.kind} isn't drawn, by all that this node knows."
+                    f"Round {audit.round}, stage {audit.stage}, {audit.kind.value} isn't drawn, by all this node knows."
                 )
             self._grants[audit] = message.auditor
         return audit

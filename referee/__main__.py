@@ -17,13 +17,12 @@ import torch
 
 from commonweight.errors import CommonweightError, UnplannedMessage
 from commonweight.model.data import Dataset
-from commonweight.rules.audits import Audit, Kind
 from commonweight.rules.spec import parse_spec
 from commonweight.wire.evidence import EvidenceClient
 from commonweight.wire.generated import control_pb2
 from commonweight.wire.generated import referee_pb2 as pb
 from commonweight.wire.link import Link, connect_link
-from commonweight.wire.messages import report_from_proto
+from commonweight.wire.messages import audit_from_proto, report_from_proto
 from commonweight.wire.tls import Certificate, peer_id_of
 from referee.auditor import Auditor
 from referee.nodes import NodeSource
@@ -38,24 +37,30 @@ async def serve(link: Link) -> None:
     Raises what makes a start impossible: SpecError, IdentityMismatch, or DataError where the text isn't the spec's.
     """
     auditor: Auditor | None = None
-    certificate: Certificate | None = None
-    while (command := await link.receive(pb.RefereeCommand)) is not None:
-        match command.WhichOneof("body"):
-            case "start" if auditor is None:
-                start = command.start
-                certificate = Certificate(start.certificate, start.private_key, peer_id_of(start.certificate))
-                auditor = await asyncio.to_thread(_open_auditor, start)
-                gc.collect()
-                gc.freeze()  # of a module's hundred thousand objects none is looked at again after each audit
-                await link.send(pb.RefereeEvent(ready=pb.RefereeReady(numerics=auditor.numerics)))
-            case "audit" if auditor is not None and certificate is not None:
-                opinion = await _audit(auditor, certificate, command.audit)
-                await link.send(pb.RefereeEvent(opinion=opinion))
-            case "record" if auditor is not None and certificate is not None:
-                recording = await _record(auditor, certificate, command.record)
-                await link.send(pb.RefereeEvent(recording=recording))
-            case other:
-                raise UnplannedMessage(f"{other!r} came, which this referee doesn't expect now.")
+    client: EvidenceClient | None = None
+    try:
+        while (command := await link.receive(pb.RefereeCommand)) is not None:
+            match command.WhichOneof("body"):
+                case "start" if auditor is None:
+                    start = command.start
+                    client = EvidenceClient(
+                        Certificate(start.certificate, start.private_key, peer_id_of(start.certificate))
+                    )
+                    auditor = await asyncio.to_thread(_open_auditor, start)
+                    gc.collect()
+                    gc.freeze()  # of a module's hundred thousand objects none is looked at again after each audit
+                    await link.send(pb.RefereeEvent(ready=pb.RefereeReady(numerics=auditor.numerics)))
+                case "audit" if auditor is not None and client is not None:
+                    opinion = await _audit(auditor, client, command.audit)
+                    await link.send(pb.RefereeEvent(opinion=opinion))
+                case "record" if auditor is not None and client is not None:
+                    recording = await _record(auditor, client, command.record)
+                    await link.send(pb.RefereeEvent(recording=recording))
+                case other:
+                    raise UnplannedMessage(f"{other!r} came, which this referee doesn't expect now.")
+    finally:
+        if client is not None:
+            await client.close()
 
 
 def _open_auditor(start: pb.RefereeStart) -> Auditor:
@@ -64,15 +69,14 @@ def _open_auditor(start: pb.RefereeStart) -> Auditor:
     return Auditor(spec, start.device or "cpu", dataset)
 
 
-async def _audit(auditor: Auditor, certificate: Certificate, order: control_pb2.AuditOrder) -> control_pb2.AuditOpinion:
+async def _audit(auditor: Auditor, client: EvidenceClient, order: control_pb2.AuditOrder) -> control_pb2.AuditOpinion:
     started_s, cpu_started_s = time.monotonic(), time.process_time()
-    async with EvidenceClient(certificate) as client:
-        outcome = await auditor.audit(
-            _unit(order),
-            report_from_proto(order.report),
-            order.report.numerics,
-            [NodeSource(client, source) for source in order.sources],
-        )
+    outcome = await auditor.audit(
+        audit_from_proto(order.unit),
+        report_from_proto(order.report),
+        order.report.numerics,
+        [NodeSource(client, source) for source in order.sources],
+    )
     return control_pb2.AuditOpinion(
         unit=order.unit,
         verdict=outcome.verdict.value,
@@ -84,21 +88,15 @@ async def _audit(auditor: Auditor, certificate: Certificate, order: control_pb2.
     )
 
 
-async def _record(auditor: Auditor, certificate: Certificate, wanted: pb.RecordOperators) -> pb.Recording:
+async def _record(auditor: Auditor, client: EvidenceClient, wanted: pb.RecordOperators) -> pb.Recording:
     order = wanted.order
-    async with EvidenceClient(certificate) as client:
-        return await record_unit(
-            auditor,
-            _unit(order),
-            report_from_proto(order.report),
-            [NodeSource(client, source) for source in order.sources],
-            wanted.tensors_of if wanted.HasField("tensors_of") else None,
-        )
-
-
-def _unit(order: control_pb2.AuditOrder) -> Audit:
-    unit = order.unit
-    return Audit(unit.round, unit.stage, Kind(unit.kind), unit.microbatch if unit.HasField("microbatch") else None)
+    return await record_unit(
+        auditor,
+        audit_from_proto(order.unit),
+        report_from_proto(order.report),
+        [NodeSource(client, source) for source in order.sources],
+        wanted.tensors_of if wanted.HasField("tensors_of") else None,
+    )
 
 
 def main() -> None:

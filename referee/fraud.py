@@ -6,16 +6,14 @@ replays the unit and finds the same; without it, the document still binds the di
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 from commonweight.rules.audits import Audit
 from commonweight.rules.canonical import canonical_json
-from commonweight.rules.merkle import MerkleTree
-from commonweight.rules.report import HOP_HASHES, Report
+from commonweight.rules.report import Report
 from commonweight.rules.spec import ModelSpec
 from commonweight.rules.statement import to_hex
+from commonweight.watch.fraud import Commitments, Differs, FraudEvidence, Numerics, SignedHop, Unit
 
-MAX_EVIDENCE_BYTES = 64 * 1024
 MAX_NUMERICS = 200
 """Characters of a numerics class; a node can write more."""
 
@@ -54,43 +52,21 @@ def fraud_evidence(
     """Canonical JSON, `commonweight.fraud/1`, at most MAX_EVIDENCE_BYTES. `provider` and `auditor` are the numerics
     classes in which either computed.
     """
-    return canonical_json(
-        {
-            "format": "commonweight.fraud/1",
-            "spec_hash": to_hex(spec.spec_hash),
-            "unit": {
-                "round": unit.round,
-                "stage": unit.stage,
-                "kind": unit.kind.value,
-                "microbatch": unit.microbatch,
-            },
-            "commitments": {
-                "hops_root": to_hex(report.hops_root),
-                "gradient_hash": to_hex(report.gradient_hash),
-                "state_before": to_hex(report.state_before),
-                "state_after": to_hex(report.state_after),
-            },
-            "hop": None if difference.microbatch is None else _hop(report, difference.microbatch),
-            "numerics": {"provider": provider[:MAX_NUMERICS], "auditor": auditor[:MAX_NUMERICS]},
-            "difference": {
-                "what": difference.what,
-                "microbatch": difference.microbatch,
-                "signed": difference.signed,
-                "found": difference.found,
-                "error": None if difference.error is None else repr(difference.error),
-                "tolerance": repr(difference.tolerance),
-                "note": difference.note,
-            },
-        }
+    evidence = FraudEvidence(
+        format="commonweight.fraud/1",
+        spec_hash=to_hex(spec.spec_hash),
+        unit=Unit.of(unit),
+        commitments=Commitments.of(report),
+        hop=None if difference.microbatch is None else SignedHop.of(report, difference.microbatch),
+        numerics=Numerics(provider=provider[:MAX_NUMERICS], auditor=auditor[:MAX_NUMERICS]),
+        difference=Differs(
+            what=difference.what,
+            microbatch=difference.microbatch,
+            signed=difference.signed,
+            found=difference.found,
+            error=None if difference.error is None else repr(difference.error),
+            tolerance=repr(difference.tolerance),
+            note=difference.note,
+        ),
     )
-
-
-def _hop(report: Report, microbatch: int) -> dict[str, Any]:
-    hop = report.hops[microbatch]
-    tree = MerkleTree([each.leaf(number) for number, each in enumerate(report.hops)])
-    return {
-        "microbatch": microbatch,
-        **{name: to_hex(getattr(hop, name)) for name in HOP_HASHES},
-        "loss": repr(hop.loss),
-        "proof": [to_hex(sibling) for sibling in tree.proof(microbatch)],
-    }
+    return canonical_json(evidence.model_dump(mode="json"))

@@ -45,11 +45,12 @@ from commonweight.rules.epoch import (
 )
 from commonweight.rules.merkle import MerkleTree, settlement_leaf
 from commonweight.rules.panel import (
-    MAX_SEATED,
+    Owner,
     Standing,
     audit_claim,
     is_known_bad,
     known_bad_report,
+    left_to_ask,
     opinion_receipt,
     rank_auditors,
     recording_receipt,
@@ -440,25 +441,28 @@ def judged(
 
     def opinion(audit: Audit, owner: str | None, said: Verdict, claim: bytes) -> Opinion:
         evidence = mark("evidence", audit.order) if said is Verdict.FAILED else NO_EVIDENCE
+        receipt = opinion_receipt(model_id, audit, claim, said, evidence)
         if owner is None:
-            return make_opinion(model_id, audit, claim, said, auditor=auditor, sign=sign, evidence_hash=evidence)
+            return make_opinion(claim, said, auditor=auditor, signature=sign(receipt), evidence_hash=evidence)
         who = {"auditor": owner, "owner": owner, "account": owner}
-        return make_opinion(model_id, audit, claim, said, **who, sign=signers[owner], evidence_hash=evidence)
+        return make_opinion(claim, said, **who, signature=signers[owner](receipt), evidence_hash=evidence)
 
     def line(sealed: SealedRound, audit: Audit) -> AuditLine:
         ranking = drawn_auditors(sealed, audit, sealed_beacon(sealed, tip), seats)
         gone = {each.node for each in before.convicted if each.stage == audit.stage} if before else set()
-        asked = [owner for owner in ranking if owner is None or (owner in signers and owner not in gone)]
+        left: Sequence[Owner] = [
+            owner for owner in ranking if owner is None or (owner in signers and owner not in gone)
+        ]
         claim, opinions = mark("claim", audit.order), []
         if audit.microbatch is None:
             claim = _sealed_claim(sealed.reports[audit.stage])
-        if asked[0] is not None and is_known_bad(spec, seed, audit):
-            owner = asked.pop(0)
+        if left[0] is not None and is_known_bad(spec, seed, audit):
+            owner, *left = left
             said = says(audit, str(owner), True) or Verdict.FAILED
             opinions.append(opinion(audit, owner, said, mark("false claim", audit.order)))
         on_claim: list[Opinion] = []
         while (decided := settled_verdict([(each.owner, Verdict(each.verdict)) for each in on_claim])) is None:
-            owner = asked.pop(0) if len(on_claim) < MAX_SEATED else None
+            owner, *left = left_to_ask(left, len(on_claim))
             said = (owner and says(audit, owner, False)) or verdict(audit)
             on_claim.append(opinion(audit, owner, said, claim))
         done = audit_line(audit, decided, opinions + on_claim)

@@ -13,11 +13,11 @@ from commonweight.bench.verification_model import STAGE, WITHIN_EPOCHS
 from commonweight.rules.audits import Audit, Kind, Verdict, draw_audits
 from commonweight.rules.beacon import hash_chain, round_beacon
 from commonweight.rules.panel import (
-    MAX_SEATED,
     Owner,
     Standing,
     audit_units,
     is_known_bad,
+    left_to_ask,
     opinion_standing,
     rank_auditors,
     settled_verdict,
@@ -135,13 +135,15 @@ def _play(
     orders, saved, unpaid, due = 0, subject.false_share, 0.0, 0.0
     is_convicted = is_friend_convicted = False
     for audit, beacon in drawn:
-        truth, asked = _truth(subject, spec, random, audit), list(rank_auditors(beacon, audit, owners))
+        truth = _truth(subject, spec, random, audit)
+        left: Sequence[Owner] = rank_auditors(beacon, audit, owners)
         said: list[_Said] = []
-        if asked[0] is not None and is_known_bad(spec, seed, audit):
-            said.append(_ask(subject, random, asked.pop(0), truth, known_bad=True))
+        if left[0] is not None and is_known_bad(spec, seed, audit):
+            owner, *left = left
+            said.append(_ask(subject, random, owner, truth, known_bad=True))
         while (decided := settled_verdict([(each.owner, each.verdict) for each in said if not each.known_bad])) is None:
-            is_open = sum(not each.known_bad for each in said) < MAX_SEATED
-            said.append(_ask(subject, random, asked.pop(0) if is_open else None, truth, known_bad=False))
+            owner, *left = left_to_ask(left, sum(not each.known_bad for each in said))
+            said.append(_ask(subject, random, owner, truth, known_bad=False))
         is_friend_convicted |= bool(subject.false_share) and decided is Verdict.FAILED
         for each in said:
             if each.owner == SUBJECT:

@@ -106,7 +106,8 @@ def verification(
     from rich.console import Console
 
     from commonweight.bench.measure import machine, print_results, save
-    from commonweight.bench.verification import VerificationBench, run_verification_bench
+    from commonweight.bench.verification import run_verification_bench
+    from commonweight.bench.verification_world import VerificationBench
 
     here = machine()
     bench = VerificationBench(audits, epochs, bias_rounds, seed, is_small=quick)

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from commonweight.cli.place import Place
 from commonweight.cli.statements import Published, find_statement
 from commonweight.errors import StatementMismatch, StatementUnavailable
-from commonweight.rules.audits import NO_EVIDENCE, Audit, Kind, Verdict, paid_rounds
-from commonweight.rules.statement import AuditLine, Conviction, CreditedReport, Statement, to_hex
+from commonweight.rules.audits import Audit, Kind, Verdict, paid_rounds
+from commonweight.rules.statement import AuditLine, Conviction, CreditedReport, Statement
 
 SINCE_EARLIER = (
     "a {} audit is outstanding since an earlier epoch, in which what it takes was withheld: nothing is paid until one "
@@ -151,9 +151,8 @@ def _proofs(statement: Statement, convicted: Conviction) -> Iterator[str]:
         if line.verdict == Verdict.FAILED.value:
             yield f"{line.audit} failed, evidence {line.evidence}"
     for line in statement.audits:
-        for opinion in line.opinions:
-            is_own = (line.stage, opinion.auditor) == (convicted.stage, convicted.node)
-            if is_own and opinion.disproof != to_hex(NO_EVIDENCE):
+        for opinion in line.disproven:
+            if (line.stage, opinion.auditor) == (convicted.stage, convicted.node):
                 yield f"as an auditor it said {opinion.verdict} in {line.audit}, disproof {opinion.disproof}"
     for twice in statement.equivocations:
         if (twice.stage, twice.node) == (convicted.stage, convicted.node):

@@ -2,28 +2,34 @@
 
 from commonweight.chain.records import SlashRecord
 from commonweight.cli.place import Place
+from commonweight.cli.spec_file import registered_spec
+from commonweight.errors import CommonweightError
 from commonweight.rules.canonical import parse_json
 from commonweight.rules.receipt import Domain
+from commonweight.rules.recording import OperatorRecord
 from commonweight.rules.statement import to_hex
-from commonweight.watch.disputes import MAX_DISPUTE_BYTES, DisputeEvidence, parse_dispute
-from commonweight.watch.fraud import FraudEvidence, parse_evidence
-from commonweight.watch.known_bad import KnownBadEvidence, parse_known_bad
+from commonweight.watch.disputes import MAX_DISPUTE_BYTES, DisputeEvidence
+from commonweight.watch.fraud import MAX_EVIDENCE_BYTES, FraudEvidence, parse_document
+from commonweight.watch.known_bad import KnownBadEvidence
 
 MAX_BYTES = MAX_DISPUTE_BYTES
 """No kind is longer."""
 
 Evidence = FraudEvidence | KnownBadEvidence | DisputeEvidence
+KINDS: dict[str, tuple[type[Evidence], int]] = {
+    "commonweight.fraud/1": (FraudEvidence, MAX_EVIDENCE_BYTES),
+    "commonweight.known-bad/1": (KnownBadEvidence, MAX_EVIDENCE_BYTES),
+    "commonweight.dispute/1": (DisputeEvidence, MAX_DISPUTE_BYTES),
+}
+"""By format: the form, and how many bytes it has at most."""
 
 
 def parse_any(text: bytes) -> Evidence:
     """Of the kind that it says it is. Raises MalformedMessage."""
     fields = parse_json(text, "The evidence", MAX_BYTES)
-    match fields.get("format") if isinstance(fields, dict) else None:
-        case "commonweight.known-bad/1":
-            return parse_known_bad(text)
-        case "commonweight.dispute/1":
-            return parse_dispute(text)
-    return parse_evidence(text)
+    form = fields.get("format") if isinstance(fields, dict) else None
+    kind, limit = KINDS.get(str(form), KINDS["commonweight.fraud/1"])
+    return parse_document(kind, text, limit)
 
 
 def contradictions(place: Place, record: SlashRecord, evidence: Evidence) -> list[str]:
@@ -58,7 +64,7 @@ def meaning(evidence: Evidence) -> str:
             )
 
 
-def evidence_fields(evidence: Evidence) -> dict[str, object]:
+def evidence_fields(place: Place, evidence: Evidence) -> dict[str, object]:
     """For people. Whoever wrote it chose the texts: they are quoted."""
     match evidence:
         case FraudEvidence():
@@ -66,7 +72,7 @@ def evidence_fields(evidence: Evidence) -> dict[str, object]:
         case KnownBadEvidence():
             return _known_bad_fields(evidence)
         case DisputeEvidence():
-            return _dispute_fields(evidence)
+            return _dispute_fields(place, evidence)
 
 
 def _fraud_fields(evidence: FraudEvidence) -> dict[str, object]:
@@ -100,7 +106,7 @@ def _known_bad_fields(evidence: KnownBadEvidence) -> dict[str, object]:
     }
 
 
-def _dispute_fields(evidence: DisputeEvidence) -> dict[str, object]:
+def _dispute_fields(place: Place, evidence: DisputeEvidence) -> dict[str, object]:
     record, audit = evidence.record, evidence.unit.audit
     fields: dict[str, object] = {
         "audit": str(audit),
@@ -118,4 +124,25 @@ def _dispute_fields(evidence: DisputeEvidence) -> dict[str, object]:
         "computes": f"{record.operator} of {record.layer}, in {where}",
         "outputs": list(record.outputs[:8]) or "none",
         "tensors": tensors,
+        "run again here": "no" if evidence.tensors is None else _run_again(place, evidence, record),
     }
+
+
+def _run_again(place: Place, evidence: DisputeEvidence, record: OperatorRecord) -> str:
+    """Whose record this machine finds on one thread, or why it can't say. `record` is the evidence's."""
+    import torch  # takes seconds, and only this needs it
+
+    from commonweight.model.numerics import numerics_class
+    from commonweight.model.operators import rerun_operator
+
+    torch.set_num_threads(1)
+    try:
+        numerics = numerics_class("cpu", registered_spec(place, None))
+        if numerics != evidence.numerics:
+            return f"no: this machine computes in another class, {numerics!r}"
+        found = rerun_operator(record, evidence.tensor_bytes or b"").hash
+    except CommonweightError as error:
+        return f"no: {error.args[0]}"
+    if found == record.hash:
+        return "the referee's record is right"
+    return "the auditor's record is right" if found == evidence.signed else "neither record is right"

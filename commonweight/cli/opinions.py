@@ -1,14 +1,13 @@
 """What became of an auditor's opinions: how many there were, what they earned, and why some earned nothing."""
 
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from commonweight.cli.audited import Earlier
 from commonweight.cli.statements import Published
-from commonweight.rules.audits import NO_EVIDENCE, Audit, Verdict
+from commonweight.rules.audits import Audit, Verdict
 from commonweight.rules.panel import Standing
-from commonweight.rules.statement import AuditLine, Conviction, Opinion, Statement, to_hex
+from commonweight.rules.statement import AuditLine, Conviction, Opinion, Statement
 
 EMPTY = {
     Verdict.WITHHELD: "it says no more than that what it takes was withheld",
@@ -50,11 +49,6 @@ class Opinions:
         """How many."""
         return len(self.lines) - sum(len(each.audits) for each in self.unpaid)
 
-    @property
-    def standings(self) -> Counter[str]:
-        """How many there are of each worth."""
-        return Counter(line.standing_of(opinion).value for line, opinion in self.lines)
-
 
 def opinions_in(published: Published, is_wanted: Callable[[Opinion], bool], earlier: Earlier) -> tuple[Opinions, ...]:
     """The epoch's opinions for which somebody may be paid, by stage, auditor and account."""
@@ -79,9 +73,8 @@ def opinions_in(published: Published, is_wanted: Callable[[Opinion], bool], earl
 
 def _why_unpaid(line: AuditLine, opinion: Opinion) -> str | None:
     """What about the opinion itself earns nothing."""
-    said, proof = Verdict(opinion.verdict), ""
-    if opinion.disproof != to_hex(NO_EVIDENCE):
-        proof = f"; it is disproven by {opinion.disproof}"
+    said = Verdict(opinion.verdict)
+    proof = f"; it is disproven by {opinion.disproof}" if opinion.is_disproven else ""
     match line.standing_of(opinion):
         case Standing.PAID:
             return None

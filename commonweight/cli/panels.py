@@ -5,10 +5,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from commonweight.rules.audits import NO_EVIDENCE
 from commonweight.rules.epoch import drawn_auditors, sealed_beacon
-from commonweight.rules.panel import MAX_SEATED, Owner, Standing
-from commonweight.rules.statement import AuditLine, Conviction, EquivocationLine, Opinion, Statement, to_hex
+from commonweight.rules.panel import Owner, Standing, left_to_ask
+from commonweight.rules.statement import AuditLine, Conviction, EquivocationLine, Statement
 
 
 @dataclass(frozen=True)
@@ -69,9 +68,7 @@ def count_panels(statement: Statement) -> Panels:
     """Of a statement that is right."""
     opinions = [(line, opinion) for line in statement.audits for opinion in line.opinions]
     disproven = {
-        Conviction(stage=line.stage, node=opinion.auditor)
-        for line, opinion in opinions
-        if opinion.disproof != to_hex(NO_EVIDENCE)
+        Conviction(stage=line.stage, node=opinion.auditor) for line in statement.audits for opinion in line.disproven
     }
     by_referee = sum(opinion.owner is None for _, opinion in opinions)
     return Panels(
@@ -96,10 +93,11 @@ def _ranked(statement: Statement) -> Iterator[tuple[AuditLine, Sequence[Owner]]]
 
 
 def _passed_over(line: AuditLine, ranking: Sequence[Owner]) -> int:
-    """How many were drawn before who spoke last, and said nothing. After MAX_SEATED on the claim the referee is next,
-    whoever was drawn before it.
-    """
-    seated = [opinion for opinion in line.opinions if opinion.owner is not None]
-    is_full = sum(not line.is_known_bad(opinion) for opinion in seated) == MAX_SEATED
-    last: Opinion = seated[-1] if is_full else line.opinions[-1]
-    return ranking.index(last.owner) + 1 - len(seated) - (last.owner is None)
+    """How many were to be asked before one who spoke, and said nothing."""
+    left, on_claim, count = ranking, 0, 0
+    for opinion in line.opinions:
+        left = left_to_ask(left, on_claim)
+        place = left.index(opinion.owner)
+        left, count = left[place + 1 :], count + place
+        on_claim += not line.is_known_bad(opinion)
+    return count

@@ -108,8 +108,9 @@ def show(
     Needs no key. Fetches the evidence from where the reporter says that it is (by HTTP, at most 16 MiB) and compares
     its hash with the chain's. Prints how the proposal stands and what the evidence says. Against a provider that is
     which audit failed, what was signed, what the replay found instead, and how far apart they are; against an auditor,
-    which false report it has passed, or which operator of its replay isn't the referee's. Or it prints why the evidence
-    is none, and what follows.
+    which false report it has passed, or which operator of its replay isn't the referee's: where this machine computes
+    in the same numerics class it runs that operator again, and says who is right. Or it prints why the evidence is
+    none, and what follows.
 
     \b
     Example:
@@ -139,7 +140,7 @@ def show(
     print_fields(fields)
     typer.echo("\nEvidence")
     problem: dict[str, object] = {} if found.problem is None else {"problem": found.problem}
-    document = {} if found.evidence is None else evidence_fields(found.evidence)
+    document = {} if found.evidence is None else evidence_fields(place, found.evidence)
     print_fields({**problem, **document, "this means": found.meaning})
 
 

@@ -5,7 +5,7 @@ from commonweight.rules.accounting import MAX_ACCUMULATOR
 from commonweight.rules.audits import NO_EVIDENCE, Audit, Verdict
 from commonweight.rules.beacon import hash_chain
 from commonweight.rules.epoch import drawn_auditors, drawn_audits, make_statement, sealed_beacon
-from commonweight.rules.panel import Standing, is_in_order, is_known_bad, round_claim, settled_verdict
+from commonweight.rules.panel import MAX_SEATED, Standing, is_in_order, is_known_bad, round_claim, settled_verdict
 from commonweight.rules.spec import ModelSpec
 from commonweight.rules.statement import AuditLine, Carried, Conviction, SealedRound, Statement, to_hex
 
@@ -170,6 +170,8 @@ def _panel_fault(
         if not is_known_bad(spec, bytes.fromhex(statement.beacon_seed[2:]), line.audit):
             return f"{line.opinions[0].auditor} was shown a false claim, though the seed doesn't draw one here."
     opinions = [(opinion.owner, Verdict(opinion.verdict)) for opinion in on_claim]
+    if (seated := sum(owner is not None for owner, _ in opinions)) > MAX_SEATED:
+        return f"{seated} seat holders gave opinions on the provider's claim; after {MAX_SEATED} the referee is next."
     early = any(settled_verdict(opinions[:count]) is not None for count in range(1, len(opinions)))
     if early or settled_verdict(opinions) is not Verdict(line.verdict):
         said = ", ".join(f"{verdict.value} ({owner or 'the referee'})" for owner, verdict in opinions)
@@ -179,13 +181,15 @@ def _panel_fault(
             return f"{opinion.verdict} with the evidence {opinion.evidence}. Fraud has evidence, and nothing else has."
         if (opinion.owner is None) != (opinion.account is None):
             return f"the opinion of {opinion.auditor} is paid to {opinion.account}: the referee isn't paid, others are."
-        standing, is_disproven = line.standing_of(opinion), opinion.disproof != to_hex(NO_EVIDENCE)
-        if is_disproven != (standing is Standing.FALSE) and not (is_disproven and standing is Standing.OVERRULED):
+        standing = line.standing_of(opinion)
+        if opinion.is_disproven != (standing is Standing.FALSE) and not (
+            opinion.is_disproven and standing is Standing.OVERRULED
+        ):
             return (
                 f"the opinion of {opinion.auditor} is {standing.value}, with the disproof {opinion.disproof}. What "
                 "passes a false claim has one; what was overruled may have one, the referee's excepted."
             )
-        if opinion.owner is None and is_disproven:
+        if opinion.owner is None and opinion.is_disproven:
             return "the referee's opinion is disproven."
         if Conviction(stage=line.stage, node=opinion.auditor) in before.convicted:
             return f"{opinion.auditor} was convicted in an earlier epoch, and isn't asked any more."

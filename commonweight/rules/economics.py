@@ -84,14 +84,6 @@ def chance_caught(risk: float, times: float) -> float:
     return -math.expm1(times * math.log1p(-risk))
 
 
-def rate_to_catch(units: int, *, bad: float = 0.1, epochs: int = 5, chance: float = 0.99) -> float:
-    """The rate at which who cheats on the share `bad` of an epoch's `units` is caught within `epochs` with `chance`.
-
-    With many units that is about 9.2 audits an epoch, by default.
-    """
-    return -math.expm1(math.log1p(-chance) / (bad * units * epochs))
-
-
 def cheating_profit(found: float, *, reward: float, stake: float, saved: float, gain: float = 0.0) -> float:
     """What cheating brings over honesty, on average: C + B − p (1 − r) q (R + S).
 
@@ -115,11 +107,6 @@ def needed_stake(found: float, *, reward: float, saved: float, gain: float = 0.0
     if saved + gain <= 0:
         return 0.0
     return max(0.0, (saved + gain) / found - reward) if found else math.inf
-
-
-def false_alarm_loss(audits: float, false_alarms: float, *, reward: float, stake: float) -> float:
-    """What an honest provider loses in an epoch with so many audits, each failing it with this probability."""
-    return chance_caught(false_alarms, audits) * (reward + stake)
 
 
 def share_paid(spec: ModelSpec, cheat: Cheat, share: float) -> float:

@@ -1,6 +1,6 @@
 """An epoch's statement: from reports, audits and served tokens to what everyone is owed."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 from commonweight.rules.accounting import divide_shares, next_balances
 from commonweight.rules.audits import (
@@ -87,18 +87,16 @@ def drawn_auditors(
 
 
 def make_opinion(
-    model_id: bytes,
-    audit: Audit,
     claim: bytes,
     verdict: Verdict,
     *,
     auditor: str,
-    sign: Callable[[Receipt], bytes],
+    signature: bytes,
     owner: str | None = None,
     account: str | None = None,
     evidence_hash: bytes = NO_EVIDENCE,
 ) -> Opinion:
-    """An opinion, signed by its auditor; without `owner` and `account` it is the referee's."""
+    """An opinion. `signature`: over its `opinion_receipt`. Without `owner` and `account` it is the referee's."""
     return Opinion(
         auditor=auditor,
         owner=owner,
@@ -108,7 +106,7 @@ def make_opinion(
         evidence=to_hex(evidence_hash),
         disproof=to_hex(NO_EVIDENCE),
         units="0",
-        signature=to_hex(sign(opinion_receipt(model_id, audit, claim, verdict, evidence_hash))),
+        signature=to_hex(signature),
     )
 
 
@@ -139,9 +137,7 @@ def convictions(
     for line in audits:
         if Verdict(line.verdict) is Verdict.FAILED and (line.round, line.stage) in nodes:
             found.add(Conviction(stage=line.stage, node=nodes[line.round, line.stage]))
-        for opinion in line.opinions:
-            if opinion.disproof != to_hex(NO_EVIDENCE):
-                found.add(Conviction(stage=line.stage, node=opinion.auditor))
+        found |= {Conviction(stage=line.stage, node=opinion.auditor) for opinion in line.disproven}
     return frozenset(found)
 
 
@@ -149,7 +145,7 @@ def paid_reports(
     rounds: Iterable[SealedRound],
     audits: Sequence[AuditLine],
     before: Carried,
-    convicted: frozenset[Conviction] = frozenset(),
+    convicted: frozenset[Conviction],
 ) -> frozenset[tuple[int, int]]:
     """Round and stage of the reports that are paid; who is `convicted` in the epoch isn't paid for any of it."""
     paid: set[tuple[int, int]] = set()

@@ -11,6 +11,7 @@ from eth_hash.backends.pysha3 import backend
 
 keccak = backend.keccak256  # eth_hash.auto would take pycryptodome's, which takes four times as long
 
+HASH_BYTES = 32
 WORD = 32
 
 

@@ -102,6 +102,13 @@ def recording_receipt(model_id: bytes, audit: Audit, claim: bytes, operators: by
     return Receipt(model_id, audit.stage, unit=unit, output=unit)
 
 
+def left_to_ask(ranking: Sequence[Owner], opinions: int) -> Sequence[Owner]:
+    """Whom to ask next about the provider's claim, the first choice first: who is left of the ranking, but after
+    MAX_SEATED opinions, which didn't settle it, only the referee.
+    """
+    return ranking if opinions < MAX_SEATED else (None,)
+
+
 def settled_verdict(opinions: Sequence[tuple[Owner, Verdict]]) -> Verdict | None:
     """What the opinions on the provider's claim come to, in the order in which they were given; None: not yet."""
     if not opinions:
@@ -120,13 +127,15 @@ class Standing(Enum):
     OVERRULED = "overruled"
     """It contradicts the verdict. Proof of who is wrong may follow."""
     FALSE = "false"
-    """It passes what is known to be bad."""
+    """It passes what is known to be bad, while what the provider claims instead is good."""
 
 
 def opinion_standing(opinion: Verdict, decided: Verdict, *, known_bad: bool) -> Standing:
-    """`known_bad`: it is on a claim that wasn't the provider's."""
+    """`known_bad`: it is on a claim that wasn't the provider's. Where that is false, too, the other may be true."""
     if known_bad:
-        return {Verdict.PASSED: Standing.FALSE, Verdict.FAILED: Standing.PAID}.get(opinion, Standing.UNPAID)
+        if opinion is Verdict.PASSED and decided is Verdict.PASSED:
+            return Standing.FALSE
+        return Standing.PAID if opinion is Verdict.FAILED else Standing.UNPAID
     if opinion not in (Verdict.PASSED, Verdict.FAILED):
         return Standing.UNPAID
     if opinion is decided:

@@ -11,9 +11,9 @@ from eth_hash.auto import keccak
 from pydantic import Field
 
 from commonweight.rules.canonical import content_hash
+from commonweight.rules.merkle import HASH_BYTES
 from commonweight.rules.spec import Hash, Record
 
-HASH_BYTES = 32
 MAX_OPERATORS = 100_000
 """Of one recording: more don't fit a control message."""
 MAX_RECORD_BYTES = 2 << 20

@@ -13,7 +13,7 @@ from pydantic import AfterValidator, Field, ValidationError
 
 from commonweight.errors import StatementMismatch
 from commonweight.rules.accounting import Balance
-from commonweight.rules.audits import Audit, Kind, Verdict
+from commonweight.rules.audits import NO_EVIDENCE, Audit, Kind, Verdict
 from commonweight.rules.canonical import content_hash, parse_json
 from commonweight.rules.merkle import MerkleTree, settlement_leaf
 from commonweight.rules.panel import Standing, opinion_standing
@@ -80,6 +80,11 @@ class Opinion(Record):
     units: Integer = Field(description="FLOPs; 0 where it isn't paid")
     signature: Signature = Field(description="by the auditor, over the opinion")
 
+    @property
+    def is_disproven(self) -> bool:
+        """Whether there is evidence that it is false."""
+        return self.disproof != to_hex(NO_EVIDENCE)
+
 
 class AuditLine(Record):
     """One unit of work that was drawn, and what its audit came to."""
@@ -102,6 +107,11 @@ class AuditLine(Record):
     def evidence(self) -> str:
         """Of fraud; 0 where there is none."""
         return self.opinions[-1].evidence
+
+    @property
+    def disproven(self) -> tuple[Opinion, ...]:
+        """The opinions that there is evidence against."""
+        return tuple(opinion for opinion in self.opinions if opinion.is_disproven)
 
     def is_known_bad(self, opinion: Opinion) -> bool:
         """Whether it is on another claim than the provider's."""

@@ -6,42 +6,37 @@ whose result is right. That the operator was due there, on these inputs, only a 
 """
 
 from base64 import b64decode, b64encode
-from typing import Annotated, Literal
+from typing import Literal
 
 from eth_hash.auto import keccak
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from commonweight.errors import MalformedMessage
 from commonweight.rules.audits import Audit
-from commonweight.rules.canonical import canonical_json, parse_json
+from commonweight.rules.canonical import canonical_json
+from commonweight.rules.merkle import HASH_BYTES
 from commonweight.rules.panel import recording_receipt
 from commonweight.rules.receipt import Domain
 from commonweight.rules.recording import (
-    HASH_BYTES,
     MAX_OPERATORS,
-    MAX_RECORD_BYTES,
     MAX_TENSORS_BYTES,
     OperatorRecord,
     first_difference,
     operator_hash,
 )
-from commonweight.rules.spec import Hash, Record
-from commonweight.rules.statement import Number, Signature, to_hex
-from commonweight.watch.fraud import Unit
+from commonweight.rules.spec import Hash
+from commonweight.rules.statement import Address, Number, Signature, to_hex
+from commonweight.watch.fraud import Document, Unit
 from commonweight.watch.judge import signer_of
 
 MAX_DISPUTE_BYTES = 16 << 20
 """Of the evidence: a recording in hexadecimal, a record, and its tensors in base64."""
 
-Address = Annotated[str, Field(pattern=r"^0x[0-9a-fA-F]{40}$")]
 
-
-class DisputeEvidence(Record):
+class DisputeEvidence(Document):
     """`commonweight.dispute/1`, see docs/protocol.md."""
 
     format: Literal["commonweight.dispute/1"]
-    spec_hash: Hash
-    unit: Unit
     claim: Hash
     """`audit_claim`: what the auditor held against its replay."""
     numerics: str = Field(max_length=200)
@@ -77,11 +72,7 @@ class DisputeEvidence(Record):
 
     def contradictions(self, stage: int, spec_hash: bytes, model_id: bytes, domain: Domain) -> list[str]:
         """Why it can't be evidence against the auditor's seat of `stage` in this model; empty where it can."""
-        found, recording = [], self.recording
-        if self.spec_hash != to_hex(spec_hash):
-            found.append(f"it is about the spec {self.spec_hash}, the model has {to_hex(spec_hash)}")
-        if self.unit.stage != stage:
-            found.append(f"it is about stage {self.unit.stage}, the proposal about stage {stage}")
+        found, recording = self.strays(stage, spec_hash), self.recording
         receipt = recording_receipt(model_id, self.unit.audit, bytes.fromhex(self.claim[2:]), recording)
         if signer_of(receipt, domain, self.signature) != self.auditor:
             found.append(f"its recording isn't signed by {self.auditor}")
@@ -118,36 +109,17 @@ def dispute_evidence(
         raise MalformedMessage("Two recordings don't differ, or are of two numerics classes. There is no dispute.")
     if (found := b"" if not record else keccak(record)) != (due := operator_hash(ours, index)):
         raise MalformedMessage(f"The record of operator {index} has hash {found.hex()}; the recording has {due.hex()}.")
-    return canonical_json(
-        {
-            "format": "commonweight.dispute/1",
-            "spec_hash": to_hex(spec_hash),
-            "unit": {
-                "round": audit.round,
-                "stage": audit.stage,
-                "kind": audit.kind.value,
-                "microbatch": audit.microbatch,
-            },
-            "claim": to_hex(claim),
-            "numerics": numerics,
-            "auditor": auditor,
-            "index": index,
-            "operators": to_hex(theirs),
-            "signature": to_hex(signature),
-            "record": parse_json(record, "The record", MAX_RECORD_BYTES) if record else None,
-            "tensors": b64encode(tensors).decode() if 0 < len(tensors) <= MAX_TENSORS_BYTES else None,
-        }
+    evidence = DisputeEvidence(
+        format="commonweight.dispute/1",
+        spec_hash=to_hex(spec_hash),
+        unit=Unit.of(audit),
+        claim=to_hex(claim),
+        numerics=numerics,
+        auditor=auditor,
+        index=index,
+        operators=to_hex(theirs),
+        signature=to_hex(signature),
+        record=OperatorRecord.model_validate_json(record) if record else None,
+        tensors=b64encode(tensors).decode() if 0 < len(tensors) <= MAX_TENSORS_BYTES else None,
     )
-
-
-def parse_dispute(text: bytes) -> DisputeEvidence:
-    """Raises MalformedMessage for another text than `commonweight.dispute/1`."""
-    parse_json(text, "The evidence", MAX_DISPUTE_BYTES)
-    try:
-        return DisputeEvidence.model_validate_json(text)
-    except ValidationError as error:
-        first = error.errors(include_input=False, include_url=False)[0]
-        where = ".".join(map(str, first["loc"])) or "all of it"
-        raise MalformedMessage(
-            f"The evidence isn't of the form commonweight.dispute/1: {where:.80}: {first['msg']:.200}."
-        ) from error
+    return canonical_json(evidence.model_dump(mode="json"))

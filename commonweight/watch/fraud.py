@@ -3,20 +3,20 @@
 Whoever proposed it wrote it. Its hash shows that it is what they have committed to, not that it is true.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar, get_args
 
 from pydantic import Field, ValidationError
 
 from commonweight.errors import MalformedMessage
 from commonweight.rules.audits import Audit, Kind
 from commonweight.rules.canonical import parse_json
-from commonweight.rules.merkle import verify_proof
-from commonweight.rules.report import HOP_HASHES, Hop
+from commonweight.rules.merkle import MerkleTree, verify_proof
+from commonweight.rules.report import HOP_HASHES, Hop, Report
 from commonweight.rules.spec import Hash, Record
-from commonweight.rules.statement import Number, to_hex
+from commonweight.rules.statement import KindName, Number, to_hex
 
 MAX_EVIDENCE_BYTES = 64 * 1024
-"""As the referee writes it at most."""
+"""Of evidence without tensors."""
 
 Decimal = Annotated[str, Field(pattern=r"^(-?[0-9]+(\.[0-9]+)?(e[+-]?[0-9]{1,4})?|-?inf|nan)$", max_length=40)]
 """A float as Python writes it."""
@@ -27,8 +27,12 @@ class Unit(Record):
 
     round: Number
     stage: Number
-    kind: Literal["round", "microbatch", "loss", "data"]
+    kind: KindName
     microbatch: Number | None
+
+    @classmethod
+    def of(cls, audit: Audit) -> "Unit":
+        return cls(round=audit.round, stage=audit.stage, kind=audit.kind.value, microbatch=audit.microbatch)
 
     @property
     def audit(self) -> Audit:
@@ -43,6 +47,10 @@ class Commitments(Record):
     state_before: Hash
     state_after: Hash
 
+    @classmethod
+    def of(cls, report: Report) -> "Commitments":
+        return cls(**{name: to_hex(getattr(report, name)) for name in cls.model_fields})
+
 
 class SignedHop(Record):
     """A microbatch's line of the report, with its proof to the `hops_root`."""
@@ -55,6 +63,13 @@ class SignedHop(Record):
     gradient_out: Hash
     loss: Decimal
     proof: tuple[Hash, ...]
+
+    @classmethod
+    def of(cls, report: Report, microbatch: int) -> "SignedHop":
+        hop, tree = report.hops[microbatch], MerkleTree([each.leaf(number) for number, each in enumerate(report.hops)])
+        hashes = {name: to_hex(getattr(hop, name)) for name in HOP_HASHES}
+        proof = tuple(map(to_hex, tree.proof(microbatch)))
+        return cls(microbatch=microbatch, loss=repr(hop.loss), proof=proof, **hashes)
 
     @property
     def leaf(self) -> bytes:
@@ -87,12 +102,27 @@ class Differs(Record):
     note: str
 
 
-class FraudEvidence(Record):
+class Document(Record):
+    """How evidence of every kind begins."""
+
+    format: str
+    spec_hash: Hash
+    unit: Unit
+
+    def strays(self, stage: int, spec_hash: bytes) -> list[str]:
+        """Why it is about another stage, or a model with another spec; empty where it isn't."""
+        found = []
+        if self.spec_hash != to_hex(spec_hash):
+            found.append(f"it is about the spec {self.spec_hash}, the model has {to_hex(spec_hash)}")
+        if self.unit.stage != stage:
+            found.append(f"it is about stage {self.unit.stage}, the proposal about stage {stage}")
+        return found
+
+
+class FraudEvidence(Document):
     """`commonweight.fraud/1`, see docs/protocol.md."""
 
     format: Literal["commonweight.fraud/1"]
-    spec_hash: Hash
-    unit: Unit
     commitments: Commitments
     hop: SignedHop | None
     numerics: Numerics
@@ -100,11 +130,7 @@ class FraudEvidence(Record):
 
     def contradictions(self, stage: int, spec_hash: bytes) -> list[str]:
         """Why it can't be evidence against the seat of `stage` in the model with this spec; empty where it can."""
-        found, difference, hop = [], self.difference, self.hop
-        if self.spec_hash != to_hex(spec_hash):
-            found.append(f"it is about the spec {self.spec_hash}, the model has {to_hex(spec_hash)}")
-        if self.unit.stage != stage:
-            found.append(f"it is about stage {self.unit.stage}, the proposal about stage {stage}")
+        found, difference, hop = self.strays(stage, spec_hash), self.difference, self.hop
         if hop is not None and not hop.leads_to(self.commitments.hops_root):
             found.append(f"its microbatch {hop.microbatch} is not in the report that it names")
         if difference.microbatch != (None if hop is None else hop.microbatch):
@@ -117,14 +143,16 @@ class FraudEvidence(Record):
         return found
 
 
-def parse_evidence(text: bytes) -> FraudEvidence:
-    """Raises MalformedMessage for another text than `commonweight.fraud/1`."""
-    parse_json(text, "The evidence", MAX_EVIDENCE_BYTES)
+Evidence = TypeVar("Evidence", bound=Document)
+
+
+def parse_document(kind: type[Evidence], text: bytes, limit: int = MAX_EVIDENCE_BYTES) -> Evidence:
+    """Evidence of this kind, of at most `limit` bytes. Raises MalformedMessage for another text."""
+    parse_json(text, "The evidence", limit)
     try:
-        return FraudEvidence.model_validate_json(text)
+        return kind.model_validate_json(text)
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
         where = ".".join(map(str, first["loc"])) or "all of it"
-        raise MalformedMessage(
-            f"The evidence isn't of the form commonweight.fraud/1: {where:.80}: {first['msg']:.200}."
-        ) from error
+        (form,) = get_args(kind.model_fields["format"].annotation)
+        raise MalformedMessage(f"The evidence isn't of the form {form}: {where:.80}: {first['msg']:.200}.") from error

@@ -35,8 +35,10 @@ class Proposal:
     """Whose word counts as the referee's."""
     seats: frozenset[AuditorSeat]
     """Held when the tip was first committed; none in a model that asks for no stake."""
-    owners: Mapping[str, str]
-    """Who answers for a node's key, by the key, where that isn't its own account."""
+    owners: Mapping[str, frozenset[str]]
+    """Who has answered for a key in the epoch, by the key; for others it is their own account."""
+    accounts: Mapping[str, frozenset[str]] | None
+    """Whom an owner may have named to be paid, by the owner; None: anybody, the model asks for no stake."""
 
 
 class OwnReceipt(Record):
@@ -98,7 +100,7 @@ def check_epoch(
         )
     check_statement(spec, statement, before)
     _check_seats(statement, proposal.seats)
-    _check_reports(statement, proposal.owners)
+    _check_reports(statement, proposal)
     _check_opinions(statement, proposal)
     _check_equivocations(statement)
     if own is not None:
@@ -124,7 +126,16 @@ def _check_seats(statement: Statement, seats: frozenset[AuditorSeat]) -> None:
         )
 
 
-def _check_reports(statement: Statement, owners: Mapping[str, str]) -> None:
+def _check_who(proposal: Proposal, key: str, owner: str, account: str | None, where: str) -> None:
+    """Whether the owner has answered for the key, and named the account that is paid."""
+    answered = proposal.owners.get(key, frozenset({key}))
+    if owner not in answered:
+        raise StatementMismatch(f"{where}: {owner} answers for {key}; on chain {' or '.join(sorted(answered))} does.")
+    if proposal.accounts is not None and account not in proposal.accounts.get(owner, frozenset({owner})):
+        raise StatementMismatch(f"{where}: {account} is paid for {key}; on chain its owner {owner} never named it.")
+
+
+def _check_reports(statement: Statement, proposal: Proposal) -> None:
     domain, model_id = Domain(statement.chain_id, statement.settlement), bytes.fromhex(statement.model_id[2:])
     tip = bytes.fromhex(statement.beacon_tip[2:])
     for sealed in statement.rounds:
@@ -135,11 +146,8 @@ def _check_reports(statement: Statement, owners: Mapping[str, str]) -> None:
                     f"Round {sealed.round} credits stage {line.stage} to node {line.node}; its report is signed by "
                     f"{signer or 'nobody'}."
                 )
-            if (owner := owners.get(line.node, line.node)) != line.owner:
-                raise StatementMismatch(
-                    f"Round {sealed.round} says that {line.owner} answers for node {line.node} on stage {line.stage}; "
-                    f"on chain {owner} does."
-                )
+            where = f"Round {sealed.round}, stage {line.stage}"
+            _check_who(proposal, line.node, line.owner, line.account, where)
 
 
 def _check_opinions(statement: Statement, proposal: Proposal) -> None:
@@ -151,11 +159,9 @@ def _check_opinions(statement: Statement, proposal: Proposal) -> None:
                 raise StatementMismatch(
                     f"Epoch {statement.epoch}: {who} is no referee, and gave its opinion on {line.audit} as one."
                 )
-            if opinion.owner is not None and (owner := proposal.owners.get(who, who)) != opinion.owner:
-                raise StatementMismatch(
-                    f"Epoch {statement.epoch} says that {opinion.owner} answers for the auditor {who} of {line.audit}; "
-                    f"on chain {owner} does."
-                )
+            if opinion.owner is not None:
+                where = f"Epoch {statement.epoch}, {line.audit}"
+                _check_who(proposal, who, opinion.owner, opinion.account, where)
             signer = signer_of(signed_receipt(proposal.model_id, line.audit, opinion), domain, opinion.signature)
             if signer != who:
                 raise StatementMismatch(

@@ -2,8 +2,8 @@
 
 from collections.abc import Collection, Iterator
 
-from commonweight.chain.auditors import auditor_seats
-from commonweight.chain.events import SignerBound
+from commonweight.chain.auditors import auditor_seats, tip_block
+from commonweight.chain.events import PayoutSet, SignerBound
 from commonweight.chain.providers import ProviderRegistry
 from commonweight.chain.records import EpochRecord, RegisteredModel
 from commonweight.chain.settlement import EpochSettlement
@@ -29,11 +29,14 @@ def read_proposal(
     """
     tip = settlement.beacon_of(record.epoch, record.proposer)
     seats: frozenset[AuditorSeat] = frozenset()
-    owners: dict[str, str] = {}
+    owners: dict[str, frozenset[str]] = {}
+    accounts: dict[str, frozenset[str]] | None = None
     if tip is not None and model.terms.seat_stake:
         seats = auditor_seats(settlement, model, record.epoch, tip)
-        providers = ProviderRegistry(settlement.chain, model.terms.providers)
-        owners = owners_at(providers, set(_keys_of(statement)), record.block_number)
+        begun = tip_block(settlement, record.epoch, tip)
+        providers = ProviderRegistry(settlement.chain, model.terms.providers).at(record.block_number)
+        owners = who_answered(providers, set(_keys_of(statement)), begun)
+        accounts = who_was_paid(providers, {owner for each in owners.values() for owner in each})
     return Proposal(
         chain_id=settlement.chain.chain_id,
         settlement=model.settlement,
@@ -47,20 +50,38 @@ def read_proposal(
         referees=frozenset({record.proposer}),
         seats=seats,
         owners=owners,
+        accounts=accounts,
     )
 
 
-def owners_at(providers: ProviderRegistry, keys: Collection[str], block: int) -> dict[str, str]:
-    """Who answered for each of `keys` after `block`; without those that answered for themselves.
+def who_answered(providers: ProviderRegistry, keys: Collection[str], begun: int) -> dict[str, frozenset[str]]:
+    """For each of `keys`, who has answered for it since block `begun`, up to the block that `providers` is asked at.
 
-    A key may be bound later, once it holds no seats any more: by whom, says nothing about what it did before.
+    A key that is bound meanwhile has answered for itself before. Whoever binds it later, once it holds no seats any
+    more, says nothing about what it did.
     """
-    then, ordered = providers.at(block), sorted(keys)
-    bound: dict[str, str] = {}
+    answered = {key: frozenset({key}) for key in keys}
+    for some in _in_parts(keys):
+        for event in providers.events(SignerBound, signer=some):
+            before = answered[event.signer] if event.block_number > begun else frozenset[str]()
+            answered[event.signer] = before | {event.owner}
+    return answered
+
+
+def who_was_paid(providers: ProviderRegistry, owners: Collection[str]) -> dict[str, frozenset[str]]:
+    """For each of `owners`, itself and all accounts that it ever named to be paid."""
+    named = {owner: frozenset({owner}) for owner in owners}
+    for some in _in_parts(owners):
+        for event in providers.events(PayoutSet, owner=some):
+            named[event.owner] |= {event.payout}
+    return named
+
+
+def _in_parts(values: Collection[str]) -> Iterator[list[str]]:
+    """So many to a question."""
+    ordered = sorted(values)
     for start in range(0, len(ordered), KEYS_PER_QUESTION):
-        some = ordered[start : start + KEYS_PER_QUESTION]
-        bound |= {event.signer: event.owner for event in then.events(SignerBound, signer=some)}
-    return bound
+        yield ordered[start : start + KEYS_PER_QUESTION]
 
 
 def _keys_of(statement: Statement) -> Iterator[str]:

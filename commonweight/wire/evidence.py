@@ -25,6 +25,8 @@ EVIDENCE_PART_BYTES = PIPE_PART_BYTES
 """In one part, at most."""
 MAX_RETAINED_ROUNDS = 16
 """A node keeps evidence of so many sealed rounds at most, the last ones: who audits must be no further behind."""
+MAX_CONNECTIONS = 8
+"""That an auditor keeps, to the sources that it has asked last: one audit has three."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class Source:
 
 
 class EvidenceClient:
-    """An auditor's connections; each is opened with the first fetch from its source and then kept.
+    """An auditor's connections; each is opened with the first fetch from its source, and MAX_CONNECTIONS are kept.
 
     Fetches raise EvidenceMissing where the source doesn't keep what is asked for, MalformedMessage or MessageTooLarge
     where it sends something else, IdentityMismatch where the certificate isn't its own, Refused or PeerUnreachable
@@ -50,6 +52,7 @@ class EvidenceClient:
         """`certificate` is what the nodes were told that the auditor presents."""
         self._certificate = certificate
         self._channels: dict[Source, grpc.aio.Channel] = {}
+        """The one that was asked last is the last."""
 
     async def fetch_tensor(self, source: Source, round_: int, digest: bytes, size: int, *, timeout_s: float) -> bytes:
         """`size` bytes that should have this SHA-256, and have crossed one of the source's sides in the round."""
@@ -70,9 +73,8 @@ class EvidenceClient:
         self, source: Source, request: pb.EvidenceRequest, least: int, most: int, timeout_s: float
     ) -> bytes:
         """What is sent. Nothing is kept of it before its size is known to be in range."""
-        call = evidence_pb2_grpc.EvidenceStub(self._channel(source)).Fetch(
-            request, timeout=timeout_s, wait_for_ready=True
-        )
+        stub = evidence_pb2_grpc.EvidenceStub(await self._channel(source))
+        call = stub.Fetch(request, timeout=timeout_s, wait_for_ready=True)
         parts: list[bytes] = []
         size = received = 0
         try:
@@ -95,17 +97,21 @@ class EvidenceClient:
             raise MalformedMessage(f"{source.peer_id} ended after {received} of {size} bytes.")
         return b"".join(parts)
 
-    def _channel(self, source: Source) -> grpc.aio.Channel:
-        if source not in self._channels:
+    async def _channel(self, source: Source) -> grpc.aio.Channel:
+        channel = self._channels.pop(source, None)
+        if channel is None:
             check_certificate(source.certificate, source.peer_id)
-            self._channels[source] = open_channel(
+            channel = open_channel(
                 source.address,
                 self._certificate,
                 source.certificate,
                 max_message_bytes=PIPE_FRAME_BYTES,
                 ping_timeout_ms=PIPE_PING_TIMEOUT_MS,
             )
-        return self._channels[source]
+        self._channels[source] = channel
+        if len(self._channels) > MAX_CONNECTIONS:
+            await self._channels.pop(next(iter(self._channels))).close()
+        return channel
 
     async def close(self) -> None:
         """Close all connections."""

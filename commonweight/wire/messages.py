@@ -4,13 +4,34 @@ import math
 
 from commonweight.errors import ConfigError, MalformedMessage
 from commonweight.identity import public_key_of
+from commonweight.rules.audits import Audit, Kind
+from commonweight.rules.merkle import HASH_BYTES
 from commonweight.rules.report import HOP_HASHES, Hop, Report
 from commonweight.wire.channel import split_address
 from commonweight.wire.generated import control_pb2
 
 MAX_HOPS = 8192
 """Microbatches in one report: 1.6 MB, well within a control message."""
-HASH_BYTES = 32
+
+
+def audit_to_proto(audit: Audit) -> control_pb2.AuditUnit:
+    """The message that names a unit of work."""
+    return control_pb2.AuditUnit(
+        round=audit.round, stage=audit.stage, kind=audit.kind.value, microbatch=audit.microbatch
+    )
+
+
+def audit_from_proto(message: control_pb2.AuditUnit) -> Audit:
+    """The unit in a message; whether a model has such a one is the caller's to check.
+
+    Raises MalformedMessage for a kind of audit that doesn't exist.
+    """
+    try:
+        kind = Kind(message.kind)
+    except ValueError as error:
+        raise MalformedMessage(f"There are no audits of kind {message.kind!r:.40}.") from error
+    microbatch = message.microbatch if message.HasField("microbatch") else None
+    return Audit(message.round, message.stage, kind, microbatch)
 
 
 def report_to_proto(

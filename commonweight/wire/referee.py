@@ -11,12 +11,12 @@ from commonweight.errors import WireError, WorkerDied
 from commonweight.events import emit
 from commonweight.rules.audits import Verdict
 from commonweight.rules.epoch import report_units
+from commonweight.rules.merkle import HASH_BYTES
 from commonweight.rules.spec import ModelSpec
 from commonweight.rules.stages import boundary_bytes_per_token, stage_parameters
 from commonweight.wire.generated import control_pb2
 from commonweight.wire.generated import referee_pb2 as pb
 from commonweight.wire.link import Link, end_worker, spawn_worker
-from commonweight.wire.messages import HASH_BYTES
 
 START_S = 60.0
 """For the referee to import torch; a cold disk takes its time."""
@@ -138,8 +138,8 @@ class Replays:
     """Referees, one at a time: started when one is needed, and again where it dies. One call at a time."""
 
     def __init__(self, start: Callable[[], Awaitable[Referee]], *, is_last_word: bool = True) -> None:
-        """`start` may raise WorkerDied; nothing is started before it is needed. `is_last_word`: nobody else has to
-        agree that there is fraud.
+        """`start` may raise WorkerDied; nothing is started before it is needed. `is_last_word`: nobody else replays
+        what is found false.
         """
         self._start = start
         self._is_last_word = is_last_word
@@ -148,18 +148,17 @@ class Replays:
     async def judge(self, order: control_pb2.AuditOrder) -> control_pb2.AuditOpinion:
         """What comes of a unit, unsigned: `undecided` where MAX_ATTEMPTS referees died of it.
 
-        Fraud is what a second replay has shown, too, for the last word by a fresh referee: a bit that flips in a
-        machine must cost nobody a stake. Who doesn't serve again gains nothing: only a replay that gives what was
-        signed speaks for the provider.
+        The last word says that there is fraud when a second referee has seen it, too: a bit that flips in a machine
+        must cost nobody a stake. Who doesn't serve again gains nothing: only a replay that gives what was signed speaks
+        for the provider.
         """
         try:
             found = await self._ask(order, lambda referee: referee.audit(order))
         except WorkerDied as error:
             return _undecided(order, f"{MAX_ATTEMPTS} attempts. {error.args[0]}")
-        if found.verdict != Verdict.FAILED.value:
+        if found.verdict != Verdict.FAILED.value or not self._is_last_word:
             return found
-        if self._is_last_word:
-            await self.stop()
+        await self.stop()
         try:
             again = await self._ask(order, lambda referee: referee.audit(order), attempts=1)
         except WorkerDied:

@@ -11,7 +11,7 @@ from adversary.auditor import false_evidence
 from commonweight.devnet.deployment import SEAT_STAKE
 from commonweight.rules.audits import NO_EVIDENCE
 from commonweight.rules.statement import to_hex
-from commonweight.watch.fraud import parse_evidence
+from commonweight.watch.fraud import FraudEvidence, parse_document
 from commonweight.wire.generated import control_pb2 as pb
 from commonweight.wire.messages import report_to_proto
 from tests.adversaries.scene import Scene, scene
@@ -131,7 +131,7 @@ def test_false_evidence_looks_like_evidence(stage: int, microbatch: int | None) 
     kind = "round" if microbatch is None else ("microbatch", "loss")[stage]
     unit = pb.AuditUnit(round=3, stage=stage, kind=kind, microbatch=microbatch)
     order = pb.AuditOrder(unit=unit, report=report_to_proto(report))
-    evidence = parse_evidence(false_evidence(spec, order, bytes(32)))
+    evidence = parse_document(FraudEvidence, false_evidence(spec, order, bytes(32)))
     assert evidence.contradictions(stage, spec.spec_hash) == []
     assert (evidence.unit.round, evidence.unit.microbatch) == (3, microbatch)
     assert evidence.difference.found == to_hex(NO_EVIDENCE) != evidence.difference.signed

@@ -23,10 +23,10 @@ from commonweight.chain.token import TestUSD
 from commonweight.devnet.accounts import Account, devnet_accounts
 from commonweight.devnet.deployment import deploy_contracts, hand_out_money, register_model
 from commonweight.http import serving_http
-from commonweight.rules.audits import Audit, Verdict
+from commonweight.rules.audits import NO_EVIDENCE, Audit, Verdict
 from commonweight.rules.canonical import canonical_json
 from commonweight.rules.epoch import audit_line, credit_report, make_opinion, make_statement
-from commonweight.rules.panel import audit_claim
+from commonweight.rules.panel import audit_claim, opinion_receipt
 from commonweight.rules.receipt import Domain, Receipt
 from commonweight.rules.report import report_receipt
 from commonweight.rules.spec import build_spec
@@ -203,10 +203,10 @@ class Epochs:
     def verdict_line(self, audit: Audit, verdict: Verdict, auditor: str = "coordinator") -> AuditLine:
         """By the auditor as the referee; without evidence."""
         reports = honest_reports(self.spec.stages, self.spec.training.microbatches_per_round, audit.round)
-        claim, by, sign = audit_claim(audit, reports[audit.stage]), self.address(auditor), self.signing(auditor)
-        return audit_line(
-            audit, verdict, [make_opinion(self.model.model_id, audit, claim, verdict, auditor=by, sign=sign)]
-        )
+        claim = audit_claim(audit, reports[audit.stage])
+        signature = self.signing(auditor)(opinion_receipt(self.model.model_id, audit, claim, verdict, NO_EVIDENCE))
+        opinion = make_opinion(claim, verdict, auditor=self.address(auditor), signature=signature)
+        return audit_line(audit, verdict, [opinion])
 
     def equivocation(self, stage: int, role: str) -> EquivocationLine:
         """Two results of one unit, signed by the role's key."""

@@ -39,7 +39,6 @@ DEADLINE_S = 60
 SPEC = tiny_spec()
 STAGES, MICROBATCHES = SPEC.stages, SPEC.training.microbatches_per_round
 IDENTITY = NodeIdentity(b"\x05" * 32)
-PAYOUT = NodeIdentity(b"\x06" * 32).address
 MODEL = b"\xaa" * 32
 DOMAIN = Domain(31337, "0x5FbDB2315678afecb367f032d93F642f64180aa3")
 ENLISTED = pb.Enlisted(
@@ -131,7 +130,7 @@ class Bench:
 
     async def start(self, how: str) -> Stream:
         """An auditor, whose referee is the fake one; it awaits the answer to its join."""
-        config = AuditorConfig(IDENTITY, self.coordinator.peer, PAYOUT, device=how, threads=1)
+        config = AuditorConfig(IDENTITY, self.coordinator.peer, device=how, threads=1)
         self.audited = asyncio.create_task(Auditor(config).run())
         return await self.coordinator.streams.get()
 
@@ -214,7 +213,7 @@ async def test_it_answers_one_order_after_the_other_and_ends_with_the_training(b
         stream = await at.start("honest")
         join = await stream.enlist()
         assert stream.peer_id == IDENTITY.peer_id
-        assert (join.certificate, join.payout_account) == (at.coordinator.admitted[0], PAYOUT)
+        assert join.certificate == at.coordinator.admitted[0]
         for audit in (WHOLE, SINGLE):  # the second waits for the first
             stream.say(order=order(audit))
         for audit in (WHOLE, SINGLE):
@@ -227,9 +226,7 @@ async def test_it_answers_one_order_after_the_other_and_ends_with_the_training(b
         stream.say(finished=pb.Finished())
         await at.audited
         assert not is_running(started["referee_pid"])
-    assert at.told("auditor.started") == [
-        {"node": IDENTITY.address, "peer_id": IDENTITY.peer_id, "payout": PAYOUT},
-    ]
+    assert at.told("auditor.started") == [{"node": IDENTITY.address, "peer_id": IDENTITY.peer_id}]
     assert at.told("auditor.enlisted") == [{"model_id": "0x" + MODEL.hex()}]
     units = [
         {"round": 3, "stage": 1, "kind": "round", "microbatch": None},
@@ -296,7 +293,7 @@ async def test_a_coordinator_that_is_gone_is_come_back_to_and_its_order_forgotte
 async def test_it_says_by_which_operators_it_came_to_its_opinion(bench: Any) -> None:
     async with bench() as at:
         stream = await at.enlisted("honest")
-        stream.say(recording=pb.RecordingOrder(order=order(WHOLE)))
+        stream.say(recording=order(WHOLE))
         recording = await stream.hear("recording")
         assert (recording.unit, recording.operators) == (order(WHOLE).unit, OPERATORS)
         receipt = recording_receipt(MODEL, WHOLE, claim(WHOLE), OPERATORS)
@@ -309,7 +306,7 @@ async def test_it_says_by_which_operators_it_came_to_its_opinion(bench: Any) -> 
 async def test_a_recording_that_it_can_t_give_is_an_empty_one(bench: Any, how: str, why: str) -> None:
     async with bench() as at:
         stream = await at.enlisted(how)
-        stream.say(recording=pb.RecordingOrder(order=order(SINGLE)))
+        stream.say(recording=order(SINGLE))
         recording = await stream.hear("recording")
         assert recording.operators == b""
         receipt = recording_receipt(MODEL, SINGLE, claim(SINGLE), b"")
@@ -336,8 +333,7 @@ async def test_more_orders_than_it_takes_end_it(bench: Any, recording: bool) -> 
     async with bench() as at:
         stream = await at.enlisted("silent")
         for _ in range(control_module.MAX_WAITING + 2):
-            asked = pb.RecordingOrder(order=order(WHOLE))
-            stream.say(**({"recording": asked} if recording else {"order": asked.order}))
+            stream.say(**{"recording" if recording else "order": order(WHOLE)})
         assert isinstance(await at.failure(), UnplannedMessage)
     assert all(not is_running(started["referee_pid"]) for started in at.told("referee.started"))
 
@@ -388,11 +384,11 @@ async def test_the_command_replays_with_the_real_referee(tmp_path: Path) -> None
     import_key(tmp_path / "auditor.json", "a password", b"\x05" * 32, scrypt_n=2)
     async with asyncio.timeout(DEADLINE_S), Coordinator().listening() as coordinator:
         words = [sys.executable, "-m", "commonweight", "auditor", "run", "--coordinator", coordinator.peer]
-        words += ["--key", str(tmp_path / "auditor.json"), "--password-file", str(password), "--payout", PAYOUT.lower()]
+        words += ["--key", str(tmp_path / "auditor.json"), "--password-file", str(password)]
         process = await asyncio.create_subprocess_exec(*words, stdout=subprocess.PIPE)
         try:
             stream = await coordinator.streams.get()
-            assert (await stream.enlist()).payout_account == PAYOUT
+            await stream.enlist()
             stream.say(order=order(SINGLE))
             opinion = await stream.hear("opinion")
             assert opinion.verdict == "withheld", opinion.why

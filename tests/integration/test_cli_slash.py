@@ -6,12 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
+import torch
 from eth_hash.auto import keccak
 
 from commonweight.chain.keys import Key
 from commonweight.chain.records import SlashStatus
 from commonweight.cli.output import format_time
 from commonweight.errors import ConfigError, InsufficientFunds, NotAllowed
+from commonweight.model.numerics import numerics_class
+from commonweight.model.operators import tensor_hash, write_arguments
 from commonweight.rules.audits import NO_EVIDENCE, Audit, Kind, Verdict
 from commonweight.rules.canonical import canonical_json
 from commonweight.rules.panel import audit_claim, known_bad_report, opinion_receipt, recording_receipt
@@ -69,8 +73,31 @@ def known_bad_of(world: World, auditor: Key) -> bytes:
     )
 
 
-def dispute_of(world: World, auditor: Key) -> bytes:
-    """Evidence that its key has recorded another second operator than the referee; it has no tensors."""
+GIVEN = torch.arange(6.0)
+
+
+def product(factor: float) -> OperatorRecord:
+    """Of GIVEN and 2, if this is the factor."""
+    return OperatorRecord(
+        microbatch=0,
+        phase="forward",
+        layer="layers.3.ffn",
+        operator="aten.mul.Tensor",
+        arguments=write_arguments([GIVEN, 2.0], {}),
+        inputs=(tensor_hash(GIVEN),),
+        strides=((1,),),
+        outputs=(tensor_hash(GIVEN * factor),),
+    )
+
+
+def dispute_of(
+    world: World,
+    auditor: Key,
+    records: tuple[OperatorRecord, OperatorRecord] | None = None,
+    numerics: str = "torch 2",
+    tensors: bytes = b"",
+) -> bytes:
+    """Evidence that its key has recorded another second operator than the referee, whose one is the first of these."""
     one, two, other = (
         OperatorRecord(
             microbatch=0,
@@ -84,7 +111,8 @@ def dispute_of(world: World, auditor: Key) -> bytes:
         )
         for number in range(3)
     )
-    unit, claim, numerics = Audit(3, 1, Kind.ROUND), mark("claim"), "torch 2"
+    two, other = records or (two, other)
+    unit, claim = Audit(3, 1, Kind.ROUND), mark("claim")
     theirs = join_hashes(numerics, [one, other])
     receipt = recording_receipt(world.model.model_id, unit, claim, theirs)
     return dispute_evidence(
@@ -97,7 +125,7 @@ def dispute_of(world: World, auditor: Key) -> bytes:
         signature=signing(world, auditor)(receipt),
         ours=join_hashes(numerics, [one, two]),
         record=canonical_json(two.model_dump(mode="json")),
-        tensors=b"",
+        tensors=tensors,
     )
 
 
@@ -258,6 +286,36 @@ class TestShow:
         assert "tensors not shown: they are too large" in lines
         found = world.json("slash", "show", "1")["evidence"]
         assert (found["problem"], canonical_json(found["document"]) == text) == (None, True)
+
+    @pytest.mark.parametrize(
+        ("factors", "said"),
+        [
+            ((2, 3), "the referee's record is right"),
+            ((3, 2), "the auditor's record is right"),
+            ((3, 4), "neither record is right"),
+        ],
+    )
+    def test_the_operator_is_run_again_in_the_same_class(
+        self, world: World, published: Any, factors: tuple[float, float], said: str
+    ) -> None:
+        torch.set_num_threads(1)
+        records, tensors = (product(factors[0]), product(factors[1])), safetensors.torch.save({"input.0": GIVEN})
+        text = dispute_of(world, NODE, records, numerics_class("cpu", world.spec), tensors)
+        report(world, text, published(text), BOB, 1)
+        lines = [" ".join(line.split()) for line in world.run("slash", "show", "1").stdout.splitlines()]
+        assert f"run again here {said}" in lines
+
+    @pytest.mark.parametrize(
+        ("numerics", "said"), [("torch 2", "no: this machine computes in another class, 'torch"), (None, "no: Input 0")]
+    )
+    def test_the_operator_can_t_be_run_again(
+        self, world: World, published: Any, numerics: str | None, said: str
+    ) -> None:
+        torch.set_num_threads(1)
+        records, tensors = (product(2), product(3)), safetensors.torch.save({"input.0": GIVEN + 1})
+        text = dispute_of(world, NODE, records, numerics or numerics_class("cpu", world.spec), tensors)
+        report(world, text, published(text), BOB, 1)
+        assert f"run again here {said}" in " ".join(world.run("slash", "show", "1").stdout.split())
 
     def test_a_dispute_about_another_stage(self, world: World, published: Any) -> None:
         text = dispute_of(world, NODE)

@@ -1,7 +1,8 @@
 """What the pages say is so: their commands run, their lists are the code's, their links lead somewhere.
 
 A block marked `sh` is run. One marked `sh template` names machines that aren't here, or takes too long: its commands
-are parsed, and its make targets are asked what they would run. docs/cli.md is tested by tests/unit/test_cli_docs.py.
+are parsed, its devnets' options checked, and its make targets are asked what they would run. docs/cli.md is tested by
+tests/unit/test_cli_docs.py.
 """
 
 import ast
@@ -26,6 +27,7 @@ from typer.testing import CliRunner
 from commonweight import errors
 from commonweight.cli.main import app
 from commonweight.devnet.observer import read_state
+from commonweight.devnet.options import DevnetOptions
 from commonweight.rules.receipt import RECEIPT_TYPE
 
 ROOT = Path(__file__).parents[2]
@@ -206,6 +208,17 @@ def test_templates_name_what_exists(page: str, words: list[str]) -> None:
             raise AssertionError(f"{page}: {words} is neither run nor checked")
 
 
+@pytest.mark.parametrize(("page", "words"), [each for each in templates() if each[1][:3] == UP.split()])
+def test_templates_of_devnets_can_be_started(page: str, words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def run_devnet(options: DevnetOptions, _console: object) -> int:
+        assert options.cheating or "--byzantine" not in words
+        return 0
+
+    monkeypatch.setattr("commonweight.devnet.run.run_devnet", run_devnet)
+    result = CliRunner().invoke(app, words[1:])
+    assert result.exit_code == 0, f"{page}: {result.exception!r} {result.output}"
+
+
 def plan(target: str, arguments: str = "") -> list[str]:
     """The commands that make would run."""
     command = ["make", "--no-print-directory", "-n", target, f"ARGS={arguments}"]
@@ -295,6 +308,7 @@ def test_the_protocol_page_has_the_code_s_constants() -> None:
     from commonweight.wire.decode import DECODE_PING_TIMEOUT_MS, MAX_CHUNK_TOKENS
     from commonweight.wire.decode import OPEN_S as STREAM_OPEN_S
     from commonweight.wire.generation import FIRST_TOKEN_S, TOKEN_S
+    from commonweight.wire.referee import AUDIT_S, BYTES_PER_S, FLOPS_PER_S
     from coordinator.service import MAX_OUTBOX
     from coordinator.service import SILENCE_S as NODE_SILENCE_S
     from node.decode_plane import MAX_UNSENT, MAX_UNSENT_BYTES
@@ -314,6 +328,8 @@ def test_the_protocol_page_has_the_code_s_constants() -> None:
         f"| a pipe to open, from the formation on | {OPEN_S:g} s |",
         f"| nothing from a neighbour during a round | {STALL_S:g} s: ",
         f"| unread messages for a node | {MAX_OUTBOX}: ",
+        f"| an auditor's answer | {AUDIT_S:g} s, and what the largest stage's round takes at "
+        f"{BYTES_PER_S >> 20} MiB/s and {FLOPS_PER_S / 1e9:g} GFLOP/s: ",
         f"| a stream to open | {STREAM_OPEN_S:g} s |",
         f"| HTTP/2 ping, after {KEEPALIVE_MS / 1000:g} s without a byte | {DECODE_PING_TIMEOUT_MS / 1000:g} s |",
         f"| a session without a step | {SESSION_IDLE_S:g} s: ",

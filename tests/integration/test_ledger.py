@@ -70,7 +70,7 @@ def opinion_on(audit: Audit, verdict: Verdict, owner: str | None = None, disproo
     """The referee's, or that of a seat's owner with its own key."""
     evidence = mark("evidence", audit.order) if verdict is Verdict.FAILED else NO_EVIDENCE
     who = {"auditor": owner or NODES[0], "owner": owner, "account": owner, "evidence_hash": evidence}
-    opinion = make_opinion(b"\xaa" * 32, audit, mark("claim"), verdict, sign=lambda _: bytes(65), **who)
+    opinion = make_opinion(mark("claim"), verdict, signature=bytes(65), **who)
     return opinion.model_copy(update={"disproof": to_hex(disproof)})
 
 

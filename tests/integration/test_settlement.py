@@ -300,6 +300,33 @@ def test_a_successor_signs_the_referee_s_opinions_that_it_takes_over(epochs: Epo
     check_statement(epochs.spec, taken_over, Carried())
 
 
+def test_a_successor_proposes_what_its_predecessor_has_closed_as_its_own(epochs: Epochs, tmp_path: Path) -> None:
+    """By its key, or nobody would believe it."""
+    seats = take_seats(epochs)
+    closed = epochs.statement(0, auditor="designer", **seats)
+    settlement = settlement_of(epochs, tmp_path, closed)
+    settlement.ledger.record_statement(0, canonical_json(closed.model_dump()), closed.hash)
+    settlement._advance(0)
+    proposed = settlement.ledger.statement(0)
+    assert proposed == epochs.statement(0, **seats) != closed
+    on_chain = settlement.contract.epoch(0)
+    assert on_chain is not None
+    assert on_chain.statement_hash == proposed.hash
+    assert settlement.statements.get(proposed.hash) is not None
+
+
+def test_what_every_watcher_would_challenge_isn_t_proposed(
+    epochs: Epochs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after a reorganisation that has moved a seat: opinions were asked for in another order."""
+    settlement = settlement_of(epochs, tmp_path, epochs.statement(0, **take_seats(epochs)))
+    monkeypatch.setattr("coordinator.settlement.auditor_seats", lambda *_: frozenset())
+    with pytest.raises(LedgerError, match=r"every watcher would challenge it\..*the beacon ranks"):
+        settlement._advance(0)
+    assert settlement.ledger.statement(0) is None
+    assert settlement.contract.epoch(0) is None
+
+
 def test_auditors_are_paid_out_of_the_epoch_and_not_for_passing_what_is_known_bad(
     epochs: Epochs, tmp_path: Path
 ) -> None:

@@ -212,14 +212,12 @@ def test_an_auditor_whose_opinion_was_disproven_loses_its_owner_s_seat(
     providers.bind_signer(key.address, key.sign_digest(providers.binding_digest(owner)))
     slashing = slashing_of(epochs, tmp_path)
     lazy = make_opinion(
-        epochs.model.model_id,
-        audit,
         mark("false claim"),
         Verdict.PASSED,
         auditor=key.address,
         owner=owner,
         account=owner,
-        sign=lambda receipt: key.sign_digest(receipt.digest(slashing.place.domain)),
+        signature=bytes(65),
     ).model_copy(update={"disproof": to_hex(mark("disproof"))})
     line = audit_line(audit, Verdict.PASSED, [lazy, *epochs.verdict_line(audit, Verdict.PASSED).opinions])
     slashing.ledger.record_verdict(line, last=False)

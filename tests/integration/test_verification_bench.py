@@ -5,7 +5,8 @@ import pytest
 from commonweight.bench.calibration import Calibration, Setting, run_calibration, show, to_results
 from commonweight.bench.lies import LIES
 from commonweight.bench.measure import Result
-from commonweight.bench.verification import FOREIGN, SECTIONS, VerificationBench, run_verification_bench, small_spec
+from commonweight.bench.verification import SECTIONS, run_verification_bench
+from commonweight.bench.verification_world import FOREIGN, VerificationBench, small_spec
 
 ONE = Setting("1 thread")
 MATH = Setting("math attention", attention="math")

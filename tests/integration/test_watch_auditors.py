@@ -12,7 +12,7 @@ from commonweight.rules.canonical import canonical_json
 from commonweight.rules.epoch import signed_receipt
 from commonweight.rules.receipt import Receipt
 from commonweight.rules.statement import AuditorSeat, EquivocationLine, Opinion, Statement, to_hex
-from commonweight.watch.proposals import KEYS_PER_QUESTION, owners_at
+from commonweight.watch.proposals import KEYS_PER_QUESTION, who_answered, who_was_paid
 from commonweight.watch.store import StatementStore
 from commonweight.watch.watcher import Watcher
 from tests.integration import cli_world
@@ -176,8 +176,8 @@ def who_wasn_t_drawn(world: World, patch: pytest.MonkeyPatch) -> Statement:
 LIES: dict[Lie, str] = {
     without_carol: f"doesn't list {CAROL.address} as an auditor of stage 1; on chain it held a seat",
     with_a_friend: f"lists {JUDGE_0.address} as an auditor of stage 1; on chain it held no seat",
-    by_another_s_node: f"that {ALICE.address} answers for node {NODE.address} on stage 1; on chain {BOB.address} does",
-    by_another_s_key: f"answers for the auditor {JUDGE_0.address} of the round audit of round 2, stage 3; on chain",
+    by_another_s_node: f"stage 1: {ALICE.address} answers for {NODE.address}; on chain {BOB.address} does",
+    by_another_s_key: f"answers for {JUDGE_0.address}; on chain",
     signed_by_nobody: "it is signed by nobody",
     by_an_invented_referee: f"{JUDGE_0.address} is no referee, and gave its opinion on the round audit of round 2",
     who_signed_once: f"is signed by {STRANGER.address}",
@@ -204,8 +204,24 @@ def test_a_key_is_bound_later_by_somebody_else(world: World) -> None:
     world.providers(BOB).bind_signer(JUDGE_0.address, signature)
     many = {to_hex(mark("key", number)[:20]) for number in range(2 * KEYS_PER_QUESTION)}
     keys = {NODE.address, JUDGE_0.address, ALICE.address} | many
-    assert owners_at(world.providers(), keys, before) == {NODE.address: BOB.address}
-    assert owners_at(world.providers(), keys, before + 1) == {NODE.address: BOB.address, JUDGE_0.address: BOB.address}
+    then = who_answered(world.providers().at(before), keys, before)
+    assert then[JUDGE_0.address] == {JUDGE_0.address}
+    meanwhile = who_answered(world.providers(), keys, before)
+    assert meanwhile[JUDGE_0.address] == {JUDGE_0.address, BOB.address}
+    since = who_answered(world.providers(), keys, before + 1)
+    assert since[JUDGE_0.address] == {BOB.address}
+    for answered in (then, meanwhile, since):
+        assert answered.keys() == keys
+        assert answered[NODE.address] == {BOB.address}
+        assert answered[ALICE.address] == {ALICE.address}
+
+
+def test_an_owner_is_paid_itself_or_whom_it_ever_named(world: World) -> None:
+    world.providers(BOB).set_payout(CAROL.address)
+    world.providers(BOB).set_payout(ALICE.address)
+    paid = who_was_paid(world.providers(), {BOB.address, NODE.address})
+    assert paid[BOB.address] >= {BOB.address, CAROL.address, ALICE.address}
+    assert paid[NODE.address] == {NODE.address}
 
 
 def test_audit_tells_who_audited(audited: World) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from commonweight.chain.keys import Key
 from commonweight.errors import CommonweightError, WorkerDied
-from commonweight.rules.audits import NO_EVIDENCE, Audit, Kind, Verdict
+from commonweight.rules.audits import NO_EVIDENCE, Audit, Verdict
 from commonweight.rules.canonical import canonical_json
 from commonweight.rules.epoch import credit_report
 from commonweight.rules.merkle import keccak
@@ -20,7 +20,7 @@ from commonweight.rules.statement import AuditLine, AuditorSeat, SealedRound
 from commonweight.watch.store import StatementStore
 from commonweight.wire.generated import control_pb2 as pb
 from commonweight.wire.generated import referee_pb2
-from commonweight.wire.messages import report_from_proto, report_to_proto
+from commonweight.wire.messages import audit_from_proto, report_from_proto, report_to_proto
 from commonweight.wire.referee import Replays
 from coordinator.auditing import Auditing
 from coordinator.auditors import Auditors
@@ -63,8 +63,7 @@ def drawn_in(number: int, spec: ModelSpec = SPEC) -> Draw:
 
 
 def unit_of(order: pb.AuditOrder) -> Audit:
-    unit = order.unit
-    return Audit(unit.round, unit.stage, Kind(unit.kind), unit.microbatch if unit.HasField("microbatch") else None)
+    return audit_from_proto(order.unit)
 
 
 def is_true(order: pb.AuditOrder) -> bool:
@@ -133,7 +132,6 @@ class Auditor:
         self.class_ = NUMERICS
         self.member = AuditorMember(
             node=self.key.address,
-            peer_id=f"peer of auditor {number}",
             certificate=b"auditor %d" % number,
             owner=self.owner,
             stages=frozenset(stages),
@@ -162,7 +160,7 @@ class Auditor:
                 if (verdict := self.says(message.order)) is not None:
                     self.bench.later(self.bench.auditors.answer, self.member, self.opinion(message.order, verdict))
             case "recording":
-                order = message.recording.order
+                order = message.recording
                 self.asked_to_record.append(order)
                 if self.recorded is not None:
                     self.bench.later(self.bench.auditors.answer, self.member, self.recording(order))
@@ -223,8 +221,9 @@ class Bench:
         self.inboxes: dict[int, list[pb.CoordinatorMessage]] = {stage: [] for stage in range(STAGES)}
         self.evidence = StatementStore(folder / "evidence", "evidence")
         holders, self.auditors = Holders(), Auditors(spec, PLACE)
-        disputes = Disputes(spec, PLACE, b"der", holders, self.auditors, Replays(self.start))
-        self.panel = Panel(spec, PLACE, self.ledger, KEY, self.chain, self.evidence, disputes)
+        parts = (holders, self.auditors, Replays(self.start))
+        disputes = Disputes(spec, PLACE, b"der", *parts)
+        self.panel = Panel(spec, PLACE, self.ledger, KEY, self.chain, self.evidence, *parts, b"der", disputes)
         self.auditing = Auditing(spec, self.ledger, self.panel, self.convicted)
 
     def seated(self, count: int) -> list[Auditor]:

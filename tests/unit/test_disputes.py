@@ -15,11 +15,12 @@ from commonweight.identity import NodeIdentity
 from commonweight.model.operators import rerun_operator, tensor_hash, write_arguments
 from commonweight.rules.audits import Audit, Kind
 from commonweight.rules.canonical import canonical_json
+from commonweight.rules.merkle import HASH_BYTES
 from commonweight.rules.panel import recording_receipt
 from commonweight.rules.receipt import Domain
 from commonweight.rules.recording import (
-    HASH_BYTES,
     MAX_OPERATORS,
+    MAX_RECORD_BYTES,
     OperatorRecord,
     first_difference,
     join_hashes,
@@ -27,7 +28,8 @@ from commonweight.rules.recording import (
 )
 from commonweight.rules.statement import to_hex
 from commonweight.watch import disputes
-from commonweight.watch.disputes import DisputeEvidence, dispute_evidence, parse_dispute
+from commonweight.watch.disputes import DisputeEvidence, dispute_evidence
+from commonweight.watch.fraud import parse_document
 from tests.unit.tiny import tiny_spec
 
 SPEC = tiny_spec()
@@ -80,6 +82,10 @@ def evidence(ours: list[OperatorRecord], others: list[OperatorRecord], **changed
     return dispute_evidence(**(made | changed))
 
 
+def parse_dispute(text: bytes) -> DisputeEvidence:
+    return parse_document(DisputeEvidence, text, disputes.MAX_DISPUTE_BYTES)
+
+
 def contradictions(found: DisputeEvidence, stage: int = 1) -> list[str]:
     return found.contradictions(stage, SPEC.spec_hash, MODEL_ID, DOMAIN)
 
@@ -122,7 +128,7 @@ def test_tensors_that_are_too_large_are_left_out() -> None:
 def test_the_largest_evidence_is_within_its_limit() -> None:
     theirs = join_hashes(NUMERICS, FALSE).ljust(HASH_BYTES * (MAX_OPERATORS + 1), b"\0")
     text = evidence(HONEST, FALSE, theirs=theirs, signature=signed(theirs), tensors=bytes(disputes.MAX_TENSORS_BYTES))
-    assert len(text) + disputes.MAX_RECORD_BYTES < disputes.MAX_DISPUTE_BYTES
+    assert len(text) + MAX_RECORD_BYTES < disputes.MAX_DISPUTE_BYTES
     assert contradictions(parse_dispute(text)) == []
 
 

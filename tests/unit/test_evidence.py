@@ -7,6 +7,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 
 from commonweight.errors import (
@@ -21,7 +22,8 @@ from commonweight.errors import (
 )
 from commonweight.identity import NodeIdentity
 from commonweight.rules.audits import Audit, Kind
-from commonweight.wire.channel import PIPE_FRAME_BYTES, serve
+from commonweight.wire import evidence as wire_evidence
+from commonweight.wire.channel import PIPE_FRAME_BYTES, open_channel, serve
 from commonweight.wire.evidence import EVIDENCE_PART_BYTES, EvidenceClient, Source, StatePart
 from commonweight.wire.generated import control_pb2, evidence_pb2_grpc
 from commonweight.wire.generated import evidence_pb2 as pb
@@ -325,3 +327,37 @@ async def test_a_source_with_a_foreign_certificate_is_none() -> None:
     async with Auditor(Source(NODE.peer_id, "127.0.0.1:9", STRANGER.der)) as auditor:
         with pytest.raises(IdentityMismatch):
             await auditor.tensor(0)
+
+
+async def test_a_connection_is_kept_to_the_sources_that_were_asked_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wire_evidence, "MAX_CONNECTIONS", 2)
+    opened: list[tuple[Source, grpc.aio.Channel]] = []
+
+    def counting(address: str, mine: Certificate, peer_der: bytes, **options: Any) -> grpc.aio.Channel:
+        channel = open_channel(address, mine, peer_der, **options)
+        opened.append((next(each for each in sources if each.certificate == peer_der), channel))
+        return channel
+
+    monkeypatch.setattr(wire_evidence, "open_channel", counting)
+    async with a_node(tmp_path, WHOLE) as (evidence, node), Auditor(node) as auditor:
+        await evidence.grant(grant(WHOLE))
+        renewed, other = (make_certificate(NodeIdentity(bytes([0x31 + number]) * 32)) for number in range(2))
+        sources = [
+            node,
+            Source(node.peer_id, node.address, renewed.der),
+            Source(other.peer_id, node.address, other.der),
+        ]
+        for number in (0, 0, 1, 0, 2, 0, 1):
+            auditor.source = sources[number]
+            if number == 0:
+                assert await auditor.tensor(WHOLE.round) == TENSOR
+            else:
+                with pytest.raises(PeerUnreachable):
+                    await auditor.tensor(WHOLE.round, timeout_s=0.1)
+        assert [source for source, _ in opened] == [node, sources[1], sources[2], sources[1]]
+        states = [channel.get_state() for _, channel in opened]
+        assert [state is grpc.ChannelConnectivity.SHUTDOWN for state in states] == [False, True, True, False]
+    states = [channel.get_state() for _, channel in opened]
+    assert set(states) == {grpc.ChannelConnectivity.SHUTDOWN}

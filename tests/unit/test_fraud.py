@@ -9,9 +9,8 @@ from commonweight.errors import MalformedMessage
 from commonweight.rules.audits import Audit, Kind
 from commonweight.rules.canonical import canonical_json
 from commonweight.rules.statement import to_hex
-from commonweight.watch import fraud
-from commonweight.watch.fraud import parse_evidence
-from referee.fraud import MAX_EVIDENCE_BYTES, Difference, fraud_evidence
+from commonweight.watch.fraud import MAX_EVIDENCE_BYTES, FraudEvidence, parse_document
+from referee.fraud import Difference, fraud_evidence
 from tests.unit.tiny import tiny_spec
 from tools.build_vectors import honest_reports
 
@@ -41,12 +40,11 @@ def of_microbatch(**changed: Any) -> bytes:
     ],
 )
 def test_what_a_referee_writes_is_read_and_adds_up(difference: Difference) -> None:
-    found = parse_evidence(evidence(difference))
+    found = parse_document(FraudEvidence, evidence(difference))
     assert found.unit.audit == Audit(5, 1, Kind.MICROBATCH, difference.microbatch)
     assert (found.difference.what, found.difference.found) == (difference.what, difference.found)
     assert (found.numerics.provider, found.numerics.auditor) == ("theirs", "ours")
     assert found.contradictions(1, SPEC.spec_hash) == []
-    assert fraud.MAX_EVIDENCE_BYTES == MAX_EVIDENCE_BYTES
 
 
 @pytest.mark.parametrize(
@@ -62,12 +60,12 @@ def test_what_a_referee_writes_is_read_and_adds_up(difference: Difference) -> No
     ],
 )
 def test_what_contradicts_itself_or_the_proposal_is_named(changed: dict[str, Any], words: str) -> None:
-    (said,) = parse_evidence(of_microbatch(**changed)).contradictions(1, SPEC.spec_hash)
+    (said,) = parse_document(FraudEvidence, of_microbatch(**changed)).contradictions(1, SPEC.spec_hash)
     assert words in said
 
 
 def test_evidence_about_another_model_is_none() -> None:
-    (said,) = parse_evidence(of_microbatch()).contradictions(1, bytes(32))
+    (said,) = parse_document(FraudEvidence, of_microbatch()).contradictions(1, bytes(32))
     assert said == f"it is about the spec {to_hex(SPEC.spec_hash)}, the model has {to_hex(bytes(32))}"
 
 
@@ -88,4 +86,4 @@ def test_evidence_about_another_model_is_none() -> None:
 )
 def test_another_text_is_refused(text: bytes) -> None:
     with pytest.raises(MalformedMessage, match="The evidence"):
-        parse_evidence(text)
+        parse_document(FraudEvidence, text)

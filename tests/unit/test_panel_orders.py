@@ -14,8 +14,9 @@ from commonweight.rules.checking import check_statement
 from commonweight.rules.epoch import drawn_auditors, make_statement, sealed_beacon, signed_receipt
 from commonweight.rules.panel import audit_claim
 from commonweight.rules.statement import AuditLine, AuditorSeat, Carried, Conviction, to_hex
-from commonweight.watch.disputes import parse_dispute
-from commonweight.watch.known_bad import parse_known_bad
+from commonweight.watch.disputes import MAX_DISPUTE_BYTES, DisputeEvidence
+from commonweight.watch.fraud import parse_document
+from commonweight.watch.known_bad import KnownBadEvidence
 from commonweight.wire.generated import control_pb2 as pb
 from commonweight.wire.generated import referee_pb2
 from coordinator import auditing as auditing_module
@@ -185,8 +186,8 @@ async def test_who_says_what_can_t_be_is_hung_up_on_and_passed_over(bench: Bench
     assert bench.auditors.members == (honest.member,)
     liar.spoil = lambda _: None
     liar.join()
-    assert bench.auditors.of_owner(liar.owner, number, line.stage) is None, "not about this epoch"
-    assert bench.auditors.of_owner(liar.owner, number + PER_EPOCH, line.stage) is liar.member
+    assert bench.auditors.of_owner(liar.owner, number, line.stage, ()) is None, "not about this epoch"
+    assert bench.auditors.of_owner(liar.owner, number + PER_EPOCH, line.stage, ()) is liar.member
 
 
 @pytest.mark.parametrize(
@@ -233,8 +234,8 @@ async def test_who_is_late_isn_t_asked_again_in_the_epoch(
     assert fields_of(told, "auditor.late") == [
         {"node": late.key.address, "round": number, "stage": line.stage, "limit_s": 0.1}
     ]
-    assert bench.auditors.of_owner(late.owner, number, line.stage) is None
-    assert bench.auditors.of_owner(late.owner, number + PER_EPOCH, line.stage) is late.member
+    assert bench.auditors.of_owner(late.owner, number, line.stage, ()) is None
+    assert bench.auditors.of_owner(late.owner, number + PER_EPOCH, line.stage, ()) is late.member
     bench.auditors.answer(late.member, late.opinion(late.orders[0], "passed"))  # it comes too late, and harms nothing
     assert late.refusals == []
 
@@ -380,7 +381,7 @@ async def test_who_passes_what_is_known_to_be_bad_is_disproven(wary: Bench, told
     assert (first.owner, first.verdict, second.owner) == (lazy.owner, "passed", honest.owner)
     text = wary.evidence.get(bytes.fromhex(first.disproof[2:]))
     assert text is not None
-    evidence = parse_known_bad(text)
+    evidence = parse_document(KnownBadEvidence, text)
     where = (line.stage, KNOWN_BAD.spec_hash, PLACE.model_id, PLACE.domain)
     assert evidence.contradictions(*where) == []
     assert (evidence.auditor, evidence.unit.audit) == (lazy.key.address, line.audit)
@@ -401,19 +402,37 @@ async def test_who_passes_what_is_known_to_be_bad_is_disproven(wary: Bench, told
     assert (fraud.node, fraud.evidence) == (lazy.key.address, first.disproof)
 
 
-@pytest.mark.parametrize("change", ["auditor", "signature", "shown", "signed", "stage", "same"])
-async def test_evidence_of_a_known_bad_audit_that_was_changed_shows_it(wary: Bench, change: str) -> None:
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("auditor", "hasn't passed what was shown"),
+        ("signature", "hasn't passed what was shown"),
+        ("shown", "aren't in the report that was shown"),
+        ("another field", "isn't what was signed with two results exchanged"),
+        ("state", "isn't what was signed with two results exchanged"),
+        ("signed", "aren't in the report that was signed"),
+        ("stage", "the proposal about stage"),
+        ("same", "what was shown is what was signed"),
+    ],
+)
+async def test_evidence_of_a_known_bad_audit_that_was_changed_shows_it(wary: Bench, change: str, words: str) -> None:
     lazy, _ = wary.seated(2)
     lazy.says = lambda order: "passed"
     line = await the_line(wary, round_whose_ranking(wary, 0, 1))
     text = wary.evidence.get(bytes.fromhex(line.opinions[0].disproof[2:]))
-    evidence = parse_known_bad(text or b"")
+    evidence = parse_document(KnownBadEvidence, text or b"")
     stage = line.stage
     match change:
         case "auditor":
             evidence = evidence.model_copy(update={"auditor": NODES[0]})
         case "signature":
             evidence = evidence.model_copy(update={"signature": line.opinions[1].signature})
+        case "another field":
+            hops = tuple(hop.model_copy(update={"gradient_in": to_hex(mark("x"))}) for hop in evidence.signed.hops)
+            evidence = evidence.model_copy(update={"shown": evidence.shown.model_copy(update={"hops": hops})})
+        case "state":
+            other = evidence.shown.commitments.model_copy(update={"state_before": to_hex(mark("x"))})
+            evidence = evidence.model_copy(update={"shown": evidence.shown.model_copy(update={"commitments": other})})
         case "shown":
             hops = tuple(hop.model_copy(update={"tokens": to_hex(mark("x"))}) for hop in evidence.shown.hops)
             evidence = evidence.model_copy(update={"shown": evidence.shown.model_copy(update={"hops": hops})})
@@ -424,7 +443,7 @@ async def test_evidence_of_a_known_bad_audit_that_was_changed_shows_it(wary: Ben
             stage = (stage + 1) % STAGES
         case "same":
             evidence = evidence.model_copy(update={"signed": evidence.shown})
-    assert evidence.contradictions(stage, KNOWN_BAD.spec_hash, PLACE.model_id, PLACE.domain) != []
+    assert words in "; ".join(evidence.contradictions(stage, KNOWN_BAD.spec_hash, PLACE.model_id, PLACE.domain))
 
 
 async def test_who_was_convicted_is_passed_over_in_that_stage(wary: Bench) -> None:
@@ -433,7 +452,7 @@ async def test_who_was_convicted_is_passed_over_in_that_stage(wary: Bench) -> No
     wary.join()
     wary.seal(*AUDITED)
     lines = await wary.decide()
-    convicted = [line for line in lines if line.opinions[0].disproof != to_hex(NO_EVIDENCE)]
+    convicted = [line for line in lines if line.opinions[0].is_disproven]
     assert len(convicted) > 1
     assert len({line.stage for line in convicted}) == len(convicted), "once for each stage"
     for first in convicted:
@@ -462,7 +481,7 @@ async def test_the_first_operator_that_differs_disproves_who_was_overruled(bench
     assert [opinion.verdict for opinion in line.opinions] == ["failed", "undecided", "passed"]
     text = bench.evidence.get(bytes.fromhex(line.opinions[0].disproof[2:]))
     assert text is not None
-    evidence = parse_dispute(text)
+    evidence = parse_document(DisputeEvidence, text, MAX_DISPUTE_BYTES)
     assert evidence.contradictions(line.stage, SPEC.spec_hash, PLACE.model_id, PLACE.domain) == []
     assert (evidence.auditor, evidence.index) == (auditor.key.address, 1)
     assert evidence.record == bench.recorded[1]
@@ -483,7 +502,8 @@ async def test_who_passed_fraud_is_disproven_likewise(bench: Bench) -> None:
     bench.answer = lambda order: saying("failed", proof_against(order, SPEC))(order)
     line = await the_line(bench, number)
     assert [opinion.verdict for opinion in line.opinions] == ["undecided", "passed", "failed"]
-    evidence = parse_dispute(bench.evidence.get(bytes.fromhex(line.opinions[1].disproof[2:])) or b"")
+    text = bench.evidence.get(bytes.fromhex(line.opinions[1].disproof[2:])) or b""
+    evidence = parse_document(DisputeEvidence, text, MAX_DISPUTE_BYTES)
     assert evidence.index == 2, "its recording ends before the referee's"
     assert evidence.contradictions(line.stage, SPEC.spec_hash, PLACE.model_id, PLACE.domain) == []
 

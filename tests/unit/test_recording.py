@@ -13,7 +13,8 @@ from commonweight.errors import MalformedMessage
 from commonweight.model import narrowing
 from commonweight.model.operators import rerun_operator
 from commonweight.rules.audits import Audit, Kind
-from commonweight.rules.recording import HASH_BYTES, OperatorRecord, operator_hash
+from commonweight.rules.merkle import HASH_BYTES
+from commonweight.rules.recording import OperatorRecord, operator_hash
 from commonweight.wire.generated.referee_pb2 import Recording
 from referee import recording
 from referee.auditor import Auditor

@@ -19,11 +19,12 @@ from commonweight.rules.audits import Audit, Kind, Verdict
 from commonweight.rules.canonical import canonical_json
 from commonweight.rules.merkle import verify_proof
 from commonweight.rules.report import Hop, Report
+from commonweight.watch.fraud import MAX_EVIDENCE_BYTES
 from commonweight.wire.generated.control_pb2 import EvidenceSource
 from referee import auditor as auditor_module
 from referee import nodes
 from referee.auditor import Auditor, Outcome
-from referee.fraud import MAX_EVIDENCE_BYTES, Difference, fraud_evidence
+from referee.fraud import Difference, fraud_evidence
 from referee.nodes import NodeSource
 from tests.unit.referee_world import (
     MICROBATCHES,

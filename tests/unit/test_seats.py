@@ -25,7 +25,6 @@ MEMBER = Member(
 )
 AUDITOR = AuditorMember(
     node="0x90F79bf6EB2c4f870365E785982E1f101E93b906",
-    peer_id="auditor",
     certificate=b"certificate",
     owner=MEMBER.owner,
     stages=frozenset({1}),

@@ -27,7 +27,6 @@ from commonweight.rules.economics import (
     chance_caught,
     cheating_profit,
     expected_audits,
-    false_alarm_loss,
     finding_power,
     round_risk,
     scattered_risk,
@@ -103,7 +102,7 @@ def test_honest_providers_lose_nothing_but_by_false_alarms() -> None:
     expected = expected_audits(small_spec(), 0)
     assert isclose(honest.audits, expected[Kind.ROUND] + expected[Kind.LOSS], abs_tol=0.1)
     accused = play(Adversary("", Cheat.WORK, never, false_alarms=0.05))
-    loss = false_alarm_loss(float(sum(expected.values())), 0.05, reward=1, stake=STAKE)
+    loss = chance_caught(0.05, float(sum(expected.values()))) * (1 + STAKE)
     assert abs(-accused.profit - loss) < 4 * accused.profit_error
 
 

@@ -59,12 +59,10 @@ class Join(_message.Message):
     def __init__(self, data_address: _Optional[str] = ..., certificate: _Optional[bytes] = ..., payout_account: _Optional[str] = ..., has_data: _Optional[bool] = ..., evidence_address: _Optional[str] = ...) -> None: ...
 
 class AuditorJoin(_message.Message):
-    __slots__ = ("certificate", "payout_account")
+    __slots__ = ("certificate",)
     CERTIFICATE_FIELD_NUMBER: _ClassVar[int]
-    PAYOUT_ACCOUNT_FIELD_NUMBER: _ClassVar[int]
     certificate: bytes
-    payout_account: str
-    def __init__(self, certificate: _Optional[bytes] = ..., payout_account: _Optional[str] = ...) -> None: ...
+    def __init__(self, certificate: _Optional[bytes] = ...) -> None: ...
 
 class Heartbeat(_message.Message):
     __slots__ = ()
@@ -163,8 +161,8 @@ class CoordinatorMessage(_message.Message):
     audit: AuditGrant
     enlisted: Enlisted
     order: AuditOrder
-    recording: RecordingOrder
-    def __init__(self, assignment: _Optional[_Union[Assignment, _Mapping]] = ..., formation: _Optional[_Union[Formation, _Mapping]] = ..., plan: _Optional[_Union[RoundPlan, _Mapping]] = ..., pause: _Optional[_Union[Pause, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., sealed: _Optional[_Union[RoundSealed, _Mapping]] = ..., finished: _Optional[_Union[Finished, _Mapping]] = ..., publish: _Optional[_Union[Publish, _Mapping]] = ..., decode_peers: _Optional[_Union[DecodePeers, _Mapping]] = ..., audit: _Optional[_Union[AuditGrant, _Mapping]] = ..., enlisted: _Optional[_Union[Enlisted, _Mapping]] = ..., order: _Optional[_Union[AuditOrder, _Mapping]] = ..., recording: _Optional[_Union[RecordingOrder, _Mapping]] = ...) -> None: ...
+    recording: AuditOrder
+    def __init__(self, assignment: _Optional[_Union[Assignment, _Mapping]] = ..., formation: _Optional[_Union[Formation, _Mapping]] = ..., plan: _Optional[_Union[RoundPlan, _Mapping]] = ..., pause: _Optional[_Union[Pause, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., sealed: _Optional[_Union[RoundSealed, _Mapping]] = ..., finished: _Optional[_Union[Finished, _Mapping]] = ..., publish: _Optional[_Union[Publish, _Mapping]] = ..., decode_peers: _Optional[_Union[DecodePeers, _Mapping]] = ..., audit: _Optional[_Union[AuditGrant, _Mapping]] = ..., enlisted: _Optional[_Union[Enlisted, _Mapping]] = ..., order: _Optional[_Union[AuditOrder, _Mapping]] = ..., recording: _Optional[_Union[AuditOrder, _Mapping]] = ...) -> None: ...
 
 class Assignment(_message.Message):
     __slots__ = ("spec", "stage", "model_id", "chain_id", "settlement")
@@ -295,12 +293,6 @@ class AuditOpinion(_message.Message):
     fetched_bytes: int
     signature: bytes
     def __init__(self, unit: _Optional[_Union[AuditUnit, _Mapping]] = ..., verdict: _Optional[str] = ..., why: _Optional[str] = ..., evidence: _Optional[bytes] = ..., seconds: _Optional[float] = ..., cpu_seconds: _Optional[float] = ..., fetched_bytes: _Optional[int] = ..., signature: _Optional[bytes] = ...) -> None: ...
-
-class RecordingOrder(_message.Message):
-    __slots__ = ("order",)
-    ORDER_FIELD_NUMBER: _ClassVar[int]
-    order: AuditOrder
-    def __init__(self, order: _Optional[_Union[AuditOrder, _Mapping]] = ...) -> None: ...
 
 class AuditRecording(_message.Message):
     __slots__ = ("unit", "operators", "signature")

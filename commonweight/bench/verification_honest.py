@@ -1,0 +1,99 @@
+"""False alarms: honest rounds that processes trained, audited by others of the same numerics class and of another."""
+
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from random import Random
+from typing import Any
+
+from commonweight.bench.calibration import TRAINED, with_dtype, write_spec
+from commonweight.bench.measure import Result, Summary
+from commonweight.bench.verification_workers import Worker
+from commonweight.bench.verification_world import World
+from commonweight.rules.audits import Audit, Verdict, draw_audits
+from commonweight.rules.beacon import hash_chain, round_beacon, round_root
+from commonweight.rules.spec import ModelSpec
+
+FALSE_ALARMS = 1e-4
+
+
+def honest_rounds(world: World) -> list[Result]:
+    """Honest rounds that other processes trained, audited within a class and across."""
+    bench = world.bench
+    tenth = max(1, bench.audits // 10)
+    parts = (
+        ("devnet's model", world.spec, tenth, 4),
+        ("small model", world.small, bench.audits - tenth, 100),
+        ("small model in bfloat16", with_dtype(world.small, "bfloat16"), tenth, 100),
+    )
+    results = []
+    for name, spec, count, shard in parts[bench.is_small :]:
+        exact, across = _audit_honest(world, _often(spec, shard), count, Random(f"{bench.seed}/{name}"))  # noqa: S311
+        for where, found in (("within a class", exact), ("across classes", across)):
+            drawn, failed = found["audits"], found["failed"]
+            results.append(Result(f"{name}: audits {where}", "audits", Summary.of([drawn])))
+            limit = 0 if where == "within a class" else FALSE_ALARMS
+            results.append(
+                Result(f"{name}: false alarms {where}", "per audit", Summary.of([failed / drawn]), limit=limit)
+            )
+        shares = across["other_bits"] / across["audits"]
+        results += [
+            Result(f"{name}: other bits across classes", "per audit", Summary.of([shares])),
+            Result(f"{name}: largest error across classes", "tolerances", Summary.of([across["largest"]]), limit=1),
+        ]
+    return results
+
+
+def _often(spec: ModelSpec, rounds: int) -> ModelSpec:
+    """With epochs of so many rounds and rates at which most units are audited."""
+    rates = {"round_rate": "0.25", "microbatch_rate": "0.5", "data_rate": "0.25"}
+    return spec.model_copy(
+        update={
+            "verification": spec.verification.model_copy(update=rates),
+            "economics": spec.economics.model_copy(update={"rounds_per_epoch": rounds}),
+        }
+    )
+
+
+def _audit_honest(world: World, spec: ModelSpec, count: int, random: Random) -> tuple[Counter[str], Counter[str]]:
+    """Train epochs and audit what their beacons draw, `count` units in all: by a process of the same class, and by one
+    of another. Each epoch has auditors of its own, which begin anew.
+    """
+    spec_file, folder = write_spec(world.folder, spec), world.folder / "honest"
+    exact: Counter[str] = Counter()
+    across: Counter[str] = Counter()
+    foreign = world.bench.foreign
+    common: dict[str, Any] = {"spec": spec_file, "data": world.data, "folder": folder}
+    with Worker(TRAINED) as provider:
+        for number, rounds in enumerate(_epochs(spec)):
+            folder.mkdir()
+            tip, *values = hash_chain(random.randbytes(32), len(rounds))
+            outputs = provider.ask("train", **common, rounds=rounds, keep=rounds, tip=tip.hex())
+            audits: list[Audit] = []
+            for position, (round_, value) in enumerate(zip(rounds, values, strict=True)):
+                signed = outputs[position * spec.stages : (position + 1) * spec.stages]
+                audits += draw_audits(spec, round_, round_beacon(value, round_root(list(map(bytes.fromhex, signed)))))
+            units = [(a.round, a.stage, a.kind.value, a.microbatch) for a in audits][: count - exact["audits"]]
+            with Worker(TRAINED) as same, Worker(foreign[number % len(foreign)]) as other:
+                for auditor, is_exact in ((same, True), (other, False)):
+                    auditor.tell("audit", **common, audits=units, exact=is_exact)
+                for auditor, sums in ((same, exact), (other, across)):
+                    _add(sums, auditor.hear(), len(units))
+            shutil.rmtree(folder)
+            if exact["audits"] >= count:
+                return exact, across
+    raise AssertionError("epochs don't end")
+
+
+def _epochs(spec: ModelSpec) -> Iterator[list[int]]:
+    length, begin = spec.economics.rounds_per_epoch, 0
+    while True:
+        yield list(range(begin, begin + length))
+        begin += length
+
+
+def _add(sums: "Counter[str]", found: dict[str, Any], count: int) -> None:
+    sums["audits"] += count
+    sums["failed"] += count - found["verdicts"].get(Verdict.PASSED.value, 0)
+    sums["other_bits"] += found["other_bits"]
+    sums["largest"] = max(sums["largest"], found["largest"])
