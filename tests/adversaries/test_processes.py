@@ -8,6 +8,7 @@ from commonweight.chain.providers import ProviderRegistry
 from commonweight.chain.token import Token
 from commonweight.devnet.accounts import node_name
 from commonweight.devnet.deployment import REPORTER_BOND, SEAT_STAKE
+from commonweight.rules.statement import Conviction
 from tests.adversaries.scene import scene
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
@@ -64,16 +65,19 @@ def test_who_withholds_is_not_convicted_and_its_span_is_not_paid(tmp_path: Path)
 
 
 @pytest.mark.long
-def test_who_signs_twice_is_slashed_for_its_two_signatures(tmp_path: Path) -> None:
-    """Its work was true and is paid; nobody is convicted of having computed something else."""
+def test_who_signs_twice_is_slashed_and_convicted_by_its_two_signatures(tmp_path: Path) -> None:
+    """Though what was sealed was true: every audit of it passes."""
     with scene(tmp_path, 1, "equivocate") as case:
         told = case.coordinator.wait_for("provider.equivocated")
         assert (told.fields["node"], told.fields["stage"]) == (case.address, 1)
         case.coordinator.wait_for("slash.executed")
         assert (told.fields["round"], None) in case.cheated()
         assert case.network.slashed() == [(case.address, 1, SEAT_STAKE)]
-        assert not case.statement().convicted
-        assert case.paid_rounds(0) == [0, 1, 2]
+        (line,) = case.statement().equivocations
+        assert (line.node, line.stage) == (case.address, 1)
+        assert case.statement().convicted == (Conviction(stage=1, node=case.address),)
+        assert (case.paid_rounds(0), case.paid_rounds(1)) == ([0, 1, 2], [])
+        assert {found["verdict"] for found in case.verdicts(case.address)} == {"passed"}
 
 
 @pytest.mark.long
