@@ -25,7 +25,7 @@ ANVIL_VARIABLE = "COMMONWEIGHT_ANVIL"
 MEMORY_LIMIT_BYTES = 6 << 30
 STATES = 128
 """Of the last blocks, that can be read: as many as a full node keeps."""
-READY_TIMEOUT_S = 15.0
+READY_TIMEOUT_S = 60.0
 _STOP_TIMEOUT_S = 3.0
 _LISTENING = re.compile(rb"Listening on 127\.0\.0\.1:(\d+)")
 _CHECKOUT_ANVIL = Path(__file__).parents[2] / "contracts" / "node_modules" / ".bin" / "anvil"
