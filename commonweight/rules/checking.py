@@ -2,9 +2,9 @@
 
 from commonweight.errors import StatementMismatch
 from commonweight.rules.accounting import MAX_ACCUMULATOR
-from commonweight.rules.audits import NO_EVIDENCE, Audit, Verdict
+from commonweight.rules.audits import NO_EVIDENCE, Audit, Verdict, draw_audits
 from commonweight.rules.beacon import hash_chain
-from commonweight.rules.epoch import drawn_auditors, drawn_audits, make_statement, sealed_beacon
+from commonweight.rules.epoch import drawn_auditors, make_statement, sealed_beacon
 from commonweight.rules.panel import MAX_SEATED, Standing, is_in_order, is_known_bad, round_claim, settled_verdict
 from commonweight.rules.spec import ModelSpec
 from commonweight.rules.statement import AuditLine, Carried, Conviction, SealedRound, Statement, to_hex
@@ -127,13 +127,16 @@ def _check_draws(spec: ModelSpec, statement: Statement, before: Carried) -> None
             f"{to_hex(chain[0])} follows, not {statement.beacon_tip}."
         )
     drawn: list[Audit] = []
+    rounds: dict[int, tuple[SealedRound, bytes]] = {}
     for sealed, value in zip(statement.rounds, chain[1:], strict=True):
         if sealed.beacon != to_hex(value):
             raise StatementMismatch(
                 f"Round {sealed.round} has the beacon value {sealed.beacon}; due is {to_hex(value)}: its audits were "
                 "not chosen by the chain that was committed."
             )
-        drawn += drawn_audits(spec, sealed, tip)
+        beacon = sealed_beacon(sealed, tip)
+        rounds[sealed.round] = sealed, beacon
+        drawn += draw_audits(spec, sealed.round, beacon)
     listed = [line.audit for line in statement.audits]
     for found, due in zip(listed, drawn, strict=False):
         if found != due:
@@ -142,7 +145,6 @@ def _check_draws(spec: ModelSpec, statement: Statement, before: Carried) -> None
         raise StatementMismatch(
             f"Epoch {statement.epoch} lists {len(listed)} audits; its beacon values draw {len(drawn)}."
         )
-    rounds = {sealed.round: (sealed, sealed_beacon(sealed, tip)) for sealed in statement.rounds}
     for line in statement.audits:
         if fault := _panel_fault(spec, statement, before, *rounds[line.round], line):
             raise StatementMismatch(f"Epoch {statement.epoch}, {line.audit}: {fault}")

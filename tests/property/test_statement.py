@@ -168,7 +168,10 @@ def test_a_credited_line_is_what_its_provider_signed(history: list[Epoch]) -> No
 @given(histories(), st.data())
 def test_any_one_changed_number_is_noticed(history: list[Epoch], data: st.DataObject) -> None:
     epoch = data.draw(st.sampled_from(history))
-    path = data.draw(st.sampled_from(sorted(numbers_in(epoch.fields), key=str)))
+    # In which stage somebody has a seat, or has signed twice, only the chain and the signatures tell for sure.
+    told_elsewhere = ("auditors", "equivocations")
+    paths = (path for path in numbers_in(epoch.fields) if path[0] not in told_elsewhere)
+    path = data.draw(st.sampled_from(sorted(paths, key=str)))
     part: Any = epoch.fields
     for key in path:
         part = part[key]

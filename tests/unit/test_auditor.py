@@ -1,6 +1,7 @@
 """Which orders an auditor takes."""
 
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 
@@ -42,6 +43,11 @@ def changed(change: Callable[[pb.AuditOrder], object], audit: Audit) -> pb.Audit
 
 
 WHOLE, SINGLE, LAST = Audit(2, 1, Kind.ROUND), Audit(2, 1, Kind.MICROBATCH, 0), Audit(2, 2, Kind.LOSS, 0)
+FIRST = Audit(2, 0, Kind.ROUND)
+
+
+def cross(side: str, made: pb.AuditOrder) -> None:
+    setattr(made.report.hops[1], side, b"\x01" * 32)
 
 
 @pytest.mark.parametrize(
@@ -61,6 +67,8 @@ WHOLE, SINGLE, LAST = Audit(2, 1, Kind.ROUND), Audit(2, 1, Kind.MICROBATCH, 0), 
         (WHOLE, lambda it: setattr(it.report, "gradient_hash", bytes(31)), "gradient_hash: a hash has 32 bytes"),
         (WHOLE, lambda it: it.ClearField("report"), "hops: a report has 1"),
         (WHOLE, lambda it: it.sources.add(), "sources: 4, of at most 3"),
+        *((FIRST, partial(cross, side), "outer side of stage 0") for side in ("activation_in", "gradient_out")),
+        *((LAST, partial(cross, side), "outer side of stage 2") for side in ("activation_out", "gradient_in")),
     ],
 )
 def test_what_this_model_has_no_unit_for_is_refused(

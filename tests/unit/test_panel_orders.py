@@ -3,6 +3,7 @@
 import asyncio
 import random
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from commonweight.rules.audits import NO_EVIDENCE, Audit
 from commonweight.rules.checking import check_statement
 from commonweight.rules.epoch import drawn_auditors, make_statement, sealed_beacon, signed_receipt
 from commonweight.rules.panel import audit_claim
+from commonweight.rules.spec import ModelSpec
 from commonweight.rules.statement import AuditLine, AuditorSeat, Carried, Conviction, to_hex
 from commonweight.watch.disputes import MAX_DISPUTE_BYTES, DisputeEvidence
 from commonweight.watch.fraud import parse_document
@@ -60,21 +62,25 @@ SINGLE = [number for number in range(ROUNDS) if len(drawn_in(number, SPEC).audit
 """Rounds with one audit; known bad ones are drawn from another seed, and change nothing about that."""
 
 
-@pytest.fixture
-def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
+@contextmanager
+def bench_of(spec: ModelSpec, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
     monkeypatch.setattr(holders, "GRACE_S", 0.05)
-    bench = Bench(tmp_path, SPEC)
+    bench = Bench(folder, spec)
     yield bench
     bench.ledger.close()
+
+
+@pytest.fixture
+def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
+    with bench_of(SPEC, tmp_path, monkeypatch) as bench:
+        yield bench
 
 
 @pytest.fixture
 def wary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
     """Of a model in which the first opinion of every unit is on what is known to be bad."""
-    monkeypatch.setattr(holders, "GRACE_S", 0.05)
-    bench = Bench(tmp_path, KNOWN_BAD)
-    yield bench
-    bench.ledger.close()
+    with bench_of(KNOWN_BAD, tmp_path, monkeypatch) as bench:
+        yield bench
 
 
 @pytest.fixture
