@@ -132,7 +132,8 @@ def test_control_c_exits_130_without_a_word() -> None:
 
 def test_a_real_interrupt_exits_130() -> None:
     wait = failing_command("SystemExit(1)").replace(
-        "raise SystemExit(1)", "print('waiting', flush=True); import signal; signal.pause()"
+        "raise SystemExit(1)",
+        "import signal; print('waiting', flush=True)\n    while True: signal.sigtimedwait([], 0.1)",
     )
     program = f"import sys\nsys.argv = ['commonweight', 'keys', 'fail']\n{wait}\n"
     program += "from commonweight.cli.main import main\nmain()"

@@ -47,7 +47,8 @@ async def test_a_line_without_end_is_no_event_and_doesnt_hold_memory(tmp_path: P
 
 
 async def test_a_polite_child_ends_when_asked(tmp_path: Path) -> None:
-    script = "import signal, sys; signal.signal(15, lambda *_: sys.exit(7)); print('up', flush=True); signal.pause()"
+    script = "import signal, sys; signal.signal(15, lambda *_: sys.exit(7)); print('up', flush=True)"
+    script += "\nwhile True: signal.sigtimedwait([], 0.1)"  # a `pause` might begin after the signal
     child = await start(tmp_path, script)
     assert await anext(child.lines()) == b"up"
     assert await child.stop(30.0) == 7
