@@ -15,13 +15,19 @@ from node.attending import Session
 from node.config import NodeConfig
 from node.control import Node
 from node.evidence import Evidence
-from node.supervisor import WorkerProcess
+from node.supervisor import DecoderProcess, WorkerProcess
 
 
 class DishonestWorkerProcess(WorkerProcess):
     """The compute worker of `adversary.worker`."""
 
     module = "adversary.worker"
+
+
+class DishonestDecoderProcess(DecoderProcess):
+    """The decode process of `adversary.decoder`."""
+
+    module = "adversary.decoder"
 
 
 class DishonestNode(Node):
@@ -78,7 +84,8 @@ class EquivocatingSession(Session):
         self._told.add(round_)
         report.CopyFrom(self._last.report)
         report.gradient_hash = self._cheat.made_up_hash(round_)
-        signature = self._config.identity.sign_digest(await self.digest(self._last.generation, report))
+        receipt = await self.receipt(self._last.generation, report)
+        signature = self._config.identity.sign_digest(receipt.digest(await self.domain()))
         other = pb.SignedReport(generation=self._last.generation, report=report, signature=signature)
         self._coordinator.send(pb.NodeMessage(report=other))
         self._cheat.done(round_)
@@ -99,13 +106,49 @@ class NoEvidence(Evidence):
         super().__init__(node.config.directory, node.certificate)
         self._cheat = cheat
 
+    def withholds(self, request: evidence_pb2.EvidenceRequest) -> bool:
+        """Whether it doesn't give what it has."""
+        return self._cheat.picks(request.round)
+
     async def Fetch(self, request: evidence_pb2.EvidenceRequest, context: Any) -> None:  # noqa: N802 - gRPC's name
-        """As `Evidence.Fetch`, of the rounds that aren't picked."""
-        if not self._cheat.picks(request.round):
+        """As `Evidence.Fetch`, of what it doesn't withhold."""
+        if not self.withholds(request):
             await super().Fetch(request, context)
             return
         self._cheat.done(request.round)
         await self._refuse(context, EvidenceMissing(f"Nothing of round {request.round} is kept here."))
+
+
+class AnswerForger(DishonestNode):
+    """Its decode process cheats, not its worker; it signs what either says, as an honest one does."""
+
+    async def start_decoder(self) -> DecoderProcess:
+        """As `Node.start_decoder`, one that cheats."""
+        config = self.config
+        return await DishonestDecoderProcess.start(
+            listen=config.decode_listen,
+            certificate=self.certificate,
+            threads=config.threads,
+            arguments=(str(self.cheat.cheating),),
+        )
+
+
+class AnswerWithholder(DishonestNode):
+    """Gives auditors all but traces of answers."""
+
+    def make_evidence(self) -> Evidence:
+        """As `Node.make_evidence`, one that has no such trace."""
+        return NoTraces(self.cheat, self)
+
+
+class NoTraces(NoEvidence):
+    """Says that it doesn't keep traces of the sessions that are picked, by their ids."""
+
+    def withholds(self, request: evidence_pb2.EvidenceRequest) -> bool:
+        """As `NoEvidence.withholds`."""
+        return request.WhichOneof("what") == "answer" and self._cheat.picks(
+            request.round, int.from_bytes(request.answer)
+        )
 
 
 class Adaptive(DishonestNode):
@@ -172,6 +215,8 @@ class FloodSession(Session):
 
 
 NODES: dict[str, type[DishonestNode]] = {
+    **dict.fromkeys(("stale-answers", "low-precision-answers", "made-up-answers"), AnswerForger),
+    "withhold-answers": AnswerWithholder,
     "equivocate": Equivocator,
     "withhold": Withholder,
     "adaptive": Adaptive,

@@ -115,7 +115,7 @@ class Auditor:
                 self.config.threads,
                 audit_limit_s(spec),
             )
-            self._enlisted, self._replays = enlisted, Replays(lambda: Referee.start(config), is_last_word=False)
+            self._enlisted, self._replays = enlisted, Replays(lambda: Referee.start(config))
         emit("auditor.enlisted", model_id="0x" + enlisted.model_id.hex())
         return Model(spec, enlisted.model_id, Domain(enlisted.chain_id, enlisted.settlement)), self._replays
 

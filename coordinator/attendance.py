@@ -11,6 +11,7 @@ from commonweight.rules.report import report_receipt
 from commonweight.wire.generated import control_pb2 as pb
 from commonweight.wire.messages import report_from_proto
 from commonweight.wire.tls import peer_id_of
+from coordinator.answers import Answers
 from coordinator.auditors import Auditors
 from coordinator.members import AuditorMember, Member, Send, Submission
 from coordinator.seats import Seats
@@ -27,6 +28,7 @@ class AttendingNode:
 
     training: Training
     serving: Serving
+    answers: Answers
     member: Member
 
     @property
@@ -38,7 +40,7 @@ class AttendingNode:
         """Its stream has ended."""
         self.training.leave(self.member)
 
-    def take(self, message: pb.NodeMessage) -> None:
+    async def take(self, message: pb.NodeMessage) -> None:
         """What it says goes to the training, or to what serves."""
         match message.WhichOneof("body"):
             case "heartbeat":
@@ -54,6 +56,8 @@ class AttendingNode:
                 self.serving.ready(self.member, message.version_ready)
             case "version_failed":
                 self.serving.failed(self.member, message.version_failed)
+            case "answer":
+                await self.answers.take(self.member, self.training.stage_of(self.node), message.answer)
             case other:
                 raise MalformedMessage(f"A node doesn't send {other} here.")
 
@@ -101,7 +105,7 @@ class AttendingAuditor:
         """Its stream has ended."""
         self.auditors.leave(self.member)
 
-    def take(self, message: pb.NodeMessage) -> None:
+    async def take(self, message: pb.NodeMessage) -> None:
         """Its answers go to who asked."""
         match message.WhichOneof("body"):
             case "heartbeat":
@@ -120,6 +124,7 @@ class Reception:
 
     training: Training
     serving: Serving
+    answers: Answers
     auditors: Auditors
     seats: Seats
 
@@ -154,7 +159,7 @@ class Reception:
             send=send,
         )
         self.training.join(member)
-        return AttendingNode(self.training, self.serving, member)
+        return AttendingNode(self.training, self.serving, self.answers, member)
 
     async def _introduce_auditor(self, join: pb.AuditorJoin, peer_id: str, send: Send) -> AttendingAuditor:
         check_certificate("auditor", join.certificate, peer_id)

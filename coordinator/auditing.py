@@ -11,11 +11,12 @@ from dataclasses import dataclass, field, replace
 from commonweight.events import emit
 from commonweight.failpoints import failpoint
 from commonweight.rules.audits import Audit, Verdict
+from commonweight.rules.beacon import hash_chain
 from commonweight.rules.panel import Standing
 from commonweight.rules.spec import ModelSpec
 from commonweight.rules.statement import AuditLine
 from commonweight.wire.generated import control_pb2 as pb
-from coordinator.beacons import beacon_chain
+from coordinator.beacons import beacon_seed
 from coordinator.draws import Draw, draw
 from coordinator.ledger import Ledger
 from coordinator.members import Member
@@ -46,7 +47,8 @@ class Auditing:
         found, per_epoch = {}, self.spec.economics.rounds_per_epoch
         for round_ in self.ledger.unaudited():
             (sealed,) = self.ledger.sealed_rounds(round_, round_ + 1)
-            drawn = draw(self.spec, sealed, beacon_chain(self.ledger, round_ // per_epoch, per_epoch)[0])
+            seed = beacon_seed(self.ledger, round_ // per_epoch)
+            drawn = draw(self.spec, sealed, hash_chain(seed, per_epoch)[0], seed)
             decided = {line.audit for line in self.ledger.verdicts(round_, round_ + 1)}
             found[round_] = replace(drawn, audits=tuple(each for each in drawn.audits if each not in decided))
         return found
@@ -57,13 +59,13 @@ class Auditing:
         """As `Audits.joined`. The node may not have heard of the rounds that are open: the last seal was cut off."""
         self.panel.holders.joined(stage, member)
         for _, drawn in sorted(self._open.items()):
-            member.send(pb.CoordinatorMessage(sealed=drawn.announcement(self.retained)))
+            member.send(pb.CoordinatorMessage(sealed=self.announcement(drawn, stage)))
 
     def lost(self, stage: int) -> None:
         """As `Audits.lost`."""
         self.panel.holders.lost(stage)
 
-    def sealed(self, drawn: Draw) -> pb.RoundSealed:
+    def sealed(self, drawn: Draw) -> None:
         """As `Audits.sealed`."""
         if drawn.audits:
             self._open[drawn.round] = drawn
@@ -76,7 +78,10 @@ class Auditing:
                     microbatch=audit.microbatch,
                 )
             self._changed.set()
-        return drawn.announcement(self.retained)
+
+    def announcement(self, drawn: Draw, stage: int) -> pb.RoundSealed:
+        """As `Audits.announcement`."""
+        return drawn.announcement(stage, self.retained)
 
     def obstacle(self, round_: int) -> str | None:
         """As `Audits.obstacle`."""

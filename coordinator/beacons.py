@@ -34,9 +34,14 @@ def beacon_seed(ledger: Ledger, epoch: int) -> bytes:
     return ledger.beacon_seed(epoch, secrets.token_bytes(SEED_BYTES))
 
 
-def beacon_chain(ledger: Ledger, epoch: int, rounds_per_epoch: int) -> tuple[bytes, ...]:
-    """The tip of the epoch, then the value of each of its rounds. Blocks."""
-    return hash_chain(beacon_seed(ledger, epoch), rounds_per_epoch)
+@dataclass(frozen=True)
+class _Beacon:
+    """An epoch's, whose tip is on chain."""
+
+    seed: bytes
+    chain: tuple[bytes, ...]
+    """The tip, then the value of each round."""
+    auditors: frozenset[AuditorSeat]
 
 
 @dataclass
@@ -50,24 +55,26 @@ class Beacons:
     confirmations: int = 0
     """Blocks on top of a commitment before a round of its epoch is planned."""
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
-    _chains: dict[int, tuple[bytes, ...]] = field(default_factory=dict)
-    """By epoch, where the tip is on chain: that of the last epoch, too, for reports that come after the seal."""
-    _auditors: dict[int, frozenset[AuditorSeat]] = field(default_factory=dict)
-    """Of the same epochs."""
+    _beacons: dict[int, _Beacon] = field(default_factory=dict, repr=False)
+    """By epoch: that of the last epoch, too, for reports that come after the seal."""
 
     def tip(self, round_: int) -> bytes | None:
         """As `Tips.tip`."""
-        chain = self._chains.get(round_ // self.rounds_per_epoch)
-        return None if chain is None else chain[0]
+        beacon = self._beacons.get(round_ // self.rounds_per_epoch)
+        return None if beacon is None else beacon.chain[0]
 
     def value(self, round_: int) -> bytes:
         """As `Tips.value`."""
         epoch, index = divmod(round_, self.rounds_per_epoch)
-        return self._chains[epoch][index + 1]
+        return self._beacons[epoch].chain[index + 1]
+
+    def seed(self, round_: int) -> bytes:
+        """As `Tips.seed`."""
+        return self._beacons[round_ // self.rounds_per_epoch].seed
 
     def auditors(self, epoch: int) -> frozenset[AuditorSeat]:
         """As `Panels.auditors`."""
-        return self._auditors[epoch]
+        return self._beacons[epoch].auditors
 
     async def run(self, training: Training, end_epoch: int | None) -> None:
         """Commit what the epoch that is trained, and the next one, need. Runs until cancelled.
@@ -76,8 +83,8 @@ class Beacons:
         """
         while True:
             epoch = training.round // self.rounds_per_epoch
-            for past in [known for known in self._chains if known < epoch - 1]:
-                del self._chains[past], self._auditors[past]
+            for past in [known for known in self._beacons if known < epoch - 1]:
+                del self._beacons[past]
             for each in (epoch, epoch + 1):
                 if end_epoch is None or each < end_epoch:
                     await self.commit(each)
@@ -87,7 +94,7 @@ class Beacons:
     async def commit(self, epoch: int) -> None:
         """As `Panels.commit`; also for an epoch that is over, of which audits are open after a restart."""
         retry_s = 1.0
-        while epoch not in self._chains:
+        while epoch not in self._beacons:
             try:
                 found = await asyncio.to_thread(self._advance, epoch)
             except ChainError as error:
@@ -98,11 +105,12 @@ class Beacons:
             if found is None:
                 await self.sleep(POLL_S)
             else:
-                self._chains[epoch], self._auditors[epoch] = found
+                self._beacons[epoch] = found
 
-    def _advance(self, epoch: int) -> tuple[tuple[bytes, ...], frozenset[AuditorSeat]] | None:
-        """The epoch's chain and its auditors, once its tip is on chain, and deep enough."""
-        chain = beacon_chain(self.ledger, epoch, self.rounds_per_epoch)
+    def _advance(self, epoch: int) -> _Beacon | None:
+        """The epoch's, once its tip is on chain, and deep enough."""
+        seed = beacon_seed(self.ledger, epoch)
+        chain = hash_chain(seed, self.rounds_per_epoch)
         failpoint("beacon.drawn")
         ensure_tip(self.contract, epoch, chain[0])
         failpoint("beacon.committed")
@@ -111,7 +119,7 @@ class Beacons:
             commitments = self.contract.events(BeaconCommitted, epoch=epoch, coordinator=self.contract.sender.address)
             if not commitments or commitments[-1].block_number > deep:
                 return None
-        return chain, auditor_seats(self.contract, self.model, epoch, chain[0])
+        return _Beacon(seed, chain, auditor_seats(self.contract, self.model, epoch, chain[0]))
 
 
 def ensure_tip(contract: EpochSettlement, epoch: int, tip: bytes) -> None:

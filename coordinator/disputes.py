@@ -66,7 +66,7 @@ class Disputes:
 
     async def _recorded_by(self, member: AuditorMember, claim: Claim) -> pb.AuditRecording | None:
         """What the auditor has signed, where it could, and did in time."""
-        order = self.holders.order(claim.audit, claim.message, member.certificate)
+        order = self.holders.order(claim, member.certificate)
         found = await self.auditors.recording(member, order)
         if found is None:
             return None
@@ -86,5 +86,5 @@ class Disputes:
         return found if found.operators else None
 
     async def _record(self, claim: Claim, tensors_of: int | None = None) -> referee_pb2.Recording:
-        order = self.holders.order(claim.audit, claim.message, self.certificate)
+        order = self.holders.order(claim, self.certificate)
         return await self.replays.record(order, tensors_of)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from commonweight.rules.audits import Audit, Kind
 from commonweight.wire.generated import control_pb2 as pb
-from commonweight.wire.messages import audit_to_proto
+from coordinator.claims import Claim
 from coordinator.members import Member
 
 GRACE_S = 60.0
@@ -48,15 +48,17 @@ class Holders:
             return audit.stage in self._members
         return True
 
-    def order(self, audit: Audit, report: pb.StageReport, auditor: bytes) -> pb.AuditOrder:
-        """What the auditor with this certificate (DER) is given; provider and neighbours are told to let it fetch."""
-        unit, sources = audit_to_proto(audit), []
-        for stage in (audit.stage, audit.stage - 1, audit.stage + 1):
-            if (member := self._members.get(stage)) is not None:
-                member.send(pb.CoordinatorMessage(audit=pb.AuditGrant(unit=unit, auditor=auditor)))
-                sources.append(
-                    pb.EvidenceSource(
-                        peer_id=member.peer_id, address=member.evidence_address, certificate=member.certificate
-                    )
+    def order(self, claim: Claim, auditor: bytes) -> pb.AuditOrder:
+        """What the auditor with this certificate (DER) is given. The provider is told to let it fetch, and so are the
+        neighbours, who have what crossed the stage's sides; of an answer they have kept nothing that is needed.
+        """
+        order, stage = pb.AuditOrder(), claim.audit.stage
+        order.CopyFrom(claim.order)
+        neighbours = () if claim.audit.kind is Kind.ANSWER else (stage - 1, stage + 1)
+        for each in (stage, *neighbours):
+            if (member := self._members.get(each)) is not None:
+                member.send(pb.CoordinatorMessage(audit=pb.AuditGrant(unit=order.unit, auditor=auditor)))
+                order.sources.add(
+                    peer_id=member.peer_id, address=member.evidence_address, certificate=member.certificate
                 )
-        return pb.AuditOrder(unit=unit, report=report, sources=sources)
+        return order

@@ -4,11 +4,10 @@ Everything else that it knows can be asked again (from the nodes that reconnect)
 transaction; what it records, it records once: the keys make a second credit for a unit impossible.
 """
 
-from collections import Counter as Tally
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from sqlalchemy import delete, func, select, update
+from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
 from commonweight.database import open_database, transaction
@@ -20,10 +19,10 @@ from commonweight.rules.statement import (
     CreditedReport,
     EquivocationLine,
     SealedRound,
-    ServedLine,
     Statement,
     parse_statement,
 )
+from coordinator.answer_ledger import AnswerLedger, UnauditedParts, add_answers, sealed_answers, take_turn
 from coordinator.tables import (
     BeaconRow,
     EpochRow,
@@ -33,8 +32,8 @@ from coordinator.tables import (
     ReportRow,
     RoundRow,
     SeatRow,
-    ServedRow,
     Table,
+    UnauditedPartRow,
     UnauditedRow,
     VerdictRow,
 )
@@ -63,12 +62,12 @@ class Progress:
     """Of each stage at the start of `round`; empty before the first."""
 
 
-class Ledger:
+class Ledger(AnswerLedger):
     """One model's ledger. Methods block on the database; call them off the event loop."""
 
     def __init__(self, url: str) -> None:
         """Open the database at an SQLAlchemy URL, such as sqlite:///ledger.db; raises as `open_database`."""
-        self._engine = open_database(url, Table)
+        super().__init__(open_database(url, Table))
 
     def open_model(self, *, model_id: bytes, spec_hash: bytes, settlement: str, chain_id: int) -> Progress:
         """Where this model stands. Raises LedgerError if the ledger is of another one."""
@@ -116,10 +115,14 @@ class Ledger:
                 session.add(row := BeaconRow(epoch=epoch, seed=fresh))
             return row.seed
 
-    def record_round(self, sealed: SealedRound, unaudited: Mapping[int, bytes]) -> None:
-        """A round is sealed, with the credit of every stage. Raises LedgerError if it is sealed already.
+    def record_round(
+        self, sealed: SealedRound, unaudited: Mapping[int, bytes], unaudited_parts: UnauditedParts
+    ) -> None:
+        """A round is sealed, with the credit of every stage, and with its answers. Raises LedgerError if it, or one of
+        these, is sealed already.
 
-        `unaudited`: by stage, the whole reports of the stages of which something was drawn.
+        `unaudited`: by stage, the whole reports of the stages of which something was drawn; `unaudited_parts`, the
+        whole parts of answers that were drawn.
         """
         rows: list[Table] = [RoundRow(round=sealed.round, beacon=sealed.beacon)]
         rows += [
@@ -128,8 +131,9 @@ class Ledger:
         rows += [UnauditedRow(round=sealed.round, stage=stage, report=report) for stage, report in unaudited.items()]
         already = f"Round {sealed.round} is sealed already; it can't be credited twice."
         with transaction(self._engine, already) as session:
-            _take_turn(session)
+            take_turn(session)
             session.add_all(rows)
+            add_answers(session, sealed, unaudited_parts)
 
     def sealed_rounds(self, first: int, end: int) -> tuple[SealedRound, ...]:
         """The sealed rounds in range(first, end), in order."""
@@ -147,7 +151,7 @@ class Ledger:
             return session.get_one(UnauditedRow, (round_, stage)).report
 
     def record_verdict(self, line: AuditLine, *, last: bool) -> None:
-        """An audit is decided; `last`: of its round, whose whole reports aren't kept any longer.
+        """An audit is decided; `last`: of its round, whose whole reports and parts aren't kept any longer.
 
         Raises LedgerError where the unit has a verdict already.
         """
@@ -163,6 +167,7 @@ class Ledger:
             session.add(row)
             if last:
                 session.execute(delete(UnauditedRow).where(UnauditedRow.round == line.round))
+                session.execute(delete(UnauditedPartRow).where(UnauditedPartRow.round == line.round))
 
     def verdicts(self, first: int, end: int) -> tuple[AuditLine, ...]:
         """The decided audits of the rounds in range(first, end), in their order."""
@@ -205,54 +210,11 @@ class Ledger:
         with transaction(self._engine, f"The version of round {round_} was published before.") as session:
             session.add(PublishedRow(round=round_))
 
-    def published(self) -> int:
-        """The version that was published last; 0 where none was."""
+    def published(self, count: int) -> tuple[int, ...]:
+        """The versions that were published last, at most `count`, ascending."""
         with transaction(self._engine) as session:
-            return session.scalar(select(func.max(PublishedRow.round))) or 0
-
-    def record_served(
-        self, request_id: bytes, *, round_: int, prompt_tokens: int, completion_tokens: int, rounds_per_epoch: int
-    ) -> tuple[int, bool]:
-        """A request was answered by the version that is ready to train `round_`; recorded once, whatever is said later.
-
-        It counts in the epoch that is being trained, and for those who were credited for the round before `round_`:
-        they held that version. Returns the epoch, and whether it is new. Raises LedgerError where that round isn't
-        sealed.
-        """
-        with transaction(self._engine) as session:
-            _take_turn(session)  # so that no round is sealed between the look at the epoch and the record
-            if (known := session.get(ServedRow, request_id)) is not None:
-                return known.epoch, False
-            sealed = _sealed(session, round_ - 1, round_)
-            if not sealed:
-                raise LedgerError(
-                    f"Nobody can have served the version of round {round_}: round {round_ - 1} isn't sealed."
-                )
-            last = session.scalar(select(func.max(ReportRow.round)))
-            assert last is not None, "a round is sealed"
-            row = ServedRow(
-                request_id=request_id,
-                epoch=(last + 1) // rounds_per_epoch,
-                round=round_,
-                prompt_tokens=prompt_tokens,
-                completion_tokens=completion_tokens,
-                stages=[[report.node, report.account] for report in sealed[0].reports],
-            )
-            session.add(row)
-            return row.epoch, True
-
-    def served_in(self, epoch: int) -> tuple[ServedLine, ...]:
-        """The tokens that each stage's provider served, as the epoch's statement shows them. Final once it is over."""
-        tokens: Tally[tuple[int, str, str]] = Tally()
-        with transaction(self._engine) as session:
-            for row in session.scalars(select(ServedRow).where(ServedRow.epoch == epoch)):
-                for stage, (node, account) in enumerate(row.stages):
-                    tokens[stage, node, account] += row.prompt_tokens + row.completion_tokens
-        return tuple(
-            ServedLine(stage=stage, node=node, account=account, tokens=count)
-            for (stage, node, account), count in sorted(tokens.items())
-            if count > 0
-        )
+            last = session.scalars(select(PublishedRow.round).order_by(PublishedRow.round.desc()).limit(count))
+            return tuple(sorted(last))
 
     def record_statement(self, epoch: int, statement: bytes, statement_hash: bytes) -> None:
         """The epoch is closed with this statement, and with no other. Raises LedgerError if it is closed already."""
@@ -289,11 +251,6 @@ class Ledger:
         self._engine.dispose()
 
 
-def _take_turn(session: Session) -> None:
-    """Wait until no other transaction that does the same is open; it ends with this one."""
-    session.execute(update(ModelRow).values(generation=ModelRow.generation))
-
-
 def _line(row: VerdictRow) -> AuditLine:
     return AuditLine.model_validate(row.line, strict=False)  # JSON has lists for tuples
 
@@ -314,6 +271,8 @@ def _sealed(session: Session, first: int, end: int) -> tuple[SealedRound, ...]:
         by_round.setdefault(row.round, []).append(CreditedReport.model_validate(row.credited))
     beacons = select(RoundRow).where(RoundRow.round >= first, RoundRow.round < end)
     values = {row.round: row.beacon for row in session.scalars(beacons)}
+    answers = sealed_answers(session, first, end)
     return tuple(
-        SealedRound(round=number, beacon=values[number], reports=tuple(reports)) for number, reports in by_round.items()
+        SealedRound(round=number, beacon=values[number], reports=tuple(reports), answers=tuple(answers.get(number, ())))
+        for number, reports in by_round.items()
     )

@@ -85,6 +85,10 @@ class Follower(Protocol):
     async def sealed(self, round_: int) -> None:
         """This round is sealed."""
 
+    @property
+    def kept(self) -> frozenset[int]:
+        """The versions that nodes keep: answers by others can't be audited, and so aren't sealed."""
+
 
 class Tips(Protocol):
     """The epochs' beacon chains."""
@@ -94,6 +98,9 @@ class Tips(Protocol):
 
     def value(self, round_: int) -> bytes:
         """Of a round whose tip stands on chain; secret until it is sealed."""
+
+    def seed(self, round_: int) -> bytes:
+        """Of the round's epoch, whose tip stands on chain; secret until the epoch is over."""
 
 
 class Panels(Protocol):
@@ -115,8 +122,11 @@ class Audits(Protocol):
     def lost(self, stage: int) -> None:
         """As `Follower.lost`."""
 
-    def sealed(self, draw: Draw) -> pb.RoundSealed:
-        """This round is sealed and in the ledger; returns what nodes are told of it."""
+    def sealed(self, draw: Draw) -> None:
+        """This round is sealed and in the ledger."""
+
+    def announcement(self, draw: Draw, stage: int) -> pb.RoundSealed:
+        """What the node of a stage is told of a sealed round."""
 
     def obstacle(self, round_: int) -> str | None:
         """Why the round can't be planned before more audits are decided; None if it can."""

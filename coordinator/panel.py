@@ -6,14 +6,14 @@ asks the same ones again.
 
 import asyncio
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 
 from commonweight.chain.keys import Key
 from commonweight.errors import MalformedMessage, Refused, WireError
 from commonweight.identity import recover_address
 from commonweight.rules.audits import NO_EVIDENCE, Audit, Verdict
-from commonweight.rules.epoch import audit_line, drawn_auditors, make_opinion, sealed_beacon
+from commonweight.rules.epoch import audit_line, drawn_auditors, make_opinion
 from commonweight.rules.merkle import keccak
 from commonweight.rules.panel import Owner, Standing, left_to_ask, opinion_receipt, settled_verdict
 from commonweight.rules.spec import ModelSpec
@@ -24,14 +24,15 @@ from commonweight.watch.store import StatementStore
 from commonweight.wire.generated import control_pb2 as pb
 from commonweight.wire.referee import Replays
 from coordinator.auditors import Auditors
-from coordinator.beacons import beacon_seed
-from coordinator.claims import Claim, false_claim
+from coordinator.claims import Claim, false_claim, signed_claim
 from coordinator.disputes import Disputes
 from coordinator.draws import Draw
 from coordinator.holders import GRACE_S, Holders
 from coordinator.ledger import Ledger
 from coordinator.members import AuditorMember, Panels, Place
 
+Judge = Callable[[pb.AuditOrder], Awaitable[pb.AuditOpinion]]
+"""How the referee comes to its opinion."""
 MAX_ATTEMPTS = 3
 """At one opinion, where the provider goes away meanwhile."""
 
@@ -81,16 +82,17 @@ class Panel:
         """
         epoch = audit.round // self.spec.economics.rounds_per_epoch
         await self.panels.commit(epoch)
-        left: Sequence[Owner] = drawn_auditors(
-            drawn.sealed, audit, sealed_beacon(drawn.sealed, drawn.tip), self.panels.auditors(epoch)
-        )
-        signed, false, convicted = await asyncio.to_thread(self._look_up, audit, epoch)
+        left: Sequence[Owner] = drawn_auditors(drawn.sealed, audit, drawn.beacon, self.panels.auditors(epoch))
+        signed, false, convicted = await asyncio.to_thread(self._look_up, audit, drawn.seed)
+        provider = Conviction(stage=audit.stage, node=drawn.sealed.reports[audit.stage].node)
+        # More fraud costs who is convicted nothing more, so there a second replay would only take time.
+        judge = self.replays.judge if provider in convicted else self.replays.judge_twice
         given: list[Given] = []
         verdict: Verdict | None = None
         while verdict is None:
             owner, *left = left_to_ask(left, sum(each.claim is signed for each in given))
             shown = signed if false is None or given or owner is None else false
-            if (found := await self._opinion(owner, shown, signed, convicted)) is not None:
+            if (found := await self._opinion(owner, shown, signed, judge, convicted)) is not None:
                 given.append(found)
             verdict = settled_verdict([(each.opinion.owner, each.verdict) for each in given if each.claim is signed])
         line = audit_line(audit, verdict, [each.opinion for each in given])
@@ -107,13 +109,13 @@ class Panel:
         standing = line.standing_of(each.opinion)
         return standing is Standing.FALSE or (standing is not Standing.PAID and each.opinion.verdict != line.verdict)
 
-    def _look_up(self, audit: Audit, epoch: int) -> tuple[Claim, Claim | None, Collection[Conviction]]:
+    def _look_up(self, audit: Audit, seed: bytes) -> tuple[Claim, Claim | None, Collection[Conviction]]:
         """What the provider claims, what is shown first in its stead, and who isn't asked."""
-        signed = Claim.read(audit, pb.StageReport.FromString(self.ledger.unaudited_report(audit.round, audit.stage)))
-        return signed, false_claim(self.spec, beacon_seed(self.ledger, epoch), signed), self.ledger.convicted()
+        signed = signed_claim(self.ledger, audit)
+        return signed, false_claim(self.spec, seed, signed), self.ledger.convicted()
 
     async def _opinion(
-        self, owner: str | None, shown: Claim, signed: Claim, convicted: Collection[Conviction]
+        self, owner: str | None, shown: Claim, signed: Claim, judge: Judge, convicted: Collection[Conviction]
     ) -> Given | None:
         """That of who has this seat, or of the referee (None) in its stead where the provider is gone for good; None
         where nobody is there for the seat, or what they say can't be used.
@@ -125,8 +127,7 @@ class Panel:
                 return self._of_referee(signed, pb.AuditOpinion(verdict=Verdict.WITHHELD.value, why=gone))
             provider = self.holders.provider(audit)
             if owner is None:
-                order = self.holders.order(audit, shown.message, self.certificate)
-                found = self._of_referee(shown, await self.replays.judge(order))
+                found = self._of_referee(shown, await judge(self.holders.order(shown, self.certificate)))
             else:
                 member = self.auditors.of_owner(owner, audit.round, audit.stage, convicted)
                 found = None if member is None else await self._of_seat(member, shown)
@@ -151,7 +152,7 @@ class Panel:
 
     async def _of_seat(self, member: AuditorMember, claim: Claim) -> Given | None:
         """What it says, if that can be used; otherwise it is hung up on."""
-        order = self.holders.order(claim.audit, claim.message, member.certificate)
+        order = self.holders.order(claim, member.certificate)
         found = await self.auditors.opinion(member, order)
         if found is None:
             return None

@@ -1,15 +1,29 @@
 """What training puts into the ledger before it acts on it. All of it blocks."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+
+from google.protobuf.message import DecodeError
 
 from commonweight.events import emit
 from commonweight.failpoints import failpoint
 from commonweight.rules import rounds
-from commonweight.rules.epoch import credit_report, credited_receipt
+from commonweight.rules.answer import Answer, find_disagreement
+from commonweight.rules.audits import Kind
+from commonweight.rules.epoch import answers_per_round, credit_report, credited_receipt
 from commonweight.rules.report import report_receipt
 from commonweight.rules.spec import ModelSpec
-from commonweight.rules.statement import CreditedReport, EquivocationLine, SealedRound, to_hex
+from commonweight.rules.statement import (
+    AnswerLine,
+    AnswerPart,
+    CreditedReport,
+    EquivocationLine,
+    SealedRound,
+    to_hex,
+)
+from commonweight.wire.generated import control_pb2 as pb
+from commonweight.wire.messages import answer_from_proto
+from coordinator.answer_ledger import RecordedPart, Reported
 from coordinator.draws import Draw, draw
 from coordinator.ledger import Ledger
 from coordinator.members import Place, Submission, Tips
@@ -24,8 +38,12 @@ class Recorder:
     ledger: Ledger
     tips: Tips
 
-    def store(self, effects: Iterable[rounds.Effect], accepted: Mapping[int, Submission]) -> Draw | None:
-        """Record what must survive. `accepted`: by stage, the reports of the round. Of a sealed one: what it draws."""
+    def store(
+        self, effects: Iterable[rounds.Effect], accepted: Mapping[int, Submission], versions: Collection[int]
+    ) -> Draw | None:
+        """Record what must survive. `accepted`: by stage, the reports of the round. `versions`: those whose answers may
+        be sealed. Of a sealed round: what it draws.
+        """
         drawn: Draw | None = None
         for effect in effects:
             match effect:
@@ -37,7 +55,7 @@ class Recorder:
                     failpoint("ledger.formed")
                 case rounds.Seal(round_, reports):
                     failpoint("ledger.sealing")
-                    drawn = self._seal(round_, [accepted[report.stage] for report in reports])
+                    drawn = self._seal(round_, [accepted[report.stage] for report in reports], versions)
                     failpoint("ledger.sealed")
         return drawn
 
@@ -74,18 +92,48 @@ class Recorder:
             emit("provider.equivocated", node=later.node, stage=report.stage, round=report.round)
         return new
 
-    def _seal(self, round_: int, submissions: list[Submission]) -> Draw:
+    def _seal(self, round_: int, submissions: list[Submission], versions: Collection[int]) -> Draw:
         tip = self.tips.tip(round_)
         assert tip is not None, "the reports are signed over it"
+        complete = self._complete_answers([submission.node for submission in submissions], versions)
         sealed = SealedRound(
             round=round_,
             beacon=to_hex(self.tips.value(round_)),
             reports=tuple(self._credit(submission) for submission in submissions),
+            answers=tuple(line for line, _ in complete),
         )
-        drawn = draw(self.spec, sealed, tip)
+        drawn = draw(self.spec, sealed, tip, self.tips.seed(round_))
         unaudited = {stage: submissions[stage].message.SerializeToString() for stage in drawn.stages}
-        self.ledger.record_round(sealed, unaudited)
+        units = [(audit.answer, audit.stage) for audit in drawn.audits if audit.kind is Kind.ANSWER]
+        unaudited_parts = {(n, stage): complete[n][1][stage].message for n, stage in units}
+        self.ledger.record_round(sealed, unaudited, unaudited_parts)
+        for line in sealed.answers:
+            emit("answer.sealed", round=round_, session=line.session[2:], version=line.version, fed=line.fed)
         return drawn
+
+    def _complete_answers(
+        self, nodes: Sequence[str], versions: Collection[int]
+    ) -> list[tuple[AnswerLine, tuple[RecordedPart, ...]]]:
+        """What can be sealed with a round of these nodes, in order, with the whole parts. What never can is dropped."""
+        for reported, stages in self.ledger.drop_versions(versions):
+            missing = sorted(set(range(self.spec.stages)) - stages)
+            why = (
+                f"stages {missing} haven't said their parts" if missing else "it was reported too late, or others first"
+            )
+            _tell_dropped(reported, f"its version isn't kept any more: {why}")
+        found: list[tuple[AnswerLine, tuple[RecordedPart, ...]]] = []
+        faults: list[tuple[Reported, str]] = []
+        for reported, parts in self.ledger.complete_answers(self.spec.stages, answers_per_round(self.spec)):
+            line = _line_or_fault(reported, parts, nodes)
+            if isinstance(line, AnswerLine):
+                found.append((line, parts))
+            else:
+                faults.append((reported, line))
+        if faults:
+            self.ledger.drop_answers([reported.session for reported, _ in faults])
+        for reported, why in faults:
+            _tell_dropped(reported, why)
+        return found
 
     def _credit(self, submission: Submission) -> CreditedReport:
         return credit_report(
@@ -97,3 +145,55 @@ class Recorder:
             generation=submission.generation,
             signature=submission.signature,
         )
+
+
+def _line_or_fault(reported: Reported, parts: Sequence[RecordedPart], nodes: Sequence[str]) -> AnswerLine | str:
+    """The line of a reported answer of which all stages have said their parts, or why it can't be sealed with a round
+    of these nodes. Whatever the ledger has of it, the round goes on.
+    """
+    try:
+        answers = [answer_from_proto(pb.AnswerPart.FromString(part.message)) for part in parts]
+        return _fault(reported, parts, answers, nodes) or _line(reported, parts, answers)
+    except (ValueError, DecodeError) as error:
+        return f"what the ledger has of it is no answer: {error}"[:500]
+
+
+def _fault(
+    reported: Reported, parts: Sequence[RecordedPart], answers: Sequence[Answer], nodes: Sequence[str]
+) -> str | None:
+    if why := find_disagreement(answers):
+        return why
+    if (version := answers[0].version) != reported.version:
+        return f"the gateway reports version {reported.version}, the stages {version}"
+    if (prompt := answers[0].prompt_tokens) != reported.prompt_tokens:
+        return f"the gateway reports a prompt of {reported.prompt_tokens} tokens, the stages one of {prompt}"
+    if (delivered := reported.prompt_tokens + reported.completion_tokens) > answers[0].fed + 1:
+        return f"the gateway reports {delivered} tokens; {answers[0].fed} were fed to the stages"
+    strangers = [part.stage for part, node in zip(parts, nodes, strict=True) if part.node != node]
+    return f"stage {strangers[0]} has another node by now" if strangers else None
+
+
+def _line(reported: Reported, parts: Sequence[RecordedPart], answers: Sequence[Answer]) -> AnswerLine:
+    return AnswerLine(
+        session=to_hex(reported.session),
+        version=reported.version,
+        fed=answers[0].fed,
+        prompt_tokens=reported.prompt_tokens,
+        completion_tokens=reported.completion_tokens,
+        gateway=reported.gateway,
+        signature=to_hex(reported.signature),
+        parts=tuple(
+            AnswerPart(trace=to_hex(answer.trace), signature=to_hex(part.signature))
+            for part, answer in zip(parts, answers, strict=True)
+        ),
+    )
+
+
+def _tell_dropped(reported: Reported, why: str) -> None:
+    emit(
+        "answer.dropped",
+        session=reported.session.hex(),
+        request_id=reported.request_id.hex(),
+        version=reported.version,
+        why=why,
+    )

@@ -20,6 +20,7 @@ from commonweight.errors import ConfigError, InsufficientFunds
 from commonweight.events import emit
 from commonweight.http import serving_http
 from commonweight.identity import NodeIdentity
+from commonweight.rules.answer import KEPT_VERSIONS
 from commonweight.rules.canonical import canonical_json
 from commonweight.rules.receipt import Domain
 from commonweight.rules.spec import ModelSpec
@@ -28,6 +29,7 @@ from commonweight.wire.channel import join_address, serve, split_address
 from commonweight.wire.generated import control_pb2_grpc, referee_pb2, serving_pb2_grpc
 from commonweight.wire.referee import Referee, RefereeConfig, Replays, audit_limit_s
 from commonweight.wire.tls import Certificate, enrolment_credentials, make_certificate, server_credentials
+from coordinator.answers import Answers
 from coordinator.attendance import Reception
 from coordinator.auditing import Auditing
 from coordinator.auditors import Auditors
@@ -123,7 +125,7 @@ async def run_coordinator(config: CoordinatorConfig) -> None:
         config.gateways,
         admission.gateways,
         round=progress.round,
-        published=await asyncio.to_thread(ledger.published),
+        versions=await asyncio.to_thread(ledger.published, KEPT_VERSIONS),
     )
     await serving.resume()
     sender = Sender(chain, config.key)
@@ -152,13 +154,14 @@ async def run_coordinator(config: CoordinatorConfig) -> None:
     auditing = Auditing(config.spec, ledger, panel)
     await auditing.resume()
     training = Training(config.spec, place, ledger, progress, end_round, beacons, auditing, serving)
+    answers = Answers(config.spec, place, ledger, serving)
     seats = Seats(chain, registered, first_block)
     async with (
         serving_http(Starlette(routes=[*store.routes(), *evidence.routes()]), config.http) as http,
         _serving(
             config,
             admission,
-            ControlService(admission, Reception(training, serving, auditors, seats)),
+            ControlService(admission, Reception(training, serving, answers, auditors, seats)),
             ServingService(serving),
             certificate,
         ),

@@ -146,7 +146,7 @@ class ControlService(control_pb2_grpc.ControlServicer):
             self.admission.check_node(address_of(peer_id))
             attending = await self.reception.introduce(await self._next(requests), peer_id, send)
             while True:
-                attending.take(await self._next(requests))
+                await attending.take(await self._next(requests))
         except (WireError, TimeoutError) as error:
             failure = error if isinstance(error, WireError) else Refused(f"The node was silent for {SILENCE_S:g} s.")
             emit("node.failed", node=attending and attending.node, code=failure.code, message=failure.args[0])

@@ -3,7 +3,7 @@
 The version after the last round of an epoch is published: every node keeps it. Where there are gateways each loads it,
 too, and once all have, it is served: gateways get its route, and sessions on the version before run out. An epoch that
 ends while a version is still being loaded publishes none, so that a slow node is waited for instead of being overtaken.
-The ledger knows what was published last; all else nodes say anew when they connect.
+The ledger knows what was published; all else nodes say anew when they connect.
 """
 
 import asyncio
@@ -15,7 +15,8 @@ import grpc
 
 from commonweight.errors import CommonweightError, ConfigError, LedgerError, MalformedMessage, NotServed, Refused
 from commonweight.events import emit
-from commonweight.identity import address_of
+from commonweight.identity import address_of, recover_address
+from commonweight.rules.answer import KEPT_VERSIONS, SESSION_BYTES, served_receipt
 from commonweight.rules.canonical import canonical_json
 from commonweight.rules.spec import ModelSpec
 from commonweight.wire.channel import split_address
@@ -24,8 +25,12 @@ from commonweight.wire.generated import serving_pb2, serving_pb2_grpc
 from commonweight.wire.serving import MAX_REQUEST_ID_BYTES, MIN_REQUEST_ID_BYTES, route_id
 from commonweight.wire.status import refuse
 from commonweight.wire.tls import peer_of
+from coordinator.answer_ledger import Reported
 from coordinator.ledger import Ledger
 from coordinator.members import Member, Place
+
+MAX_WRITES = 4
+"""Of reports, at a time: each takes a thread while it waits for the ledger, and training needs one, too."""
 
 
 def check_reachable(whose: str, address: str) -> None:
@@ -51,8 +56,8 @@ class Serving:
     """Those that gateways have shown so far."""
     round: int
     """Every round before this one is sealed."""
-    published: int
-    """The version that was published last; 0: none was."""
+    versions: tuple[int, ...]
+    """Those that were published last, ascending, KEPT_VERSIONS at most."""
     _is_loading: bool = True
     """Whether some stage hasn't yet said that it can, or can't, generate with the published version."""
     _served: int = 0
@@ -61,6 +66,20 @@ class Serving:
     """Connected nodes, by stage."""
     _addresses: dict[int, dict[int, str]] = field(default_factory=dict)
     """Of the decode processes that have a version: by version, then by stage."""
+
+    @property
+    def published(self) -> int:
+        """The version that was published last; 0: none was."""
+        return max(self.versions, default=0)
+
+    @property
+    def kept(self) -> frozenset[int]:
+        """As `Follower.kept`."""
+        return frozenset(self.versions) | frozenset({self._served} - {0})
+
+    def was_published(self, version: int) -> bool:
+        """Whether there was a version of this number to generate with."""
+        return 0 < version <= self.published and version % self.spec.economics.rounds_per_epoch == 0
 
     async def sealed(self, round_: int) -> None:
         """This round is sealed: to be awaited before the next is planned, or nodes don't have the version any more."""
@@ -133,7 +152,7 @@ class Serving:
 
     async def _publish_sealed(self) -> None:
         await asyncio.to_thread(self.ledger.record_published, self.round)
-        self.published, self._is_loading = self.round, True
+        self.versions, self._is_loading = (*self.versions, self.round)[-KEPT_VERSIONS:], True
         for member in self._holders.values():
             self._publish(member, self.published)
 
@@ -185,6 +204,7 @@ class ServingService(serving_pb2_grpc.ServingServicer):
     """Answers gateways."""
 
     serving: Serving
+    _writes: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(MAX_WRITES))
 
     async def Route(  # noqa: N802 - gRPC's name
         self, request: serving_pb2.RouteRequest, context: grpc.aio.ServicerContext
@@ -217,16 +237,18 @@ class ServingService(serving_pb2_grpc.ServingServicer):
         """Record what was served."""
         try:
             gateway = self._check_gateway(context)
-            self._check_report(request)
-            epoch, is_new = await asyncio.to_thread(
-                lambda: self.serving.ledger.record_served(
-                    request.request_id,
-                    round_=request.round,
-                    prompt_tokens=request.prompt_tokens,
-                    completion_tokens=request.completion_tokens,
-                    rounds_per_epoch=self.serving.spec.economics.rounds_per_epoch,
-                )
+            self._check_report(request, gateway)
+            reported = Reported(
+                request_id=request.request_id,
+                session=request.session,
+                version=request.round,
+                prompt_tokens=request.prompt_tokens,
+                completion_tokens=request.completion_tokens,
+                gateway=gateway,
+                signature=request.signature,
             )
+            async with self._writes:
+                is_new = await asyncio.to_thread(self.serving.ledger.record_served, reported)
         except LedgerError as error:
             await self._refuse(context, Refused(error.args[0]))
         except CommonweightError as error:
@@ -236,12 +258,12 @@ class ServingService(serving_pb2_grpc.ServingServicer):
                 "request.served",
                 gateway=gateway,
                 request_id=request.request_id.hex(),
+                session=request.session.hex(),
                 round=request.round,
-                epoch=epoch,
                 prompt_tokens=request.prompt_tokens,
                 completion_tokens=request.completion_tokens,
             )
-        return serving_pb2.ServedReceipt(epoch=epoch, recorded=is_new)
+        return serving_pb2.ServedReceipt(recorded=is_new)
 
     def _check_gateway(self, context: grpc.aio.ServicerContext) -> str:
         gateway = address_of(peer_of(context))
@@ -250,20 +272,28 @@ class ServingService(serving_pb2_grpc.ServingServicer):
         peer_of(context, self.serving.certificates)
         return gateway
 
-    def _check_report(self, report: serving_pb2.ServedReport) -> None:
-        longest, per_epoch = self.serving.spec.training.sequence_length, self.serving.spec.economics.rounds_per_epoch
+    def _check_report(self, report: serving_pb2.ServedReport, gateway: str) -> None:
+        serving, longest = self.serving, self.serving.spec.training.sequence_length
         if not MIN_REQUEST_ID_BYTES <= len(report.request_id) <= MAX_REQUEST_ID_BYTES:
             raise MalformedMessage(
                 f"A request's id has {MIN_REQUEST_ID_BYTES} to {MAX_REQUEST_ID_BYTES} bytes, "
                 f"not {len(report.request_id)}."
             )
-        if report.round == 0 or report.round % per_epoch or report.round > self.serving.round:
+        if len(report.session) != SESSION_BYTES:
+            raise MalformedMessage(f"A session's id has {SESSION_BYTES} bytes, not {len(report.session)}.")
+        if not serving.was_published(report.round):
             raise MalformedMessage(f"The version of round {report.round} was never published.")
         # The last token isn't fed, and so may be one more than the context holds.
-        if not 0 < report.prompt_tokens + report.completion_tokens <= longest + 1:
+        prompt, answer = tokens = (report.prompt_tokens, report.completion_tokens)
+        if min(tokens) == 0 or sum(tokens) > longest + 1:
             raise MalformedMessage(
-                f"{report.prompt_tokens} + {report.completion_tokens} tokens don't fit in the context of {longest}."
+                f"{prompt} + {answer} tokens: prompt and answer have one each at least, and all of them must fit in "
+                f"the context of {longest}."
             )
+        receipt = served_receipt(serving.place.model_id, report.round, report.session, *tokens)
+        digest = receipt.digest(serving.place.domain)
+        if (signer := recover_address(digest, report.signature)) != gateway:
+            raise Refused(f"The report of session {report.session.hex()} is signed by {signer}, not by {gateway}.")
 
     @staticmethod
     async def _refuse(context: grpc.aio.ServicerContext, error: CommonweightError) -> NoReturn:

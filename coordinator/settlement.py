@@ -200,7 +200,7 @@ class Settlement:
         seed = beacon_seed(self.ledger, epoch)
         tip = hash_chain(seed, per_epoch)[0]
         rounds, audits = self.ledger.sealed_rounds(first, end), self.ledger.verdicts(first, end)
-        drawn = [audit for sealed in rounds for audit in drawn_audits(self.spec, sealed, tip)]
+        drawn = [audit for sealed in rounds for audit in drawn_audits(self.spec, sealed, tip, seed)]
         if drawn != [line.audit for line in audits]:
             raise LedgerError(
                 f"{len(drawn)} audits were drawn in epoch {epoch}; the ledger has {len(audits)} verdicts, and not of "
@@ -217,7 +217,6 @@ class Settlement:
             rounds=rounds,
             audits=[self._signed_by_us(line) for line in audits],
             equivocations=self.ledger.equivocations(),
-            served=self.ledger.served_in(epoch),
             operator_earned=earned,
             before=before,
             accumulator_before=previous.accumulator if previous else 0,

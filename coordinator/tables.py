@@ -1,6 +1,6 @@
 """The ledger's tables."""
 
-from sqlalchemy import JSON, LargeBinary, String, UniqueConstraint
+from sqlalchemy import JSON, Index, LargeBinary, String, UniqueConstraint
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from commonweight.database import Counter
@@ -105,13 +105,52 @@ class PublishedRow(Table):
 
 
 class ServedRow(Table):
-    """A request that the model has answered: how many tokens went through each stage, and in which epoch they count."""
+    """An answer that a gateway has reported, in the order in which the reports came."""
 
     __tablename__ = "served"
-    request_id: Mapped[bytes] = mapped_column(LargeBinary(32), primary_key=True)
-    epoch: Mapped[int] = mapped_column(Counter, index=True)
-    round: Mapped[int] = mapped_column(Counter)
+    number: Mapped[int] = mapped_column(Counter, primary_key=True)
+    request_id: Mapped[bytes] = mapped_column(LargeBinary(32), unique=True)
+    session: Mapped[bytes] = mapped_column(LargeBinary(16), unique=True)
+    version: Mapped[int] = mapped_column(Counter)
     prompt_tokens: Mapped[int] = mapped_column(Counter)
     completion_tokens: Mapped[int] = mapped_column(Counter)
-    stages: Mapped[list[list[str]]] = mapped_column(JSON)
-    """Node and account of each stage, in order."""
+    gateway: Mapped[str] = mapped_column(String(42))
+    signature: Mapped[bytes] = mapped_column(LargeBinary(65))
+    is_open: Mapped[bool] = mapped_column(default=True, index=True)
+    """Whether it may still be sealed: it is neither sealed nor dropped."""
+
+
+class PartRow(Table):
+    """A stage's part of an answer that is neither sealed nor dropped, in the order in which the parts came."""
+
+    __tablename__ = "parts"
+    number: Mapped[int] = mapped_column(Counter, primary_key=True)
+    session: Mapped[bytes] = mapped_column(LargeBinary(16))
+    stage: Mapped[int] = mapped_column(Counter)
+    version: Mapped[int] = mapped_column(Counter, index=True)
+    node: Mapped[str] = mapped_column(String(42))
+    part: Mapped[bytes] = mapped_column(LargeBinary)
+    signature: Mapped[bytes] = mapped_column(LargeBinary(65))
+    __table_args__ = (UniqueConstraint("session", "stage"), Index("parts_in_order", "stage", "number"))
+
+
+class AnswerRow(Table):
+    """An answer that was sealed with a round, as the epoch's statement will show it."""
+
+    __tablename__ = "answers"
+    round: Mapped[int] = mapped_column(Counter, primary_key=True, autoincrement=False)
+    number: Mapped[int] = mapped_column(Counter, primary_key=True, autoincrement=False)
+    """Among those of the round."""
+    session: Mapped[bytes] = mapped_column(LargeBinary(16), unique=True)
+    line: Mapped[dict[str, object]] = mapped_column(JSON)
+
+
+class UnauditedPartRow(Table):
+    """A whole part of a sealed answer, where it was drawn; until its round's audits are decided."""
+
+    __tablename__ = "unaudited_parts"
+    round: Mapped[int] = mapped_column(Counter, primary_key=True, autoincrement=False)
+    number: Mapped[int] = mapped_column(Counter, primary_key=True, autoincrement=False)
+    """Of the answer among those of the round."""
+    stage: Mapped[int] = mapped_column(Counter, primary_key=True, autoincrement=False)
+    part: Mapped[bytes] = mapped_column(LargeBinary)

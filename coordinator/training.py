@@ -143,7 +143,8 @@ class Training:
             accepted = dict(self._accepted)
             if submission is not None:
                 accepted.setdefault(submission.report.stage, submission)  # the rules, too, keep the first
-            drawn = await asyncio.to_thread(self._recorder.store, effects, accepted)
+            versions = frozenset() if self._follower is None else self._follower.kept
+            drawn = await asyncio.to_thread(self._recorder.store, effects, accepted, versions)
             if submission is not None and any(isinstance(effect, rounds.Refused) for effect in effects):
                 await self._look_for_equivocation(submission)
             self._state = state
@@ -261,7 +262,7 @@ class Training:
             self._broadcast(pb.CoordinatorMessage(plan=plan))
 
     async def _announce(self, drawn: Draw, submissions: list[Submission]) -> None:
-        announcement = self._audits.sealed(drawn)
+        self._audits.sealed(drawn)
         round_ = drawn.round
         self._failed_generations = 0
         seconds = time.monotonic() - self._started_s
@@ -282,7 +283,9 @@ class Training:
             ],
             state_roots=[submission.report.state_after.hex() for submission in submissions],
         )
-        self._broadcast(pb.CoordinatorMessage(sealed=announcement))
+        for stage, node in enumerate(self._state.seats):
+            if node in self._members:
+                self._members[node].send(pb.CoordinatorMessage(sealed=self._audits.announcement(drawn, stage)))
         if self._follower is not None:
             await self._follower.sealed(round_)
         async with self._sealed:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from commonweight.rules.spec import ModelSpec
+from commonweight.wire.serving import Served
 
 
 @dataclass(frozen=True)
@@ -13,6 +14,8 @@ class Generation:
 
     round: int
     """The version of the model: the one that was ready to train this round."""
+    session: bytes
+    """What the stages know it by."""
     tokens: AsyncGenerator[int, None]
     """As they are chosen. Raises CommonweightError where it can't go on; closing it frees what it holds."""
 
@@ -33,6 +36,6 @@ class Backend(Protocol):
         """Begin to answer. Raises WireError: NoRoom where it is busy."""
         ...
 
-    async def report(self, request_id: bytes, round_: int, prompt_tokens: int, completion_tokens: int) -> None:
+    async def report(self, served: Served) -> None:
         """Tell the coordinator what was served, so that who served is paid. May be repeated. Raises WireError."""
         ...

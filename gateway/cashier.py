@@ -11,6 +11,7 @@ from typing import TypeVar
 
 from commonweight.errors import CommonweightError
 from commonweight.events import emit
+from commonweight.wire.serving import Served
 from gateway.backend import Backend
 from gateway.ledger import Ledger, Order
 from gateway.till import Collected, Lost, Till
@@ -151,10 +152,11 @@ class Cashier:
 
     async def _report(self, order: Order) -> None:
         assert order.round is not None, "an answer comes from a version"
-        round_ = order.round
+        assert order.session is not None, "which generates it in a session"
+        served = Served(order.request_id, order.round, order.session, order.prompt_tokens, order.completion_tokens)
 
         async def attempt() -> None:
-            await self._backend.report(order.request_id, round_, order.prompt_tokens, order.completion_tokens)
+            await self._backend.report(served)
             await asyncio.to_thread(self._ledger.record_reported, order.request_id)
 
         def failed(error: CommonweightError, retry_s: float) -> None:

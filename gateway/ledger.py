@@ -60,6 +60,7 @@ class OrderRow(Table):
     prompt_tokens: Mapped[int] = mapped_column(Counter)
     completion_tokens: Mapped[int] = mapped_column(Counter, default=0)
     round: Mapped[int | None] = mapped_column(Counter)
+    session: Mapped[bytes | None] = mapped_column(LargeBinary(16))
     charge: Mapped[str] = mapped_column(String(78), default="0")
     state: Mapped[str] = mapped_column(String(16), index=True)
     answer: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
@@ -87,6 +88,8 @@ class Order:
     """Delivered."""
     round: int | None = None
     """The version of the model that answered; None before it began."""
+    session: bytes | None = None
+    """What its stages know the answer by; likewise."""
     charge: int = 0
     """For what was delivered, in the token's smallest unit."""
     state: State = State.OPEN
@@ -143,20 +146,13 @@ class Ledger:
             row = _find(session, payer, nonce)
             return None if row is None else to_order(row)
 
-    def record_delivered(self, request_id: bytes, round_: int, completion_tokens: int, charge: int) -> None:
-        """So much of the answer has been delivered. Changes nothing once the order is closed."""
-        self._update_open(request_id, round=round_, completion_tokens=completion_tokens, charge=str(charge))
+    def record_delivered(self, order: Order) -> None:
+        """So much of the answer has been delivered as `order` says. Changes nothing once the order is closed."""
+        self._update_open(order.request_id, **_progress(order))
 
     def close_order(self, order: Order) -> None:
         """The answer has ended with `order`'s numbers; its charge is to be collected, if there is any."""
-        self._update_open(
-            order.request_id,
-            round=order.round,
-            completion_tokens=order.completion_tokens,
-            charge=str(order.charge),
-            answer=order.answer,
-            state=_closed(order.charge),
-        )
+        self._update_open(order.request_id, **_progress(order), answer=order.answer, state=_closed(order.charge))
 
     def close_all(self) -> list[Order]:
         """Close what a gateway that died left open, with what it had recorded as delivered; returns those orders."""
@@ -235,6 +231,15 @@ def _uncollected(session: Session, payer: str) -> dict[bytes, int]:
     return {row.request_id: int(row.authorization["value"]) for row in rows}
 
 
+def _progress(order: Order) -> dict[str, object]:
+    return {
+        "round": order.round,
+        "session": order.session,
+        "completion_tokens": order.completion_tokens,
+        "charge": str(order.charge),
+    }
+
+
 def _closed(charge: int) -> State:
     return State.SERVED if charge else State.VOID
 
@@ -249,6 +254,7 @@ def to_order(row: OrderRow) -> Order:
         prompt_tokens=row.prompt_tokens,
         completion_tokens=row.completion_tokens,
         round=row.round,
+        session=row.session,
         charge=int(row.charge),
         state=State(row.state),
         answer=row.answer,

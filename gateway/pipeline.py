@@ -1,14 +1,16 @@
 """The model as it is served: through the decode processes of its stages, along the coordinator's route."""
 
 import asyncio
+import secrets
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, aclosing, contextmanager
 
 from commonweight.errors import IdentityMismatch, NotServed, Refused, StageLost, WireError
 from commonweight.events import emit
+from commonweight.rules.answer import NONCE_BYTES, pack_ids, session_id
 from commonweight.rules.spec import ModelSpec
 from commonweight.wire.generation import Generator, open_generator
-from commonweight.wire.serving import Route, ServingClient
+from commonweight.wire.serving import Route, Served, ServingClient
 from commonweight.wire.tls import Certificate
 from gateway.backend import Generation
 
@@ -48,11 +50,17 @@ class _Version:
 class Pipeline:
     """A Backend: the model of `serving`'s coordinator, for a gateway with this certificate.
 
-    `check` raises ConfigError for a route of another model.
+    `check` raises ConfigError for a route of another model; `sign` is by the gateway's key, over the receipt.
     """
 
-    def __init__(self, serving: ServingClient, certificate: Certificate, check: Callable[[Route], None]) -> None:
-        self._check = check
+    def __init__(
+        self,
+        serving: ServingClient,
+        certificate: Certificate,
+        check: Callable[[Route], None],
+        sign: Callable[[Served], bytes],
+    ) -> None:
+        self._check, self._sign = check, sign
         self._spec: ModelSpec | None = None
         self._serving, self._certificate = serving, certificate
         self._version: _Version | None = None
@@ -90,9 +98,9 @@ class Pipeline:
             pause_s *= 2
         return await self._begin(ids, max_tokens, temperature, seed)
 
-    async def report(self, request_id: bytes, round_: int, prompt_tokens: int, completion_tokens: int) -> None:
+    async def report(self, served: Served) -> None:
         """As Backend says."""
-        await self._serving.report(request_id, round_, prompt_tokens, completion_tokens)
+        await self._serving.report(served, self._sign(served))
 
     async def keep_current(self) -> None:
         """Follow the route for as long as the gateway runs. What can't be reached is tried again.
@@ -148,16 +156,19 @@ class Pipeline:
         version = self._version
         if version is None:
             raise NotServed("No version of the model is served at the moment. Try again in a while.")
-        tokens = _tokens(version, ids, max_tokens, temperature, seed)
+        nonce = secrets.token_bytes(NONCE_BYTES)
+        session = session_id(nonce, pack_ids(ids), temperature + 0.0, seed)
+        tokens = _tokens(version, nonce, ids, max_tokens, temperature, seed)
         first = await anext(tokens)
-        return Generation(version.generator.route.round, _after(first, tokens))
+        return Generation(version.generator.route.round, session, _after(first, tokens))
 
 
 async def _tokens(
-    version: _Version, ids: Sequence[int], max_tokens: int, temperature: float, seed: int
+    version: _Version, nonce: bytes, ids: Sequence[int], max_tokens: int, temperature: float, seed: int
 ) -> AsyncGenerator[int, None]:
     with version.used() as generator:
-        async with aclosing(generator.generate(ids, max_tokens, temperature=temperature, seed=seed)) as tokens:
+        answer = generator.generate(ids, max_tokens, temperature=temperature, seed=seed, nonce=nonce)
+        async with aclosing(answer) as tokens:
             async for token in tokens:
                 yield token
 

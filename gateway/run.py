@@ -1,7 +1,7 @@
 """A gateway, assembled from its parts."""
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,7 +18,8 @@ from commonweight.events import emit
 from commonweight.http import serving_http
 from commonweight.identity import NodeIdentity
 from commonweight.model.tokenizer import Tokenizer
-from commonweight.wire.serving import Route, ServingClient
+from commonweight.rules.receipt import Domain
+from commonweight.wire.serving import Route, Served, ServingClient
 from commonweight.wire.tls import make_certificate
 from gateway.app import make_app
 from gateway.backend import Backend
@@ -47,7 +48,7 @@ class GatewayConfig:
     coordinator: str
     """PEERID@host:port."""
     key: Key
-    """Pays the gas, and is a cashier of the model's router."""
+    """Pays the gas, is a cashier of the model's router, and signs what is reported."""
     rpc_url: str
     chain_id: int
     registry: str
@@ -72,6 +73,7 @@ async def run_gateway(config: GatewayConfig) -> None:
         ServingClient(config.coordinator, certificate),
         certificate,
         lambda route: check_model(config, model, route),
+        reports_signer(config, model),
     )
     try:
         await sell(config, pipeline, till, pipeline.keep_current())
@@ -115,6 +117,12 @@ async def sell(config: GatewayConfig, backend: Backend, till: Till | None, until
 def registered_model(config: GatewayConfig) -> RegisteredModel:
     """What the registry says about the model. Raises ChainError. Blocks."""
     return ModelRegistry(Chain.connect(config.rpc_url, config.chain_id), config.registry).model(config.model_id)
+
+
+def reports_signer(config: GatewayConfig, model: RegisteredModel) -> Callable[[Served], bytes]:
+    """Signs with the gateway's key what is reported to this model's coordinator."""
+    identity, domain = NodeIdentity(config.key.secret), Domain(config.chain_id, model.settlement)
+    return lambda served: identity.sign_digest(served.receipt(model.model_id).digest(domain))
 
 
 def open_till(config: GatewayConfig) -> Till:

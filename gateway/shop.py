@@ -218,9 +218,8 @@ class Sale:
     def __init__(self, shop: Shop, job: Job, request_id: bytes, order: Order | None) -> None:
         """`order` is None where nothing is charged."""
         self.job, self.id = job, request_id.hex()
-        self._shop, self._order, self._request_id = shop, order, request_id
+        self._shop, self._order = shop, order
         self._text = TextStream(shop.tokenizer, job.ask.stops)
-        self._round: int | None = None
         self._delivered = self._recorded = 0
         self.finish_reason = ""
         """ "stop" or "length", once the answer is complete."""
@@ -245,7 +244,8 @@ class Sale:
         """The answer in pieces that may be sent. Raises what the backend raises."""
         job, text = self.job, self._text
         generation = await self._shop.backend.generate(job.ids, job.max_tokens, job.ask.temperature, job.seed)
-        self._round = generation.round
+        if self._order is not None:
+            self._order = replace(self._order, round=generation.round, session=generation.session)
         count, reason = 0, "length"
         async with aclosing(generation.tokens) as tokens:
             async for token in tokens:
@@ -270,10 +270,9 @@ class Sale:
         failpoint("gateway.sent")
         self._delivered = self._text.tokens
         if self._order is not None and (self._recorded == 0 or self._delivered - self._recorded >= STEP_TOKENS):
-            assert self._round is not None, "pieces come from a version"
             self._recorded = self._delivered
-            ledger, charge = self._shop.ledger, self.usage.cost
-            await asyncio.to_thread(ledger.record_delivered, self._request_id, self._round, self._delivered, charge)
+            order = replace(self._order, completion_tokens=self._delivered, charge=self.usage.cost)
+            await asyncio.to_thread(self._shop.ledger.record_delivered, order)
             failpoint("gateway.delivered")
 
     async def close(self, ended: str, answer: dict[str, Any] | None = None) -> None:
@@ -291,12 +290,9 @@ class Sale:
             cost=str(usage.cost),
             ended=ended,
         )
-        order = self._order
-        if order is None:
+        if self._order is None:
             return
-        order = replace(
-            order, round=self._round, completion_tokens=usage.completion_tokens, charge=usage.cost, answer=answer
-        )
+        order = replace(self._order, completion_tokens=usage.completion_tokens, charge=usage.cost, answer=answer)
         await asyncio.to_thread(self._shop.ledger.close_order, order)
         failpoint("gateway.served")
         if order.charge:

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 from commonweight.errors import ConfigError, Refused, WireError, WorkerDied, error_with_code
 from commonweight.events import emit
-from commonweight.rules.receipt import Domain
+from commonweight.rules.receipt import Domain, Receipt
 from commonweight.rules.report import report_receipt
 from commonweight.wire.attachment import Attachment
 from commonweight.wire.generated import control_pb2 as pb
@@ -68,9 +68,12 @@ class Session:
                     await self._evidence.grant(message.audit)
                 case "publish":
                     # Before the next message goes to the worker: two rounds later it removes this version.
-                    await self._decoding.publish(await self._assigned, message.publish)
+                    needed = self._evidence.needed_versions()
+                    await self._decoding.publish(await self._assigned, message.publish, needed)
                 case "decode_peers":
                     await self._decoding.meet(message.decode_peers)
+                case "answer":
+                    self._decoding.recorded(message.answer)
 
     async def relay(self) -> None:
         """Pass on what the worker has done, reports signed."""
@@ -125,6 +128,7 @@ class Session:
             await self._worker.send(worker_pb2.WorkerCommand(start=start))
         self._watch.begin(assignment)
         self._evidence.begin(assignment)
+        self._decoding.begin(assignment, self._coordinator.send)
         if not self._assigned.done():
             self._assigned.set_result(assignment)
 
@@ -142,25 +146,29 @@ class Session:
         retain = worker_pb2.Retain(round=sealed.round, retained=sealed.retained)
         await self._worker.send(worker_pb2.WorkerCommand(retain=retain))
 
-    async def digest(self, generation: int, report: pb.StageReport) -> bytes:
+    async def domain(self) -> Domain:
+        """What this node's signatures are good for."""
+        assignment = await self._assigned
+        return Domain(assignment.chain_id, assignment.settlement)
+
+    async def receipt(self, generation: int, report: pb.StageReport) -> Receipt:
         """What a report's signature is over."""
         assignment = await self._assigned
-        domain = Domain(assignment.chain_id, assignment.settlement)
         tip = self._evidence.tip(report.round)
-        return report_receipt(assignment.model_id, generation, report_from_proto(report), tip).digest(domain)
+        return report_receipt(assignment.model_id, generation, report_from_proto(report), tip)
 
     async def sign(self, message: worker_pb2.WorkerReport) -> pb.SignedReport:
         """The worker's report, with the node's signature."""
-        digest = await self.digest(message.generation, message.report)
+        receipt = await self.receipt(message.generation, message.report)
         self.rounds += 1
         emit("round.trained", round=message.report.round, seconds=round(message.report.seconds, 3))
         signature = await asyncio.to_thread(
             self._watch.sign,
             self._config.identity,
+            await self.domain(),
             message.generation,
             message.report.round,
-            message.report.stage,
-            digest,
+            receipt,
         )
         return pb.SignedReport(generation=message.generation, report=message.report, signature=signature)
 

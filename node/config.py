@@ -31,6 +31,6 @@ class NodeConfig:
     evidence_listen: str
     """host:port for auditors; port 0 takes a free one."""
     cache_bytes: int
-    """Memory for the keys and values of all sequences that are generated at a time."""
+    """Memory for the keys, values and traces of all sequences that are generated at a time."""
     watch: WatchConfig | None
     """How it watches the chain; None: it doesn't."""

@@ -17,7 +17,7 @@ from node.attending import Session
 from node.config import NodeConfig
 from node.decoding import DecodeConfig, Decoding
 from node.evidence import Evidence
-from node.supervisor import WorkerProcess
+from node.supervisor import DecoderProcess, WorkerProcess
 from node.watching import Watch
 
 MAX_WORKER_DEATHS = 3
@@ -38,9 +38,8 @@ class Node:
             advertise=config.advertise,
             cache_bytes=config.cache_bytes,
             device=config.device,
-            threads=config.threads,
         )
-        self._decoding = Decoding(decode, self.certificate)
+        self._decoding = Decoding(decode, config.identity, self.start_decoder)
         self._evidence = self.make_evidence()
         self._watch = Watch(config.identity.address, config.payout, config.directory, config.watch)
         self._started: tuple[bytes, int] | None = None
@@ -56,6 +55,13 @@ class Node:
         """Start its compute worker."""
         config = self.config
         return await WorkerProcess.start(listen=config.listen, certificate=self.certificate, threads=config.threads)
+
+    async def start_decoder(self) -> DecoderProcess:
+        """Start its decode process."""
+        config = self.config
+        return await DecoderProcess.start(
+            listen=config.decode_listen, certificate=self.certificate, threads=config.threads
+        )
 
     def make_session(self, worker: WorkerProcess, coordinator: Attachment) -> Session:
         """What obeys the coordinator during one attachment."""
@@ -115,11 +121,10 @@ class Node:
         async with attach(self.config.coordinator, self.certificate, self._join(worker)) as coordinator:
             session = self.make_session(worker, coordinator)
             session.started = self._started
-            self._decoding.say = coordinator.send
             try:
                 await together(session.obey(), session.relay())
             finally:
-                self._decoding.say = None
+                self._decoding.end()
                 self._started = session.started
                 if session.attached:
                     self._backoff.reset()

@@ -40,6 +40,7 @@ from commonweight.wire.generated import control_pb2, decode_pb2_grpc
 from commonweight.wire.generated import decode_pb2 as pb
 from commonweight.wire.status import refuse, wire_error
 from commonweight.wire.tls import Certificate, peer_id_of, peer_of, server_credentials
+from node.answers import OpenTrace
 from node.sessions import Feeder, Room, Sessions
 
 MAX_UNSENT, MAX_UNSENT_BYTES = 4096, 64 << 20
@@ -105,11 +106,17 @@ class Version:
 
     @classmethod
     def of(
-        cls, stage: InferenceStage, round_: int, room: Room, certificate: Certificate, clock: Callable[[], float]
+        cls,
+        stage: InferenceStage,
+        round_: int,
+        room: Room,
+        certificate: Certificate,
+        clock: Callable[[], float],
+        keep: Callable[[OpenTrace], None],
     ) -> "Version":
         """Without neighbours yet."""
         outbox = Outbox()
-        return cls(Sessions(stage, round_, room, clock, outbox.put), certificate, _outbox=outbox)
+        return cls(Sessions(stage, round_, room, clock, outbox.put, keep), certificate, _outbox=outbox)
 
     @property
     def stage(self) -> int:

@@ -9,22 +9,29 @@ import argparse
 import asyncio
 import os
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 
-from commonweight.errors import CommonweightError, UnplannedMessage
+from commonweight.errors import CommonweightError, PeerUnreachable, UnplannedMessage
 from commonweight.events import emit, log_to_stdout
 from commonweight.model.inference import InferenceStage
 from commonweight.rules.spec import parse_spec
 from commonweight.wire.generated import control_pb2, worker_pb2
 from commonweight.wire.link import Link, connect_link
+from commonweight.wire.messages import answer_to_proto
 from commonweight.wire.tls import Certificate, peer_id_of
+from node.answers import OpenTrace, emit_lost, write_trace
 from node.checkpoint import Checkpoints
 from node.decode_plane import DecodePlane, Version, until_first
+from node.published import MAX_LOADED
 from node.sessions import Room
 
-MAX_VERSIONS = 2
+MAX_UNWRITTEN, MAX_UNWRITTEN_BYTES = 256, 64 << 20
+"""Traces, and bytes of them, that wait for the disk at a time; one alone may be larger."""
+RESERVE_BYTES = 24
+"""For each parameter: two checkpoints with Adam's moments, in float32."""
 
 
 class Decoder:
@@ -36,11 +43,19 @@ class Decoder:
         self._plane: DecodePlane | None = None
         self._room = Room(0)
         self._idle_s = 0.0
+        self._ended: asyncio.Queue[OpenTrace] = asyncio.Queue(MAX_UNWRITTEN)
+        """Sessions that are over."""
+        self._unwritten_bytes = 0
+        """Of their traces."""
+        self._answers: Path | None = None
+        """Where traces go; None: nowhere."""
+        self._reserve_bytes = 0
+        """That stay free on the disk for training."""
 
     async def run(self) -> None:
         """Serve the control process until it closes the link."""
         try:
-            await until_first(self._obey_all(), self._sweep())
+            await until_first(self._obey_all(), self._sweep(), self._write_traces())
         finally:
             if self._plane is not None:
                 await self._plane.close()
@@ -74,21 +89,34 @@ class Decoder:
     async def _load(self, command: worker_pb2.DecoderLoad) -> None:
         plane, round_ = self._need_plane(), command.round
         self._room.limit, self._idle_s = command.cache_bytes, command.idle_s
+        self._answers = Path(command.answers_dir) if command.answers_dir else None
         if round_ not in plane.versions:
             started_s = time.monotonic()
             try:
-                stage = await asyncio.to_thread(load_stage, command)
+                stage = await asyncio.to_thread(self.open_stage, command)
             except CommonweightError as error:
                 await self._fail(error, round_)
                 return
-            version = Version.of(stage, round_, self._room, plane.certificate, time.monotonic)
+            self._reserve_bytes = RESERVE_BYTES * sum(p.numel() for p in stage.module.parameters())
+            version = Version.of(stage, round_, self._room, plane.certificate, time.monotonic, self._keep)
             plane.versions[round_] = version
             emit("decode.ready", stage=stage.index, round=round_, seconds=round(time.monotonic() - started_s, 3))
             # Beside it the one that is served stays: one that some stage couldn't load makes way first.
             others = sorted(plane.versions.keys() - {round_}, key=lambda old: (plane.versions[old].is_met, old))
-            for old in others[: 1 - MAX_VERSIONS]:
+            for old in others[: 1 - MAX_LOADED]:
                 await self._drop(old)
         await self._link.send(worker_pb2.DecoderEvent(loaded=worker_pb2.DecoderLoaded(round=round_)))
+
+    def open_stage(self, command: worker_pb2.DecoderLoad) -> InferenceStage:
+        """The stage at that version, its checkpoint checked against its state root; runs on a thread of its own.
+
+        Raises CheckpointError.
+        """
+        spec, index = parse_spec(command.spec), command.stage
+        if not command.state_dir:
+            return InferenceStage.initial(spec, index, command.device)
+        parameters = Checkpoints(Path(command.state_dir), spec, index).parameters(command.round)
+        return InferenceStage(spec, index, parameters, command.device)
 
     async def _meet(self, peers: control_pb2.DecodePeers) -> None:
         plane = self._need_plane()
@@ -108,6 +136,34 @@ class Decoder:
                 if version.sessions.retired and not len(version.sessions):
                     await self._drop(round_)
 
+    def _keep(self, trace: OpenTrace) -> None:
+        if self._answers is None:
+            return
+        waiting = self._unwritten_bytes
+        if self._ended.full() or (waiting and waiting + trace.size > MAX_UNWRITTEN_BYTES):
+            why = f"{self._ended.qsize()} traces of {waiting:,} bytes wait for the disk"
+            emit_lost(trace.version, trace.session, why)
+            return
+        self._unwritten_bytes += trace.size
+        self._ended.put_nowait(trace)
+
+    async def _write_traces(self) -> None:
+        """Whatever keeps a trace from the disk costs its answer, and no other."""
+        while True:
+            trace = await self._ended.get()
+            assert self._answers is not None, "otherwise none is kept"
+            try:
+                answer = await asyncio.to_thread(write_trace, self._answers, trace, self._reserve_bytes)
+            except OSError as error:
+                emit_lost(trace.version, trace.session, f"{self._answers}: {error.strerror or error}")
+                continue
+            finally:
+                self._unwritten_bytes -= trace.size
+            try:
+                await self._link.send(worker_pb2.DecoderEvent(answer=answer_to_proto(answer)))
+            except PeerUnreachable:
+                return  # the node ends
+
     async def _drop(self, round_: int) -> None:
         version = self._need_plane().versions.pop(round_)
         await version.drop()
@@ -122,26 +178,17 @@ class Decoder:
         await self._link.send(worker_pb2.DecoderEvent(failure=failure))
 
 
-def load_stage(command: worker_pb2.DecoderLoad) -> InferenceStage:
-    """The stage at that version, its checkpoint checked against its state root. Raises CheckpointError."""
-    spec, index = parse_spec(command.spec), command.stage
-    if not command.state_dir:
-        return InferenceStage.initial(spec, index, command.device)
-    parameters = Checkpoints(Path(command.state_dir), spec, index).parameters(command.round)
-    return InferenceStage(spec, index, parameters, command.device)
-
-
-def main() -> None:
-    """Run until the control process closes the link."""
+def main(make: Callable[[Link], Decoder] = Decoder, arguments: Sequence[str] | None = None) -> None:
+    """Run until the control process closes the link. `arguments`: of the command line; None: all of them."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--link-fd", type=int, required=True)
-    link_fd: int = parser.parse_args().link_fd
+    link_fd: int = parser.parse_args(arguments).link_fd
     log_to_stdout()
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
     async def serve() -> None:
         async with await connect_link(link_fd) as link:
-            await Decoder(link).run()
+            await make(link).run()
 
     asyncio.run(serve())
 

@@ -1,21 +1,24 @@
-"""The generating side of a node's control process: keeps published versions, and the decode process that has them.
+"""The generating side of a node's control process: keeps published versions, and the decode process that has them, and
+signs what that says of answers.
 
 It never disturbs training: a decode process that dies is started again, after a while that grows, for as long as the
 node runs.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
 from commonweight.errors import CheckpointError, WorkerDied
 from commonweight.events import emit
+from commonweight.identity import NodeIdentity
 from commonweight.wire.channel import join_address, split_address
 from commonweight.wire.generated import control_pb2 as pb
 from commonweight.wire.generated import worker_pb2
-from commonweight.wire.tls import Certificate
-from node.published import KEPT_PUBLISHED, keep_published
+from commonweight.wire.messages import answer_to_proto
+from node.answers import Unrecorded, answers_folder, keep_traces, kept_parts
+from node.published import MAX_LOADED, keep_published
 from node.supervisor import DecoderProcess
 
 SESSION_IDLE_S = 60.0
@@ -37,18 +40,21 @@ class DecodeConfig:
     advertise: str | None
     """host by which gateways and neighbours reach it, where that isn't the one it listens on."""
     cache_bytes: int
-    """For the keys and values of all sessions together."""
+    """For keys, values and traces of all sessions together."""
     device: str
-    threads: int
 
 
 class Decoding:
     """See the module. Methods run on the event loop."""
 
-    def __init__(self, config: DecodeConfig, certificate: Certificate) -> None:
-        """No process is started before a version is to be loaded."""
+    def __init__(
+        self, config: DecodeConfig, identity: NodeIdentity, start: Callable[[], Awaitable[DecoderProcess]]
+    ) -> None:
+        """No process is started, by `start`, before a version is to be loaded."""
         self._config = config
-        self._certificate = certificate
+        self._start = start
+        self._unrecorded = Unrecorded(identity)
+        self._assignment = pb.Assignment()
         self._process: DecoderProcess | None = None
         self._loads: dict[int, worker_pb2.DecoderLoad] = {}
         """Wanted versions, by round."""
@@ -56,21 +62,48 @@ class Decoding:
         self._ready: set[int] = set()
         self._wanted = asyncio.Event()
         self._backoff_s = FIRST_BACKOFF_S
-        self.say: Say | None = None
-        """Set while a coordinator listens."""
+        self._is_restored = False
+        """Whether the parts of an earlier process are said again, too."""
+        self._send_up: Say | None = None
+        """From `begin` to `end`."""
 
-    async def publish(self, assignment: pb.Assignment, publish: pb.Publish) -> None:
-        """Keep a version and, where asked, load it. Returns once it is kept."""
-        stage, round_ = assignment.stage, publish.round
-        folder = self._config.directory / "published" / f"stage-{stage}"
+    def begin(self, assignment: pb.Assignment, say: Say) -> None:
+        """A coordinator took this node, and listens. What it may not have recorded is said again."""
+        self._assignment, self._send_up = assignment, say
+        for signed in self._unrecorded.parts.values():
+            self._say(pb.NodeMessage(answer=signed))
+
+    def end(self) -> None:
+        """The coordinator is gone: it is told nothing before it takes this node again."""
+        self._send_up = None
+
+    def recorded(self, answer: pb.AnswerRecorded) -> None:
+        """The coordinator has this part."""
+        self._unrecorded.recorded(answer.session)
+
+    async def publish(self, assignment: pb.Assignment, publish: pb.Publish, needed: Collection[int]) -> None:
+        """Keep a version and, where asked, load it; beside it, what answers that are audited `needed`.
+
+        Returns once it is kept, and traces and parts of what isn't any more are gone. The first time what an earlier
+        process may not have been able to say of answers by these versions is said again.
+        """
+        stage, round_, directory = assignment.stage, publish.round, self._config.directory
+        folder, answers = directory / "published" / f"stage-{stage}", answers_folder(directory, stage)
         # The one that is served. Until its neighbours are known it is the one that was to be loaded before.
         beside = max(self._peers, default=max(self._loads, default=None))
         try:
-            await asyncio.to_thread(keep_published, self._config.directory / f"stage-{stage}", folder, round_, beside)
+            checkpoints = directory / f"stage-{stage}"
+            kept = await asyncio.to_thread(keep_published, checkpoints, folder, round_, beside, needed)
         except CheckpointError as error:
             emit("decode.failed", round=round_, code=error.code, message=error.args[0])
             self._say_failed(round_, error.code, error.args[0])
             return
+        await asyncio.to_thread(keep_traces, answers, kept)
+        self._unrecorded.keep(kept)
+        if not self._is_restored:
+            for part in await asyncio.to_thread(kept_parts, answers, kept):
+                self._say(pb.NodeMessage(answer=self._unrecorded.sign(assignment, answer_to_proto(part))))
+            self._is_restored = True
         if not publish.load:
             return
         if round_ in self._ready:
@@ -84,9 +117,10 @@ class Decoding:
             device=self._config.device,
             cache_bytes=self._config.cache_bytes,
             idle_s=SESSION_IDLE_S,
+            answers_dir=str(answers),
         )
         others = sorted(self._loads.keys() - {round_}, key=lambda old: (old == beside, old))
-        for old in others[: 1 - KEPT_PUBLISHED]:
+        for old in others[: 1 - MAX_LOADED]:
             del self._loads[old]
             self._peers.pop(old, None)
             self._ready.discard(old)
@@ -119,10 +153,7 @@ class Decoding:
 
     async def _serve(self) -> None:
         """One decode process, from its start to its end. Raises WorkerDied."""
-        process = await DecoderProcess.start(
-            listen=self._config.listen, certificate=self._certificate, threads=self._config.threads
-        )
-        self._process = process
+        self._process = process = await self._start()
         for load in list(self._loads.values()):
             await process.send(worker_pb2.DecoderCommand(load=load))
         for peers in list(self._peers.values()):
@@ -134,6 +165,8 @@ class Decoding:
                     self._backoff_s = FIRST_BACKOFF_S
                     self._ready.add(event.loaded.round)
                     self._say_ready(event.loaded.round)
+                case "answer":
+                    self._say(pb.NodeMessage(answer=self._unrecorded.sign(self._assignment, event.answer)))
                 case "failure":
                     failure = event.failure
                     emit("decode.failed", round=failure.round, code=failure.code, message=failure.message)
@@ -160,5 +193,5 @@ class Decoding:
         self._say(pb.NodeMessage(version_failed=failed))
 
     def _say(self, message: pb.NodeMessage) -> None:
-        if self.say is not None:
-            self.say(message)
+        if self._send_up is not None:
+            self._send_up(message)

@@ -3,7 +3,7 @@
     FOLDER/sealed.json    the epoch's tip, and of each round whose audits aren't decided what its beacon follows from
 
 The coordinator's word isn't taken for it: a value must follow from the tip that the node has signed, and mix with the
-output that it has signed. What isn't drawn then isn't served to anybody.
+output that it has signed, and with what it says of each answer. What isn't drawn then isn't served to anybody.
 """
 
 from contextlib import suppress
@@ -15,34 +15,18 @@ from eth_hash.auto import keccak
 from pydantic import ValidationError
 
 from commonweight.errors import CommitmentBroken, MalformedMessage, UnplannedMessage
-from commonweight.rules.audits import Audit, Kind, draw_audits
-from commonweight.rules.beacon import round_beacon, round_root
+from commonweight.rules.audits import TRAINING, Audit, Kind, draw_audits
+from commonweight.rules.beacon import blinded, round_beacon
 from commonweight.rules.merkle import HASH_BYTES
-from commonweight.rules.receipt import Domain, Receipt
-from commonweight.rules.report import round_receipt
-from commonweight.rules.spec import Hash, ModelSpec, Record, parse_spec
-from commonweight.rules.statement import Number, to_hex
+from commonweight.rules.spec import ModelSpec, parse_spec
+from commonweight.rules.statement import to_hex
 from commonweight.wire.evidence import MAX_RETAINED_ROUNDS
 from commonweight.wire.generated import control_pb2 as pb
 from commonweight.wire.messages import audit_from_proto
 from commonweight.wire.tls import peer_id_of
+from node.answers import answers_folder, read_part, remove_trace
 from node.receipts import Signed
-
-
-class _Sealed(Record):
-    """One round."""
-
-    round: Number
-    value: Hash
-    outputs: tuple[Hash, ...]
-
-
-class _Known(Record):
-    """All of it. `tip` is of `epoch`, the last that was planned."""
-
-    epoch: Number
-    tip: Hash
-    rounds: tuple[_Sealed, ...] = ()
+from node.sealed import Known, OwnAnswer, Sealed, check_form
 
 
 @dataclass
@@ -50,11 +34,11 @@ class Draws:
     """Of one node in one model. Methods wait for the disk: call them off the event loop, but for `allows`."""
 
     folder: Path
+    answers: Path
+    """The folder with the traces of the stage's answers."""
     spec: ModelSpec
     stage: int
-    model_id: bytes
-    domain: Domain
-    _known: _Known | None = None
+    _known: Known | None = None
     _checked: tuple[int, bytes] = (-1, b"")
     """The last round whose value was found to follow from its tip, and that value."""
     _drawn: dict[int, frozenset[Audit]] = field(default_factory=dict)
@@ -63,12 +47,15 @@ class Draws:
     _lock: Lock = field(default_factory=Lock)
 
     @classmethod
-    def open(cls, folder: Path, assignment: pb.Assignment) -> "Draws":
-        """With what an earlier process has kept; what can't be read is as good as nothing."""
-        domain = Domain(assignment.chain_id, assignment.settlement)
-        draws = cls(folder, parse_spec(assignment.spec), assignment.stage, assignment.model_id, domain)
+    def open(cls, directory: Path, assignment: pb.Assignment) -> "Draws":
+        """Of the node with this directory, with what an earlier process has kept; what can't be read is as good as
+        nothing.
+        """
+        folder = directory / "receipts" / assignment.model_id.hex()
+        answers = answers_folder(directory, assignment.stage)
+        draws = cls(folder, answers, parse_spec(assignment.spec), assignment.stage)
         try:
-            draws._known = _Known.model_validate_json((folder / "sealed.json").read_bytes())
+            draws._known = Known.model_validate_json((folder / "sealed.json").read_bytes())
         except (OSError, ValidationError):
             draws._known = None
         return draws
@@ -84,7 +71,7 @@ class Draws:
         with self._lock:
             known = self._known
             if known is None or epoch > known.epoch:
-                self._keep(_Known(epoch=epoch, tip=text, rounds=() if known is None else known.rounds))
+                self._keep(Known(epoch=epoch, tip=text, rounds=() if known is None else known.rounds))
             elif (known.epoch, known.tip) != (epoch, text):
                 raise CommitmentBroken(
                     f"Round {round_} is planned with the beacon tip {text} of epoch {epoch}; this node has signed "
@@ -101,48 +88,58 @@ class Draws:
     def seal(self, message: pb.RoundSealed, signed: Signed | None) -> None:
         """The coordinator says what chooses the round's audits; `signed` is what this node signed last.
 
-        Hearing of a round again changes nothing, but for what is retained. Raises MalformedMessage, or
-        CommitmentBroken where the value doesn't follow from the tip, or the round was sealed with another output than
-        this node's.
+        Hearing of a round again changes nothing, but for what is retained. Traces of answers that can't be audited any
+        more are removed. Raises MalformedMessage, or CommitmentBroken where the value doesn't follow from the tip, or
+        the round was sealed with another output, or with another trace of an answer, than this node's.
         """
-        if any(len(each) != HASH_BYTES for each in (message.beacon, *message.outputs)):
-            raise MalformedMessage(f"Round {message.round} was sealed with a hash that hasn't {HASH_BYTES} bytes.")
-        if len(message.outputs) != self.spec.stages:
-            raise MalformedMessage(f"Round {message.round} was sealed with {len(message.outputs)} outputs.")
-        outputs = tuple(map(to_hex, message.outputs))
-        sealed = _Sealed(round=message.round, value=to_hex(message.beacon), outputs=outputs)
+        check_form(message, self.spec)
         with self._lock:
             if signed is None or self._known is None:
                 return  # lost with the disk: there is nothing to check it with, and so nothing to serve
+            if signed.round < message.round:
+                raise CommitmentBroken(f"Round {message.round} was sealed; this node has signed no report of it.")
             rounds = {each.round: each for each in self._known.rounds}
-            if signed.round < sealed.round:
-                raise CommitmentBroken(f"Round {sealed.round} was sealed; this node has signed no report of it.")
-            if rounds.get(sealed.round, sealed) != sealed:
-                raise CommitmentBroken(f"Round {sealed.round} was sealed before with another beacon or other outputs.")
-            if signed.round == sealed.round and self._epoch(sealed.round) == self._known.epoch:
-                self._check_output(sealed, signed)
+            sealed, before = Sealed.of(message), rounds.get(message.round)
+            if before is not None and before.model_copy(update={"drawn_answers": ()}) != sealed:
+                raise CommitmentBroken(
+                    f"Round {sealed.round} was sealed before with another beacon, other commitments or other answers."
+                )
+            over = [answer for each in rounds.values() for answer in each.drawn_answers]
+            if before is None and signed.round == sealed.round and self._epoch(sealed.round) == self._known.epoch:
+                self._check_output(message, signed)
                 self._check_value(sealed)
-                rounds[sealed.round] = sealed
+                own = self._own_answers(message)
+                drawn = {audit.answer for audit in self._draw(sealed) if self._is_own_answer(audit)}
+                mine = tuple(answer for answer in own if answer.index in drawn)
+                rounds[sealed.round] = sealed.model_copy(update={"drawn_answers": mine})
+                over += own
             wanted = sorted(rounds.keys() & set(message.retained))[-MAX_RETAINED_ROUNDS:]
             self._keep(self._known.model_copy(update={"rounds": tuple(rounds[number] for number in wanted)}))
             self._drawn = {number: drawn for number, drawn in self._drawn.items() if number in wanted}
             self._grants = {audit: der for audit, der in self._grants.items() if audit.round in wanted}
+            needed = {answer.name for number in wanted for answer in rounds[number].drawn_answers}
+            for version, session in {answer.name for answer in over} - needed:
+                remove_trace(self.answers, version, session)
 
     def grant(self, message: pb.AuditGrant) -> Audit:
         """Let this auditor fetch what it takes to replay a unit, which is returned.
 
-        Raises UnplannedMessage where this node doesn't find it drawn, or it is no neighbour's; MalformedMessage or
-        IdentityMismatch where it, or the certificate, is none.
+        Raises UnplannedMessage where this node doesn't find it drawn, where it is no neighbour's, or a part of an
+        answer that isn't this node's or that it doesn't know; MalformedMessage or IdentityMismatch where it, or the
+        certificate, is none.
         """
         audit = audit_from_proto(message.unit)
         peer_id_of(message.auditor)
         if abs(audit.stage - self.stage) > 1:
             raise UnplannedMessage(f"Stage {audit.stage} is no neighbour of this node's stage {self.stage}.")
         with self._lock:
-            if audit not in self._draw(audit.round):
+            sealed = self._sealed(audit.round)
+            if sealed is None or audit not in self._draw(sealed):
                 raise UnplannedMessage(
                     f"Round {audit.round}, stage {audit.stage}, {audit.kind.value} isn't drawn, by all this node knows."
                 )
+            if audit.kind is Kind.ANSWER and self._drawn_answer(audit) is None:
+                raise UnplannedMessage(f"{audit}: this node has no part of it, or none that it knows of.")
             self._grants[audit] = message.auditor
         return audit
 
@@ -152,39 +149,76 @@ class Draws:
 
     def allows_tensors(self, auditor: bytes, round_: int) -> bool:
         """Whether it may fetch what crossed this stage's sides in the round: to audit it, or a neighbour."""
-        return any(der == auditor and audit.round == round_ for audit, der in self._grants.copy().items())
+        return any(audit.kind in TRAINING for audit in self._granted(auditor, round_))
 
     def allows_parameters(self, auditor: bytes, round_: int, *, after: bool) -> bool:
         """Whether it may fetch this stage's parameters before or after the round: to audit this stage.
 
         A single microbatch is replayed with those before; tokens are compared without any.
         """
-        kinds = self._granted(auditor, round_)
+        kinds = self._granted_kinds(auditor, round_)
         return Kind.ROUND in kinds or (not after and bool(kinds - {Kind.DATA}))
 
     def allows_moments(self, auditor: bytes, round_: int) -> bool:
         """Whether it may fetch this stage's moments before and after the round: to audit the whole round."""
-        return Kind.ROUND in self._granted(auditor, round_)
+        return Kind.ROUND in self._granted_kinds(auditor, round_)
 
-    def _granted(self, auditor: bytes, round_: int) -> set[Kind]:
-        """What it audits of this stage's round."""
-        return {
-            audit.kind
-            for audit, der in self._grants.copy().items()
-            if der == auditor and (audit.round, audit.stage) == (round_, self.stage)
-        }
+    def granted_answers(self, auditor: bytes, round_: int) -> dict[bytes, int]:
+        """The answers, sealed with the round, whose trace here it may fetch, and their versions' parameters: by session
+        the version.
+        """
+        answers = map(self._drawn_answer, self._granted(auditor, round_))
+        return {session: version for version, session in (answer.name for answer in answers if answer is not None)}
 
-    def _check_output(self, sealed: _Sealed, signed: Signed) -> None:
-        output = bytes.fromhex(sealed.outputs[self.stage][2:])
-        unit = round_receipt(self.model_id, signed.generation, sealed.round, self.stage, ()).unit
-        digest = Receipt(self.model_id, self.stage, unit, output).digest(self.domain)
-        if to_hex(digest) != signed.digest:
+    def needed_versions(self) -> frozenset[int]:
+        """With which drawn answers were generated whose audits aren't decided."""
+        rounds = self._known.rounds if self._known else ()
+        return frozenset(answer.version for sealed in rounds for answer in sealed.drawn_answers)
+
+    def _granted(self, auditor: bytes, round_: int) -> list[Audit]:
+        """Of this node's or a neighbour's round."""
+        return [audit for audit, der in self._grants.copy().items() if der == auditor and audit.round == round_]
+
+    def _granted_kinds(self, auditor: bytes, round_: int) -> set[Kind]:
+        """As what it audits this stage's training in the round."""
+        return {audit.kind for audit in self._granted(auditor, round_) if audit.stage == self.stage} & TRAINING
+
+    def _is_own_answer(self, audit: Audit) -> bool:
+        return audit.kind is Kind.ANSWER and audit.stage == self.stage
+
+    def _drawn_answer(self, audit: Audit) -> OwnAnswer | None:
+        """What this node has that the audit looks at."""
+        sealed = self._sealed(audit.round)
+        if sealed is None or not self._is_own_answer(audit):
+            return None
+        return next((each for each in sealed.drawn_answers if each.index == audit.answer), None)
+
+    def _check_output(self, message: pb.RoundSealed, signed: Signed) -> None:
+        own = blinded(bytes.fromhex(signed.output[2:]), message.salt)
+        if message.commitments[self.stage] != own:
             raise CommitmentBroken(
-                f"Round {sealed.round} was sealed with output {to_hex(output)} of stage {self.stage}, which isn't what "
-                f"this node signed in generation {signed.generation}."
+                f"Round {message.round} was sealed with {to_hex(message.commitments[self.stage])} of stage "
+                f"{self.stage}, which isn't what this node signed in generation {signed.generation}: with the salt "
+                f"that came it is {to_hex(own)}."
             )
 
-    def _check_value(self, sealed: _Sealed) -> None:
+    def _own_answers(self, message: pb.RoundSealed) -> list[OwnAnswer]:
+        """Those that this node knows, drawn or not: a trace that is lost can neither be checked nor served."""
+        own = []
+        for index, sealed in enumerate(message.answers):
+            part = read_part(self.answers, sealed.round, sealed.session)
+            if part is None:
+                continue
+            if (part.fed, part.trace) != (sealed.fed, sealed.traces[self.stage]):
+                raise CommitmentBroken(
+                    f"Round {message.round} was sealed with {sealed.fed} tokens and trace "
+                    f"{to_hex(sealed.traces[self.stage])} of session {sealed.session.hex()}; this node has signed "
+                    f"{part.fed} and {to_hex(part.trace)}."
+                )
+            own.append(OwnAnswer(index=index, version=sealed.round, session=sealed.session.hex()))
+        return own
+
+    def _check_value(self, sealed: Sealed) -> None:
         assert self._known is not None, "there is a tip"
         value = hashed = bytes.fromhex(sealed.value[2:])
         behind, target = sealed.round // self._per_epoch * self._per_epoch - 1, bytes.fromhex(self._known.tip[2:])
@@ -199,15 +233,15 @@ class Draws:
             )
         self._checked = sealed.round, value
 
-    def _draw(self, round_: int) -> frozenset[Audit]:
-        sealed = next((each for each in self._known.rounds if each.round == round_), None) if self._known else None
-        if sealed is None:
-            return frozenset()
-        if round_ not in self._drawn:
-            root = round_root([bytes.fromhex(output[2:]) for output in sealed.outputs])
-            beacon = round_beacon(bytes.fromhex(sealed.value[2:]), root)
-            self._drawn[round_] = frozenset(draw_audits(self.spec, round_, beacon))
-        return self._drawn[round_]
+    def _sealed(self, round_: int) -> Sealed | None:
+        return next((each for each in self._known.rounds if each.round == round_), None) if self._known else None
+
+    def _draw(self, sealed: Sealed) -> frozenset[Audit]:
+        if sealed.round not in self._drawn:
+            beacon = round_beacon(bytes.fromhex(sealed.value[2:]), bytes.fromhex(sealed.root[2:]))
+            answers = sealed.answer_count, bytes.fromhex(sealed.answers_root[2:])
+            self._drawn[sealed.round] = frozenset(draw_audits(self.spec, sealed.round, beacon, *answers))
+        return self._drawn[sealed.round]
 
     @property
     def _per_epoch(self) -> int:
@@ -216,7 +250,7 @@ class Draws:
     def _epoch(self, round_: int) -> int:
         return round_ // self._per_epoch
 
-    def _keep(self, known: _Known) -> None:
+    def _keep(self, known: Known) -> None:
         """Not synced, and no error where it can't be written: a node that restarts without it only serves less."""
         if known == self._known:
             return

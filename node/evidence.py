@@ -28,6 +28,7 @@ from commonweight.wire.generated import control_pb2, evidence_pb2_grpc
 from commonweight.wire.generated import evidence_pb2 as pb
 from commonweight.wire.status import refuse
 from commonweight.wire.tls import Certificate, certificate_of, server_credentials
+from node.answers import answer_path
 from node.draws import Draws
 from node.published import MOMENTS_FILE, PARAMETERS_FILE, version_path
 from node.receipts import Signed
@@ -77,7 +78,7 @@ class Evidence(evidence_pb2_grpc.EvidenceServicer):
     def begin(self, assignment: control_pb2.Assignment) -> None:
         """The node knows its model now. Later calls change nothing."""
         if self._draws is None:
-            self._draws = Draws.open(self._directory / "receipts" / assignment.model_id.hex(), assignment)
+            self._draws = Draws.open(self._directory, assignment)
 
     async def plan(self, plan: control_pb2.RoundPlan) -> None:
         """A round is to be trained; raises as `Draws.plan`."""
@@ -90,6 +91,10 @@ class Evidence(evidence_pb2_grpc.EvidenceServicer):
     async def seal(self, sealed: control_pb2.RoundSealed, signed: Signed | None) -> None:
         """A round is sealed; raises as `Draws.seal`."""
         await asyncio.to_thread(self._known().seal, sealed, signed)
+
+    def needed_versions(self) -> frozenset[int]:
+        """Published versions that an audit may ask for."""
+        return self._draws.needed_versions() if self._draws else frozenset()
 
     async def grant(self, grant: control_pb2.AuditGrant) -> None:
         """Let an auditor fetch, where this node finds the unit drawn."""
@@ -108,9 +113,10 @@ class Evidence(evidence_pb2_grpc.EvidenceServicer):
         """See the proto."""
         try:
             async with asyncio.timeout(FETCH_S):
-                await self._check(request, certificate_of(context))
+                auditor = certificate_of(context)
+                await self._check(request, auditor)
                 async with self._room:
-                    await self._send(request, context)
+                    await self._send(request, auditor, context)
         except TimeoutError:
             await self._refuse(context, PeerUnreachable(f"The fetch isn't over after {FETCH_S:g} s."))
         except CommonweightError as error:
@@ -119,13 +125,19 @@ class Evidence(evidence_pb2_grpc.EvidenceServicer):
     async def _check(self, request: pb.EvidenceRequest, auditor: bytes) -> None:
         draws, kind = self._known(), request.WhichOneof("what")
         if kind is None:
-            raise MalformedMessage("A fetch asks for a tensor, for parameters or for moments.")
+            raise MalformedMessage(
+                "A fetch asks for a tensor, for a state, or for the trace or the version of an answer."
+            )
 
         def allowed() -> bool:
             if kind == "tensor":
                 return draws.allows_tensors(auditor, request.round)
             if kind == "moments_after":
                 return draws.allows_moments(auditor, request.round)
+            if kind == "answer":
+                return request.answer in draws.granted_answers(auditor, request.round)
+            if kind == "version":
+                return request.version in draws.granted_answers(auditor, request.round).values()
             return draws.allows_parameters(auditor, request.round, after=request.parameters_after)
 
         try:
@@ -134,8 +146,8 @@ class Evidence(evidence_pb2_grpc.EvidenceServicer):
         except TimeoutError:
             raise Refused(f"No audit that needs {_what(request)} is granted to the caller.") from None
 
-    async def _send(self, request: pb.EvidenceRequest, context: Any) -> None:
-        file, position, left = await asyncio.to_thread(self._open, request)
+    async def _send(self, request: pb.EvidenceRequest, auditor: bytes, context: Any) -> None:
+        file, position, left = await asyncio.to_thread(self._open, request, auditor)
         with file:
             size = left
             while left:
@@ -145,16 +157,23 @@ class Evidence(evidence_pb2_grpc.EvidenceServicer):
                 await context.write(pb.EvidencePart(size=size, data=data))
                 size, position, left = 0, position + len(data), left - len(data)
 
-    def _open(self, request: pb.EvidenceRequest) -> tuple[BinaryIO, int, int]:
+    def _open(self, request: pb.EvidenceRequest, auditor: bytes) -> tuple[BinaryIO, int, int]:
         """The file, where in it what is asked for begins, and how many bytes it has. Raises EvidenceMissing."""
-        folder = self._directory / f"stage-{self._known().stage}"
-        kind = request.WhichOneof("what")
+        draws, kind = self._known(), request.WhichOneof("what")
+        folder = self._directory / f"stage-{draws.stage}"
         try:
             if kind == "tensor":
                 trace = trace_path(folder / "traces", request.round)
                 position, size = self._index(trace)[request.tensor]
                 return trace.open("rb"), position, size
-            file = (version_path(folder, request.round + getattr(request, kind)) / FILES[kind]).open("rb")
+            if kind == "answer":
+                version = draws.granted_answers(auditor, request.round)[request.answer]
+                path = answer_path(draws.answers, version, request.answer)
+            elif kind == "version":
+                path = version_path(self._directory / "published" / folder.name, request.version) / PARAMETERS_FILE
+            else:
+                path = version_path(folder, request.round + getattr(request, kind)) / FILES[kind]
+            file = path.open("rb")
             return file, 0, os.fstat(file.fileno()).st_size
         except (OSError, KeyError) as error:
             raise EvidenceMissing(f"This isn't kept here: {_what(request)}.") from error
@@ -173,4 +192,8 @@ def _what(request: pb.EvidenceRequest) -> str:
     kind = request.WhichOneof("what")
     if kind == "tensor":
         return f"tensor {request.tensor.hex()[:16]}… of round {request.round}"
+    if kind == "answer":
+        return f"the trace of session {request.answer.hex()}, sealed with round {request.round}"
+    if kind == "version":
+        return f"version {request.version}, of an answer that was sealed with round {request.round}"
     return f"{kind.removesuffix('_after')} {'after' if getattr(request, kind) else 'before'} round {request.round}"

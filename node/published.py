@@ -7,15 +7,17 @@ A version appears whole or not at all. No torch here: the control process keeps 
 
 import os
 import shutil
+from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 
 from commonweight.errors import CheckpointError
+from commonweight.rules.answer import KEPT_VERSIONS
 
 META_FILE, PARAMETERS_FILE, MOMENTS_FILE = "meta.json", "parameters.safetensors", "moments.safetensors"
 """Of a version. Nothing is generated with moments."""
-KEPT_PUBLISHED = 2
-"""The one that is generated with, and the next one while it is being loaded."""
+MAX_LOADED = 2
+"""The version that is generated with, and the next one while it is being loaded."""
 
 
 def version_path(folder: Path, round_: int) -> Path:
@@ -23,11 +25,14 @@ def version_path(folder: Path, round_: int) -> Path:
     return folder / f"round-{round_:08d}"
 
 
-def keep_published(checkpoints: Path, folder: Path, round_: int, beside: int | None = None) -> None:
-    """Keep this version of `checkpoints` in `folder`, too, and of the others only `beside`, or the last one.
+def keep_published(
+    checkpoints: Path, folder: Path, round_: int, beside: int | None = None, needed: Collection[int] = ()
+) -> frozenset[int]:
+    """Keep this version of `checkpoints` in `folder`, too, and of the others only `needed`, `beside` and the last ones.
 
-    Nothing is copied where the file system has hard links: a checkpoint's files are never changed. Raises
-    CheckpointError where the version is in neither folder, or can't be kept.
+    Returns the versions that are kept: besides `needed` at most KEPT_VERSIONS. Nothing is copied where the file system
+    has hard links: a checkpoint's files are never changed. Raises CheckpointError where the version is in neither
+    folder, or can't be kept.
     """
     target, source = version_path(folder, round_), version_path(checkpoints, round_)
     scratch = folder / f".keeping-{target.name}"
@@ -53,5 +58,8 @@ def keep_published(checkpoints: Path, folder: Path, round_: int, beside: int | N
     with suppress(OSError):  # what stays too long is removed next time
         others = [path for path in folder.glob("round-*") if path != target]
         others.sort(key=lambda path: (beside is not None and path == version_path(folder, beside), path))
-        for older in others[: 1 - KEPT_PUBLISHED]:
-            shutil.rmtree(older)
+        for older in others[: 1 - KEPT_VERSIONS]:
+            if older not in {version_path(folder, version) for version in needed}:
+                shutil.rmtree(older)
+    names = (path.name.removeprefix("round-") for path in folder.glob("round-*"))
+    return frozenset(int(name) for name in names if name.isascii() and name.isdigit())

@@ -25,7 +25,8 @@ class Signed(Record):
 
     generation: Number
     round: Number
-    digest: Hash
+    output: Hash
+    """Of its receipt."""
 
 
 @dataclass
@@ -49,9 +50,9 @@ class Receipts:
                 "it; to sign twice for one unit costs the seat's stake."
             ) from error
 
-    def promise(self, generation: int, round_: int, digest: bytes) -> None:
-        """Note that this digest is about to be signed. Raises StateError where an older or another one would be."""
-        last, wanted = self.last, Signed(generation=generation, round=round_, digest=to_hex(digest))
+    def promise(self, generation: int, round_: int, output: bytes) -> None:
+        """Note that this output is about to be signed. Raises StateError where an older or another one would be."""
+        last, wanted = self.last, Signed(generation=generation, round=round_, output=to_hex(output))
         if last == wanted:
             return
         if last is not None and (generation, round_) <= (last.generation, last.round):

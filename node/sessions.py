@@ -6,7 +6,6 @@ to the gateway. What goes wrong with a session ends it: the feeder is told, the 
 free again. So a session is over everywhere as soon as it is over anywhere.
 """
 
-import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -17,10 +16,15 @@ from torch import Tensor
 from commonweight.errors import CommonweightError, MalformedMessage, NoRoom, NotServed, StageLost, UnplannedMessage
 from commonweight.events import emit
 from commonweight.failpoints import failpoint
+from commonweight.model.answers import trace_bytes
 from commonweight.model.inference import InferenceStage, KVCache, cache_bytes, choose_token
+from commonweight.rules.answer import MAX_TEMPERATURE, pack_ids, session_id
+from commonweight.rules.spec import ModelSpec
+from commonweight.rules.stages import code_bytes
 from commonweight.wire.decode import check_id, chunk_tokens
 from commonweight.wire.generated import decode_pb2 as pb
 from commonweight.wire.tensors import check_finite, to_bytes
+from node.answers import OpenTrace
 
 MAX_SESSIONS = 4096
 """On one stage at a time, however little memory they take."""
@@ -52,6 +56,11 @@ class Room:
         self.sessions -= 1
 
 
+def session_bytes(spec: ModelSpec, stage: int, prompt_tokens: int, capacity: int) -> int:
+    """That a session with room for `capacity` tokens reserves: keys, values and trace."""
+    return cache_bytes(spec, stage, capacity) + trace_bytes(spec, stage, prompt_tokens, capacity)
+
+
 class Outlet(Protocol):
     """Where answers go: to a feeder of this stage, or to a gateway that listens for tokens."""
 
@@ -76,11 +85,12 @@ class _Session:
     """On the last stage."""
     cache: KVCache
     size: int
-    temperature: float
-    seed: int
+    trace: OpenTrace
     stepped_s: float
     computed_s: float = 0.0
     """By all of its steps."""
+    chosen: int | None = None
+    """On the last stage: the token that is due, once the prompt is fed."""
 
 
 @dataclass
@@ -93,6 +103,8 @@ class Sessions:
     clock: Callable[[], float]
     send_down: Callable[[pb.DecodeFrame], None]
     """To the next stage; not called on the last one."""
+    keep: Callable[[OpenTrace], None]
+    """Takes what went through this stage in a session that is over, unless no token was fed."""
     retired: bool = False
     """There is a later version: no session begins any more."""
     listeners: dict[tuple[str, bytes], Outlet] = field(default_factory=dict)
@@ -101,7 +113,7 @@ class Sessions:
 
     def __post_init__(self) -> None:
         self._chunk = chunk_tokens(self.stage.spec)
-        self._code_size = self.stage.spec.architecture.boundary_dim * self.stage.boundary_dtype.itemsize
+        self._code_bytes = code_bytes(self.stage.spec)
 
     def __len__(self) -> int:
         return len(self._open)
@@ -160,25 +172,29 @@ class Sessions:
             raise UnplannedMessage("A session with this id is open already.")
         if self.retired:
             raise NotServed(f"The version of round {self.round} runs out. Ask the coordinator for the route again.")
-        if not (math.isfinite(request.temperature) and request.temperature >= 0):
-            raise MalformedMessage(f"The temperature {request.temperature} isn't a finite number of at least 0.")
-        if request.capacity < 1:
-            raise MalformedMessage("A session with room for no token is none.")
+        if not 0 <= request.temperature <= MAX_TEMPERATURE:
+            raise MalformedMessage(f"The temperature {request.temperature} isn't from 0 to {MAX_TEMPERATURE:g}.")
+        check_id(request.nonce, "nonce")
+        if not 1 <= request.prompt_tokens <= request.capacity:
+            raise MalformedMessage(
+                f"A session with room for {request.capacity} tokens and a prompt of {request.prompt_tokens} is none."
+            )
         gateway, client = (feeder.gateway, feeder.client) if feeder.gateway else (request.gateway, request.client)
         tokens = self.listeners.get((gateway, client))
         if self.stage.is_last and tokens is None:
             raise UnplannedMessage("The gateway doesn't listen for tokens on the last stage. Open that stream first.")
         longest = self.stage.spec.training.sequence_length  # `new_cache` refuses more
-        size = cache_bytes(self.stage.spec, self.stage.index, min(request.capacity, longest))
+        capacity = min(request.capacity, longest)
+        size = session_bytes(self.stage.spec, self.stage.index, request.prompt_tokens, capacity)
         self.room.take(size)
         try:
             cache = self.stage.new_cache(request.capacity)
         except BaseException:
             self.room.give_back(size)
             raise
-        self._open[request.session] = _Session(
-            feeder, tokens, cache, size, request.temperature, request.seed, self.clock()
-        )
+        temperature = request.temperature + 0.0  # of -0.0 it makes 0.0: its bits are signed
+        trace = OpenTrace(self.round, request.session, request.nonce, request.prompt_tokens, temperature, request.seed)
+        self._open[request.session] = _Session(feeder, tokens, cache, size, trace, self.clock())
         if not self.stage.is_last:
             down = pb.SessionOpen()
             down.CopyFrom(request)
@@ -194,29 +210,53 @@ class Sessions:
             raise MalformedMessage(f"A step has 1 to {self._chunk} tokens; this one has {len(ids)}.")
         if step.position != session.cache.length:
             raise UnplannedMessage(f"The step begins at token {step.position}; due is {session.cache.length}.")
+        self._check_due(step, session, ids)
         failpoint("decode.step")
         started_s = self.clock()
         output = self.stage.forward(torch.tensor([ids]), self._code(step, len(ids)), session.cache).cpu()
         session.stepped_s = self.clock()
         session.computed_s += session.stepped_s - started_s
+        trace = session.trace
         if not self.stage.is_last:
-            down = pb.SessionStep(
-                session=step.session,
-                position=step.position,
-                ids=ids,
-                code=bytes(to_bytes(output)),
-            )
+            check_finite(output)  # before it is in the trace: who signs it has passed it on
+            trace.take(ids, step.code)
+            code = bytes(to_bytes(output))
+            trace.passed += code
+            down = pb.SessionStep(session=step.session, position=step.position, ids=ids, code=code)
             self.send_down(pb.DecodeFrame(step=down))
         else:
             position = session.cache.length
-            id_ = choose_token(output, session.temperature, session.seed, position)
+            id_ = choose_token(output, trace.temperature, trace.seed, position)
+            trace.take(ids, step.code)
+            if position >= trace.prompt_tokens:
+                trace.choose(id_, float(output[id_]))
+                session.chosen = id_
             assert session.tokens is not None, "a session of the last stage has a listener"
             token = pb.SessionToken(session=step.session, position=position, id=id_)
             session.tokens.put(pb.DecodeAnswer(token=token))
 
+    def _check_due(self, step: pb.SessionStep, session: _Session, ids: list[int]) -> None:
+        """Steps end with the prompt, which is the one that the session is of; after it one token is due, and the last
+        stage knows which: what it signs of the answer says that it has chosen what was fed.
+        """
+        trace = session.trace
+        begin, prompt = session.cache.length, trace.prompt_tokens
+        if begin + len(ids) == prompt:
+            asked = bytes(trace.ids) + pack_ids(ids)
+            if session_id(trace.nonce, asked, trace.temperature, trace.seed) != step.session:
+                raise UnplannedMessage(
+                    "The session's id is of another prompt, temperature or seed: somebody changed it."
+                )
+        if begin < prompt < begin + len(ids):
+            raise UnplannedMessage(f"The step goes beyond the prompt, which ends at token {prompt}.")
+        if begin >= prompt and len(ids) > 1:
+            raise UnplannedMessage(f"{len(ids)} tokens came at once after the prompt; due is the one that was chosen.")
+        if self.stage.is_last and begin >= prompt and ids[0] != session.chosen:
+            raise UnplannedMessage(f"Token {ids[0]} came at {begin}; chosen was {session.chosen}.")
+
     def _code(self, step: pb.SessionStep, count: int) -> Tensor | None:
         raw = step.code
-        due = 0 if self.stage.is_first else count * self._code_size
+        due = 0 if self.stage.is_first else count * self._code_bytes
         if len(raw) != due:
             raise MalformedMessage(f"The code of {count} tokens has {len(raw)} bytes; due are {due}.")
         if self.stage.is_first:
@@ -260,3 +300,5 @@ class Sessions:
             computed_s=round(session.computed_s, 6),
             code=code,
         )
+        if session.trace.fed:
+            self.keep(session.trace)

@@ -14,6 +14,7 @@ from commonweight.chain.keys import Key
 from commonweight.errors import CommonweightError, RpcUnreachable, SpecError
 from commonweight.events import emit
 from commonweight.identity import NodeIdentity
+from commonweight.rules.receipt import Domain, Receipt
 from commonweight.rules.spec import ModelSpec, parse_spec
 from commonweight.rules.statement import to_hex
 from commonweight.watch.judge import OwnReceipt
@@ -68,17 +69,17 @@ class Watch:
         if self.config is not None:
             self._task = asyncio.create_task(self._run(spec, assignment, self.config), name="watch")
 
-    def sign(self, identity: NodeIdentity, generation: int, round_: int, stage: int, digest: bytes) -> bytes:
+    def sign(self, identity: NodeIdentity, domain: Domain, generation: int, round_: int, receipt: Receipt) -> bytes:
         """The node's signature of its report, which waits for the disk: call it off the event loop.
 
         Raises StateError where it has signed for this unit, or a later one.
         """
         assert self.receipts is not None, "a report comes after the assignment"
         with self._signing:
-            self.receipts.promise(generation, round_, digest)
-            signature = identity.sign_digest(digest)
-            receipt = OwnReceipt(round=round_, stage=stage, generation=generation, signature=to_hex(signature))
-            self.receipts.signed(receipt)
+            self.receipts.promise(generation, round_, receipt.output)
+            signature = identity.sign_digest(receipt.digest(domain))
+            own = OwnReceipt(round=round_, stage=receipt.stage, generation=generation, signature=to_hex(signature))
+            self.receipts.signed(own)
         return signature
 
     @property

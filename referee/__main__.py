@@ -17,13 +17,15 @@ import torch
 
 from commonweight.errors import CommonweightError, UnplannedMessage
 from commonweight.model.data import Dataset
+from commonweight.rules.audits import Kind
 from commonweight.rules.spec import parse_spec
 from commonweight.wire.evidence import EvidenceClient
 from commonweight.wire.generated import control_pb2
 from commonweight.wire.generated import referee_pb2 as pb
 from commonweight.wire.link import Link, connect_link
-from commonweight.wire.messages import audit_from_proto, report_from_proto
+from commonweight.wire.messages import answer_from_proto, audit_from_proto, report_from_proto
 from commonweight.wire.tls import Certificate, peer_id_of
+from referee.answers import audit_answer
 from referee.auditor import Auditor
 from referee.nodes import NodeSource
 from referee.recording import record_unit
@@ -71,12 +73,11 @@ def _open_auditor(start: pb.RefereeStart) -> Auditor:
 
 async def _audit(auditor: Auditor, client: EvidenceClient, order: control_pb2.AuditOrder) -> control_pb2.AuditOpinion:
     started_s, cpu_started_s = time.monotonic(), time.process_time()
-    outcome = await auditor.audit(
-        audit_from_proto(order.unit),
-        report_from_proto(order.report),
-        order.report.numerics,
-        [NodeSource(client, source) for source in order.sources],
-    )
+    unit, sources = audit_from_proto(order.unit), [NodeSource(client, source) for source in order.sources]
+    if unit.kind is Kind.ANSWER:
+        outcome = await audit_answer(auditor, unit, answer_from_proto(order.answer), order.version_root, sources)
+    else:
+        outcome = await auditor.audit(unit, report_from_proto(order.report), order.report.numerics, sources)
     return control_pb2.AuditOpinion(
         unit=order.unit,
         verdict=outcome.verdict.value,

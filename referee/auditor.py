@@ -15,8 +15,9 @@ may be withheld.
 import asyncio
 import gc
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,7 +34,7 @@ from commonweight.rules.report import NO_TENSOR, Report
 from commonweight.rules.spec import ModelSpec
 from commonweight.rules.statement import to_hex
 from commonweight.wire.tensors import check_finite, digest
-from referee.fraud import Difference, fraud_evidence
+from referee.fraud import AnswerDifference, Difference, fraud_evidence
 from referee.sources import Evidence, Source, Withheld
 
 MAX_WHY = 2000
@@ -55,7 +56,7 @@ class Outcome:
 class Contradicted(Exception):
     """The replay differs from what was signed."""
 
-    def __init__(self, difference: Difference) -> None:
+    def __init__(self, difference: Difference | AnswerDifference) -> None:
         super().__init__(str(difference))
         self.difference = difference
 
@@ -79,22 +80,33 @@ class Auditor:
         `numerics` is the class in which the provider says that it computed; `sources` are the provider, then its
         neighbours. When this returns no tensor of the stage's state is left.
         """
-        evidence, proof = Evidence(unit.round, sources), b""
-        try:
-            exact = numerics == self.numerics
-            verdict, why = Verdict.PASSED, await Case(self, unit, report, evidence, exact=exact).decide()
-        except Contradicted as found:
-            verdict, why = Verdict.FAILED, str(found)
-            proof = fraud_evidence(self.spec, unit, report, found.difference, provider=numerics, auditor=self.numerics)
-        except Withheld as missing:
-            verdict, why = Verdict.WITHHELD, str(missing)
-        except Undecidable as reason:
-            verdict, why = Verdict.UNDECIDED, str(reason)
-        except Exception as error:  # noqa: BLE001 - an audit's outermost edge: the next one mustn't suffer
-            traceback.print_exc()
-            verdict, why = Verdict.UNDECIDED, f"The audit broke off: {type(error).__name__}: {error}"
-        gc.collect()  # an error's traceback may hold a replay in a cycle
-        return Outcome(verdict, why[:MAX_WHY], proof, evidence.fetched_bytes)
+        evidence = Evidence(unit.round, sources)
+
+        def prove(difference: Difference) -> bytes:
+            return fraud_evidence(self.spec, unit, report, difference, provider=numerics, auditor=self.numerics)
+
+        case = Case(self, unit, report, evidence, exact=numerics == self.numerics)
+        return await conclude(case.decide(), evidence, prove)
+
+
+async def conclude(deciding: Coroutine[Any, Any, str], evidence: Evidence, prove: Callable[[Any], bytes]) -> Outcome:
+    """What an audit came to. `deciding` says why it passed, or raises Contradicted, Withheld or Undecidable; whatever
+    else it raises leaves the unit undecided. `prove` makes the evidence of the difference that was found.
+    """
+    proof = b""
+    try:
+        verdict, why = Verdict.PASSED, await deciding
+    except Contradicted as found:
+        verdict, why, proof = Verdict.FAILED, str(found), prove(found.difference)
+    except Withheld as missing:
+        verdict, why = Verdict.WITHHELD, str(missing)
+    except Undecidable as reason:
+        verdict, why = Verdict.UNDECIDED, str(reason)
+    except Exception as error:  # noqa: BLE001 - an audit's outermost edge: the next one mustn't suffer
+        traceback.print_exc()
+        verdict, why = Verdict.UNDECIDED, f"The audit broke off: {type(error).__name__}: {error}"
+    gc.collect()  # an error's traceback may hold a replay in a cycle
+    return Outcome(verdict, why[:MAX_WHY], proof, evidence.fetched_bytes)
 
 
 class Case:

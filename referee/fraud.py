@@ -2,17 +2,30 @@
 
 Its keccak256 is in the verdict's receipt and, as the reason, in the slashing. Anybody who has the round's evidence
 replays the unit and finds the same; without it, the document still binds the difference to the provider's signature:
-`commitments` are what its round receipt is made of, and `hop` with its `proof` leads to their `hops_root`.
+`commitments` are what its round receipt is made of, and `hop` with its `proof` leads to their `hops_root`. In the same
+way the `part` of an answer is what its receipt is made of.
 """
 
 from dataclasses import dataclass
 
+from commonweight.rules.answer import Answer
 from commonweight.rules.audits import Audit
 from commonweight.rules.canonical import canonical_json
 from commonweight.rules.report import Report
 from commonweight.rules.spec import ModelSpec
 from commonweight.rules.statement import to_hex
-from commonweight.watch.fraud import Commitments, Differs, FraudEvidence, Numerics, SignedHop, Unit
+from commonweight.watch.fraud import (
+    AnswerDiffers,
+    AnswerWhat,
+    Commitments,
+    Differs,
+    FalseAnswerEvidence,
+    FraudEvidence,
+    Numerics,
+    SignedHop,
+    SignedPart,
+    Unit,
+)
 
 MAX_NUMERICS = 200
 """Characters of a numerics class; a node can write more."""
@@ -64,6 +77,56 @@ def fraud_evidence(
             microbatch=difference.microbatch,
             signed=difference.signed,
             found=difference.found,
+            error=None if difference.error is None else repr(difference.error),
+            tolerance=repr(difference.tolerance),
+            note=difference.note,
+        ),
+    )
+    return canonical_json(evidence.model_dump(mode="json"))
+
+
+_FIELD_NAMES: dict[AnswerWhat, str] = {
+    "fed": "the tokens fed",
+    "ids": "the ids",
+    "taken": "what came in",
+    "passed": "what went out",
+}
+
+
+@dataclass(frozen=True)
+class AnswerDifference:
+    """The first thing in a stage's part of an answer that its replays contradict, or no honest stage signs.
+
+    It is published, so it names no token of the answer and no logit.
+    """
+
+    what: AnswerWhat
+    position: int | None
+    """Of the token; None: all of them."""
+    note: str
+    error: float | None = None
+    """As commonweight.model.answers measures it; None where nothing was measured."""
+    tolerance: float = 0.0
+
+    def __str__(self) -> str:
+        where = _FIELD_NAMES[self.what] + ("" if self.position is None else f" at position {self.position}")
+        measured = "" if self.error is None else f" The error is {self.error:.3g}; allowed is {self.tolerance:.3g}."
+        return f"{where}: {self.note}{measured}"
+
+
+def false_answer_evidence(
+    spec: ModelSpec, unit: Audit, answer: Answer, version_root: bytes, difference: AnswerDifference
+) -> bytes:
+    """Canonical JSON, `commonweight.false-answer/1`, at most MAX_EVIDENCE_BYTES."""
+    evidence = FalseAnswerEvidence(
+        format="commonweight.false-answer/1",
+        spec_hash=to_hex(spec.spec_hash),
+        unit=Unit.of(unit),
+        part=SignedPart.of(answer),
+        version_root=to_hex(version_root),
+        difference=AnswerDiffers(
+            what=difference.what,
+            position=difference.position,
             error=None if difference.error is None else repr(difference.error),
             tolerance=repr(difference.tolerance),
             note=difference.note,

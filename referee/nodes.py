@@ -43,6 +43,20 @@ class NodeSource:
             ),
         )
 
+    async def answer(self, round_: int, session: bytes, *, limit: int) -> bytes:
+        """As `Source.answer`."""
+        return await self._ask(
+            limit,
+            lambda limit_s: self._client.fetch_answer(self._node, round_, session, max_bytes=limit, timeout_s=limit_s),
+        )
+
+    async def version(self, round_: int, version: int, *, limit: int) -> bytes:
+        """As `Source.version`."""
+        return await self._ask(
+            limit,
+            lambda limit_s: self._client.fetch_version(self._node, round_, version, max_bytes=limit, timeout_s=limit_s),
+        )
+
     async def _ask(self, size: int, fetch: Callable[[float], Awaitable[T]]) -> T:
         if self._patience_s <= 0:
             raise PeerUnreachable(f"it took over {PATIENCE_S:g} s more than its bytes take; it isn't asked any more.")

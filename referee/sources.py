@@ -7,6 +7,7 @@ written to a disk.
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from hashlib import sha256
 from typing import Protocol, TypeVar
 
@@ -16,8 +17,11 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from commonweight.errors import CommonweightError, MalformedMessage
+from commonweight.model.answers import Trace, split_trace, trace_bytes
 from commonweight.model.hashing import MOMENTS_HASH, tensors_hash, with_moments_hash
 from commonweight.model.stage import Stage, describe
+from commonweight.rules.answer import Answer, piece_hash
+from commonweight.rules.spec import ModelSpec
 from commonweight.wire.evidence import StatePart
 from commonweight.wire.tensors import Plan, size_of, to_bytes
 
@@ -31,7 +35,7 @@ T = TypeVar("T")
 
 
 class Source(Protocol):
-    """A node that may keep what an audit needs. Both calls end within a deadline and raise CommonweightError."""
+    """A node that may keep what an audit needs. All calls end within a deadline and raise CommonweightError."""
 
     @property
     def name(self) -> str:
@@ -43,6 +47,14 @@ class Source(Protocol):
     async def state(self, round_: int, part: StatePart, *, after: bool, limit: int) -> bytes | bytearray:
         """A part of the state of the node's stage before or after the round in safetensors' format; at most `limit`
         bytes. With the parameters comes MOMENTS_HASH.
+        """
+
+    async def answer(self, round_: int, session: bytes, *, limit: int) -> bytes | bytearray:
+        """The node's trace of the session, whose answer was sealed with the round; at most `limit` bytes."""
+
+    async def version(self, round_: int, version: int, *, limit: int) -> bytes | bytearray:
+        """The parameters that such an answer was generated with, in safetensors' format, with MOMENTS_HASH; at most
+        `limit` bytes.
         """
 
 
@@ -61,30 +73,56 @@ class Evidence:
     async def tensor(self, what: str, signed: bytes, plan: Plan) -> Tensor:
         """The tensor with the signed digest: read-only. Raises Withheld, naming `what`."""
 
-        async def ask(source: Source) -> Tensor:
-            data = await source.tensor(self._round, signed, size_of(plan))
-            self.fetched_bytes += len(data)
-            found = await asyncio.to_thread(lambda: sha256(data).digest())
+        def check(data: bytes | bytearray) -> Tensor:
+            found = sha256(data).digest()
             if len(data) != size_of(plan) or found != signed:
                 raise MalformedMessage(f"{len(data)} bytes with SHA-256 {found.hex()} came.")
             return torch.frombuffer(data, dtype=plan[0]).view(plan[1])
 
-        return await _first(self._sources, ask, f"{what} ({signed.hex()})")
+        def fetch(source: Source) -> Awaitable[bytes | bytearray]:
+            return source.tensor(self._round, signed, size_of(plan))
+
+        return await self._first(self._sources, f"{what} ({signed.hex()})", fetch, check)
 
     async def parameters(self, stage: Stage, *, after: bool, root: bytes) -> tuple[dict[str, Tensor], bytes]:
         """The `Stage.parameters` before or after the round, of the version with the signed root, and the hash of its
         moments. Raises Withheld.
         """
 
-        def check(found: dict[str, Tensor]) -> tuple[dict[str, Tensor], bytes]:
-            moments_hash = bytes(to_bytes(found.pop(MOMENTS_HASH)))
-            came = stage.root_of(self._round + after, tensors_hash(found), moments_hash)
-            if came != root:
-                raise MalformedMessage(f"parameters of a version with root {came.hex()} came.")
-            return found, moments_hash
-
         due = with_moments_hash(stage.parameters(), bytes(32))
+        check = partial(_check_parameters, stage, self._round + after, root)
         return await self._part("parameters", due, check, after, root)
+
+    async def version(self, stage: Stage, version: int, root: bytes) -> dict[str, Tensor]:
+        """The `Stage.parameters` of the version with this root, which generated an answer. Raises Withheld."""
+        due = with_moments_hash(stage.parameters(), bytes(32))
+
+        def check(data: bytes | bytearray) -> dict[str, Tensor]:
+            parameters, _ = _check_parameters(stage, version, root, read_tensors(data, due))
+            return parameters
+
+        def fetch(source: Source) -> Awaitable[bytes | bytearray]:
+            return source.version(self._round, version, limit=_limit(due))
+
+        what = f"the parameters of version {version} ({root.hex()})"
+        return await self._first(self._sources[:1], what, fetch, check)
+
+    async def answer(self, spec: ModelSpec, stage: int, answer: Answer) -> Trace:
+        """The stage's trace of the answer, with the signed hashes. Raises Withheld."""
+
+        def check(data: bytes | bytearray) -> Trace:
+            trace = split_trace(spec, stage, answer.prompt_tokens, answer.fed, data)
+            for name in ("ids", "taken", "passed"):
+                signed = getattr(answer, name)
+                if (found := piece_hash(getattr(trace, name))) != signed:
+                    raise MalformedMessage(f"its {name} have SHA-256 {found.hex()}; signed is {signed.hex()}.")
+            return trace
+
+        def fetch(source: Source) -> Awaitable[bytes | bytearray]:
+            limit = trace_bytes(spec, stage, answer.prompt_tokens, answer.fed)
+            return source.answer(self._round, answer.session, limit=limit)
+
+        return await self._first(self._sources[:1], f"the trace of session {answer.session.hex()}", fetch, check)
 
     async def moments(self, stage: Stage, *, after: bool, moments_hash: bytes) -> dict[str, Tensor]:
         """The `Stage.moments` with this hash, before or after the round. Raises Withheld."""
@@ -111,15 +149,43 @@ class Evidence:
         after: bool,
         signed: bytes,
     ) -> T:
-        limit = sum(tensor.nbytes for tensor in due.values()) + HEADER_BYTES + HEADER_BYTES_PER_TENSOR * len(due)
-
-        async def ask(source: Source) -> T:
-            data = await source.state(self._round, part, after=after, limit=limit)
-            self.fetched_bytes += len(data)
-            return await asyncio.to_thread(lambda: check(read_tensors(data, due)))
+        def fetch(source: Source) -> Awaitable[bytes | bytearray]:
+            return source.state(self._round, part, after=after, limit=_limit(due))
 
         what = f"the {part} {'after' if after else 'before'} the round ({signed.hex()})"
-        return await _first(self._sources[:1], ask, what)
+        return await self._first(self._sources[:1], what, fetch, lambda data: check(read_tensors(data, due)))
+
+    async def _first(
+        self,
+        sources: Sequence[Source],
+        what: str,
+        fetch: Callable[[Source], Awaitable[bytes | bytearray]],
+        check: Callable[[bytes | bytearray], T],
+    ) -> T:
+        """What the first source gives that has it. `check`, in a thread, raises MalformedMessage for anything else."""
+        answers = []
+        for source in sources:
+            try:
+                data = await fetch(source)
+                self.fetched_bytes += len(data)
+                return await asyncio.to_thread(check, data)
+            except CommonweightError as error:
+                answers.append(f"{source.name}: {error!s:.300}")
+        raise Withheld(f"Nobody served {what}. {' '.join(answers) or 'There was nobody to ask.'}")
+
+
+def _limit(due: Mapping[str, Tensor]) -> int:
+    return sum(tensor.nbytes for tensor in due.values()) + HEADER_BYTES + HEADER_BYTES_PER_TENSOR * len(due)
+
+
+def _check_parameters(
+    stage: Stage, version: int, root: bytes, found: dict[str, Tensor]
+) -> tuple[dict[str, Tensor], bytes]:
+    """The parameters, and the moments' hash that was beside them. Raises MalformedMessage for another version's."""
+    moments_hash = bytes(to_bytes(found.pop(MOMENTS_HASH)))
+    if (came := stage.root_of(version, tensors_hash(found), moments_hash)) != root:
+        raise MalformedMessage(f"parameters of a version with root {came.hex()} came.")
+    return found, moments_hash
 
 
 def read_tensors(data: bytes | bytearray, due: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -140,14 +206,3 @@ def read_tensors(data: bytes | bytearray, due: Mapping[str, Tensor]) -> dict[str
     return {
         name: torch.frombuffer(parts[name]["data"], dtype=like.dtype).view(like.shape) for name, like in due.items()
     }
-
-
-async def _first(sources: Sequence[Source], ask: Callable[[Source], Awaitable[T]], what: str) -> T:
-    """What the first source gives that has it."""
-    answers = []
-    for source in sources:
-        try:
-            return await ask(source)
-        except CommonweightError as error:
-            answers.append(f"{source.name}: {error!s:.300}")
-    raise Withheld(f"Nobody served {what}. {' '.join(answers) or 'There was nobody to ask.'}")

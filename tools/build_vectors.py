@@ -10,10 +10,11 @@ import argparse
 import json
 import struct
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from hashlib import sha256
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,17 @@ from eth_utils.address import to_checksum_address
 
 from commonweight.identity import NodeIdentity
 from commonweight.rules.accounting import divide_shares
+from commonweight.rules.answer import (
+    NONCE_BYTES,
+    Answer,
+    answer_leaf,
+    answer_receipt,
+    pack_ids,
+    served_receipt,
+    session_id,
+)
 from commonweight.rules.audits import (
+    NO_ANSWERS,
     NO_EVIDENCE,
     Audit,
     Kind,
@@ -31,7 +42,7 @@ from commonweight.rules.audits import (
     left_outstanding,
     paid_rounds,
 )
-from commonweight.rules.beacon import hash_chain, round_beacon, round_root
+from commonweight.rules.beacon import answers_root, blinded, hash_chain, round_beacon, round_root, seal_salt
 from commonweight.rules.canonical import canonical_json
 from commonweight.rules.emission import emission, split_emission
 from commonweight.rules.epoch import (
@@ -63,13 +74,14 @@ from commonweight.rules.sampling import permute, sample_indices, window_count
 from commonweight.rules.spec import ModelSpec, build_spec
 from commonweight.rules.stages import head_flops, layer_flops, stage_layers, stage_units
 from commonweight.rules.statement import (
+    AnswerLine,
+    AnswerPart,
     AuditLine,
     AuditorSeat,
     Carried,
     CreditedReport,
     Opinion,
     SealedRound,
-    ServedLine,
     Statement,
     to_hex,
 )
@@ -79,7 +91,7 @@ SETTLEMENT = "0x5615dEB798BB3E4dFa0139dFa1b3D433Cc23b72f"
 MAX_UINT256 = 2**256 - 1
 
 TINY: dict[str, Any] = {
-    "format": "commonweight.model/3",
+    "format": "commonweight.model/4",
     "name": "tiny",
     "seed": 7,
     "stages": 3,
@@ -114,6 +126,7 @@ TINY: dict[str, Any] = {
         "round_rate": "0.25",
         "microbatch_rate": "0.125",
         "data_rate": "0.5",
+        "answer_rate": "0.25",
         "known_bad_rate": "0.25",
         "tolerance": "0.00001",
     },
@@ -164,7 +177,7 @@ SPECS = {
             "compute_dtype": "bfloat16",
             "boundary_dtype": "bfloat16",
         },
-        verification={"round_rate": "0.02", "microbatch_rate": "0.005", "data_rate": "0.05"},
+        verification={"round_rate": "0.02", "microbatch_rate": "0.005", "data_rate": "0.05", "answer_rate": "0.05"},
         data={"tokenizer": "0x" + "22" * 32, "tokens": 15 * 10**12},
     ),
     "long-epoch": changed(name="long-epoch", economics={"rounds_per_epoch": 8}),
@@ -174,7 +187,14 @@ SPECS = {
     "microbatches-audited": changed(
         name="microbatches-audited", verification={"round_rate": "0", "microbatch_rate": "1", "data_rate": "1"}
     ),
-    "unaudited": changed(name="unaudited", verification={"round_rate": "0", "microbatch_rate": "0", "data_rate": "0"}),
+    "answers-audited": changed(
+        name="answers-audited",
+        verification={"round_rate": "0", "microbatch_rate": "0", "data_rate": "0", "answer_rate": "1"},
+    ),
+    "unaudited": changed(
+        name="unaudited",
+        verification={"round_rate": "0", "microbatch_rate": "0", "data_rate": "0", "answer_rate": "0"},
+    ),
 }
 
 
@@ -391,7 +411,7 @@ def honest_reports(stages: int, microbatches: int, number: int) -> tuple[Report,
                     activation_out=crossing("activation", stage + 1, j),
                     gradient_in=crossing("gradient", stage + 1, j),
                     gradient_out=crossing("gradient", stage, j),
-                    loss=5.5 - number / 8 + j / 64 if stage == stages - 1 else 0.0,
+                    loss=max(5.5 - number / 8 + j / 64, 0.0) if stage == stages - 1 else 0.0,
                 )
                 for j in range(microbatches)
             ),
@@ -408,13 +428,58 @@ def beacon_chain(spec: ModelSpec, epoch: int) -> tuple[bytes, ...]:
     return hash_chain(mark("seed", epoch), spec.economics.rounds_per_epoch)
 
 
-def seal(spec: ModelSpec, number: int, reports: Iterable[CreditedReport]) -> SealedRound:
+def seal(
+    spec: ModelSpec, number: int, reports: Iterable[CreditedReport], answers: Iterable[AnswerLine] = ()
+) -> SealedRound:
     """A round with its beacon value. Tests use it, too."""
     epoch, index = divmod(number, spec.economics.rounds_per_epoch)
-    return SealedRound(round=number, beacon=to_hex(beacon_chain(spec, epoch)[index + 1]), reports=tuple(reports))
+    value = to_hex(beacon_chain(spec, epoch)[index + 1])
+    return SealedRound(round=number, beacon=value, reports=tuple(reports), answers=tuple(answers))
 
 
 Sign = Callable[[Receipt], bytes]
+
+
+def honest_answer(
+    stages: int, version: int, session: bytes, prompt_tokens: int, fed: int, *, temperature: float = 0.0, seed: int = 0
+) -> tuple[Answer, ...]:
+    """All stages' parts of an answer that nobody disagrees about. Tests use it, too."""
+    codes = [NO_TENSOR, *(mark("codes", session.hex(), stage) for stage in range(stages))]
+    ids, nonce = mark("ids", session.hex()), mark("nonce", session.hex())[:NONCE_BYTES]
+    return tuple(
+        Answer(version, session, nonce, prompt_tokens, fed, ids, taken, passed, temperature, seed)
+        for taken, passed in pairwise(codes)
+    )
+
+
+def answer_line(
+    model_id: bytes,
+    parts: Sequence[Answer],
+    *,
+    completion_tokens: int,
+    gateway: str,
+    served: Sign,
+    signs: Sequence[Sign],
+) -> AnswerLine:
+    """An answer's line, signed by the gateway (`served`) and each stage's provider (`signs`). Tests use it, too."""
+    first, numbers = parts[0], (parts[0].prompt_tokens, completion_tokens)
+    receipts = (
+        answer_receipt(model_id, stage, each.version, each.session, each.prompt_tokens, each.fed, each.trace)
+        for stage, each in enumerate(parts)
+    )
+    return AnswerLine(
+        session=to_hex(first.session),
+        version=first.version,
+        fed=first.fed,
+        prompt_tokens=first.prompt_tokens,
+        completion_tokens=completion_tokens,
+        gateway=gateway,
+        signature=to_hex(served(served_receipt(model_id, first.version, first.session, *numbers))),
+        parts=tuple(
+            AnswerPart(trace=to_hex(each.trace), signature=to_hex(sign(receipt)))
+            for each, receipt, sign in zip(parts, receipts, signs, strict=True)
+        ),
+    )
 
 
 def judged(
@@ -448,14 +513,12 @@ def judged(
         return make_opinion(claim, said, **who, signature=signers[owner](receipt), evidence_hash=evidence)
 
     def line(sealed: SealedRound, audit: Audit) -> AuditLine:
-        ranking = drawn_auditors(sealed, audit, sealed_beacon(sealed, tip), seats)
+        ranking = drawn_auditors(sealed, audit, sealed_beacon(sealed, tip, seed), seats)
         gone = {each.node for each in before.convicted if each.stage == audit.stage} if before else set()
         left: Sequence[Owner] = [
             owner for owner in ranking if owner is None or (owner in signers and owner not in gone)
         ]
-        claim, opinions = mark("claim", audit.order), []
-        if audit.microbatch is None:
-            claim = _sealed_claim(sealed.reports[audit.stage])
+        claim, opinions = _sealed_claim(sealed, audit), []
         if left[0] is not None and is_known_bad(spec, seed, audit):
             owner, *left = left
             said = says(audit, str(owner), True) or Verdict.FAILED
@@ -468,12 +531,18 @@ def judged(
         done = audit_line(audit, decided, opinions + on_claim)
         return done.model_copy(update={"opinions": tuple(_disproven(done, each) for each in done.opinions)})
 
-    return tuple(line(sealed, audit) for sealed in rounds for audit in drawn_audits(spec, sealed, tip))
+    return tuple(line(sealed, audit) for sealed in rounds for audit in drawn_audits(spec, sealed, tip, seed))
 
 
-def _sealed_claim(report: CreditedReport) -> bytes:
-    commitments = (report.hops_root, report.gradient_hash, report.state_before, report.state_after)
-    return round_claim(*(bytes.fromhex(text[2:]) for text in commitments))
+def _sealed_claim(sealed: SealedRound, audit: Audit) -> bytes:
+    """What the opinions on a unit are to be on; of a single microbatch the statement doesn't tell."""
+    report, number = sealed.reports[audit.stage], audit.microbatch
+    if number is None:
+        commitments = (report.hops_root, report.gradient_hash, report.state_before, report.state_after)
+        return round_claim(*(bytes.fromhex(text[2:]) for text in commitments))
+    if audit.kind is Kind.ANSWER:
+        return bytes.fromhex(sealed.answers[number].parts[audit.stage].trace[2:])
+    return mark("claim", audit.order)
 
 
 def _disproven(line: AuditLine, opinion: Opinion) -> Opinion:
@@ -572,7 +641,7 @@ def build_beacon() -> Any:
     rounds = []
     for count in (1, 2, 3, 8):
         outputs, value = [mark("output", count, stage) for stage in range(count)], mark("value", count)
-        rounds += [_beacon_case(value, outputs), _beacon_case(value, outputs[::-1])]
+        rounds += [_beacon_case(value, 5, given, answers) for given, answers in ((outputs, 0), (outputs[::-1], count))]
     return {
         "chains": [
             {
@@ -586,27 +655,98 @@ def build_beacon() -> Any:
     }
 
 
-def _beacon_case(value: bytes, outputs: Sequence[bytes]) -> Any:
-    root = round_root(outputs)
+def _beacon_case(value: bytes, number: int, outputs: Sequence[bytes], answers: int) -> Any:
+    seed = mark("seed", value.hex())
+    salts = [seal_salt(seed, number, stage) for stage in range(len(outputs))]
+    commitments = [blinded(output, salt) for output, salt in zip(outputs, salts, strict=True)]
+    leaves = [mark("answer", value.hex(), index) for index in range(answers)]
+    root = round_root(commitments)
     return {
         "value": to_hex(value),
+        "seed": to_hex(seed),
+        "round": number,
         "outputs": [to_hex(output) for output in outputs],
+        "salts": [to_hex(salt) for salt in salts],
+        "commitments": [to_hex(commitment) for commitment in commitments],
         "round_root": to_hex(root),
         "beacon": to_hex(round_beacon(value, root)),
+        "answer_leaves": [to_hex(leaf) for leaf in leaves],
+        "answers_root": to_hex(answers_root(leaves)),
     }
+
+
+def build_answer() -> Any:
+    """What providers and gateways sign about answers, and the leaves of answers in their round's tree."""
+    model_id, cases = keccak(b"model"), []
+    for stages, version, temperature, seed in ((1, 8, 0.0, 0), (3, 8, 0.7, 2**64 - 1), (3, 2**40, 1e-3, 7)):
+        session, prompt, fed = mark("session", stages, version)[:16], stages + 1, 2 * stages + 1
+        parts = honest_answer(stages, version, session, prompt, fed, temperature=temperature, seed=seed)
+        served = served_receipt(model_id, version, session, prompt, fed + 1 - prompt)
+        cases.append(
+            {
+                "model_id": to_hex(model_id),
+                "version": str(version),
+                "session": to_hex(session),
+                "nonce": to_hex(parts[0].nonce),
+                "prompt_tokens": prompt,
+                "fed": fed,
+                "temperature_bits": to_hex(struct.pack(">d", temperature)),
+                "seed": str(seed),
+                "ids": to_hex(parts[0].ids),
+                "parts": [
+                    {
+                        "taken": to_hex(each.taken),
+                        "passed": to_hex(each.passed),
+                        "trace": to_hex(each.trace),
+                        "unit": to_hex(receipt.unit),
+                        "digest": to_hex(receipt.digest(DOMAINS[0])),
+                    }
+                    for stage, each in enumerate(parts)
+                    for receipt in (answer_receipt(model_id, stage, version, session, prompt, fed, each.trace),)
+                ],
+                "completion_tokens": fed + 1 - prompt,
+                "served_unit": to_hex(served.unit),
+                "served_digest": to_hex(served.digest(DOMAINS[0])),
+                "leaves": [
+                    to_hex(answer_leaf(index, version, session, prompt, fed, [each.trace for each in parts]))
+                    for index in (0, 1, 300)
+                ],
+            }
+        )
+    sessions = [
+        {
+            "nonce": to_hex(nonce),
+            "prompt": list(prompt),
+            "temperature_bits": to_hex(struct.pack(">d", temperature)),
+            "seed": str(seed),
+            "session": to_hex(session_id(nonce, pack_ids(prompt), temperature, seed)),
+        }
+        for prompt in ((0,), (1, 258, 2**32 - 1))
+        for temperature, seed in ((0.0, 0), (0.7, 2**64 - 1))
+        for nonce in (mark("nonce", len(prompt), seed)[:NONCE_BYTES],)
+    ]
+    return {"cases": cases, "sessions": sessions}
 
 
 def build_audits() -> Any:
     """What beacons draw, and which rounds are paid."""
-    names = ("tiny", "one-stage", "llama-8b", "whole-rounds-audited", "microbatches-audited", "unaudited")
+    names = ("tiny", "one-stage", "llama-8b", "whole-rounds-audited", "microbatches-audited", "answers-audited")
     draws = [
-        {"spec": name, "round": number, "beacon": to_hex(beacon), "audits": [_audit_fields(audit) for audit in drawn]}
-        for name in names
-        for number, beacon in (
-            (0, bytes(32)),
-            *((number, mark("beacon", name, number)) for number in (0, 5, 6, 7, 2**40)),
+        {
+            "spec": name,
+            "round": number,
+            "beacon": to_hex(beacon),
+            "answers": answers,
+            "answers_root": to_hex(root),
+            "audits": [_audit_fields(audit) for audit in drawn],
+        }
+        for name in (*names, "unaudited")
+        for number, beacon, answers in (
+            (0, bytes(32), 0),
+            *((number, mark("beacon", name, number), number % 5) for number in (0, 5, 6, 7, 2**40)),
         )
-        for drawn in (draw_audits(SPECS[name], number, beacon),)
+        for root in (mark("answers", name, number) if answers else NO_ANSWERS,)
+        for drawn in (draw_audits(SPECS[name], number, beacon, answers, root),)
     ]
     kinds = {(draw["spec"], audit["kind"]) for draw in draws for audit in draw["audits"]}
     assert {kind for name, kind in kinds if name == "tiny"} == {kind.value for kind in Kind}
@@ -624,6 +764,7 @@ PANEL_UNITS = (
     Audit(3, 1, Kind.MICROBATCH, 0),
     Audit(3, 2, Kind.LOSS, 2),
     Audit(2**40, 0, Kind.DATA, 2),
+    Audit(3, 1, Kind.ANSWER, 7),
 )
 
 
@@ -749,6 +890,8 @@ PAID_CASES: dict[str, dict[Audit, Verdict]] = {
         Audit(12, 1, Kind.MICROBATCH, 1): WITHHELD,
         Audit(14, 1, Kind.MICROBATCH, 0): PASSED,
     },
+    "an answer": {Audit(9, 1, Kind.ANSWER, 0): PASSED, Audit(12, 1, Kind.ANSWER, 3): WITHHELD},
+    "a round doesn't look at answers": {**_whole((10, PASSED), (13, PASSED)), Audit(12, 1, Kind.ANSWER, 0): WITHHELD},
 }
 """Of rounds 8 to 15: what one provider's audits in one stage came to."""
 
@@ -767,6 +910,7 @@ OUTSTANDING_CASES: dict[str, tuple[dict[Audit, Verdict], tuple[Kind, ...]]] = {
     ),
     "a round looks at outstanding microbatches": (_whole((12, PASSED)), (Kind.MICROBATCH, Kind.ROUND)),
     "tokens outstanding": ({**_whole((9, PASSED)), Audit(10, 1, Kind.DATA, 0): PASSED}, (Kind.DATA,)),
+    "an answer outstanding": ({**_whole((9, PASSED)), Audit(10, 1, Kind.ANSWER, 0): PASSED}, (Kind.ANSWER,)),
     "outstanding, and fraud": (_whole((8, PASSED), (9, FAILED)), (Kind.ROUND,)),
 }
 """The same, with the kinds that are outstanding from earlier epochs."""
@@ -784,26 +928,33 @@ def _paid_case(name: str, verdicts: dict[Audit, Verdict], outstanding: Sequence[
     }
 
 
-AUDITOR = NodeIdentity(keccak(b"auditor"))
+AUDITOR, GATEWAY = (NodeIdentity(keccak(name)) for name in (b"auditor", b"gateway"))
 SEATED = [NodeIdentity(keccak(f"auditor {number}".encode())) for number in range(3)]
 SEATS = [AuditorSeat(stage=stage, owner=key.address) for stage in range(3) for key in SEATED]
 VERDICTS = {
-    Audit(3, 0, Kind.ROUND): UNDECIDED,
-    Audit(3, 1, Kind.MICROBATCH, 0): WITHHELD,
-    Audit(4, 0, Kind.DATA, 0): WITHHELD,
+    Audit(1, 1, Kind.MICROBATCH, 2): WITHHELD,
+    Audit(2, 1, Kind.MICROBATCH, 0): WITHHELD,
+    Audit(4, 0, Kind.ROUND): UNDECIDED,
     Audit(7, 0, Kind.DATA, 2): WITHHELD,
-    Audit(7, 1, Kind.MICROBATCH, 2): WITHHELD,
-    Audit(8, 0, Kind.DATA, 2): UNDECIDED,
+    Audit(7, 1, Kind.MICROBATCH, 1): WITHHELD,
+    **{Audit(8, 0, Kind.DATA, number): UNDECIDED for number in range(3)},
+    Audit(8, 1, Kind.ANSWER, 1): WITHHELD,
+    Audit(11, 1, Kind.ANSWER, 0): WITHHELD,
     Audit(12, 2, Kind.ROUND): FAILED,
-    Audit(17, 2, Kind.LOSS, 1): UNDECIDED,
+    Audit(14, 0, Kind.ANSWER, 1): WITHHELD,
+    Audit(16, 0, Kind.ANSWER, 0): UNDECIDED,
+    Audit(16, 2, Kind.LOSS, 0): UNDECIDED,
+    Audit(17, 1, Kind.ANSWER, 0): FAILED,
 }
 """In the statements' epochs; the other audits pass."""
 
 
 def build_statement() -> Any:
-    """The statements of three epochs: a provider comes, another goes; in the second nobody serves, and one cheats.
+    """The statements of three epochs: a provider comes, another goes; in the second one cheats.
 
     In stages 0 and 1 an audit is outstanding after the first: one provider passes another, the other one is gone.
+    In the first no version is published, and nothing served; in the second answers' traces are withheld, and in the
+    third a cheat is convicted by an answer.
     """
     before, statements = Carried(), []
     for epoch in range(3):
@@ -820,6 +971,24 @@ def build_statement() -> Any:
 def _epoch_statement(spec: ModelSpec, epoch: int, before: Carried) -> Statement:
     model_id = keccak(b"model")
     first = epoch * spec.economics.rounds_per_epoch
+    domain = DOMAINS[0]
+
+    def sign(key: NodeIdentity, receipt: Receipt) -> bytes:
+        return key.sign_digest(receipt.digest(domain))
+
+    def answers(number: int) -> Iterator[AnswerLine]:
+        for index in range(number % 3 if epoch else 0):
+            session, fed = mark("session", number, index)[:16], min(3 + (number + index) % 16, 16)
+            signature = mark("signature", session.hex()) * 2 + b"\x1b"
+            yield answer_line(
+                model_id,
+                honest_answer(spec.stages, first, session, 2, fed),
+                completion_tokens=1 + index,
+                gateway=GATEWAY.address,
+                served=partial(sign, GATEWAY),
+                signs=[lambda _, signature=signature: signature] * spec.stages,
+            )
+
     rounds = [
         seal(
             spec,
@@ -836,22 +1005,10 @@ def _epoch_statement(spec: ModelSpec, epoch: int, before: Carried) -> Statement:
                 )
                 for report in tiny_reports(number)
             ),
+            answers(number),
         )
         for number in range(first, first + spec.economics.rounds_per_epoch)
     ]
-    served = [
-        ServedLine(stage=stage, node=address(node), account=address(account), tokens=tokens)
-        for stage, node, account, tokens in (
-            ((0, "node 0", "owner 0", 1201), (1, "node 1", "owner 1", 1201), (2, "node 2", "owner 2", 1201)),
-            (),
-            ((0, "node 0", "owner 2", 700), (1, "node 3", "owner 3", 699), (2, "gateway", "newcomer", 1)),
-        )[epoch]
-    ]
-    domain = DOMAINS[0]
-
-    def sign(key: NodeIdentity, receipt: Receipt) -> bytes:
-        return key.sign_digest(receipt.digest(domain))
-
     return make_statement(
         spec,
         chain_id=domain.chain_id,
@@ -873,7 +1030,6 @@ def _epoch_statement(spec: ModelSpec, epoch: int, before: Carried) -> Statement:
             says=lambda audit, owner, bad: Verdict.PASSED if bad and owner == SEATED[-1].address else None,
             before=before,
         ),
-        served=served,
         operator_earned=(10**7 + 1, 10**7 + 8, 3 * 10**7 + 5)[epoch],
         before=before,
         accumulator_before=(0, 3**80, 3**90)[epoch],
@@ -890,6 +1046,7 @@ BUILDERS: dict[str, Callable[[], Any]] = {
     "receipt": build_receipt,
     "report": build_report,
     "beacon": build_beacon,
+    "answer": build_answer,
     "audits": build_audits,
     "panel": build_panel,
     "statement": build_statement,

@@ -68,8 +68,8 @@ class Answer:
 
 
 @contextmanager
-def stages(bench: DecodeBench, spec: ModelSpec) -> Iterator[Callable[[], Answer]]:
-    """Decode processes with one thread each; the function that is yielded generates one answer."""
+def stages(bench: DecodeBench, spec: ModelSpec, folder: Path) -> Iterator[Callable[[], Answer]]:
+    """Decode processes with one thread each, which keep traces in `folder`; what is yielded generates one answer."""
     gateway = make_certificate(GATEWAY)
 
     async def answer(workers: DecodeWorkers, generator: Generator) -> Answer:
@@ -83,7 +83,7 @@ def stages(bench: DecodeBench, spec: ModelSpec) -> Iterator[Callable[[], Answer]
     with asyncio.Runner() as runner:
         stack = AsyncExitStack()
         try:
-            workers = runner.run(stack.enter_async_context(DecodeWorkers(spec, gateway)))
+            workers = runner.run(stack.enter_async_context(DecodeWorkers(spec, gateway, answers=folder)))
             generator = runner.run(stack.enter_async_context(open_generator(workers.route(), gateway)))
             yield lambda: runner.run(answer(workers, generator))
         finally:
@@ -104,7 +104,7 @@ def run_decode_bench(bench: DecodeBench) -> list[Result]:
             stack.callback(baseline.close)
             return lambda turn: bench.tokens / baseline.train(turn)
 
-        generate = stack.enter_context(stages(bench, spec))
+        generate = stack.enter_context(stages(bench, spec, folder))
 
         def ours(_: int) -> float:
             turns.append(generate())

@@ -85,12 +85,13 @@ class DecodeWorkers:
         threads: int = 1,
         cache_bytes: int = 1 << 28,
         idle_s: float = 60.0,
+        answers: Path | None = None,
     ) -> None:
-        """Of the version `round_` in state/stage-S, or of version 0."""
+        """Of the version `round_` in state/stage-S, or of version 0. Traces of answers go to answers/stage-S."""
         self.spec, self.gateway, self.workers = spec, gateway, list[DecodeWorker]()
         self.round = round_
         """The version that routes lead through."""
-        self._state, self._threads = state, threads
+        self._state, self._answers, self._threads = state, answers, threads
         self._cache_bytes, self._idle_s = cache_bytes, idle_s
 
     async def __aenter__(self) -> "DecodeWorkers":
@@ -135,6 +136,7 @@ class DecodeWorkers:
             device="cpu",
             cache_bytes=self._cache_bytes,
             idle_s=self._idle_s,
+            answers_dir=str(self._answers / f"stage-{stage}") if self._answers else "",
         )
         await self.workers[stage].command(load=load)
         await self.workers[stage].expect("loaded")

@@ -45,7 +45,7 @@ class PipelineBench:
         """The model at one precision."""
         return build_spec(
             {
-                "format": "commonweight.model/3",
+                "format": "commonweight.model/4",
                 "name": "bench",
                 "seed": 1,
                 "stages": stages,
@@ -80,6 +80,7 @@ class PipelineBench:
                     "round_rate": "0",
                     "microbatch_rate": "0",
                     "data_rate": "0",
+                    "answer_rate": "0",
                     "known_bad_rate": "0",
                     "tolerance": "0.00001",
                 },

@@ -11,7 +11,7 @@ from commonweight.bench.measure import Result, Summary
 from commonweight.bench.verification_workers import Worker
 from commonweight.bench.verification_world import World
 from commonweight.rules.audits import Audit, Verdict, draw_audits
-from commonweight.rules.beacon import hash_chain, round_beacon, round_root
+from commonweight.rules.beacon import blinded, hash_chain, round_beacon, round_root, seal_salt
 from commonweight.rules.spec import ModelSpec
 
 FALSE_ALARMS = 1e-4
@@ -67,12 +67,14 @@ def _audit_honest(world: World, spec: ModelSpec, count: int, random: Random) -> 
     with Worker(TRAINED) as provider:
         for number, rounds in enumerate(_epochs(spec)):
             folder.mkdir()
-            tip, *values = hash_chain(random.randbytes(32), len(rounds))
+            seed = random.randbytes(32)
+            tip, *values = hash_chain(seed, len(rounds))
             outputs = provider.ask("train", **common, rounds=rounds, keep=rounds, tip=tip.hex())
             audits: list[Audit] = []
             for position, (round_, value) in enumerate(zip(rounds, values, strict=True)):
                 signed = outputs[position * spec.stages : (position + 1) * spec.stages]
-                audits += draw_audits(spec, round_, round_beacon(value, round_root(list(map(bytes.fromhex, signed)))))
+                told = [blinded(bytes.fromhex(each), seal_salt(seed, round_, n)) for n, each in enumerate(signed)]
+                audits += draw_audits(spec, round_, round_beacon(value, round_root(told)))
             units = [(a.round, a.stage, a.kind.value, a.microbatch) for a in audits][: count - exact["audits"]]
             with Worker(TRAINED) as same, Worker(foreign[number % len(foreign)]) as other:
                 for auditor, is_exact in ((same, True), (other, False)):

@@ -1,7 +1,7 @@
 """What a bench process does: a method of `Orders` for each order; arguments and results are JSON."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,15 @@ from torch import Tensor
 
 from commonweight.bench.auditor_model import simulate_auditors
 from commonweight.bench.bias import Bias, train_biased
+from commonweight.bench.calibration_answers import (
+    ASKED,
+    generate_answer,
+    hold,
+    lying_stages,
+    prompt_of,
+    read_answers,
+    write_answers,
+)
 from commonweight.bench.lies import INNER, LIES, listen
 from commonweight.bench.replays import Made, Taken, Tensors, apart, bits, finish, judge, put_together, take_apart, work
 from commonweight.bench.round_files import read_round, write_made, write_round
@@ -19,6 +28,7 @@ from commonweight.bench.verification_workers import Setting
 from commonweight.model.compare import worst
 from commonweight.model.data import Dataset
 from commonweight.model.hashing import tensors_hash
+from commonweight.model.inference import InferenceStage
 from commonweight.model.numerics import numerics_class
 from commonweight.model.replay import finish_round
 from commonweight.model.stage import Stage, state_parts
@@ -113,6 +123,29 @@ class Orders:
                 told.append(lie.name)
         return told
 
+    def answer(self, spec: str, data: str, files: Sequence[str], out: str) -> None:
+        """Generate answers with the version that stages began a round with, of which `files` are, stage by stage."""
+        model = _spec(spec)
+        dataset = Dataset.open(data, model)
+        stages = [InferenceStage(model, *version, self._setting.device) for version in enumerate(map(_version, files))]
+        prompts = [prompt_of(model, number, dataset.microbatch(number, 0)[0]) for number in range(len(ASKED))]
+        write_answers(Path(out), [generate_answer(stages, prompt, number) for number, prompt in enumerate(prompts)])
+
+    def hold_answers(
+        self, spec: str, files: Sequence[str], stale: Sequence[str], answers: Sequence[str]
+    ) -> Mapping[str, Sequence[Sequence[Any]]]:
+        """The parts of answers held against replays with the version in `files`: by file of `answers`. For the first
+        of these also what lies come to, by their names; `stale` are the files of another version.
+        """
+        model = _spec(spec)
+        versions = [_version(file) for file in files]
+        stages = [InferenceStage(model, *version) for version in enumerate(versions)]
+        held = {file: hold(stages, read_answers(Path(file))) for file in answers}
+        liars = lying_stages(model, versions)
+        liars["another version"] = [InferenceStage(model, *version) for version in enumerate(map(_version, stale))]
+        told = read_answers(Path(answers[0]))
+        return held | {lie: hold(stages, told, lying) for lie, lying in liars.items()}
+
     def audit(self, spec: str, data: str, folder: str, audits: Sequence[Sequence[Any]], exact: bool) -> dict[str, Any]:
         """Audit units of trained rounds. Each is [round, stage, kind, microbatch]. Counts by verdict and kind, how many
         came to other bits, and the largest error over its tolerance.
@@ -184,6 +217,13 @@ def _stage_of(file: Path) -> int:
 
 def _spec(path: str) -> ModelSpec:
     return parse_spec(Path(path).read_bytes())
+
+
+def _version(file: str) -> Tensors:
+    """The parameters that a stage began a round with."""
+    taken, _ = read_round(Path(file))
+    parameters, _ = state_parts(taken.state)
+    return {name.removeprefix("parameter."): tensor for name, tensor in parameters.items()}
 
 
 def _copy(stage: Stage) -> Tensors:

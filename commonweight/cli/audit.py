@@ -36,16 +36,17 @@ def audit(
     """Recompute epochs from the chain and their public statements alone.
 
     Needs no key, asks no coordinator and trusts nobody: from the first epoch to the pending one, each statement must
-    have the hash on the chain; every report must be signed by its node; the audits listed must be those that the
-    beacon draws whose tip was committed on the chain, each by the auditors that it ranks among those with a seat at
-    that time, with opinions that they signed and a verdict that follows; and units, pay, shares, balances and root must
-    follow from the spec, the verdicts and the statement before. Owners, minted shares, accumulator and the operators'
-    revenue must be the chain's. What it can't see is whether an opinion is true, nor why an auditor was passed over:
-    for the first somebody must replay the work.
+    have the hash on the chain; every report must be signed by its node, and every answer by its gateway and by the node
+    of each stage; the audits listed must be those that the beacon draws whose tip was committed on the chain, each by
+    the auditors that it ranks among those with a seat at that time, with opinions that they signed and a verdict that
+    follows; and units, served tokens, pay, shares, balances and root must follow from the spec, the verdicts and the
+    statement before. Owners, minted shares, accumulator and the operators' revenue must be the chain's. What it can't
+    see is whether an opinion is true, nor why an auditor was passed over: for the first somebody must replay the work.
+    Nor does it see answers that were left out.
 
     Prints for each epoch what was checked: audits by kind and verdict, who gave opinions, how often somebody with a
-    seat was drawn and not there, and how many false reports were shown to test auditors, and caught. Ends with exit
-    code 4 at the first thing that is wrong, and names it.
+    seat was drawn and not there, how many false reports were shown to test auditors, and caught, and how many answers
+    there were and how much of them isn't paid. Ends with exit code 4 at the first thing that is wrong, and names it.
 
     \b
     Examples:
@@ -77,7 +78,7 @@ def _print(each: "Verified") -> None:
     fields: dict[str, object] = {}
     if each.audits:
         fields["  audits"] = format_audits(each.audits)
-    fields |= {f"  {name}": value for name, value in each.panels.fields().items()}
+    fields |= {f"  {name}": value for name, value in (each.panels.fields() | each.answers.fields()).items()}
     if each.unpaid_reports:
         fields["  unpaid"] = f"{each.unpaid_reports} reports, {format_engineering(each.unpaid_units)} FLOPs"
     if each.convicted:
@@ -99,6 +100,7 @@ def _to_json(each: "Verified") -> dict[str, Any]:
             {"kind": kind, "verdict": verdict, "count": count} for (kind, verdict), count in sorted(each.audits.items())
         ],
         **each.panels.facts(),
+        **each.answers.facts(),
         "unpaid_reports": each.unpaid_reports,
         "unpaid_units": str(each.unpaid_units),
         "convicted": [provider.model_dump() for provider in each.convicted],

@@ -1,25 +1,26 @@
-"""What became of a provider's work under audit: what was drawn, and why rounds are unpaid."""
+"""What became of a provider's work under audit: what was drawn, and why rounds and answers are unpaid."""
 
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from commonweight.cli.place import Place
 from commonweight.cli.statements import Published, find_statement
 from commonweight.errors import StatementMismatch, StatementUnavailable
-from commonweight.rules.audits import Audit, Kind, Verdict, paid_rounds
+from commonweight.rules.audits import TRAINING, Audit, Kind, Verdict, paid_rounds
 from commonweight.rules.statement import AuditLine, Conviction, CreditedReport, Statement
 
 SINCE_EARLIER = (
-    "a {} audit is outstanding since an earlier epoch, in which what it takes was withheld: nothing is paid until one "
+    "{} audit is outstanding since an earlier epoch, in which what it takes was withheld: nothing is paid until one "
     "that looks at as much has passed"
 )
 
 
 @dataclass(frozen=True)
 class Unpaid:
-    """Rounds that one reason leaves unpaid."""
+    """Rounds, or rounds' answers, that one reason leaves unpaid."""
 
     rounds: tuple[int, ...]
     """Ascending."""
@@ -40,8 +41,13 @@ class Audited:
     rounds: tuple[int, ...]
     """That it did, ascending."""
     audits: tuple[AuditLine, ...]
-    """Of its work."""
+    """Of its work, answers included."""
     unpaid: tuple[Unpaid, ...]
+    answers: int = 0
+    """That were sealed with its rounds."""
+    answer_tokens: int = 0
+    """Delivered with them, prompts included."""
+    unpaid_answers: tuple[Unpaid, ...] = ()
 
     @property
     def counts(self) -> Counter[tuple[str, str]]:
@@ -50,8 +56,8 @@ class Audited:
 
     @property
     def audited_rounds(self) -> int:
-        """Of which anything was audited."""
-        return len({line.round for line in self.audits})
+        """Of whose training anything was audited."""
+        return len({line.round for line in self.audits if Kind(line.kind) in TRAINING})
 
 
 def count_audits(lines: Sequence[AuditLine]) -> Counter[tuple[str, str]]:
@@ -108,10 +114,52 @@ def audited_work(published: Published, provider: Conviction, earlier: Earlier) -
     """What became of the work that `provider` did in the epoch."""
     statement = published.statement
     lines = {sealed.round: line for sealed in statement.rounds for line in sealed.reports if _is_by(line, provider)}
-    rounds, audits = tuple(sorted(lines)), _audits_of(statement, provider)
-    left = frozenset(number for number, line in lines.items() if line.units == "0")
+    tokens = {sealed.round: sealed.delivered for sealed in statement.rounds if sealed.round in lines}
+    tokens = {number: count for number, count in tokens.items() if count}
+    audits = _audits_of(statement, provider)
+    training = [line for line in audits if Kind(line.kind) in TRAINING]
+    of_answers = [line for line in audits if Kind(line.kind) is Kind.ANSWER]
+    unpaid_rounds = frozenset(number for number, line in lines.items() if line.units == "0")
+    unpaid_answers = _unpaid_answers(statement, provider, tokens, of_answers)
+    case = partial(_reasons, published, provider, earlier)
+    return Audited(
+        provider,
+        tuple(sorted(lines)),
+        audits,
+        case(sorted(lines), training, unpaid_rounds, TRAINING),
+        answers=sum(len(sealed.answers) for sealed in statement.rounds if sealed.round in lines),
+        answer_tokens=sum(tokens.values()),
+        unpaid_answers=case(sorted(tokens), of_answers, unpaid_answers, {Kind.ANSWER}),
+    )
+
+
+def _unpaid_answers(
+    statement: Statement, provider: Conviction, tokens: Mapping[int, int], audits: Sequence[AuditLine]
+) -> frozenset[int]:
+    """The rounds whose answers the provider isn't paid for; `tokens` by round, `audits` of these answers."""
+    paid_for = sum(
+        line.tokens for line in statement.served if (line.stage, line.node) == (provider.stage, provider.node)
+    )
+    verdicts = {line.audit: Verdict(line.verdict) for line in audits}
+    for outstanding in ((), (Kind.ANSWER,)):
+        paid = paid_rounds(tokens, verdicts, outstanding)
+        if sum(tokens[number] for number in paid) == paid_for:
+            return frozenset(tokens) - paid
+    return frozenset(tokens)  # it is convicted
+
+
+def _reasons(
+    published: Published,
+    provider: Conviction,
+    earlier: Earlier,
+    rounds: Sequence[int],
+    audits: Sequence[AuditLine],
+    left: frozenset[int],
+    kinds: Collection[Kind],
+) -> tuple[Unpaid, ...]:
+    """Why those `left` of a provider's `rounds` are unpaid that `audits` of these `kinds` look at."""
     found: dict[frozenset[int], list[str]] = {}
-    if left and provider in statement.convicted:
+    if left and provider in published.statement.convicted:
         found[left] = [earlier.conviction(provider, published)]
     else:
         for line in audits:
@@ -120,15 +168,20 @@ def audited_work(published: Published, provider: Conviction, earlier: Earlier) -
         why = "no audit says why: `commonweight audit` finds what is wrong with the statement"
         if left.difference(*found):
             try:
-                for kind in sorted(earlier.outstanding(provider, published), key=lambda kind: kind.value):
+                due = earlier.outstanding(provider, published).intersection(kinds)
+                for kind in sorted(due, key=lambda kind: kind.value):
                     if void := _voided(rounds, audits, outstanding={kind}) & left:
-                        found.setdefault(void, []).append(SINCE_EARLIER.format(kind.value))
+                        found.setdefault(void, []).append(SINCE_EARLIER.format(_article(kind)))
             except (StatementUnavailable, StatementMismatch) as error:
                 why = f"no audit of the epoch says why, and the statement before it can't be had: {error.args[0]}"
         if unexplained := left.difference(*found):
             found[unexplained] = [why]
     unpaid = (Unpaid(tuple(sorted(void)), _first_of(reasons)) for void, reasons in found.items())
-    return Audited(provider, rounds, audits, tuple(sorted(unpaid, key=lambda each: each.rounds)))
+    return tuple(sorted(unpaid, key=lambda each: each.rounds))
+
+
+def _article(kind: Kind) -> str:
+    return f"{'an' if kind is Kind.ANSWER else 'a'} {kind.value}"
 
 
 def _first_of(reasons: Sequence[str]) -> str:

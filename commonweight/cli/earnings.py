@@ -57,8 +57,9 @@ def earnings(
     revenue that these shares have earned, what it served and what it got for that. Where an epoch brought nothing, it
     says why. With --explain every step is shown with its source, which is checked: the receipts and opinions that the
     node has signed, the public statement and its line, the proof against the root on the chain, and the transactions;
-    besides, which audits touched the work, what they came to, and which rounds and opinions are unpaid and why. With
-    --json all receipts, audits and opinions are listed.
+    besides, which answers went through the node's stage, which audits touched the work and these answers, what they
+    came to, and which rounds, answers and opinions are unpaid and why. With --json all receipts, answers, audits and
+    opinions are listed.
 
     \b
     Examples:

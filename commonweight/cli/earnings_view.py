@@ -44,17 +44,31 @@ def _work_fields(each: Earned, why: Explanation) -> dict[str, object]:
     wrong = sum(not receipt.holds for receipt in why.receipts)
     verdict = "each signed by its node" if not wrong else f"{wrong} NOT SIGNED by the node that is credited"
     receipts.append(f"{len(why.receipts)} receipts in all, {verdict}" if why.receipts else "no receipt")
-    return {"  assigned": work or "nothing", "  signed": receipts} | _audit_fields(each) | _opinion_fields(each, why)
+    return (
+        {"  assigned": work or "nothing", "  signed": receipts} | _audit_fields(each, why) | _opinion_fields(each, why)
+    )
 
 
-def _audit_fields(each: Earned) -> dict[str, object]:
-    audited, unpaid = [], []
+def _audit_fields(each: Earned, why: Explanation) -> dict[str, object]:
+    audited, unpaid, answers = [], [], []
     for work in each.audited:
         who = f"stage {work.provider.stage}, node {work.provider.node}: "
         counts = f"; {format_audits(work.counts)}" if work.audits else ""
         audited.append(f"{who}{work.audited_rounds} of {len(work.rounds)} rounds{counts}")
         unpaid += [f"{who}{reason.span}, {reason.why}" for reason in work.unpaid]
-    return {"  audited": audited or "nothing", "  unpaid": unpaid or "nothing"}
+        unpaid += [f"{who}answers of {reason.span}, {reason.why}" for reason in work.unpaid_answers]
+        if work.answers:
+            answers.append(f"{who}{work.answers:,} sealed, {work.answer_tokens:,} tokens")
+    return {"  audited": audited or "nothing", "  unpaid": unpaid or "nothing"} | _answer_fields(answers, why)
+
+
+def _answer_fields(answers: list[str], why: Explanation) -> dict[str, object]:
+    """What went through its stages for buyers; nothing where nothing did."""
+    if not answers:
+        return {}
+    wrong = sum(not answer.holds for answer in why.answers)
+    verdict = "each signed by its node" if not wrong else f"{wrong} NOT SIGNED by the node that is credited"
+    return {"  answers": [*answers, f"{len(why.answers):,} parts credited to the account, {verdict}"]}
 
 
 def _opinion_fields(each: Earned, why: Explanation) -> dict[str, object]:
@@ -190,6 +204,18 @@ def _sources(each: Earned, why: Explanation) -> dict[str, Any]:
             }
             for receipt in why.receipts
         ],
+        "answers": [
+            {
+                "round": answer.round,
+                "stage": answer.stage,
+                "node": answer.node,
+                "tokens": answer.line.delivered,
+                **answer.line.model_dump(include={"session", "version", "gateway"}),
+                **answer.part.model_dump(),
+                "holds": answer.holds,
+            }
+            for answer in why.answers
+        ],
         "audits": [{**line.model_dump(), "node": work.provider.node} for work in each.audited for line in work.audits],
         "opinions": [
             {
@@ -219,6 +245,16 @@ def _sources(each: Earned, why: Explanation) -> dict[str, Any]:
             }
             for work in each.audited
             for reason in work.unpaid
+        ],
+        "unpaid_answers": [
+            {
+                "stage": work.provider.stage,
+                "node": work.provider.node,
+                "rounds": list(reason.rounds),
+                "why": reason.why,
+            }
+            for work in each.audited
+            for reason in work.unpaid_answers
         ],
         "statement": None if each.published is None else f"0x{each.published.epoch.statement_hash.hex()}",
         "proof": None

@@ -9,15 +9,16 @@ from commonweight.rules.receipt import Domain
 from commonweight.rules.recording import OperatorRecord
 from commonweight.rules.statement import to_hex
 from commonweight.watch.disputes import MAX_DISPUTE_BYTES, DisputeEvidence
-from commonweight.watch.fraud import MAX_EVIDENCE_BYTES, FraudEvidence, parse_document
+from commonweight.watch.fraud import MAX_EVIDENCE_BYTES, FalseAnswerEvidence, FraudEvidence, parse_document
 from commonweight.watch.known_bad import KnownBadEvidence
 
 MAX_BYTES = MAX_DISPUTE_BYTES
 """No kind is longer."""
 
-Evidence = FraudEvidence | KnownBadEvidence | DisputeEvidence
+Evidence = FraudEvidence | FalseAnswerEvidence | KnownBadEvidence | DisputeEvidence
 KINDS: dict[str, tuple[type[Evidence], int]] = {
     "commonweight.fraud/1": (FraudEvidence, MAX_EVIDENCE_BYTES),
+    "commonweight.false-answer/1": (FalseAnswerEvidence, MAX_EVIDENCE_BYTES),
     "commonweight.known-bad/1": (KnownBadEvidence, MAX_EVIDENCE_BYTES),
     "commonweight.dispute/1": (DisputeEvidence, MAX_DISPUTE_BYTES),
 }
@@ -35,7 +36,7 @@ def parse_any(text: bytes) -> Evidence:
 def contradictions(place: Place, record: SlashRecord, evidence: Evidence) -> list[str]:
     """Why it can't be evidence for this proposal; empty where it can."""
     stage, spec_hash = record.stage, place.model.spec_hash
-    if isinstance(evidence, FraudEvidence):
+    if isinstance(evidence, FraudEvidence | FalseAnswerEvidence):
         return evidence.contradictions(stage, spec_hash)
     domain = Domain(place.chain.chain_id, place.model.settlement)
     found = evidence.contradictions(stage, spec_hash, place.model.model_id, domain)
@@ -51,6 +52,11 @@ def meaning(evidence: Evidence) -> str:
             return (
                 "The hash shows that the reporter has committed to this, not that it is true. It is if an epoch's "
                 "statement has this report, and a replay of the unit finds this difference."
+            )
+        case FalseAnswerEvidence():
+            return (
+                "The hash shows that the reporter has committed to this, not that it is true. It is if an epoch's "
+                "statement has this trace in the stage's part of the answer, and a replay of it finds this difference."
             )
         case KnownBadEvidence():
             return (
@@ -69,6 +75,8 @@ def evidence_fields(place: Place, evidence: Evidence) -> dict[str, object]:
     match evidence:
         case FraudEvidence():
             return _fraud_fields(evidence)
+        case FalseAnswerEvidence():
+            return _answer_fields(evidence)
         case KnownBadEvidence():
             return _known_bad_fields(evidence)
         case DisputeEvidence():
@@ -89,6 +97,22 @@ def _fraud_fields(evidence: FraudEvidence) -> dict[str, object]:
         "provider's numerics": f"{evidence.numerics.provider!r:.220}",
         "auditor's numerics": f"{evidence.numerics.auditor!r:.220}",
         "note": f"{differs.note!r:.400}" if differs.note else "none",
+    }
+
+
+def _answer_fields(evidence: FalseAnswerEvidence) -> dict[str, object]:
+    part, differs = evidence.part, evidence.difference
+    where = "" if differs.position is None else f" at position {differs.position}"
+    measured = "not measured" if differs.error is None else f"{differs.error}; allowed is {differs.tolerance}"
+    return {
+        "audit": str(evidence.unit.audit),
+        "session": part.session,
+        "version": f"{part.version}, state root {evidence.version_root}",
+        "tokens": f"{part.fed}, {part.prompt_tokens} of them the prompt",
+        "trace signed": to_hex(part.answer.trace),
+        "differs": f"{differs.what}{where}",
+        "error": measured,
+        "note": f"{differs.note!r:.400}",
     }
 
 

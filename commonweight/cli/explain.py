@@ -9,7 +9,7 @@ from commonweight.cli.place import Place
 from commonweight.rules.epoch import credited_receipt, signed_receipt
 from commonweight.rules.merkle import settlement_leaf, verify_proof
 from commonweight.rules.receipt import Domain
-from commonweight.rules.statement import AuditLine, Opinion
+from commonweight.rules.statement import AnswerLine, AnswerPart, AuditLine, Opinion
 from commonweight.watch.judge import signer_of
 
 
@@ -31,6 +31,22 @@ class SignedReceipt:
     def holds(self) -> bool:
         """Whether the node that is credited has signed it."""
         return self.signer == self.node
+
+
+@dataclass(frozen=True)
+class SignedAnswer:
+    """What a node signed about its part of an answer that was sealed with a round that the account is paid for."""
+
+    round: int
+    stage: int
+    node: str
+    line: AnswerLine
+    holds: bool
+    """Whether that node has signed it."""
+
+    @property
+    def part(self) -> AnswerPart:
+        return self.line.parts[self.stage]
 
 
 @dataclass(frozen=True)
@@ -63,6 +79,7 @@ class Explanation:
     """Where the numbers of an epoch come from."""
 
     receipts: tuple[SignedReceipt, ...]
+    answers: tuple[SignedAnswer, ...]
     opinions: tuple[SignedOpinion, ...]
     """By the identity's auditors, or paid to its account."""
     proof: Proof | None
@@ -79,6 +96,7 @@ def explain(place: Place, earned: Earned) -> Explanation:
     paid = (each for each in claims if earned.claimed and each.epoch >= earned.epoch)
     return Explanation(
         receipts=_receipts(place, earned),
+        answers=tuple(_answers(place, earned)),
         opinions=tuple(_opinions(place, earned)),
         proof=_proof(place, earned),
         claim=next(paid, None),
@@ -110,6 +128,17 @@ def _receipts(place: Place, earned: Earned) -> tuple[SignedReceipt, ...]:
                 )
             )
     return tuple(found)
+
+
+def _answers(place: Place, earned: Earned) -> Iterator[SignedAnswer]:
+    domain = Domain(place.chain.chain_id, place.model.settlement)
+    rounds = () if earned.published is None else earned.published.statement.rounds
+    for sealed in rounds:
+        for report in (report for report in sealed.reports if report.account == earned.account):
+            for line in sealed.answers:
+                receipt = line.part_receipt(place.model.model_id, report.stage)
+                signer = signer_of(receipt, domain, line.parts[report.stage].signature)
+                yield SignedAnswer(sealed.round, report.stage, report.node, line, signer == report.node)
 
 
 def _opinions(place: Place, earned: Earned) -> Iterator[SignedOpinion]:

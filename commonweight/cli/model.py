@@ -240,7 +240,20 @@ def _print_verification(spec: "ModelSpec") -> None:
         "the epoch's last audit that passed on until another one passes that looks at as much, be it epochs later. So\n"
         f"it brings {gained}. Text can't be withheld."
     )
+    typer.echo(_about_answers(spec))
     _print_auditors(spec)
+
+
+def _about_answers(spec: "ModelSpec") -> str:
+    from commonweight.cli.model_facts import CERTAINTY, answers_until_caught
+
+    count = answers_until_caught(spec)
+    if not isfinite(count):
+        return "Answers aren't audited: what a stage generates is its word."
+    return (
+        f"Of the answers that are sold {_percent(spec.verification.answer_rate)} are audited at each stage: who\n"
+        f"falsifies every one is caught within {count:,} with a probability of {CERTAINTY:.0%}."
+    )
 
 
 def _print_auditors(spec: "ModelSpec") -> None:

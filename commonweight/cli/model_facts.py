@@ -22,6 +22,7 @@ from commonweight.rules.economics import (
     round_risk,
     scattered_risk,
     shown_rate,
+    times_until_caught,
     waving_rate,
     waving_stake,
 )
@@ -33,6 +34,8 @@ from commonweight.rules.statement import to_hex
 CHEATED = 0.1
 """The share of its work on which a provider cheats that the table looks at."""
 WITHIN_EPOCHS = 5
+CERTAINTY = 0.99
+"""With which who falsifies all its parts of answers is found out, by the number of answers that the text names."""
 COLLUSION = 1 / 3
 """The share of auditors that are taken to collude where the needed stake is computed."""
 
@@ -171,6 +174,13 @@ def cheats_of(spec: ModelSpec) -> list[CheatFacts]:
     return facts
 
 
+def answers_until_caught(spec: ModelSpec) -> float:
+    """So many answers of which a stage falsifies its part, until that is proven with CERTAINTY; infinite where none is
+    audited.
+    """
+    return times_until_caught(float(spec.verification.answer_rate), CERTAINTY)
+
+
 def panels_of(spec: ModelSpec) -> list[PanelFacts]:
     """How auditors fare, by how many there are; none where nothing is audited."""
     if not audits_pay(spec, 1):
@@ -243,6 +253,8 @@ def to_json(spec: ModelSpec) -> dict[str, Any]:
                 for each in audits_of(spec)
             ],
             "cheats": [_finite(asdict(each)) | {"cheat": each.cheat.value} for each in cheats_of(spec)],
+            "answer_rate": spec.verification.answer_rate,
+            **_finite({"answers_until_caught": answers_until_caught(spec)}),
             "known_bad_rate": spec.verification.known_bad_rate,
             "least_known_bad_rate": _finite({"": least_known_bad_rate(spec)})[""],
             "auditors": [_finite(asdict(each)) for each in panels_of(spec)],

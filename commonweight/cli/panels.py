@@ -86,8 +86,8 @@ def count_panels(statement: Statement) -> Panels:
 def _ranked(statement: Statement) -> Iterator[tuple[AuditLine, Sequence[Owner]]]:
     """Every audit, with who was to be asked."""
     rounds = {sealed.round: sealed for sealed in statement.rounds}
-    tip = bytes.fromhex(statement.beacon_tip[2:])
-    beacons = {number: sealed_beacon(sealed, tip) for number, sealed in rounds.items()}
+    tip, seed = bytes.fromhex(statement.beacon_tip[2:]), bytes.fromhex(statement.beacon_seed[2:])
+    beacons = {number: sealed_beacon(sealed, tip, seed) for number, sealed in rounds.items()}
     for line in statement.audits:
         yield line, drawn_auditors(rounds[line.round], line.audit, beacons[line.round], statement.auditors)
 

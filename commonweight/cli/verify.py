@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from commonweight.chain.events import Swept
 from commonweight.chain.records import EpochRecord
+from commonweight.cli.answers import AnswerTotals, count_answers
 from commonweight.cli.audited import count_audits
 from commonweight.cli.panels import Panels, count_panels
 from commonweight.cli.place import Place
@@ -30,6 +31,7 @@ class Verified:
     audits: Counter[tuple[str, str]]
     """By kind and verdict: all that the beacon draws, each opinion signed by who was to give it."""
     panels: Panels
+    answers: AnswerTotals
     unpaid_reports: int
     unpaid_units: int
     """What these reports would have been worth."""
@@ -94,6 +96,7 @@ def _verified(spec: ModelSpec, published: Published) -> Verified:
         reports=len(reports),
         audits=count_audits(statement.audits),
         panels=count_panels(statement),
+        answers=count_answers(statement),
         unpaid_reports=len(unpaid),
         unpaid_units=sum(report_units(spec, line.stage) for line in unpaid),
         convicted=statement.convicted,

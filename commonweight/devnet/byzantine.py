@@ -13,6 +13,9 @@ from enum import Enum
 from commonweight.devnet.accounts import auditor_name, node_name
 from commonweight.errors import ConfigError
 
+SESSIONS = "sessions"
+"""What a fraction is of where answers are cheated with; training is honest then."""
+
 
 class Where(Enum):
     """The stages that a way of cheating is possible on."""
@@ -73,6 +76,10 @@ KINDS: Mapping[str, Way] = {
     "withhold": Way("works honestly and gives auditors nothing", "rounds"),
     "adaptive": Way("sends zeros in as many rounds as pay, and withholds these when they are drawn", "its stake"),
     "flood": Way("sends zeros, contests that it is slashed, and proposes to slash everybody else"),
+    "stale-answers": Way("generates with the weights that training began with", SESSIONS),
+    "low-precision-answers": Way("generates in bfloat16 although the spec says float32", SESSIONS),
+    "made-up-answers": Way("generates without computing: codes are noise, tokens are drawn from noise", SESSIONS),
+    "withhold-answers": Way("generates honestly and gives auditors no trace of it", SESSIONS),
     "collude": Way("sends zeros, both ways, and its stage's auditor passes whatever it is shown", who=Who.BOTH),
     "wave-through": Way("as an auditor, passes what it is shown, without a replay", "audits", who=Who.AUDITOR),
     "false-alarm": Way("as an auditor, says of all work that it is fraud", "audits", who=Who.AUDITOR),
@@ -104,8 +111,9 @@ class Cheating:
         return cls(kind, float(fraction))
 
 
-def parse_byzantine(texts: Sequence[str], stages: int, auditors: int) -> dict[str, Cheating]:
-    """By the name of the process that cheats, from STAGE:KIND[:FRACTION] for each; `auditors` says how many there are.
+def parse_byzantine(texts: Sequence[str], stages: int, auditors: int, buyers: int) -> dict[str, Cheating]:
+    """By the name of the process that cheats, from STAGE:KIND[:FRACTION] for each; `auditors` and `buyers` say how many
+    of these there are.
 
     Raises ConfigError that names the text.
     """
@@ -127,6 +135,8 @@ def parse_byzantine(texts: Sequence[str], stages: int, auditors: int) -> dict[st
             raise ConfigError(
                 f"--byzantine {text!r}: {cheating.kind} takes an auditor of stage {stage}: give --auditors {stage + 1}."
             )
+        if KINDS[cheating.kind].fraction == SESSIONS and not buyers:
+            raise ConfigError(f"--byzantine {text!r}: {cheating.kind} takes a buyer of answers: give --buyers 1.")
         where = KINDS[cheating.kind].where
         if not where.includes(stage, stages):
             raise ConfigError(f"--byzantine {text!r}: {cheating.kind} is possible on {where.value} only.")

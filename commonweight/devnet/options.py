@@ -54,7 +54,7 @@ class DevnetOptions:
             if not parent.is_dir() and (self.folder is None or parent != self.folder.absolute()):
                 raise ConfigError(f"--report {self.report}: there is no folder {parent}.")
         self.spec("0x" + "0" * 64, 2**20)
-        parse_byzantine(self.byzantine, self.stages, self.auditors)
+        parse_byzantine(self.byzantine, self.stages, self.auditors, self.buyers)
         local_chain_command(self.backend)
 
     @property
@@ -65,7 +65,7 @@ class DevnetOptions:
     @property
     def cheating(self) -> dict[str, Cheating]:
         """How who cheats, by the name of its process."""
-        return parse_byzantine(self.byzantine, self.stages, self.auditors)
+        return parse_byzantine(self.byzantine, self.stages, self.auditors, self.buyers)
 
     def spec(self, manifest_hash: str, tokens: int) -> ModelSpec:
         """The model to train on the corpus with this manifest and this many tokens."""

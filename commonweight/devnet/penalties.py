@@ -1,8 +1,15 @@
 """What cheating has cost on a devnet, from the chain and the statements: stakes, and work that isn't paid."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from typing import TYPE_CHECKING
+
+from commonweight.rules.epoch import report_units
+from commonweight.rules.spec import ModelSpec
+from commonweight.rules.statement import Statement
+
+if TYPE_CHECKING:
+    from commonweight.cli.place import Place
 
 
 @dataclass(frozen=True)
@@ -28,28 +35,30 @@ class Penalties:
     """FLOPs of reports that weren't paid, over all final epochs, by the node's address."""
 
 
-def read_penalties(folder: Path, spec_file: Path) -> Penalties:
-    """All penalties up to now. `folder` holds deployments.json. Blocking, and imports web3: call from a thread.
+def read_statements(place: "Place") -> list[Statement]:
+    """Of all final epochs, in order. Blocking. Raises ChainError, such as StatementUnavailable where one is missing."""
+    from commonweight.cli.statements import find_statement
 
-    Raises ChainError, such as StatementUnavailable where a statement is missing.
-    """
+    statements = []
+    for epoch in range(place.settlement.next_epoch()):
+        record = place.settlement.epoch(epoch)
+        assert record is not None, "every epoch before the next one is on the chain"
+        statements.append(find_statement(place, record).statement)
+    return statements
+
+
+def read_penalties(place: "Place", spec: ModelSpec, statements: Iterable[Statement]) -> Penalties:
+    """All penalties up to now. Blocking. Raises ChainError."""
     from commonweight.chain.events import Slashed
     from commonweight.chain.providers import ProviderRegistry
-    from commonweight.cli.place import find_place
-    from commonweight.cli.statements import find_statement
-    from commonweight.rules.epoch import report_units
-    from commonweight.rules.spec import parse_spec
 
-    place, spec = find_place(None, None, None, folder), parse_spec(spec_file.read_bytes())
     first = place.settlement.first_block
     providers = ProviderRegistry(place.chain, place.model.terms.providers, first_block=first)
     events = providers.events(Slashed, model_id=place.model.model_id)
     slashed = tuple(Penalty(each.owner, each.stage, each.amount, "0x" + each.evidence_hash.hex()) for each in events)
     unpaid: dict[str, int] = {}
-    for epoch in range(place.settlement.next_epoch()):
-        record = place.settlement.epoch(epoch)
-        assert record is not None, "every epoch before the next one is on the chain"
-        for sealed in find_statement(place, record).statement.rounds:
+    for statement in statements:
+        for sealed in statement.rounds:
             for report in sealed.reports:
                 if report.units == "0":
                     unpaid[report.node] = unpaid.get(report.node, 0) + report_units(spec, report.stage)

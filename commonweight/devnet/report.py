@@ -5,6 +5,7 @@ from importlib.metadata import version
 from platform import python_version
 from typing import Any
 
+from commonweight.devnet.answers import SoldAnswers
 from commonweight.devnet.opinions import OPINIONS
 from commonweight.devnet.ownership import Ownership
 from commonweight.devnet.penalties import Penalties, Penalty
@@ -26,6 +27,7 @@ def build_report(
     *,
     ownership: Ownership,
     penalties: Penalties,
+    answers: SoldAnswers,
     deployments: Mapping[str, Any],
     exit_reason: str,
     peak_rss_bytes: int,
@@ -35,7 +37,8 @@ def build_report(
 
     `audits`: by kind, how many were drawn, what came of them, and the opinions: by auditors and by the referee on what
     providers claim, how many of these were overruled, and what became of what is known to be bad. `slashed`: who lost
-    stake, as what, for fraud in which epoch.
+    stake, as what, for fraud in which epoch. `answers`: how many buyers paid for; and of final epochs, how many were
+    sealed, with how many tokens, and how many of these tokens each provider is paid for.
     `losses` has one number per sealed round, in nats per token; `revenue` is in the revenue token's smallest unit.
     """
     return {
@@ -82,6 +85,7 @@ def build_report(
             "total": str(sum(penalties.unpaid.values())),
             "by_address": {address: str(units) for address, units in penalties.unpaid.items()},
         },
+        "answers": {"sold": state.answers, **answers.fields()},
         "deployments": dict(deployments),
     }
 

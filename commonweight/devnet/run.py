@@ -4,21 +4,33 @@ import asyncio
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 from rich.console import Console
 
+from commonweight.devnet.answers import SoldAnswers, count_sold_answers
 from commonweight.devnet.folder import RunFolder, write_json
 from commonweight.devnet.memory import Memory
 from commonweight.devnet.network import Network
 from commonweight.devnet.observer import Observer
 from commonweight.devnet.options import DevnetOptions
 from commonweight.devnet.ownership import Ownership, settle_ownership
-from commonweight.devnet.penalties import Penalties, read_penalties
+from commonweight.devnet.penalties import Penalties, read_penalties, read_statements
 from commonweight.devnet.report import build_report, installed_versions
 from commonweight.devnet.screen import Screen
 from commonweight.errors import CommonweightError
+from commonweight.rules.spec import parse_spec
 
 EXIT_INTERRUPTED = 130
+
+
+@dataclass(frozen=True)
+class Settled:
+    """What is known once training has ended."""
+
+    ownership: Ownership = field(default_factory=Ownership)
+    penalties: Penalties = field(default_factory=Penalties)
+    answers: SoldAnswers = field(default_factory=SoldAnswers)
 
 
 def run_devnet(options: DevnetOptions, console: Console) -> int:
@@ -38,7 +50,7 @@ async def _run(options: DevnetOptions, folder: RunFolder, console: Console) -> i
     observer.watch(screen.show)
     observer.watch(memory.look)
     failure: CommonweightError | None = None
-    ownership, penalties = Ownership(), Penalties()
+    settled = Settled()
     with _cancelled_by_signals() as interrupted:
         try:
             with screen:
@@ -61,34 +73,45 @@ async def _run(options: DevnetOptions, folder: RunFolder, console: Console) -> i
         finally:
             await network.stop_training()
             try:
-                ownership, penalties = await _settle(network)
+                settled = await _settle(network)
             except CommonweightError as error:
                 screen.say(f"Ownership is unknown: {error}")
             await network.stop_chain()
     if options.report is not None:
         report = build_report(
             observer.state,
-            ownership=ownership,
-            penalties=penalties,
+            ownership=settled.ownership,
+            penalties=settled.penalties,
+            answers=settled.answers,
             deployments=network.deployments(),
             exit_reason=reason,
             peak_rss_bytes=memory.peak_bytes,
             versions=versions,
         )
         write_json(options.report.absolute(), report)
-    screen.sum_up(observer.state, ownership, penalties, reason)
+    screen.sum_up(observer.state, settled.ownership, settled.penalties, reason)
     if failure is not None:
         raise failure
     return EXIT_INTERRUPTED if interrupted and options.until_epoch is not None else 0
 
 
-async def _settle(network: Network) -> tuple[Ownership, Penalties]:
-    """Who owns and who lost what, once nobody proposes epochs any more; nobody anything if there is no model yet."""
+async def _settle(network: Network) -> Settled:
+    """What came of it, once nobody proposes epochs any more; nothing if there is no model yet."""
     folder = network.folder
     if not folder.deployments.is_file():
-        return Ownership(), Penalties()
+        return Settled()
     ownership = await asyncio.to_thread(settle_ownership, folder.path, network.accounts["deployer"].key)
-    return ownership, await asyncio.to_thread(read_penalties, folder.path, folder.spec)
+    penalties, answers = await asyncio.to_thread(_read_epochs, folder)
+    return Settled(ownership, penalties, answers)
+
+
+def _read_epochs(folder: RunFolder) -> tuple[Penalties, SoldAnswers]:
+    """Imports web3: call from a thread."""
+    from commonweight.cli.place import find_place
+
+    place = find_place(None, None, None, folder.path)
+    statements = read_statements(place)
+    return read_penalties(place, parse_spec(folder.spec.read_bytes()), statements), count_sold_answers(statements)
 
 
 @contextmanager

@@ -16,7 +16,7 @@ def devnet_spec(stages: int, seed: int, manifest_hash: str, tokens: int, *, roun
     """
     return build_spec(
         {
-            "format": "commonweight.model/3",
+            "format": "commonweight.model/4",
             "name": NAME,
             "seed": seed,
             "stages": stages,
@@ -51,6 +51,7 @@ def devnet_spec(stages: int, seed: int, manifest_hash: str, tokens: int, *, roun
                 "round_rate": "0.01",
                 "microbatch_rate": "0.02",
                 "data_rate": "0.05",
+                "answer_rate": "0.5",
                 "known_bad_rate": "0.1",
                 "tolerance": "0.00001",
             },

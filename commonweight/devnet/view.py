@@ -25,6 +25,7 @@ from commonweight.devnet.revenue import Revenue
 from commonweight.devnet.spec import NAME
 from commonweight.devnet.state import DRAWN, FAILED, PASSED, DevnetState, MemberState
 from commonweight.events import Event
+from commonweight.rules.audits import Kind
 
 DECIMALS = 6
 """Of play money."""
@@ -289,8 +290,9 @@ def _is_news(state: DevnetState, fields: Mapping[str, Any]) -> bool:
 
 
 def _unit(fields: Mapping[str, Any]) -> str:
-    microbatch = "" if fields["microbatch"] is None else f", microbatch {fields['microbatch']}"
-    return f"round {fields['round']}{microbatch}"
+    counted = "answer" if fields["kind"] == Kind.ANSWER.value else "microbatch"
+    number = "" if fields["microbatch"] is None else f", {counted} {fields['microbatch']}"
+    return f"round {fields['round']}{number}"
 
 
 def _goal(state: DevnetState) -> str:

@@ -23,6 +23,9 @@ from torch import Tensor, nn
 
 from commonweight.rules.spec import Architecture
 
+LAST, ALL = slice(-1, None), slice(None)
+"""Of the positions that were given."""
+
 
 class Rotary(nn.Module):
     """Rotary position embedding (arXiv 2104.09864), with Hugging Face's pairing of i with i + head_dim/2."""
@@ -188,12 +191,13 @@ class Decoder(nn.Module):
         code_btk: Tensor | None,
         kept: Sequence[tuple[Tensor, Tensor]] | None = None,
         start: int = 0,
+        rows: slice = LAST,
     ) -> Tensor:
         """The stream after these layers [b, t, k], or from the last stage the logits [b, t, v].
 
         `code_btk` is the stream from the stage before, None for the first stage. `ids_bt` are int64. With `kept`,
         each layer's keys and values, they continue sequences of which `kept` holds positions 0..start-1 (see
-        `Attention`), and the logits are those of the last position only [b, 1, v].
+        `Attention`), and the logits are those of `rows` of the t positions only: of the last one [b, 1, v].
         """
         c = code_btk if self.embedding is None else self.embedding(ids_bt)
         assert c is not None, "only the first stage starts without a code"
@@ -208,7 +212,7 @@ class Decoder(nn.Module):
             c = c + layer.attention(self._read(c, frozen), self.rotary, layer_kept, start, mask)
             c = c + layer.ffn(self._read(c, frozen))
         if self.head is not None and kept is not None:
-            c, frozen = c[:, -1:], None if frozen is None else frozen[:, -1:]
+            c, frozen = c[:, rows], None if frozen is None else frozen[:, rows]
         return c if self.head is None else self.head(self._read(c, frozen))
 
     def _read(self, c: Tensor, frozen: Tensor | None) -> Tensor:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from commonweight.errors import CheckpointError, ContextExceeded, MalformedMessage, NonFiniteTensor
-from commonweight.model.decoder import Decoder
+from commonweight.model.decoder import ALL, LAST, Decoder
 from commonweight.model.initial import initial_tensor
 from commonweight.model.stage import describe
 from commonweight.rules.spec import ModelSpec
@@ -92,7 +92,6 @@ class InferenceStage:
         """For one sequence of up to `capacity` tokens; raises as `KVCache` does."""
         return KVCache(self.spec, self.index, capacity, self.device)
 
-    @torch.inference_mode()
     def forward(self, ids_1t: Tensor, code_1tk: Tensor | None, cache: KVCache) -> Tensor:
         """Run the next t tokens of the sequence in `cache` through the stage, and add them to it.
 
@@ -102,6 +101,15 @@ class InferenceStage:
         or a token outside the vocabulary, for both may come from a peer, and ContextExceeded where the cache has too
         little room; the cache is as it was then.
         """
+        result = self._run(ids_1t, code_1tk, cache, LAST)
+        return result[0] if self.is_last else result
+
+    def forward_all(self, ids_1t: Tensor, code_1tk: Tensor | None, cache: KVCache) -> Tensor:
+        """As `forward`, but from the last stage the logits [t, v] of what follows each of these tokens."""
+        return self._run(ids_1t, code_1tk, cache, ALL)
+
+    @torch.inference_mode()
+    def _run(self, ids_1t: Tensor, code_1tk: Tensor | None, cache: KVCache, rows: slice) -> Tensor:
         self._check_input(ids_1t, code_1tk)
         assert cache.stage_index == self.index, "each stage has a cache of its own"
         start, end = cache.length, cache.length + ids_1t.shape[1]
@@ -113,10 +121,10 @@ class InferenceStage:
             )
         code = None if code_1tk is None else code_1tk.to(self.device, torch.float32)
         with self._precision():
-            result: Tensor = self.module(ids_1t.to(self.device), code, cache.layers, start)
+            result: Tensor = self.module(ids_1t.to(self.device), code, cache.layers, start, rows)
         cache.length = end
         if self.is_last:
-            return result[0, 0].to(torch.float32)
+            return result[0].to(torch.float32)
         return result.to(self.boundary_dtype).contiguous()
 
     def _precision(self) -> AbstractContextManager[object]:
@@ -173,11 +181,15 @@ def choose_token(logits_v: Tensor, temperature: float, seed: int, position: int)
         )
     if temperature == 0:
         return int(logits.argmax())
-    digest = sha256(f"commonweight.token/1/{seed}/{position}".encode()).digest()
-    uniform = (int.from_bytes(digest[:8], "big") >> 11) / 2**53  # [0, 1)
     with np.errstate(over="ignore"):  # of -inf / a tiny temperature: exp makes it 0
         summed = np.exp((logits - logits.max()) / temperature).cumsum()
-    return int(summed.searchsorted(uniform * summed[-1], side="right"))
+    return int(summed.searchsorted(token_draw(seed, position) * summed[-1], side="right"))
+
+
+def token_draw(seed: int, position: int) -> float:
+    """The uniform number in [0, 1) that chooses the token at `position`, where the temperature isn't 0."""
+    digest = sha256(f"commonweight.token/1/{seed}/{position}".encode()).digest()
+    return (int.from_bytes(digest[:8], "big") >> 11) / 2**53
 
 
 def generate(

@@ -14,6 +14,8 @@ from math import ceil, inf
 from commonweight.rules.merkle import keccak, word
 from commonweight.rules.spec import ModelSpec
 
+NO_ANSWERS = bytes(32)
+"""Their root, where none were sealed with a round."""
 NO_EVIDENCE = bytes(32)
 """The evidence hash of a verdict that needs none."""
 
@@ -29,9 +31,13 @@ class Kind(Enum):
     """The same on the last stage, where the output is the loss."""
     DATA = "data"
     """The tokens of one microbatch on the first stage."""
+    ANSWER = "answer"
+    """One answer that was sealed with the round: the codes that went out, or the tokens that were chosen."""
 
 
 _NUMBER = {kind: number for number, kind in enumerate(Kind)}
+TRAINING = frozenset(Kind) - {Kind.ANSWER}
+"""The kinds that look at what a round is paid for."""
 _COVERS = {kind: {kind} for kind in Kind} | {Kind.ROUND: {Kind.ROUND, Kind.MICROBATCH, Kind.LOSS}}
 """What an audit looks at, as kinds. Whether tokens are those due, only an audit of tokens shows."""
 
@@ -56,11 +62,19 @@ class Audit:
     stage: int
     kind: Kind
     microbatch: int | None = None
-    """None: the whole round."""
+    """None: the whole round. Of an answer its number among those that were sealed with the round."""
 
     def __str__(self) -> str:
-        microbatch = "" if self.microbatch is None else f", microbatch {self.microbatch}"
+        counted = "answer" if self.kind is Kind.ANSWER else "microbatch"
+        microbatch = "" if self.microbatch is None else f", {counted} {self.microbatch}"
         return f"the {self.kind.value} audit of round {self.round}, stage {self.stage}{microbatch}"
+
+    @property
+    def answer(self) -> int:
+        """The number of the answer that it is of."""
+        assert self.kind is Kind.ANSWER, "another unit is of none"
+        assert self.microbatch is not None, "it was drawn by its number"
+        return self.microbatch
 
     @property
     def order(self) -> tuple[int, int, int, int]:
@@ -73,18 +87,23 @@ class Audit:
         return _place(*self.order[1:])
 
 
-def draw_audits(spec: ModelSpec, round_: int, beacon: bytes) -> tuple[Audit, ...]:
+def draw_audits(
+    spec: ModelSpec, round_: int, beacon: bytes, answers: int = 0, answers_root: bytes = NO_ANSWERS
+) -> tuple[Audit, ...]:
     """The audits of a round, in order. Each unit is drawn by itself, with the rate that the spec has for its kind.
 
-    A stage whose round is replayed whole needs no audit of its single microbatches.
+    A stage whose round is replayed whole needs no audit of its single microbatches. `answers`: so many were sealed
+    with the round; each stage's part of one is a unit. Their root is mixed in for them alone: the coordinator says
+    which answers are sealed, and mustn't steer by it what else is drawn.
     """
     rates, microbatches = spec.verification, range(spec.training.microbatches_per_round)
     audits: list[Audit] = []
 
     def drawn(stage: int, kind: Kind, rate: str, units: Iterable[int] = (-1,)) -> Iterator[Audit]:
         limit, number = rate_limit(rate), _NUMBER[kind]
+        chance = keccak(beacon + answers_root) if kind is Kind.ANSWER else beacon
         for unit in units:
-            if int.from_bytes(keccak(beacon + _place(stage, number, unit)), "big") < limit:
+            if int.from_bytes(keccak(chance + _place(stage, number, unit)), "big") < limit:
                 yield Audit(round_, stage, kind, None if unit == -1 else unit)
 
     for stage in range(spec.stages):
@@ -93,6 +112,7 @@ def draw_audits(spec: ModelSpec, round_: int, beacon: bytes) -> tuple[Audit, ...
         audits += whole or drawn(stage, single, rates.microbatch_rate, microbatches)
         if stage == 0:
             audits += drawn(stage, Kind.DATA, rates.data_rate, microbatches)
+        audits += drawn(stage, Kind.ANSWER, rates.answer_rate, range(answers))
     return tuple(audits)
 
 
@@ -111,9 +131,10 @@ def _place(stage: int, kind: int, microbatch: int) -> bytes:
 def paid_rounds(
     rounds: Collection[int], verdicts: Mapping[Audit, Verdict], outstanding: Collection[Kind] = ()
 ) -> frozenset[int]:
-    """Which of an epoch's rounds one provider is paid for in one stage.
+    """Which of an epoch's rounds one provider is paid for in one stage, or for which rounds' answers.
 
-    `rounds`: those that it reported. `verdicts`: of the audits of that stage in them. After fraud, none.
+    `rounds`: those that it reported, or with which answers were sealed. `verdicts`: of the audits of that stage in
+    them, of the kinds that look at what is to be paid. After fraud, none.
     A withheld audit voids every round back to the last that passed an audit which looks at as much, and on to the next
     that does, be it epochs later: `outstanding` are the kinds withheld in earlier epochs, none that looks at as much
     having passed since. If it cost its own unit only, who always cheats and withholds what is drawn would earn nearly

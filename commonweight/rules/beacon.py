@@ -5,12 +5,16 @@ chain, the **tip**, is committed on chain before the epoch begins, and every pro
 reports. The **value** of a round is revealed when all reports are in; it hashes to that of the round before, the first
 one to the tip. So nobody who doesn't know the seed can know, while work is done, what of it will be replayed, and who
 does know the seed can't change it any more.
+
+What the providers have committed to is mixed in, too. Nodes are told the commitments of others **blinded**: who could
+compare a report with what was signed would know a false one without replaying it (panel.py).
 """
 
 from collections.abc import Sequence
 from itertools import accumulate, repeat
 
-from commonweight.rules.merkle import MerkleTree, hash_leaf, keccak
+from commonweight.rules.audits import NO_ANSWERS
+from commonweight.rules.merkle import MerkleTree, hash_leaf, keccak, word
 
 
 def hash_chain(seed: bytes, rounds: int) -> tuple[bytes, ...]:
@@ -19,9 +23,24 @@ def hash_chain(seed: bytes, rounds: int) -> tuple[bytes, ...]:
     return tuple(backwards)[::-1]
 
 
-def round_root(outputs: Sequence[bytes]) -> bytes:
-    """What all providers have committed to in a round: `outputs` are their receipts', in stage order."""
-    return MerkleTree([hash_leaf(stage, output) for stage, output in enumerate(outputs)]).root
+def seal_salt(seed: bytes, round_: int, stage: int) -> bytes:
+    """32 bytes that hide what a stage's provider has signed in a round until the epoch's seed is known to all."""
+    return keccak(seed + word(round_) + word(stage))
+
+
+def blinded(output: bytes, salt: bytes) -> bytes:
+    """What others are told of a receipt's output: who knows both can check it, and nobody else can compare it."""
+    return keccak(output + salt)
+
+
+def round_root(commitments: Sequence[bytes]) -> bytes:
+    """What all providers have committed to in a round: their receipts' outputs, blinded, in stage order."""
+    return MerkleTree([hash_leaf(stage, each) for stage, each in enumerate(commitments)]).root
+
+
+def answers_root(leaves: Sequence[bytes]) -> bytes:
+    """What all stages have committed to in the answers that are sealed with a round; of none 32 zero bytes."""
+    return MerkleTree(leaves).root if leaves else NO_ANSWERS
 
 
 def round_beacon(value: bytes, root: bytes) -> bytes:

@@ -2,9 +2,9 @@
 
 from commonweight.errors import StatementMismatch
 from commonweight.rules.accounting import MAX_ACCUMULATOR
-from commonweight.rules.audits import NO_EVIDENCE, Audit, Verdict, draw_audits
+from commonweight.rules.audits import NO_EVIDENCE, Audit, Kind, Verdict, draw_audits
 from commonweight.rules.beacon import hash_chain
-from commonweight.rules.epoch import drawn_auditors, make_statement, sealed_beacon
+from commonweight.rules.epoch import answers_per_round, drawn_auditors, make_statement, sealed_beacon
 from commonweight.rules.panel import MAX_SEATED, Standing, is_in_order, is_known_bad, round_claim, settled_verdict
 from commonweight.rules.spec import ModelSpec
 from commonweight.rules.statement import AuditLine, Carried, Conviction, SealedRound, Statement, to_hex
@@ -27,9 +27,10 @@ def check_statement(spec: ModelSpec, statement: Statement, before: Carried) -> N
             f"Epoch {statement.epoch} can't follow one that was finalised at the accumulator {accumulator}."
         )
     _check_rounds(spec, statement, before)
+    _check_answers(spec, statement)
     _check_draws(spec, statement, before)
     _check_equivocations(statement, before)
-    _check_served(spec, statement, before)
+    _check_pool(statement, before)
     try:
         again = make_statement(
             spec,
@@ -42,7 +43,6 @@ def check_statement(spec: ModelSpec, statement: Statement, before: Carried) -> N
             rounds=statement.rounds,
             audits=statement.audits,
             equivocations=statement.equivocations,
-            served=statement.served,
             operator_earned=int(statement.operator_pool),
             before=before,
             accumulator_before=accumulator,
@@ -76,6 +76,7 @@ def check_statement(spec: ModelSpec, statement: Statement, before: Carried) -> N
         "equivocations",
         "convicted",
         "outstanding",
+        "served",
         "minted",
         "compute_shares",
         "accounts",
@@ -134,9 +135,9 @@ def _check_draws(spec: ModelSpec, statement: Statement, before: Carried) -> None
                 f"Round {sealed.round} has the beacon value {sealed.beacon}; due is {to_hex(value)}: its audits were "
                 "not chosen by the chain that was committed."
             )
-        beacon = sealed_beacon(sealed, tip)
+        beacon = sealed_beacon(sealed, tip, seed)
         rounds[sealed.round] = sealed, beacon
-        drawn += draw_audits(spec, sealed.round, beacon)
+        drawn += draw_audits(spec, sealed.round, beacon, len(sealed.answers), sealed.answers_root)
     listed = [line.audit for line in statement.audits]
     for found, due in zip(listed, drawn, strict=False):
         if found != due:
@@ -164,6 +165,10 @@ def _panel_fault(
         commitments = (report.hops_root, report.gradient_hash, report.state_before, report.state_after)
         if line.opinions[-1].claim != to_hex(round_claim(*(bytes.fromhex(text[2:]) for text in commitments))):
             return "the last opinion is not on the claim of the report that was sealed."
+    elif line.audit.kind is Kind.ANSWER:
+        part = sealed.answers[line.audit.answer].parts[line.stage]
+        if line.opinions[-1].claim != part.trace:
+            return "the last opinion is not on what was signed about the answer."
     if on_claim not in (list(line.opinions), list(line.opinions[1:])):
         return "more than the first opinion is on another claim than the last."
     if len(on_claim) < len(line.opinions):
@@ -209,14 +214,34 @@ def _check_equivocations(statement: Statement, before: Carried) -> None:
             )
 
 
-def _check_served(spec: ModelSpec, statement: Statement, before: Carried) -> None:
-    """Lines in order, of stages that there are; and a pool that can have come from the one before."""
-    keys = [(line.stage, line.node, line.account) for line in statement.served]
-    if keys != sorted(set(keys)) or any(line.stage >= spec.stages for line in statement.served):
-        raise StatementMismatch(
-            f"Epoch {statement.epoch}: the lines of what was served aren't one for each stage, node and account, in "
-            f"that order, of stages 0 to {spec.stages - 1}."
-        )
+def _check_answers(spec: ModelSpec, statement: Statement) -> None:
+    """Each once, by a version that there was, and no more tokens delivered than went through the stages."""
+    sessions: set[str] = set()
+    limit, per_epoch = answers_per_round(spec), spec.economics.rounds_per_epoch
+    for sealed in statement.rounds:
+        if len(sealed.answers) > limit:
+            raise StatementMismatch(
+                f"Round {sealed.round} is sealed with {len(sealed.answers)} answers; at most are {limit}."
+            )
+        for line in sealed.answers:
+            what = f"Round {sealed.round}, {line.session}"
+            if line.session in sessions:
+                raise StatementMismatch(f"{what}: this answer is listed twice.")
+            sessions.add(line.session)
+            if len(line.parts) != spec.stages:
+                raise StatementMismatch(f"{what}: {len(line.parts)} stages have signed, of {spec.stages}.")
+            if line.version % per_epoch or not 0 < line.version <= sealed.round:
+                raise StatementMismatch(f"{what}: no version {line.version} was published by then.")
+            # The last token isn't fed.
+            if line.delivered > line.fed + 1 or line.fed > spec.training.sequence_length:
+                raise StatementMismatch(
+                    f"{what}: {line.delivered} tokens were delivered, with {line.fed} fed to the stages, whose context "
+                    f"is {spec.training.sequence_length}."
+                )
+
+
+def _check_pool(statement: Statement, before: Carried) -> None:
+    """It can have come from the one before."""
     pool, divided = int(statement.operator_pool), before.operator_revenue
     if pool < divided or pool > MAX_OPERATOR_POOL or (pool > divided and not statement.served):
         raise StatementMismatch(

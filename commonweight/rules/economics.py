@@ -84,6 +84,13 @@ def chance_caught(risk: float, times: float) -> float:
     return -math.expm1(times * math.log1p(-risk))
 
 
+def times_until_caught(risk: float, certainty: float) -> float:
+    """The least number of independent risks in which `chance_caught` is at least `certainty`; infinite without risk."""
+    if risk <= 0:
+        return math.inf
+    return 1 if risk >= 1 else math.ceil(math.log1p(-certainty) / math.log1p(-risk))
+
+
 def cheating_profit(found: float, *, reward: float, stake: float, saved: float, gain: float = 0.0) -> float:
     """What cheating brings over honesty, on average: C + B − p (1 − r) q (R + S).
 

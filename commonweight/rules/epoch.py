@@ -1,10 +1,14 @@
-"""An epoch's statement: from reports, audits and served tokens to what everyone is owed."""
+"""An epoch's statement: from reports, answers and audits to what everyone is owed."""
 
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
+from fractions import Fraction
+from math import ceil
 
 from commonweight.rules.accounting import divide_shares, next_balances
 from commonweight.rules.audits import (
     NO_EVIDENCE,
+    TRAINING,
     Audit,
     Kind,
     Verdict,
@@ -12,7 +16,7 @@ from commonweight.rules.audits import (
     left_outstanding,
     paid_rounds,
 )
-from commonweight.rules.beacon import hash_chain, round_beacon, round_root
+from commonweight.rules.beacon import blinded, hash_chain, round_beacon, round_root, seal_salt
 from commonweight.rules.emission import emission, split_emission
 from commonweight.rules.panel import Owner, Standing, audit_units, opinion_receipt, rank_auditors
 from commonweight.rules.receipt import Receipt
@@ -34,6 +38,17 @@ from commonweight.rules.statement import (
     Statement,
     to_hex,
 )
+
+ANSWERS_BYTES = 24 * 1024 * 1024
+"""Of a statement's 64 MiB, for answers and their audits."""
+ANSWER_BYTES, PART_BYTES, AUDIT_BYTES = 512, 256, 1024
+"""Of an answer's line, of each of its parts, and of the line of an audit of such a part: at most."""
+
+
+def answers_per_round(spec: ModelSpec) -> int:
+    """So many are sealed with a round at most; the next ones wait for the next round."""
+    part = PART_BYTES + ceil(AUDIT_BYTES * Fraction(spec.verification.answer_rate))
+    return max(1, ANSWERS_BYTES // (ANSWER_BYTES + spec.stages * part) // spec.economics.rounds_per_epoch)
 
 
 def credit_report(
@@ -67,15 +82,27 @@ def report_units(spec: ModelSpec, stage: int) -> int:
     return stage_units(spec, stage) * spec.training.microbatches_per_round
 
 
-def sealed_beacon(sealed: SealedRound, beacon_tip: bytes) -> bytes:
+def sealed_commitments(sealed: SealedRound, beacon_tip: bytes, seed: bytes) -> list[bytes]:
+    """What the providers have signed in the round, blinded, in stage order; `seed` is the epoch's."""
+    return [
+        blinded(
+            credited_receipt(bytes(32), sealed.round, line, beacon_tip).output,
+            seal_salt(seed, sealed.round, line.stage),
+        )
+        for line in sealed.reports
+    ]
+
+
+def sealed_beacon(sealed: SealedRound, beacon_tip: bytes, seed: bytes) -> bytes:
     """What chooses the round's audits, and who does them."""
-    outputs = [credited_receipt(bytes(32), sealed.round, line, beacon_tip).output for line in sealed.reports]
-    return round_beacon(bytes.fromhex(sealed.beacon[2:]), round_root(outputs))
+    root = round_root(sealed_commitments(sealed, beacon_tip, seed))
+    return round_beacon(bytes.fromhex(sealed.beacon[2:]), root)
 
 
-def drawn_audits(spec: ModelSpec, sealed: SealedRound, beacon_tip: bytes) -> tuple[Audit, ...]:
+def drawn_audits(spec: ModelSpec, sealed: SealedRound, beacon_tip: bytes, seed: bytes) -> tuple[Audit, ...]:
     """The audits that a sealed round's beacon draws, in order."""
-    return draw_audits(spec, sealed.round, sealed_beacon(sealed, beacon_tip))
+    beacon = sealed_beacon(sealed, beacon_tip, seed)
+    return draw_audits(spec, sealed.round, beacon, len(sealed.answers), sealed.answers_root)
 
 
 def drawn_auditors(
@@ -151,9 +178,34 @@ def paid_reports(
     paid: set[tuple[int, int]] = set()
     for provider, numbers in _reported(rounds).items():
         if provider not in before.convicted | convicted:
-            kinds = _outstanding_of(provider, before)
-            paid |= {(each, provider.stage) for each in paid_rounds(numbers, _own(provider, numbers, audits), kinds)}
+            verdicts = _own(provider, numbers, audits, TRAINING)
+            kinds = _outstanding_of(provider, before) & TRAINING
+            paid |= {(each, provider.stage) for each in paid_rounds(numbers, verdicts, kinds)}
     return frozenset(paid)
+
+
+def paid_answers(
+    rounds: Sequence[SealedRound],
+    audits: Sequence[AuditLine],
+    before: Carried,
+    convicted: frozenset[Conviction],
+) -> tuple[ServedLine, ...]:
+    """What every provider is paid for of the answers that were sealed with these rounds, by the same rule as its
+    rounds: prompts and completions, as delivered.
+    """
+    tokens: Counter[tuple[int, str, str]] = Counter()
+    answered = [sealed for sealed in rounds if sealed.answers]
+    for provider, numbers in _reported(answered).items():
+        if provider in before.convicted | convicted:
+            continue
+        verdicts = _own(provider, numbers, audits, {Kind.ANSWER})
+        paid = paid_rounds(numbers, verdicts, _outstanding_of(provider, before) & {Kind.ANSWER})
+        for sealed in (sealed for sealed in answered if sealed.round in paid):
+            tokens[provider.stage, provider.node, sealed.reports[provider.stage].account] += sealed.delivered
+    return tuple(
+        ServedLine(stage=stage, node=node, account=account, tokens=count)
+        for (stage, node, account), count in sorted(tokens.items())
+    )
 
 
 def paid_opinions(spec: ModelSpec, line: AuditLine, convicted: frozenset[Conviction]) -> AuditLine:
@@ -175,7 +227,8 @@ def outstanding_audits(
     reported = _reported(rounds)
     due = {each for each in before.outstanding if Conviction(stage=each.stage, node=each.node) not in reported}
     for provider, numbers in reported.items():
-        kinds = left_outstanding(_own(provider, numbers, audits), _outstanding_of(provider, before))
+        verdicts = _own(provider, numbers, audits, frozenset(Kind))
+        kinds = left_outstanding(verdicts, _outstanding_of(provider, before))
         due |= {Outstanding(stage=provider.stage, node=provider.node, kind=kind.value) for kind in kinds}
     return frozenset(due)
 
@@ -189,9 +242,11 @@ def _reported(rounds: Iterable[SealedRound]) -> dict[Conviction, list[int]]:
     return reported
 
 
-def _own(provider: Conviction, rounds: Sequence[int], audits: Iterable[AuditLine]) -> dict[Audit, Verdict]:
+def _own(
+    provider: Conviction, rounds: Sequence[int], audits: Iterable[AuditLine], kinds: Collection[Kind]
+) -> dict[Audit, Verdict]:
     lines = (line for line in audits if line.stage == provider.stage and line.round in rounds)
-    return {line.audit: Verdict(line.verdict) for line in lines}
+    return {line.audit: Verdict(line.verdict) for line in lines if Kind(line.kind) in kinds}
 
 
 def _outstanding_of(provider: Conviction, before: Carried) -> frozenset[Kind]:
@@ -211,18 +266,17 @@ def make_statement(
     rounds: Sequence[SealedRound],
     audits: Sequence[AuditLine],
     equivocations: Iterable[EquivocationLine] = (),
-    served: Sequence[ServedLine],
     operator_earned: int,
     before: Carried,
     accumulator_before: int,
 ) -> Statement:
-    """The statement of an epoch with these sealed rounds, all the audits that were drawn in them, and served tokens.
+    """The statement of an epoch with these sealed rounds, and all the audits that were drawn in them.
 
     Of what the epoch may mint it mints the part of the work that is paid: so nobody gains by what another isn't paid.
     What is minted for computing is divided among that work and the audits of seat holders, which are worth as much as
     what they repeat. `equivocations` of who is convicted already are left out.
     `operator_earned` is all that the revenue router had ever set aside for operators when the epoch closed. What is not
-    divided yet is divided by served tokens · the stage's work per token; where nobody served, it waits.
+    divided yet is divided by served tokens · the stage's work per token; where nobody is paid for any, it waits.
     `accumulator_before` is what the chain recorded when the epoch before was finalised. Raises ValueError where less
     was earned than is divided already.
     """
@@ -246,6 +300,7 @@ def make_statement(
     divided = before.operator_revenue
     if operator_earned < divided:
         raise ValueError(f"operators have earned {operator_earned}; {divided} is divided among them already")
+    served = paid_answers(rounds, audits, before, convicted)
     weights = serving_units(spec, served)
     revenue = divide_shares(operator_earned - divided, weights) if weights else {}
     balances = next_balances(before.balances, shares, revenue, accumulator_before)
@@ -262,7 +317,7 @@ def make_statement(
     )
     outstanding = outstanding_audits(rounds, audits, before)
     draft = Statement(
-        format="commonweight.statement/4",
+        format="commonweight.statement/5",
         chain_id=chain_id,
         settlement=settlement,
         model_id=to_hex(model_id),
@@ -279,7 +334,7 @@ def make_statement(
         equivocations=equivocations,
         convicted=tuple(sorted(convicted, key=lambda each: (each.stage, each.node))),
         outstanding=tuple(sorted(outstanding, key=lambda each: (each.stage, each.node, each.kind))),
-        served=tuple(served),
+        served=served,
         operator_pool=str(divided + sum(revenue.values())),
         accounts=accounts,
         root=to_hex(bytes(32)),

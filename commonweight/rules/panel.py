@@ -25,6 +25,8 @@ Owner = str | None
 """Of a seat, by its address; None stands for the coordinator's referee."""
 
 _REFEREE = bytes(20)
+_REFEREES = (Kind.DATA, Kind.ANSWER)
+"""The kinds that seat holders don't audit."""
 MAX_SEATED = 2
 """So many seat holders are asked about what the provider claims; then the referee is."""
 
@@ -32,10 +34,11 @@ MAX_SEATED = 2
 def rank_auditors(beacon: bytes, audit: Audit, owners: Collection[str]) -> tuple[Owner, ...]:
     """Who is to audit a unit, the first choice first; the last is the referee, None.
 
-    `beacon` is the round's, `owners` hold seats in the stage and aren't the provider's. Only the referee audits tokens:
-    seat holders needn't have the text, and no weights are replayed.
+    `beacon` is the round's, `owners` hold seats in the stage and aren't the provider's. Only the referee audits tokens
+    (seat holders needn't have the text, and no weights are replayed) and answers (what buyers ask is to be seen by as
+    few as can be).
     """
-    if audit.kind is Kind.DATA:
+    if audit.kind in _REFEREES:
         return (None,)
 
     def drawn(owner: Owner) -> bytes:
@@ -47,7 +50,7 @@ def rank_auditors(beacon: bytes, audit: Audit, owners: Collection[str]) -> tuple
 
 def is_known_bad(spec: ModelSpec, seed: bytes, audit: Audit) -> bool:
     """Whether the first seat holder who audits the unit is shown a false report; `seed` is the epoch's."""
-    if audit.kind is Kind.DATA or spec.training.microbatches_per_round == 1 or spec.stages == 1:
+    if audit.kind in _REFEREES or spec.training.microbatches_per_round == 1 or spec.stages == 1:
         return False
     drawn = keccak(seed + word(audit.round) + audit.place)
     return int.from_bytes(drawn, "big") < rate_limit(spec.verification.known_bad_rate)
@@ -76,7 +79,10 @@ def known_bad_report(audit: Audit, report: Report, seed: bytes, *, is_last: bool
 
 
 def audit_claim(audit: Audit, report: Report) -> bytes:
-    """All that an audit of this unit holds against its replay, as one hash: two claims can't both be right."""
+    """All that an audit of this unit of training holds against its replay, as one hash: two claims can't both be right.
+
+    Of a stage's part of an answer the claim is its `Answer.trace`.
+    """
     if audit.microbatch is None:
         return round_claim(report.hops_root, report.gradient_hash, report.state_before, report.state_after)
     return keccak(report.hops[audit.microbatch].leaf(audit.microbatch) + report.state_before)

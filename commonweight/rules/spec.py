@@ -139,6 +139,7 @@ class Verification(Record):
     round_rate: Rate = Field(description="of each stage's rounds: replayed whole, with the step that ends them")
     microbatch_rate: Rate = Field(description="of each stage's microbatches: outputs and the gradient sent back")
     data_rate: Rate = Field(description="of the microbatches of the first stage: that their tokens are those due")
+    answer_rate: Rate = Field(description="of each stage's parts of answers: codes, or chosen tokens")
     known_bad_rate: Rate = Field(description="of the units that seat holders audit: shown with a false report first")
     tolerance: Fraction = Field(description="relative L2 error allowed between numerics classes; within one: none")
 
@@ -174,7 +175,7 @@ class Economics(Record):
 class ModelSpec(Record):
     """A model that can be trained by strangers: see the parts."""
 
-    format: Literal["commonweight.model/3"]
+    format: Literal["commonweight.model/4"]
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
     seed: Annotated[int, Field(ge=0, le=2**53 - 1)]
     stages: Annotated[int, Field(gt=0, le=1024)]

@@ -106,7 +106,12 @@ def boundary_bytes_per_token(spec: ModelSpec) -> BoundaryBytes:
     """Bytes per trained token over a boundary between two stages, as this spec sends them and
     uncompressed."""
     a, itemsize = spec.architecture, _ITEMSIZE[spec.training.boundary_dtype]
-    return BoundaryBytes(2 * a.boundary_dim * itemsize + token_id_bytes(a.vocab_size), 2 * a.d_model * itemsize)
+    return BoundaryBytes(2 * code_bytes(spec) + token_id_bytes(a.vocab_size), 2 * a.d_model * itemsize)
+
+
+def code_bytes(spec: ModelSpec) -> int:
+    """Bytes of one token's k numbers, as they travel."""
+    return spec.architecture.boundary_dim * _ITEMSIZE[spec.training.boundary_dtype]
 
 
 def token_id_bytes(vocab_size: int) -> int:

@@ -13,10 +13,13 @@ from pydantic import AfterValidator, Field, ValidationError
 
 from commonweight.errors import StatementMismatch
 from commonweight.rules.accounting import Balance
+from commonweight.rules.answer import answer_leaf, answer_receipt, served_receipt
 from commonweight.rules.audits import NO_EVIDENCE, Audit, Kind, Verdict
+from commonweight.rules.beacon import answers_root
 from commonweight.rules.canonical import content_hash, parse_json
 from commonweight.rules.merkle import MerkleTree, settlement_leaf
 from commonweight.rules.panel import Standing, opinion_standing
+from commonweight.rules.receipt import Receipt
 from commonweight.rules.spec import Hash, Record
 
 MAX_STATEMENT_BYTES = 64 * 1024 * 1024
@@ -39,7 +42,9 @@ Address = Annotated[str, Field(pattern=r"^0x[0-9a-fA-F]{40}$"), AfterValidator(_
 Integer = Annotated[str, Field(pattern=r"^(0|[1-9][0-9]{0,77})$")]
 Number = Annotated[int, Field(ge=0, le=2**53 - 1)]
 Signature = Annotated[str, Field(pattern=r"^0x[0-9a-f]{130}$")]
-KindName = Literal["round", "microbatch", "loss", "data"]
+Bytes16 = Annotated[str, Field(pattern=r"^0x[0-9a-f]{32}$")]
+"""A session's id, or the nonce in it."""
+KindName = Literal["round", "microbatch", "loss", "data", "answer"]
 VerdictName = Literal["passed", "failed", "withheld", "undecided"]
 
 
@@ -59,12 +64,64 @@ class CreditedReport(Record):
     units: Integer = Field(description="FLOPs; 0 where it isn't paid")
 
 
+class AnswerPart(Record):
+    """What went through one stage for an answer."""
+
+    trace: Hash = Field(description="see rules/answer.py")
+    signature: Signature = Field(description="by the node that reports the stage in this round")
+
+
+class AnswerLine(Record):
+    """An answer that was sold, and that all stages have signed."""
+
+    session: Bytes16
+    version: Number = Field(description="the one that is ready to train this round")
+    fed: Annotated[int, Field(gt=0, le=2**32 - 1, description="tokens that went through each stage")]
+    prompt_tokens: Annotated[int, Field(gt=0, le=2**32 - 1)]
+    completion_tokens: Annotated[int, Field(gt=0, le=2**32 - 1, description="delivered")]
+    gateway: Address
+    signature: Signature = Field(description="by the gateway, over what was delivered")
+    parts: tuple[AnswerPart, ...] = Field(description="in stage order")
+
+    @property
+    def delivered(self) -> int:
+        """Tokens, the prompt included."""
+        return self.prompt_tokens + self.completion_tokens
+
+    def part_receipt(self, model_id: bytes, stage: int) -> Receipt:
+        """What the provider of a stage has signed about its part."""
+        session, trace = (bytes.fromhex(text[2:]) for text in (self.session, self.parts[stage].trace))
+        return answer_receipt(model_id, stage, self.version, session, self.prompt_tokens, self.fed, trace)
+
+    def delivery_receipt(self, model_id: bytes) -> Receipt:
+        """What the gateway has signed."""
+        session = bytes.fromhex(self.session[2:])
+        return served_receipt(model_id, self.version, session, self.prompt_tokens, self.completion_tokens)
+
+    def leaf(self, index: int) -> bytes:
+        """In the tree of the round that it is sealed with."""
+        traces = [bytes.fromhex(part.trace[2:]) for part in self.parts]
+        session = bytes.fromhex(self.session[2:])
+        return answer_leaf(index, self.version, session, self.prompt_tokens, self.fed, traces)
+
+
 class SealedRound(Record):
-    """One round of the epoch, reports in stage order."""
+    """One round of the epoch, reports in stage order, and the answers that had come in when it was sealed."""
 
     round: Number
     beacon: Hash = Field(description="the value that was revealed when it was sealed")
     reports: tuple[CreditedReport, ...]
+    answers: tuple[AnswerLine, ...] = ()
+
+    @property
+    def delivered(self) -> int:
+        """Tokens of all its answers."""
+        return sum(line.delivered for line in self.answers)
+
+    @property
+    def answers_root(self) -> bytes:
+        """As it is mixed into the draw of their audits."""
+        return answers_root([line.leaf(index) for index, line in enumerate(self.answers)])
 
 
 class Opinion(Record):
@@ -92,7 +149,7 @@ class AuditLine(Record):
     round: Number
     stage: Number
     kind: KindName
-    microbatch: Number | None = Field(description="null: the whole round")
+    microbatch: Number | None = Field(description="null: the whole round; of an answer its number in the round")
     verdict: VerdictName
     opinions: Annotated[tuple[Opinion, ...], Field(min_length=1)] = Field(
         description="in the order in which they were given; the last is on the provider's claim"
@@ -158,7 +215,7 @@ class Outstanding(Record):
 
 
 class ServedLine(Record):
-    """What one stage's provider served in the epoch."""
+    """What one stage's provider is paid for of the answers of the epoch."""
 
     stage: Number
     node: Address
@@ -180,7 +237,7 @@ class AccountLine(Record):
 class Statement(Record):
     """All of one epoch."""
 
-    format: Literal["commonweight.statement/4"]
+    format: Literal["commonweight.statement/5"]
     chain_id: Number
     settlement: Address
     model_id: Hash

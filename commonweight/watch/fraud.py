@@ -8,12 +8,13 @@ from typing import Annotated, Literal, TypeVar, get_args
 from pydantic import Field, ValidationError
 
 from commonweight.errors import MalformedMessage
+from commonweight.rules.answer import Answer
 from commonweight.rules.audits import Audit, Kind
 from commonweight.rules.canonical import parse_json
 from commonweight.rules.merkle import MerkleTree, verify_proof
 from commonweight.rules.report import HOP_HASHES, Hop, Report
 from commonweight.rules.spec import Hash, Record
-from commonweight.rules.statement import KindName, Number, to_hex
+from commonweight.rules.statement import Bytes16, KindName, Number, to_hex
 
 MAX_EVIDENCE_BYTES = 64 * 1024
 """Of evidence without tensors."""
@@ -131,6 +132,8 @@ class FraudEvidence(Document):
     def contradictions(self, stage: int, spec_hash: bytes) -> list[str]:
         """Why it can't be evidence against the seat of `stage` in the model with this spec; empty where it can."""
         found, difference, hop = self.strays(stage, spec_hash), self.difference, self.hop
+        if self.unit.audit.kind is Kind.ANSWER:
+            found.append("it is about an answer, and what is signed about answers isn't in it")
         if hop is not None and not hop.leads_to(self.commitments.hops_root):
             found.append(f"its microbatch {hop.microbatch} is not in the report that it names")
         if difference.microbatch != (None if hop is None else hop.microbatch):
@@ -140,6 +143,88 @@ class FraudEvidence(Document):
             found.append(
                 f"it says that {difference.signed!r:.80} was signed, the report that it names has {signed!s:.80}"
             )
+        return found
+
+
+AnswerWhat = Literal["fed", "ids", "taken", "passed"]
+"""A field of the part."""
+
+_PART_BYTES = ("session", "nonce", "ids", "taken", "passed")
+"""The fields of a part that are bytes."""
+
+
+TokenCount = Annotated[int, Field(gt=0, le=2**32 - 1)]
+
+
+class SignedPart(Record):
+    """What the provider's receipt of its part of an answer is made of: the fields of rules.answer.Answer."""
+
+    version: Number
+    session: Bytes16
+    nonce: Bytes16
+    prompt_tokens: TokenCount
+    fed: TokenCount
+    ids: Hash
+    taken: Hash
+    passed: Hash
+    temperature: Decimal
+    seed: Annotated[str, Field(pattern=r"^(0|[1-9][0-9]{0,19})$")]
+    """A 64-bit number in decimal: JSON's end at 53."""
+
+    @classmethod
+    def of(cls, answer: Answer) -> "SignedPart":
+        hashes = {name: to_hex(getattr(answer, name)) for name in _PART_BYTES}
+        return cls(
+            version=answer.version,
+            prompt_tokens=answer.prompt_tokens,
+            fed=answer.fed,
+            temperature=repr(answer.temperature),
+            seed=str(answer.seed),
+            **hashes,
+        )
+
+    @property
+    def answer(self) -> Answer:
+        """The part that was signed."""
+        hashes = {name: bytes.fromhex(getattr(self, name)[2:]) for name in _PART_BYTES}
+        return Answer(
+            version=self.version,
+            prompt_tokens=self.prompt_tokens,
+            fed=self.fed,
+            temperature=float(self.temperature),
+            seed=int(self.seed),
+            **hashes,
+        )
+
+
+class AnswerDiffers(Record):
+    """The first thing in the part that the replay contradicts, or that no honest stage signs."""
+
+    what: AnswerWhat
+    position: Number | None
+    """Of the token; None: all of them."""
+    error: Decimal | None
+    tolerance: Decimal
+    note: str
+
+
+class FalseAnswerEvidence(Document):
+    """`commonweight.false-answer/1`, see docs/protocol.md."""
+
+    format: Literal["commonweight.false-answer/1"]
+    part: SignedPart
+    version_root: Hash
+    difference: AnswerDiffers
+
+    def contradictions(self, stage: int, spec_hash: bytes) -> list[str]:
+        """Why it can't be evidence against the seat of `stage` in the model with this spec; empty where it can."""
+        found, audit, part = self.strays(stage, spec_hash), self.unit.audit, self.part
+        if audit.kind is not Kind.ANSWER or audit.microbatch is None:
+            found.append(f"{audit} isn't one of an answer")
+        if not 0 < part.version <= audit.round:
+            found.append(f"no version {part.version} was published by round {audit.round}")
+        if self.difference.position is not None and self.difference.position > part.fed:
+            found.append(f"position {self.difference.position} isn't in an answer of {part.fed} tokens")
         return found
 
 

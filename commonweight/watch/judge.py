@@ -101,6 +101,7 @@ def check_epoch(
     check_statement(spec, statement, before)
     _check_seats(statement, proposal.seats)
     _check_reports(statement, proposal)
+    _check_answers(statement)
     _check_opinions(statement, proposal)
     _check_equivocations(statement)
     if own is not None:
@@ -148,6 +149,30 @@ def _check_reports(statement: Statement, proposal: Proposal) -> None:
                 )
             where = f"Round {sealed.round}, stage {line.stage}"
             _check_who(proposal, line.node, line.owner, line.account, where)
+
+
+def _check_answers(statement: Statement) -> None:
+    """Signed by the nodes that report the stages in the same round, and by the gateway.
+
+    Whether the gateway is one isn't asked: whoever proposes epochs can make any key the router's cashier.
+    """
+    domain, model_id = Domain(statement.chain_id, statement.settlement), bytes.fromhex(statement.model_id[2:])
+    for sealed in statement.rounds:
+        for line in sealed.answers:
+            where = f"Round {sealed.round}, answer {line.session}"
+            for report, part in zip(sealed.reports, line.parts, strict=True):
+                signer = signer_of(line.part_receipt(model_id, report.stage), domain, part.signature)
+                if signer != report.node:
+                    raise StatementMismatch(
+                        f"{where}: stage {report.stage}'s part is to be that of node {report.node}; it is signed by "
+                        f"{signer or 'nobody'}."
+                    )
+            signer = signer_of(line.delivery_receipt(model_id), domain, line.signature)
+            if signer != line.gateway:
+                raise StatementMismatch(
+                    f"{where}: gateway {line.gateway} is to have delivered {line.prompt_tokens} + "
+                    f"{line.completion_tokens} tokens; that is signed by {signer or 'nobody'}."
+                )
 
 
 def _check_opinions(statement: Statement, proposal: Proposal) -> None:

@@ -2,6 +2,7 @@
 
 from commonweight.errors import MalformedMessage, UnplannedMessage
 from commonweight.rules.spec import ModelSpec
+from commonweight.rules.stages import code_bytes
 from commonweight.wire.generated import decode_pb2 as pb
 
 ID_BYTES = 16
@@ -17,13 +18,10 @@ DECODE_PING_TIMEOUT_MS = 5_000
 OPEN_S = 10.0
 """For a stream to the next stage, or from a gateway, to open."""
 
-_ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
-
 
 def chunk_tokens(spec: ModelSpec) -> int:
     """How many tokens a step has at most."""
-    per_token = spec.architecture.boundary_dim * _ITEMSIZE[spec.training.boundary_dtype]
-    return max(1, min(MAX_CHUNK_TOKENS, MAX_CHUNK_BYTES // per_token))
+    return max(1, min(MAX_CHUNK_TOKENS, MAX_CHUNK_BYTES // code_bytes(spec)))
 
 
 def check_hello(hello: pb.DecodeHello, spec: ModelSpec, round_: int, stage: int) -> None:

@@ -3,6 +3,7 @@
     async with EvidenceClient(certificate) as client:
         tokens = await client.fetch_tensor(source, round_, digest, size, timeout_s=30)
         parameters = await client.fetch_state(source, round_, "parameters", after=False, max_bytes=limit, timeout_s=300)
+        trace = await client.fetch_answer(source, round_, session, max_bytes=limit, timeout_s=30)
 
 A source is believed nothing, but only sizes are looked at here: what the bytes hash to is for who asked for them.
 """
@@ -68,6 +69,18 @@ class EvidenceClient:
         else:
             request = pb.EvidenceRequest(round=round_, moments_after=after)
         return await self._fetch(source, request, 1, max_bytes, timeout_s)
+
+    async def fetch_answer(
+        self, source: Source, round_: int, session: bytes, *, max_bytes: int, timeout_s: float
+    ) -> bytes:
+        """The source's trace of an answer that was sealed with the round: ids, what came in, and what went out."""
+        return await self._fetch(source, pb.EvidenceRequest(round=round_, answer=session), 1, max_bytes, timeout_s)
+
+    async def fetch_version(
+        self, source: Source, round_: int, version: int, *, max_bytes: int, timeout_s: float
+    ) -> bytes:
+        """The parameters that an answer was generated with, which was sealed with the round, in safetensors' format."""
+        return await self._fetch(source, pb.EvidenceRequest(round=round_, version=version), 1, max_bytes, timeout_s)
 
     async def _fetch(
         self, source: Source, request: pb.EvidenceRequest, least: int, most: int, timeout_s: float

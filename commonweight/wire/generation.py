@@ -28,6 +28,7 @@ from commonweight.errors import (
     WireError,
     error_with_code,
 )
+from commonweight.rules.answer import NONCE_BYTES, pack_ids, session_id
 from commonweight.wire.channel import open_channel
 from commonweight.wire.decode import (
     DECODE_FRAME_BYTES,
@@ -71,20 +72,36 @@ class Generator:
         self._inboxes: dict[bytes, asyncio.Queue[_Item]] = {}
 
     async def generate(
-        self, prompt_ids: Sequence[int], max_tokens: int, *, temperature: float = 0.0, seed: int = 0
+        self,
+        prompt_ids: Sequence[int],
+        max_tokens: int,
+        *,
+        temperature: float = 0.0,
+        seed: int = 0,
+        nonce: bytes = b"",
     ) -> AsyncGenerator[int, None]:
         """The tokens that follow the prompt, `max_tokens` of them or as many as are taken.
 
         Close it (`contextlib.aclosing`) where it isn't read to its end: that frees the stages' memory at once.
-        Temperature 0 takes the most likely token; otherwise equal seeds draw equal tokens. Raises ContextExceeded,
+        Temperature 0 takes the most likely token; otherwise equal seeds draw equal tokens. `nonce` is of NONCE_BYTES,
+        random ones if not given; the stages know the answer by the `session_id` that follows. Raises ContextExceeded,
         before anything is sent; NoRoom where a stage has none; StageLost where one went away; NotServed where
         this version isn't served any more (ask for the route again); and what a stage refused.
         """
         self._check(prompt_ids, max_tokens)
-        session, inbox = secrets.token_bytes(ID_BYTES), asyncio.Queue[_Item]()
+        nonce = nonce or secrets.token_bytes(NONCE_BYTES)
+        temperature += 0.0  # of -0.0 it makes 0.0: its bits are hashed
+        session, inbox = session_id(nonce, pack_ids(prompt_ids), temperature, seed), asyncio.Queue[_Item]()
         self._inboxes[session] = inbox
         capacity = len(prompt_ids) + max_tokens - 1  # the last token isn't fed
-        opened = pb.SessionOpen(session=session, capacity=capacity, temperature=temperature, seed=seed)
+        opened = pb.SessionOpen(
+            session=session,
+            nonce=nonce,
+            prompt_tokens=len(prompt_ids),
+            capacity=capacity,
+            temperature=temperature,
+            seed=seed,
+        )
         try:
             self._steps.put_nowait(pb.DecodeFrame(open=opened))
             token = await _in_time(FIRST_TOKEN_S, self._first(session, inbox, prompt_ids))

@@ -4,6 +4,7 @@ import math
 
 from commonweight.errors import ConfigError, MalformedMessage
 from commonweight.identity import public_key_of
+from commonweight.rules.answer import MAX_TEMPERATURE, NONCE_BYTES, SESSION_BYTES, Answer
 from commonweight.rules.audits import Audit, Kind
 from commonweight.rules.merkle import HASH_BYTES
 from commonweight.rules.report import HOP_HASHES, Hop, Report
@@ -70,6 +71,53 @@ def report_from_proto(message: control_pb2.StageReport) -> Report:
         gradient_hash=_hash(message.gradient_hash, "gradient_hash"),
         state_before=_hash(message.state_before, "state_before"),
         state_after=_hash(message.state_after, "state_after"),
+    )
+
+
+def answer_to_proto(answer: Answer) -> control_pb2.AnswerPart:
+    """The message for a stage's part of an answer."""
+    return control_pb2.AnswerPart(
+        round=answer.version,
+        session=answer.session,
+        nonce=answer.nonce,
+        prompt_tokens=answer.prompt_tokens,
+        fed=answer.fed,
+        ids=answer.ids,
+        taken=answer.taken,
+        passed=answer.passed,
+        temperature=answer.temperature,
+        seed=answer.seed,
+    )
+
+
+def answer_from_proto(message: control_pb2.AnswerPart) -> Answer:
+    """The part of an answer in a message; whether there was such a session is the caller's to check.
+
+    Raises MalformedMessage naming the field: a session's id or a hash of another size, no tokens, or a temperature that
+    isn't finite or is negative.
+    """
+    if len(message.session) != SESSION_BYTES:
+        raise MalformedMessage(f"session: an id has {SESSION_BYTES} bytes; this one has {len(message.session)}.")
+    if len(message.nonce) != NONCE_BYTES:
+        raise MalformedMessage(f"nonce: one has {NONCE_BYTES} bytes; this one has {len(message.nonce)}.")
+    if message.fed == 0:
+        raise MalformedMessage("fed: no token went through the stage.")
+    if message.prompt_tokens == 0:
+        raise MalformedMessage("prompt_tokens: an answer begins with a prompt.")
+    temperature = message.temperature
+    if not 0 <= temperature <= MAX_TEMPERATURE or math.copysign(1.0, temperature) < 0:
+        raise MalformedMessage(f"temperature: {temperature} isn't a number from 0 to {MAX_TEMPERATURE:g}.")
+    return Answer(
+        version=message.round,
+        session=message.session,
+        nonce=message.nonce,
+        prompt_tokens=message.prompt_tokens,
+        fed=message.fed,
+        ids=_hash(message.ids, "ids"),
+        taken=_hash(message.taken, "taken"),
+        passed=_hash(message.passed, "passed"),
+        temperature=temperature,
+        seed=message.seed,
     )
 
 

@@ -137,26 +137,25 @@ class Referee:
 class Replays:
     """Referees, one at a time: started when one is needed, and again where it dies. One call at a time."""
 
-    def __init__(self, start: Callable[[], Awaitable[Referee]], *, is_last_word: bool = True) -> None:
-        """`start` may raise WorkerDied; nothing is started before it is needed. `is_last_word`: nobody else replays
-        what is found false.
-        """
+    def __init__(self, start: Callable[[], Awaitable[Referee]]) -> None:
+        """`start` may raise WorkerDied; nothing is started before it is needed."""
         self._start = start
-        self._is_last_word = is_last_word
         self._referee: Referee | None = None
 
     async def judge(self, order: control_pb2.AuditOrder) -> control_pb2.AuditOpinion:
-        """What comes of a unit, unsigned: `undecided` where MAX_ATTEMPTS referees died of it.
-
-        The last word says that there is fraud when a second referee has seen it, too: a bit that flips in a machine
-        must cost nobody a stake. Who doesn't serve again gains nothing: only a replay that gives what was signed speaks
-        for the provider.
-        """
+        """What comes of a unit, unsigned: `undecided` where MAX_ATTEMPTS referees died of it."""
         try:
-            found = await self._ask(order, lambda referee: referee.audit(order))
+            return await self._ask(order, lambda referee: referee.audit(order))
         except WorkerDied as error:
             return _undecided(order, f"{MAX_ATTEMPTS} attempts. {error.args[0]}")
-        if found.verdict != Verdict.FAILED.value or not self._is_last_word:
+
+    async def judge_twice(self, order: control_pb2.AuditOrder) -> control_pb2.AuditOpinion:
+        """As `judge`, where this is the last word: it says that there is fraud when a second referee has seen it, too.
+
+        A bit that flips in a machine must cost nobody a stake. Who doesn't serve again gains nothing: only a replay
+        that gives what was signed speaks for the provider.
+        """
+        if (found := await self.judge(order)).verdict != Verdict.FAILED.value:
             return found
         await self.stop()
         try:

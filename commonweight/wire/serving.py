@@ -9,6 +9,8 @@ import grpc
 from eth_utils.address import is_address
 
 from commonweight.errors import ConfigError, MalformedMessage, PeerUnreachable, SpecError
+from commonweight.rules.answer import served_receipt
+from commonweight.rules.receipt import Receipt
 from commonweight.rules.spec import ModelSpec, parse_spec
 from commonweight.wire.channel import open_channel, split_address
 from commonweight.wire.enrolment import CALL_S, enrol
@@ -18,6 +20,25 @@ from commonweight.wire.status import wire_error
 from commonweight.wire.tls import Certificate, check_certificate
 
 MIN_REQUEST_ID_BYTES, MAX_REQUEST_ID_BYTES = 16, 32
+
+
+@dataclass(frozen=True)
+class Served:
+    """One answer, as the gateway reports it."""
+
+    request_id: bytes
+    """16 to 32 bytes, never used before."""
+    round: int
+    """The version that answered."""
+    session: bytes
+    """Under which the stages generated it, SESSION_BYTES."""
+    prompt_tokens: int
+    completion_tokens: int
+    """Delivered."""
+
+    def receipt(self, model_id: bytes) -> Receipt:
+        """What the gateway signs."""
+        return served_receipt(model_id, self.round, self.session, self.prompt_tokens, self.completion_tokens)
 
 
 @dataclass(frozen=True)
@@ -97,15 +118,20 @@ class ServingClient:
         """The route of the version that is served."""
         return route_from_proto(await self._call("Route", pb.RouteRequest()))
 
-    async def report(self, request_id: bytes, round_: int, prompt_tokens: int, completion_tokens: int) -> int:
-        """Say what was served; the number of the epoch in whose statement it counts.
+    async def report(self, served: Served, signature: bytes) -> bool:
+        """Say what was served, signed (r ‖ s ‖ v) by this gateway's key; whether the coordinator hears it first now.
 
-        `request_id` has 16 to 32 bytes. Reporting a request again changes nothing.
+        Reporting a request again changes nothing.
         """
         message = pb.ServedReport(
-            request_id=request_id, round=round_, prompt_tokens=prompt_tokens, completion_tokens=completion_tokens
+            request_id=served.request_id,
+            round=served.round,
+            prompt_tokens=served.prompt_tokens,
+            completion_tokens=served.completion_tokens,
+            session=served.session,
+            signature=signature,
         )
-        return int((await self._call("Report", message)).epoch)
+        return bool((await self._call("Report", message)).recorded)
 
     async def close(self) -> None:
         """Close the connection; a later call opens another one."""

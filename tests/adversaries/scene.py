@@ -1,13 +1,15 @@
 """A real network on a real chain in which somebody cheats."""
 
 import sys
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from commonweight.buyer import ask, sign
 from commonweight.chain.arbiter import Arbiter
 from commonweight.chain.events import Slashed
 from commonweight.chain.providers import ProviderRegistry
@@ -16,12 +18,13 @@ from commonweight.chain.token import Token
 from commonweight.devnet.accounts import auditor_name, node_name
 from commonweight.devnet.byzantine import KINDS, Who
 from commonweight.devnet.deployment import SEAT_STAKE, take_seats
+from commonweight.errors import NotServed, StageLost
 from commonweight.events import Event
 from commonweight.rules.canonical import parse_json
 from commonweight.rules.checking import check_statement
 from commonweight.rules.epoch import report_units
 from commonweight.rules.statement import AuditLine, Carried, Opinion, parse_statement
-from tests.integration.network import Network, Process
+from tests.integration.network import WAIT_S, Network, Process
 
 IMPATIENT = (
     "from commonweight.wire import referee; referee.AUDIT_S = {audit_s}; from commonweight.cli.main import main; main()"
@@ -30,12 +33,17 @@ IMPATIENT = (
 
 
 class StakedNetwork(Network):
-    """By default every round is audited whole, and every text; a seat needs a stake, and stage N is node-N's."""
+    """By default all rounds are audited whole, and all texts and answers; a seat needs a stake, stage N is node-N's."""
 
-    def __init__(self, folder: Path, audit_rate: str = "1", audit_s: float | None = None, **options: Any) -> None:
-        """`audit_s`: the coordinator's limit for an opinion, instead of minutes; `options` are those of `Network`."""
+    def __init__(
+        self, folder: Path, audit_rate: str = "1", audit_s: float | None = None, sells: bool = False, **options: Any
+    ) -> None:
+        """`audit_s`: the coordinator's limit for an opinion, instead of minutes. `sells`: answers, through a gateway.
+        `options` are those of `Network`.
+        """
         super().__init__(folder, audit_rate=audit_rate, seat_stake=SEAT_STAKE, **options)
         self._audit_s = audit_s
+        self.sells = sells
 
     def __enter__(self) -> "StakedNetwork":
         super().__enter__()
@@ -45,7 +53,8 @@ class StakedNetwork(Network):
     def coordinator_command(self, until_epoch: int) -> list[str]:
         python, _, _, *arguments = super().coordinator_command(until_epoch)
         how = ("-m", "commonweight") if self._audit_s is None else ("-c", IMPATIENT.format(audit_s=self._audit_s))
-        return [python, *how, *arguments, "--data", str(self.folder / "data")]
+        sells = ("--gateway", self.accounts["gateway"].address) if self.sells else ()
+        return [python, *how, *arguments, "--data", str(self.folder / "data"), *sells]
 
     def start_cheater(self, index: int, how: str) -> Process:
         name = node_name(index)
@@ -53,6 +62,20 @@ class StakedNetwork(Network):
         if how.startswith("flood"):
             options += ["--rpc", self.deployment.rpc_url, "--registry", self.deployment.registry]
         process = Process([sys.executable, "-m", "adversary", how, *options, "--data", str(self.folder / "data")])
+        self.processes.append(process)
+        return process
+
+    def start_gateway(self) -> Process:
+        """Start it; it sells once there is a version of the model."""
+        deployed = self.deployment
+        command = [
+            *(sys.executable, "-m", "commonweight", "gateway", "run", "--coordinator", self.peer),
+            *self._key("gateway"),
+            *("--rpc", deployed.rpc_url, "--chain-id", str(deployed.chain_id), "--registry", deployed.registry),
+            *("--model-id", deployed.model_id, "--ledger", f"sqlite:///{self.folder}/gateway.sqlite"),
+            *("--price-prompt", "2000000", "--price-completion", "3000000"),
+        ]
+        process = Process(command)
         self.processes.append(process)
         return process
 
@@ -95,6 +118,7 @@ class Scene:
     stage: int
     friend: Process | None = None
     """The auditor that colludes with who cheats."""
+    gateway: Process | None = None
 
     @property
     def address(self) -> str:
@@ -114,6 +138,31 @@ class Scene:
         """The units that it says it has cheated on."""
         events = [event.fields for event in self.cheater.events if event.name == "cheated"]
         return [(fields["round"], fields["microbatch"]) for fields in events]
+
+    def buy_until(self, name: str) -> None:
+        """Buys answers until the coordinator tells that."""
+        assert self.gateway is not None, "the network sells"
+        url = self.gateway.wait_for("gateway.listening").fields["url"]
+        self.gateway.wait_for("route.opened")
+        key, now = self.network.accounts[node_name(self.network.stages)].key, self.network.chain.timestamp
+        request = {"model": self.network.spec.name, "prompt": "It is a", "max_tokens": 9, "temperature": 0.7}
+        deadline, number = time.monotonic() + WAIT_S, 0
+        while not any(event.name == name for event in self.coordinator.events):
+            assert time.monotonic() < deadline, f"no {name}; {number} answers bought; {self.coordinator.describe()}"
+            with suppress(NotServed, StageLost):  # a version makes way for the next one
+                ask(url, request | {"seed": number}, lambda offer: sign(offer, key, now()), lambda _: None)
+            number += 1
+
+    def served(self, stage: int, epoch: int) -> int:
+        """Tokens of answers that the stage's node is paid for in an epoch."""
+        lines = [line for line in self.statement(epoch).served if line.stage == stage]
+        assert {line.node for line in lines} <= {self.network.address(stage)}
+        return sum(line.tokens for line in lines)
+
+    def delivered(self, epoch: int) -> int:
+        """Tokens of the answers that were sealed in an epoch."""
+        lines = [line for sealed in self.statement(epoch).rounds for line in sealed.answers]
+        return sum(line.prompt_tokens + line.completion_tokens for line in lines)
 
     def statement(self, epoch: int = 0) -> Any:
         """Which anyone finds right, and those before it."""
@@ -172,7 +221,9 @@ def scene(folder: Path, stage: int, how: str, tokens: int | None = None, **optio
             cheats = other == stage and who is not Who.AUDITOR
             nodes[other] = network.start_cheater(other, how) if cheats else network.start_node(other)
         cheater = (auditors if who is Who.AUDITOR else nodes)[stage]
-        yield Scene(network, coordinator, cheater, stage, auditors[stage] if who is Who.BOTH else None)
+        friend = auditors[stage] if who is Who.BOTH else None
+        gateway = network.start_gateway() if network.sells else None
+        yield Scene(network, coordinator, cheater, stage, friend, gateway)
 
 
 def is_of(node: str, event: Event) -> bool:

@@ -6,15 +6,16 @@ from typing import Any
 import pytest
 import torch
 
-from adversary import cheat as cheat_module
 from adversary.auditor import REPLAYS
 from adversary.cheat import Cheat
+from adversary.decoder import OTHERS
 from adversary.node import NODES
 from adversary.versions import Stale
 from adversary.worker import STAGES
-from commonweight.devnet.byzantine import KINDS, Cheating, Who
+from commonweight.devnet.byzantine import KINDS, SESSIONS, Cheating, Who
 from commonweight.rules.audits import Audit, Kind, Verdict
 from commonweight.rules.spec import ModelSpec
+from tests.adversaries.conftest import Done
 from tests.adversaries.pipeline import Pipeline
 from tests.integration.network import pack_text, tiny_spec
 
@@ -53,8 +54,6 @@ CAUGHT_BY: dict[tuple[str, int], set[Kind]] = {
 }
 """The audits of a unit that was cheated on that convict, by kind and stage."""
 
-Done = list[tuple[int, int | None]]
-
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> tuple[ModelSpec, Path]:
@@ -63,31 +62,19 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> tuple[ModelSpec, Path]:
     return tiny_spec(*pack_text(data), stages=3), data
 
 
-@pytest.fixture
-def told(monkeypatch: pytest.MonkeyPatch) -> Done:
-    """The units that were cheated on, as the cheater's own events say: rounds and microbatches."""
-    done: Done = []
-
-    def emit(name: str, **fields: Any) -> None:
-        assert name == "cheated"
-        done.append((fields["round"], fields["microbatch"]))
-
-    monkeypatch.setattr(cheat_module, "emit", emit)
-    return done
-
-
 def cheating(model: tuple[ModelSpec, Path], folder: Path, text: str, stage: int) -> Pipeline:
     return Pipeline(*model, folder, at=stage, cheat=Cheat(Cheating.parse(text), ADDRESS))
 
 
 def test_every_kind_is_tried() -> None:
     """Those of the control process are in test_processes.py; that which isn't caught is in test_choosing.py; those with
-    an auditor, in test_auditors.py.
+    an auditor, in test_auditors.py; those with answers, in test_answers.py.
     """
     providers = {kind for kind, way in KINDS.items() if way.who is not Who.AUDITOR}
     colluding = {kind for kind, way in KINDS.items() if way.who is Who.BOTH}
     assert {kind for kind, _ in CAUGHT_BY} | {"under-tolerance"} == providers - colluding - NODES.keys()
     assert STAGES.keys() | NODES.keys() | {"wrong-data"} == providers
+    assert {kind for kind, way in KINDS.items() if way.fraction == SESSIONS} == OTHERS.keys() | {"withhold-answers"}
     assert REPLAYS.keys() == KINDS.keys() - providers | colluding
 
 

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,22 +27,23 @@ from commonweight.chain.token import TestUSD
 from commonweight.cli.main import app
 from commonweight.devnet.spec import devnet_spec
 from commonweight.errors import ChainError, CommonweightError
+from commonweight.rules.answer import SESSION_BYTES
 from commonweight.rules.audits import Audit, Verdict
 from commonweight.rules.canonical import canonical_json
 from commonweight.rules.epoch import credited_receipt, make_statement, report_units
 from commonweight.rules.receipt import Domain, Receipt
 from commonweight.rules.spec import ModelSpec, build_spec
 from commonweight.rules.statement import (
+    AnswerLine,
     AuditorSeat,
     Carried,
     CreditedReport,
     EquivocationLine,
     SealedRound,
-    ServedLine,
     Statement,
     to_hex,
 )
-from tools.build_vectors import beacon_chain, judged, mark, seal
+from tools.build_vectors import answer_line, beacon_chain, honest_answer, judged, mark, seal
 
 REPO = Path(__file__).parents[2]
 COORDINATOR, DESIGNER, ALICE, BOB, STRANGER, JUDGE_0, JUDGE_1, TREASURY, NODE, CAROL = (
@@ -69,6 +70,7 @@ COORDINATOR_DELAY_S = 3 * 86_400
 USD = 10**6
 SHARE = 10**18
 SEAT_STAKE = 1_000 * USD
+ANSWER_TOKENS = 250
 PROPOSER_BOND, CHALLENGER_BOND, REPORTER_BOND = 100 * USD, 50 * USD, 40 * USD
 
 
@@ -78,7 +80,8 @@ class World:
 
     Alice's own key is her node, and holds stages 0 and 2; Bob's node is NODE, and holds stages 1 and 3. Of Alice's two
     seats she has left the one of stage 2. Buyers have paid 100 USD to the router after epoch 0, which were split; what
-    operators got of it is divided by epoch 1. Then 100 USD were deposited for the shares directly, and 3 USD collected.
+    operators got of it is divided by epoch 1, with which two answers of ANSWER_TOKENS tokens each are sealed. Then 100
+    USD were deposited for the shares directly, and 3 USD collected.
     """
 
     chain: Chain
@@ -153,10 +156,15 @@ OWNER_OF = {NODE.address: BOB.address}
 """Who answers for a key, where that isn't its own account."""
 
 
-def sealed_round(world: World, number: int, workers: Sequence[tuple[Key, str]] = ALICE_AND_BOB) -> SealedRound:
+def sealed_round(
+    world: World,
+    number: int,
+    workers: Sequence[tuple[Key, str]] = ALICE_AND_BOB,
+    answers: Iterable[AnswerLine] = (),
+) -> SealedRound:
     """A round of which each stage is done by the nodes of `workers` in turn, and signed by them."""
-    stages = range(world.spec.stages)
-    return seal(world.spec, number, [_signed(world, number, stage, *workers[stage % len(workers)]) for stage in stages])
+    lines = [_signed(world, number, stage, *workers[stage % len(workers)]) for stage in range(world.spec.stages)]
+    return seal(world.spec, number, lines, answers)
 
 
 def signing(world: World, key: Key) -> Callable[[Receipt], bytes]:
@@ -196,23 +204,48 @@ def seats_of(world: World, epoch: int) -> frozenset[AuditorSeat]:
         return frozenset()
 
 
+def answers_of(world: World, number: int, count: int) -> list[AnswerLine]:
+    """So many answers by the version that is ready to train this round, of ANSWER_TOKENS tokens each, for which Alice
+    and Bob have generated.
+    """
+    stages = range(world.spec.stages)
+    signers = [signing(world, ALICE_AND_BOB[stage % len(ALICE_AND_BOB)][0]) for stage in stages]
+    return [
+        answer_line(
+            world.model.model_id,
+            honest_answer(len(stages), number, mark("session", number, index)[:SESSION_BYTES], 50, ANSWER_TOKENS - 1),
+            completion_tokens=ANSWER_TOKENS - 50,
+            gateway=STRANGER.address,
+            served=signing(world, STRANGER),
+            signs=signers,
+        )
+        for index in range(count)
+    ]
+
+
+def serving_earned(world: World, key: Key, epoch: int = 1) -> int:
+    """What it was given up to this epoch of what operators have earned."""
+    lines = world.statements[epoch].accounts
+    return sum(int(line.operator_revenue) for line in lines if line.account == key.address)
+
+
 def statement_of(
     world: World,
     epoch: int,
     workers: Sequence[tuple[Key, str]] = ALICE_AND_BOB,
-    served: tuple[ServedLine, ...] = (),
+    answers: int = 0,
     verdict: Callable[[Audit], Verdict] = lambda _: Verdict.PASSED,
     seated: Collection[Key] = (),
     says: Callable[[Audit, str, bool], Verdict | None] = lambda *_: None,
     equivocations: Sequence[EquivocationLine] = (),
 ) -> Statement:
-    """The epoch's honest statement, with all that operators have earned so far divided if anybody served.
+    """The epoch's honest statement, with all that operators have earned so far divided if there are answers.
 
     Every stage's round is audited: by the owners in `seated`, where they hold a seat, else by the coordinator.
     """
     previous = world.settlement.epoch(epoch - 1) if epoch else None
     before = world.statements[epoch - 1].carried() if epoch else Carried()
-    rounds, auditors = [sealed_round(world, epoch, workers)], seats_of(world, epoch)
+    rounds, auditors = [sealed_round(world, epoch, workers, answers_of(world, epoch, answers))], seats_of(world, epoch)
     audits = judged(
         world.spec,
         rounds,
@@ -236,7 +269,6 @@ def statement_of(
         rounds=rounds,
         audits=audits,
         equivocations=equivocations,
-        served=served,
         operator_earned=world.router.operator_earned(),
         before=before,
         accumulator_before=previous.accumulator if previous else 0,
@@ -291,7 +323,7 @@ def _register(dir: Path, local: LocalChain) -> World:
     providers = ProviderRegistry.deploy(sender, registry.address, usd.address, TREASURY.address, REPORTER_BOND)
     arbiter = Arbiter.deploy(sender, [JUDGE_0.address, JUDGE_1.address], threshold=2, delay_s=DELAY_S)
     fields = devnet_spec(4, 1, "0x" + "ab" * 32, 10**6, rounds_per_epoch=1).model_dump()
-    rates = {"round_rate": "1", "data_rate": "0", "known_bad_rate": "0.5"}
+    rates = {"round_rate": "1", "data_rate": "0", "answer_rate": "0", "known_bad_rate": "0.5"}
     spec = build_spec(fields | {"verification": fields["verification"] | rates})
     (dir / "spec.json").write_bytes(canonical_json(spec.model_dump()))
     e = spec.economics
@@ -366,11 +398,7 @@ def built_cli_world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]
         pay_in(world, 100 * USD)
         world.router.sweep()
         world.later(STREAM_S + 1)
-        served = (
-            ServedLine(stage=0, node=ALICE.address, account=ALICE.address, tokens=500),
-            ServedLine(stage=1, node=NODE.address, account=BOB.address, tokens=500),
-        )
-        propose(world, statement_of(world, 1, served=served))
+        propose(world, statement_of(world, 1, answers=2))
         finalize(world)
         world.give(COORDINATOR, 100 * USD, world.model.shares)
         world.shares.deposit_revenue(100 * USD)

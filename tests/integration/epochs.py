@@ -23,6 +23,7 @@ from commonweight.chain.token import TestUSD
 from commonweight.devnet.accounts import Account, devnet_accounts
 from commonweight.devnet.deployment import deploy_contracts, hand_out_money, register_model
 from commonweight.http import serving_http
+from commonweight.rules.answer import SESSION_BYTES
 from commonweight.rules.audits import NO_EVIDENCE, Audit, Verdict
 from commonweight.rules.canonical import canonical_json
 from commonweight.rules.epoch import audit_line, credit_report, make_opinion, make_statement
@@ -31,19 +32,19 @@ from commonweight.rules.receipt import Domain, Receipt
 from commonweight.rules.report import report_receipt
 from commonweight.rules.spec import build_spec
 from commonweight.rules.statement import (
+    AnswerLine,
     AuditLine,
     AuditorSeat,
     Carried,
     EquivocationLine,
     SealedRound,
-    ServedLine,
     Statement,
     to_hex,
 )
 from commonweight.watch.store import StatementStore
 from commonweight.watch.watcher import Watcher
 from tests.integration.network import tiny_spec
-from tools.build_vectors import beacon_chain, honest_reports, judged, mark, seal
+from tools.build_vectors import answer_line, beacon_chain, honest_answer, honest_reports, judged, mark, seal
 
 WINDOW_S = 60
 
@@ -127,7 +128,7 @@ class Epochs:
         before: Statement | None = None,
         *,
         paid: Mapping[int, str] | None = None,
-        served: tuple[ServedLine, ...] = (),
+        answers: Mapping[int, Sequence[AnswerLine]] | None = None,
         signer: str | None = None,
         verdict: Callable[[Audit], Verdict] = lambda _: Verdict.PASSED,
         auditor: str = "coordinator",
@@ -136,8 +137,8 @@ class Epochs:
         says: Callable[[Audit, str, bool], Verdict | None] = lambda *_: None,
         equivocations: Iterable[EquivocationLine] = (),
     ) -> Statement:
-        """An honest epoch; `paid` replaces the role that is paid for a stage, `signer` the key that signs stage 0,
-        `auditor` the one that signs the referee's opinions.
+        """An honest epoch, with `answers` by round; `paid` replaces the role that is paid for a stage, `signer` the key
+        that signs stage 0, `auditor` the one that signs the referee's opinions.
 
         Of those who hold the seats in `auditors` the roles in `seated` answer, each with its own key; `says` as for
         `judged`.
@@ -156,7 +157,7 @@ class Epochs:
                 node = self.address(f"node-{stage}")
                 who = {"node": node, "owner": node, "account": account}
                 lines.append(credit_report(self.spec, report, **who, generation=1, signature=signature))
-            rounds.append(seal(self.spec, number, lines))
+            rounds.append(seal(self.spec, number, lines, (answers or {}).get(number, ())))
         audits = judged(
             self.spec,
             rounds,
@@ -169,7 +170,28 @@ class Epochs:
             says=says,
             before=carried,
         )
-        return self.state(epoch, carried, rounds, audits, served, auditors, equivocations)
+        return self.state(epoch, carried, rounds, audits, auditors, equivocations)
+
+    def answer(
+        self,
+        name: str,
+        *,
+        version: int = 3,
+        tokens: tuple[int, int] = (4, 5),
+        signers: Sequence[str] = ("node-0", "node-1"),
+        gateway: str = "gateway",
+    ) -> AnswerLine:
+        """One that was sold: tokens of prompt and answer. `signers` and `gateway` are the roles whose keys sign."""
+        prompt, completion = tokens
+        session, fed = mark("session", name)[:SESSION_BYTES], prompt + completion - 1
+        return answer_line(
+            self.model.model_id,
+            honest_answer(self.spec.stages, version, session, prompt, fed),
+            completion_tokens=completion,
+            gateway=self.address("gateway"),
+            served=self.signing(gateway),
+            signs=[self.signing(role) for role in signers],
+        )
 
     def state(
         self,
@@ -177,7 +199,6 @@ class Epochs:
         before: Carried,
         rounds: Sequence[SealedRound],
         audits: Sequence[AuditLine],
-        served: tuple[ServedLine, ...] = (),
         auditors: Iterable[AuditorSeat] = (),
         equivocations: Iterable[EquivocationLine] = (),
     ) -> Statement:
@@ -194,7 +215,6 @@ class Epochs:
             rounds=rounds,
             audits=audits,
             equivocations=equivocations,
-            served=served,
             operator_earned=self.router.operator_earned(),
             before=before,
             accumulator_before=previous.accumulator if previous else 0,

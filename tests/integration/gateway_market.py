@@ -25,7 +25,10 @@ from x402.mechanisms.evm.signers import EthAccountSigner
 from commonweight.buyer import Offer, sign
 from commonweight.chain.keys import Key
 from commonweight.chain.records import Authorization
+from commonweight.events import emit
 from commonweight.model.tokenizer import ByteTokenizer
+from commonweight.wire.serving import Served
+from gateway.backend import Generation
 from gateway.ledger import Order, OrderRow, to_order
 from gateway.payments import read_payment
 from gateway.pricing import Price
@@ -175,6 +178,18 @@ class ProcessConfig:
     text: str = "Hello, world. " * 4
 
 
+class Told(Scripted):
+    """Tells whoever reads its process's events what was asked for and what was reported."""
+
+    async def generate(self, *asked: Any) -> Generation:
+        generation = await super().generate(*asked)
+        emit("scripted.answered", session=generation.session.hex())
+        return generation
+
+    async def report(self, served: Served) -> None:
+        emit("scripted.reported", session=served.session.hex(), completion_tokens=served.completion_tokens)
+
+
 def main() -> None:
     from commonweight.runtime import run_until_stopped
 
@@ -195,7 +210,7 @@ def main() -> None:
 
     async def run() -> None:
         till = await asyncio.to_thread(open_till, config)
-        await sell(config, Scripted(fields.text.encode()), till, _for_ever())
+        await sell(config, Told(fields.text.encode()), till, _for_ever())
 
     run_until_stopped(run())
 

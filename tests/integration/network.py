@@ -48,7 +48,7 @@ def tiny_spec(
     """A model that trains a round in milliseconds: 16 wide, one layer for each stage."""
     return build_spec(
         {
-            "format": "commonweight.model/3",
+            "format": "commonweight.model/4",
             "name": "tiny",
             "seed": 7,
             "stages": stages,
@@ -80,7 +80,7 @@ def tiny_spec(
                 "grad_clip": "1",
             }
             | training,
-            "verification": dict.fromkeys(("round_rate", "microbatch_rate", "data_rate"), audit_rate)
+            "verification": dict.fromkeys(("round_rate", "microbatch_rate", "data_rate", "answer_rate"), audit_rate)
             | {"known_bad_rate": known_bad_rate, "tolerance": "0.00001"},
             "data": {"tokenizer": "bytes", "manifest": manifest_hash, "tokens": tokens},
             "economics": {

@@ -8,13 +8,14 @@ from typing import Any
 import grpc
 
 from commonweight.identity import NodeIdentity
+from commonweight.rules.answer import Answer, answer_receipt
 from commonweight.rules.receipt import Domain
 from commonweight.rules.report import Report, report_receipt
 from commonweight.wire import PROTOCOL_VERSION
 from commonweight.wire.channel import join_address, open_channel
 from commonweight.wire.generated import control_pb2 as pb
 from commonweight.wire.generated import control_pb2_grpc
-from commonweight.wire.messages import report_to_proto, split_peer
+from commonweight.wire.messages import answer_to_proto, report_to_proto, split_peer
 from commonweight.wire.tls import fetch_certificate, make_certificate
 from tools.build_vectors import honest_reports
 
@@ -127,6 +128,15 @@ class ScriptedNode:
         signature = self.sign(generation, report)
         right = {"generation": generation, "report": report_to_proto(report, 0.5), "signature": signature}
         return pb.SignedReport(**(right | fields))
+
+    def signed_answer(self, answer: Answer, /, **fields: Any) -> pb.SignedAnswer:
+        """The part of the stage that it holds, as a message; `fields` replace its own."""
+        assignment, numbers = self.assignment, (answer.prompt_tokens, answer.fed)
+        said = (answer.version, answer.session, *numbers, answer.trace)
+        receipt = answer_receipt(assignment.model_id, assignment.stage, *said)
+        digest = receipt.digest(Domain(assignment.chain_id, assignment.settlement))
+        right = {"part": answer_to_proto(answer), "signature": self.identity.sign_digest(digest)}
+        return pb.SignedAnswer(**(right | fields))
 
     async def _messages(self, beats: bool) -> AsyncIterator[pb.NodeMessage]:
         while True:

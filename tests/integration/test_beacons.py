@@ -102,6 +102,9 @@ async def test_tips_are_committed_an_epoch_ahead_and_values_lead_to_them(epochs:
         )
         assert keccak(beacons.value(0)) == beacons.tip(per_epoch - 1)
         assert keccak(beacons.value(per_epoch - 1)) == beacons.value(per_epoch - 2)
+        for first in (0, per_epoch):
+            assert keccak(beacons.seed(first)) == beacons.value(first + per_epoch - 1)
+            assert beacons.seed(first) == beacons.seed(first + per_epoch - 1)
         await rounds.go_to(per_epoch)
         for _ in range(2):
             await rounds.looks.get()
@@ -118,7 +121,7 @@ async def test_a_restarted_coordinator_has_the_same_chain(epochs: Epochs, tmp_pa
     await first.commit(0)
     await second.commit(0)
     assert first.tip(0) == second.tip(0) == on_chain(epochs, 0)
-    assert first.value(1) == second.value(1)
+    assert (first.value(1), first.seed(1)) == (second.value(1), second.seed(1))
     assert told == ["beacon.committed"]
 
 

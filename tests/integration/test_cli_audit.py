@@ -10,7 +10,7 @@ from commonweight.rules.audits import Audit, Kind, Verdict
 from commonweight.rules.epoch import report_units
 from commonweight.rules.statement import Statement
 from tests.integration import cli_world
-from tests.integration.cli_world import ALICE, BOB, NODE, USD, World, finalize, propose, statement_of
+from tests.integration.cli_world import ALICE, ANSWER_TOKENS, BOB, NODE, USD, World, finalize, propose, statement_of
 from tests.integration.epochs import with_one_unit_more
 from tools.build_vectors import mark
 
@@ -30,7 +30,10 @@ def test_all_epochs_and_one(world: World) -> None:
         "auditors",
         "4 seats: 0 opinions by their holders, 4 by the referee; 0 passed over, 0 overruled",
     ]
-    assert text[6].endswith("all as stated (pending)")
+    tokens = f"{2 * ANSWER_TOKENS:,}"
+    sealed = f"2 sealed, each signed by its gateway and all stages: {tokens} tokens"
+    assert text[6].split(maxsplit=1) == ["answers", sealed]
+    assert text[7].endswith("all as stated (pending)")
     only = world.json("audit", "1", "--spec", str(world.dir / "spec.json"))["verified"]
     assert [(each["epoch"], each["final"], each["reports"], each["unpaid_reports"]) for each in only] == [
         (1, True, 4, 0)
@@ -52,6 +55,25 @@ def test_what_is_not_paid(world: World) -> None:
     text = world.run("audit", "3").stdout
     assert "unpaid     1 reports, " in text
     assert f"convicted  stage 1, node {NODE.address}" in text
+
+
+def test_answers_of_who_is_convicted_are_not_paid(world: World) -> None:
+    propose(world, statement_of(world, 2, answers=3, verdict=fraud_in_stage_1))
+    (shown,) = world.json("audit", "2")["verified"]
+    tokens = 3 * ANSWER_TOKENS
+    assert shown["answers"] == {"sealed": 3, "tokens": tokens, "unpaid": [{"stage": 1, "tokens": tokens}]}
+    assert f"unpaid answers  stage 1: {tokens} of {tokens} tokens" in " ".join(world.run("audit").stdout.split(" "))
+    (epoch,) = world.json("earnings", BOB.address, "--epoch", "2", "--explain")["epochs"]
+    assert [(each["stage"], each["tokens"], each["holds"]) for each in epoch["sources"]["answers"]] == [
+        (stage, ANSWER_TOKENS, True) for stage in (1, 3) for _ in range(3)
+    ]
+    (unpaid,) = epoch["sources"]["unpaid_answers"]
+    assert (unpaid["stage"], unpaid["rounds"]) == (1, [2])
+    assert unpaid["why"].startswith("convicted of fraud in epoch 2: the round audit of round 2, stage 1 failed")
+    text = world.run("earnings", BOB.address, "--epoch", "2", "--explain").stdout
+    assert f"stage 3, node {NODE.address}: 3 sealed, {tokens} tokens" in text
+    assert "6 parts credited to the account, each signed by its node" in text
+    assert f"stage 1, node {NODE.address}: answers of round 2, convicted of fraud" in text
 
 
 def test_what_is_outstanding(world: World) -> None:
@@ -80,6 +102,13 @@ def signed_by_nobody(statement: Statement) -> Statement:
     return statement.model_copy(update={"rounds": (sealed.model_copy(update={"reports": reports}),)})
 
 
+def sold_by_nobody(statement: Statement) -> Statement:
+    (sealed,) = statement.rounds
+    answer = sealed.answers[0].model_copy(update={"gateway": BOB.address})
+    sealed = sealed.model_copy(update={"answers": (answer, *sealed.answers[1:])})
+    return statement.model_copy(update={"rounds": (sealed,)})
+
+
 def undecided_without_the_referee(statement: Statement) -> Statement:
     first, *rest = statement.audits
     (opinion,) = first.opinions
@@ -91,6 +120,7 @@ def undecided_without_the_referee(statement: Statement) -> Statement:
 LIES: dict[str, Callable[[Statement], Statement]] = {
     "a line reads": lambda honest: with_one_unit_more(honest, ALICE.address),
     "Round 2 credits stage 2 to node": signed_by_nobody,
+    f"gateway {BOB.address} is to have delivered": sold_by_nobody,
     "accumulator of the epoch before is 1": lambda honest: honest.model_copy(update={"accumulator_before": "1"}),
     "divides 21000000 among operators": lambda honest: honest.model_copy(update={"operator_pool": str(21 * USD)}),
     "that the round audit of round 2, stage 0 undecided": undecided_without_the_referee,
@@ -102,7 +132,7 @@ LIES: dict[str, Callable[[Statement], Statement]] = {
 
 @pytest.mark.parametrize("named", LIES)
 def test_the_first_fault_is_named(world: World, named: str) -> None:
-    propose(world, LIES[named](statement_of(world, 2)))
+    propose(world, LIES[named](statement_of(world, 2, answers=1)))
     with pytest.raises(StatementMismatch, match=named):
         world.run("audit")
     with pytest.raises(StatementMismatch, match=named):

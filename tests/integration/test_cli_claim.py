@@ -10,12 +10,12 @@ from tests.integration.cli_world import (
     DESIGNER,
     SHARE,
     STRANGER,
-    USD,
     World,
     account,
     finalize,
     pay,
     propose,
+    serving_earned,
     statement_of,
 )
 
@@ -98,7 +98,7 @@ def test_operators_are_paid_by_the_last_root_too(world: World, monkeypatch: pyte
     assert owed > 0
     result = world.run("revenue", "withdraw", BOB.address, *pay(world)[:-1])
     assert "A later epoch than 1 became final meanwhile" in result.stderr
-    assert world.usd().balance_of(BOB.address) == owed + 10 * USD
+    assert world.usd().balance_of(BOB.address) == owed + serving_earned(world, BOB)
 
 
 def test_a_statement_with_a_number_that_no_contract_holds_is_a_wrong_one(world: World) -> None:

@@ -10,6 +10,7 @@ from tests.integration import cli_world
 from tests.integration.cli_world import (
     ALICE,
     ALICE_AND_BOB,
+    ANSWER_TOKENS,
     ARBITRATION_S,
     AUDITORS,
     BOB,
@@ -17,13 +18,13 @@ from tests.integration.cli_world import (
     NODE,
     SEAT_STAKE,
     STRANGER,
-    USD,
     World,
     account,
     challenge,
     finalize,
     pay,
     propose,
+    serving_earned,
     statement_of,
 )
 
@@ -40,7 +41,8 @@ def test_from_work_to_revenue(world: World) -> None:
         (3, NODE.address, 1),
     ]
     assert (epoch["units"], epoch["shares"]) == (line.units, line.shares)
-    assert (epoch["served_tokens"], epoch["serving_revenue"]) == (500, str(10 * USD))
+    assert epoch["served_tokens"] == 2 * 2 * ANSWER_TOKENS  # of two answers, through two stages
+    assert epoch["serving_revenue"] == str(serving_earned(world, BOB))
     assert (epoch["status"], epoch["claimed"], epoch["why_nothing"]) == ("final", False, None)
     due = world.json("claim", BOB.address, "--dry-run")
     assert (epoch["shares"], epoch["revenue"]) == (due["shares"], due["revenue"])
@@ -131,11 +133,11 @@ def test_a_forged_receipt_is_seen(world: World) -> None:
 
 def test_what_an_auditor_earns(audited: World) -> None:
     """Epoch by epoch, until each has given an opinion."""
-    for epoch in range(2, 5):
+    for epoch in range(2, 7):
         propose(audited, statement_of(audited, epoch, seated=AUDITORS))
         finalize(audited)
     for key in AUDITORS:
-        epochs = audited.json("earnings", key.address, "--explain")["epochs"][2:5]
+        epochs = audited.json("earnings", key.address, "--explain")["epochs"][2:7]
         assert any(each["opinions"] for each in epochs)
         for each, statement in zip(epochs, audited.statements[2:], strict=True):
             units = next((line.units for line in statement.accounts if line.account == key.address), "0")

@@ -16,6 +16,7 @@ from commonweight.cli.output import format_time
 from commonweight.errors import ConfigError, InsufficientFunds, NotAllowed
 from commonweight.model.numerics import numerics_class
 from commonweight.model.operators import tensor_hash, write_arguments
+from commonweight.rules.answer import Answer
 from commonweight.rules.audits import NO_EVIDENCE, Audit, Kind, Verdict
 from commonweight.rules.canonical import canonical_json
 from commonweight.rules.panel import audit_claim, known_bad_report, opinion_receipt, recording_receipt
@@ -24,7 +25,7 @@ from commonweight.rules.statement import to_hex
 from commonweight.watch.disputes import dispute_evidence
 from commonweight.watch.known_bad import known_bad_evidence
 from commonweight.watch.store import StatementStore
-from referee.fraud import Difference, fraud_evidence
+from referee.fraud import AnswerDifference, Difference, false_answer_evidence, fraud_evidence
 from tests.integration import cli_world
 from tests.integration.cli_world import (
     ALICE,
@@ -56,6 +57,15 @@ def fraud_of(world: World, stage: int = 0) -> bytes:
     )
     unit = Audit(3, stage, Kind.MICROBATCH, 2)
     return fraud_evidence(world.spec, unit, report, difference, provider="torch A", auditor="torch B")
+
+
+def false_answer_of(world: World) -> bytes:
+    """Evidence as the referee writes it: a code that isn't the replay's."""
+    hashes = {name: mark(name) for name in ("ids", "taken", "passed")}
+    numbers = {"prompt_tokens": 12, "fed": 40, "temperature": 0.7, "seed": 2**64 - 1}
+    answer = Answer(version=3, session=bytes(16), nonce=bytes(16), **numbers, **hashes)
+    difference = AnswerDifference("passed", 17, "The replay differs in the code that went out.", 0.125, 4e-05)
+    return false_answer_evidence(world.spec, Audit(3, 0, Kind.ANSWER, 2), answer, mark("root"), difference)
 
 
 def known_bad_of(world: World, auditor: Key) -> bytes:
@@ -197,6 +207,21 @@ class TestShow:
         found = world.json("slash", "show", "1")
         assert canonical_json(found["evidence"]["document"]) == text
         assert (found["evidence"]["problem"], found["stake"]) == (None, str(SEAT_STAKE))
+
+    def test_what_the_audit_of_an_answer_found(self, world: World, published: Any) -> None:
+        text = false_answer_of(world)
+        report(world, text, published(text))
+        shown = world.run("slash", "show", "1").stdout
+        lines = {line.split("  ")[0]: line.split("  ")[-1].strip() for line in shown.splitlines() if line}
+        assert lines["audit"] == "the answer audit of round 3, stage 0, answer 2"
+        assert lines["session"] == "0x" + 32 * "0"
+        assert lines["version"] == f"3, state root {to_hex(mark('root'))}"
+        assert lines["differs"] == "passed at position 17"
+        assert lines["error"] == "0.125; allowed is 4e-05"
+        assert "problem" not in lines
+        assert "has this trace in the stage's part of the answer" in lines["this means"]
+        found = world.json("slash", "show", "1")["evidence"]
+        assert (canonical_json(found["document"]), found["problem"]) == (text, None)
 
     def test_evidence_that_can_t_be_had_is_had_from_somebody_else(
         self, world: World, published: Any, tmp_path: Path

@@ -24,16 +24,17 @@ from commonweight.devnet.accounts import Account
 from commonweight.devnet.deployment import EPOCH_BOND, Contracts, register_model
 from commonweight.events import Event
 from commonweight.identity import NodeIdentity
+from commonweight.rules.answer import SESSION_BYTES, Answer
 from commonweight.rules.canonical import canonical_json
-from commonweight.rules.report import Report
+from commonweight.rules.report import NO_TENSOR, Report
 from commonweight.wire import PROTOCOL_VERSION
 from commonweight.wire.channel import CONTROL_MESSAGE_BYTES
 from commonweight.wire.generated import control_pb2 as pb
-from commonweight.wire.messages import report_to_proto
+from commonweight.wire.messages import answer_to_proto, report_to_proto
 from commonweight.wire.tls import make_certificate
 from tests.integration.network import Network, Process, seconds_since, tiny_spec
 from tests.integration.scripted import DEADLINE_S, ScriptedNode, a_round, honest_report
-from tools.build_vectors import mark
+from tools.build_vectors import honest_answer, mark
 
 pytestmark = pytest.mark.slow
 on_one_loop = pytest.mark.asyncio(loop_scope="module")
@@ -306,7 +307,7 @@ async def test_a_round_that_was_sealed_takes_no_other_report_and_the_second_word
         for stage, node in enumerate((head, tail)):
             node.send(report=node.signed(plan.generation, honest(plan.round, stage)))
         sealed = await tail.hear("sealed")
-        assert (sealed.round, len(sealed.beacon), len(sealed.outputs)) == (plan.round, 32, STAGES)
+        assert (sealed.round, len(sealed.beacon), len(sealed.commitments)) == (plan.round, 32, STAGES)
         await tail.hear("plan")
         other = replace(honest(plan.round, TAIL), gradient_hash=mark("another"))
         tail.tip = plan.beacon_tip
@@ -315,6 +316,57 @@ async def test_a_round_that_was_sealed_takes_no_other_report_and_the_second_word
     told = await site.told("provider.equivocated", lambda e: e.fields["round"] == plan.round)
     assert (told.fields["node"], told.fields["stage"]) == (site.identities[TAIL].address, TAIL)
     assert await site.goes_on() == plan.round + 1
+
+
+@on_one_loop
+async def test_a_part_of_an_answer_is_recorded_however_often_it_is_said(site: Site) -> None:
+    while (round_ := await site.goes_on()) < 3:
+        pass
+    parts = honest_answer(STAGES, 3 * ((round_ + 1) // 3), mark("session")[:SESSION_BYTES], 3, 5)
+    for _ in range(2):
+        async with a_round(site.node(HEAD), tail := site.node(TAIL)):
+            for _ in range(2):
+                tail.send(answer=tail.signed_answer(parts[TAIL]))
+                assert (await tail.hear("answer")).session == parts[TAIL].session
+    await site.goes_on()
+
+
+ANSWER_FAULTS: dict[str, tuple[Callable[[Answer], dict], str]] = {
+    "signature of another": (lambda _: {"signature": b"\1" * 64 + b"\x1b"}, "it is signed by"),
+    "changed": (lambda a: {"part": answer_to_proto(replace(a, fed=6))}, "it is signed by"),
+    "foreign stage's": (lambda a: {"part": answer_to_proto(replace(a, taken=NO_TENSOR))}, "as stage 1's"),
+    "unknown version": (lambda a: {"part": answer_to_proto(replace(a, version=3000))}, "never published"),
+}
+
+
+@on_one_loop
+@pytest.mark.parametrize("fault", ANSWER_FAULTS)
+async def test_a_part_of_an_answer_that_can_t_count_is_told_and_costs_nobody_the_connection(
+    site: Site, fault: str
+) -> None:
+    while (round_ := await site.goes_on()) < 3:
+        pass
+    change, why = ANSWER_FAULTS[fault]
+    answer = honest_answer(STAGES, 3 * ((round_ + 1) // 3), mark("session", fault)[:SESSION_BYTES], 3, 5)[TAIL]
+    async with a_round(site.node(HEAD), tail := site.node(TAIL)):
+        for changes in (change(answer), {}):  # the right one, too, on the same stream
+            tail.send(answer=tail.signed_answer(answer, **changes))
+            assert (await tail.hear("answer")).session == answer.session
+    told = await site.told("answer.refused", lambda event: event.fields["session"] == answer.session.hex())
+    assert (told.fields["node"], told.fields["stage"]) == (site.identities[TAIL].address, TAIL)
+    assert why in told.fields["why"]
+    await site.goes_on()
+
+
+@on_one_loop
+async def test_what_is_no_part_of_an_answer_ends_the_stream_and_training_goes_on(site: Site) -> None:
+    while await site.goes_on() < 3:
+        pass
+    answer = honest_answer(STAGES, 3, mark("session")[:SESSION_BYTES], 3, 5)[TAIL]
+    async with a_round(site.node(HEAD), tail := site.node(TAIL)):
+        tail.send(answer=tail.signed_answer(answer, part=pb.AnswerPart()))
+        await refused(tail, grpc.StatusCode.INVALID_ARGUMENT, "session: an id has 16 bytes")
+    await site.goes_on()
 
 
 @on_one_loop

@@ -135,6 +135,7 @@ def test_a_run_reports_what_it_trained_minted_and_who_owns_it(undisturbed: Devne
     assert report["deployments"]["auditors"] == {auditor.name: auditor.address for auditor in state.auditors}
     assert [auditor.stage for auditor in state.auditors] == [0]
     assert (report["slashed"], report["unpaid_units"]) == ([], {"total": "0", "by_address": {}})
+    assert report["answers"] == {"sold": 0, "sealed": 0, "tokens": 0, "paid_tokens": {}}
     for counts in report["audits"].values():
         assert counts["drawn"] == counts["passed"] == counts["by_auditors"] + counts["by_referee"]
         assert counts["known_bad"] == counts["known_bad_caught"]
@@ -200,7 +201,7 @@ def test_the_loop_closes_work_shares_answer_payment_revenue(tmp_path: Path) -> N
     with Devnet(tmp_path, "--until-epoch", "1000", "--buyers", "1") as devnet:
         devnet.wait_for_line(r"an answer was sold for 0\.\d+ tUSD")
         sold_in = int(devnet.wait_for_line(r"round +\d+  epoch +(\d+)")[1])
-        devnet.wait_for_line(rf"epoch {sold_in}: final")
+        devnet.wait_for_line(rf"epoch {sold_in + 1}: final")  # it is sealed once all have signed
         os.kill(devnet.pid, signal.SIGTERM)
         assert devnet.wait() == 130
     revenue = devnet.report()["revenue"]
@@ -218,6 +219,9 @@ def test_the_loop_closes_work_shares_answer_payment_revenue(tmp_path: Path) -> N
     served = [json.loads(file.read_bytes()) for file in (devnet.folder / "statements").glob("*.json")]
     paid = [line for statement in served for line in statement["served"]]
     assert {line["stage"] for line in paid} == {0, 1}
+    answers = devnet.report()["answers"]
+    assert answers["sold"] >= answers["sealed"] > 0
+    assert answers["paid_tokens"] == {node.address: answers["tokens"] for node in devnet.state().state.nodes}
 
 
 @pytest.mark.long
@@ -244,6 +248,28 @@ def test_who_cheats_loses_its_stake_and_owns_nothing(tmp_path: Path) -> None:
         assert said in text
     assert f"node-0 ({cheater.address}) cheated on stage 0: " in text
     assert "It lost 1,000 tUSD of stake" in text
+
+
+@pytest.mark.long
+def test_who_makes_up_answers_loses_its_stake(tmp_path: Path) -> None:
+    """Of what its stage had a part in, half is audited."""
+    arguments = ("--until-epoch", "1000", "--buyers", "2", "--byzantine", "1:made-up-answers")
+    with Devnet(tmp_path, *arguments) as devnet:
+        devnet.wait_for_line(r"stage 1: the answer audit of round \d+, answer \d+, node-1's work, found fraud")
+        devnet.wait_for_line(r"stage 1: node-1 is slashed")
+        found_in = int(devnet.wait_for_line(r"round +\d+  epoch +(\d+)")[1])
+        devnet.wait_for_line(rf"epoch {found_in}: final")
+        os.kill(devnet.pid, signal.SIGTERM)
+        assert devnet.wait() == 130
+    report, (honest, cheater) = devnet.report(), devnet.state().state.nodes
+    assert '"event": "cheated"' in (devnet.folder / cheater.log).read_text()
+    (slash,) = report["slashed"]
+    assert (slash["address"], slash["stage"], slash["amount"]) == (cheater.address, 1, str(SEAT_STAKE))
+    counts = report["audits"]["answer"]
+    assert counts["failed"] > 0
+    assert counts["by_referee"] == counts["passed"] + counts["failed"]
+    paid = report["answers"]["paid_tokens"]
+    assert paid[honest.address] == report["answers"]["tokens"] > paid.get(cheater.address, 0)
 
 
 @pytest.mark.long

@@ -133,6 +133,17 @@ def test_killed_at_any_point_it_collects_what_it_delivered_and_once(gateways: Ga
     assert sorted(states) == ["collected"] * 4 + ["void"] * 2
 
 
+def test_killed_in_mid_answer_it_reports_the_session_that_was_delivered(gateways: Gateways) -> None:
+    process, url = gateways.start("gateway.delivered:2")
+    buy(url, gateways.payment(), stream=True)
+    assert process.wait() == -signal.SIGKILL
+    session = process.wait_for("scripted.answered").fields["session"]
+    assert not [event for event in process.events if event.name == "scripted.reported"]
+    process, _ = gateways.start()
+    reported = process.wait_for("scripted.reported").fields
+    assert (reported["session"], reported["completion_tokens"]) == (session, 1 + STEP_TOKENS)
+
+
 def test_killed_before_a_whole_answer_left_it_is_sent_when_asked_for_again(gateways: Gateways) -> None:
     process, url = gateways.start("gateway.served")
     payment = gateways.payment()
@@ -142,6 +153,7 @@ def test_killed_before_a_whole_answer_left_it_is_sent_when_asked_for_again(gatew
     resumed = process.wait_for("gateway.resumed").fields
     assert (resumed["interrupted"], resumed["to_collect"], resumed["to_report"]) == (0, 1, 1)
     process.wait_for("payment.collected")
+    process.wait_for("scripted.reported")
     status, body = buy(url, payment, stream=False)
     assert status == 200
     assert json.loads(body)["usage"]["completion_tokens"] == MAX_TOKENS

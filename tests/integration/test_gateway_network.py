@@ -52,6 +52,8 @@ class Shop:
         self.network = network
         self.holders: list[tuple[int, Process]] = []
         """The nodes and their numbers, by stage."""
+        self.frozen = 0
+        """Process id of a worker that keeps rounds from being sealed."""
         self.coordinator = self._start(
             [*network.coordinator_command(1000), "--gateway", network.accounts["gateway"].address]
         )
@@ -140,10 +142,10 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
         shop.gateway.wait_for("route.opened")
         shop.holders = sorted(nodes.items(), key=lambda node: int(node[1].wait_for("node.assigned").fields["stage"]))
         # An epoch of this tiny model takes less time than an answer. With this worker frozen no other version comes.
-        worker = shop.holders[0][1].wait_for("worker.started").fields["worker_pid"]
-        os.kill(worker, signal.SIGSTOP)
+        shop.frozen = shop.holders[0][1].wait_for("worker.started").fields["worker_pid"]
+        os.kill(shop.frozen, signal.SIGSTOP)
         yield shop
-        os.kill(worker, signal.SIGCONT)
+        os.kill(shop.frozen, signal.SIGCONT)
 
 
 def test_answers_are_bought(shop: Shop) -> None:
@@ -255,3 +257,10 @@ def test_the_gateway_ends_in_good_order(shop: Shop) -> None:
     answered = [order for order in shop.orders if order.completion_tokens]
     assert all(order.state is State.COLLECTED and order.reported for order in answered)
     assert [order.charge for order in shop.orders if order not in answered] == [0], "what nobody could answer"
+
+
+def test_the_answer_that_the_gateway_has_signed_is_the_one_that_all_stages_have(shop: Shop) -> None:
+    os.kill(shop.frozen, signal.SIGCONT)
+    session = shop.orders[-1].session
+    assert session is not None
+    shop.coordinator.wait_for("answer.sealed", lambda event: event.fields["session"] == session.hex())

@@ -8,18 +8,31 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 
 from commonweight import http
 from commonweight.chain.local import LocalChain
-from commonweight.errors import ConfigError
-from commonweight.wire.serving import Route
+from commonweight.chain.records import Authorization
+from commonweight.errors import ConfigError, PeerUnreachable
+from commonweight.identity import NodeIdentity, recover_address
+from commonweight.rules.answer import SESSION_BYTES, served_receipt
+from commonweight.rules.receipt import Domain
+from commonweight.wire import serving
+from commonweight.wire.channel import serve
+from commonweight.wire.enrolment import Enrolled
+from commonweight.wire.generated import serving_pb2, serving_pb2_grpc
+from commonweight.wire.serving import Route, ServingClient
+from commonweight.wire.status import refuse
+from commonweight.wire.tls import make_certificate, server_credentials
 from gateway import app, run
-from gateway.ledger import Order, State
-from gateway.run import GatewayConfig, check_model, open_till, registered_model, run_gateway, sell
+from gateway.cashier import Cashier
+from gateway.ledger import Ledger, Order, State
+from gateway.pipeline import Pipeline
+from gateway.run import GatewayConfig, check_model, open_till, registered_model, reports_signer, run_gateway, sell
 from gateway.shop import Limits
 from gateway.till import Collected, Till
-from tests.integration.chain_world import ChainWorld, build_world
+from tests.integration.chain_world import BUYER, ChainWorld, build_world
 from tests.integration.gateway_market import PRICE, REQUEST, Market, config_of, open_market
 from tests.unit.gateway_world import FREE, SPEC, LongPieces, Scripted, stalled_buyer
 
@@ -91,6 +104,67 @@ async def test_the_model_that_is_registered_is_sold(world: ChainWorld, tmp_path:
     check_model(config, registered, route)
     with pytest.raises(ConfigError, match="The coordinator serves model 0x0404"):
         check_model(config, registered, replace(route, model_id=b"\x04" * 32))
+
+
+class Reported(serving_pb2_grpc.ServingServicer):
+    """A coordinator whose answer to the first report is lost."""
+
+    def __init__(self) -> None:
+        self.reports: asyncio.Queue[bytes] = asyncio.Queue()
+        self._is_known = False
+
+    async def Report(self, request: serving_pb2.ServedReport, context: grpc.aio.ServicerContext) -> Any:
+        self.reports.put_nowait(request.SerializeToString())
+        if not self._is_known:
+            self._is_known = True
+            await refuse(context, PeerUnreachable("The database is away."))
+        return serving_pb2.ServedReceipt(recorded=False)
+
+
+async def test_what_a_killed_gateway_has_delivered_is_reported_signed_and_byte_for_byte_the_same_again(
+    world: ChainWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, session = config_of(world, tmp_path), b"\x05" * SESSION_BYTES
+    model = await asyncio.to_thread(registered_model, config)
+    mine, theirs = (make_certificate(NodeIdentity(secret)) for secret in (config.key.secret, b"\x22" * 32))
+    coordinator = Reported()
+    server, port = await serve(
+        [(serving_pb2_grpc.add_ServingServicer_to_server, coordinator)],
+        "127.0.0.1:0",
+        server_credentials(theirs, lambda: [mine.der]),
+    )
+
+    async def enrolled(*_: object) -> Enrolled:
+        return Enrolled(f"127.0.0.1:{port}", theirs.der)
+
+    monkeypatch.setattr(serving, "enrol", enrolled)
+    killed = Ledger(config.ledger_url)
+    payment = Authorization(BUYER.address, 100, 0, 2**63, b"\x01" * 32, bytes(65))
+    order = Order(b"\x01" * 16, bytes(32), payment, expires=1_000, prompt_tokens=5)
+    killed.accept(order, 100, {})
+    killed.record_delivered(replace(order, round=30, session=session, completion_tokens=7))
+    killed.close()
+
+    reports = []
+    for _ in range(2):
+        ledger, client = Ledger(config.ledger_url), ServingClient("", mine)
+        pipeline = Pipeline(client, mine, lambda _: None, reports_signer(config, model))
+        cashier = Cashier(ledger, None, pipeline, 1)
+        await cashier.resume()
+        async with asyncio.timeout(20):
+            reports.append(await coordinator.reports.get())
+        await cashier.drain(20 if len(reports) == 2 else 0)
+        assert len(ledger.unreported()) == 2 - len(reports)
+        await pipeline.close()
+        ledger.close()
+    await server.stop(grace=0)
+
+    assert reports[0] == reports[1]
+    report = serving_pb2.ServedReport.FromString(reports[0])
+    assert (report.request_id, report.round, report.session) == (order.request_id, 30, session)
+    assert (report.prompt_tokens, report.completion_tokens) == (5, 7)
+    digest = served_receipt(model.model_id, 30, session, 5, 7).digest(Domain(config.chain_id, model.settlement))
+    assert recover_address(digest, report.signature) == config.key.address
 
 
 async def test_as_many_charges_are_collected_at_a_time_as_answers_are_given(

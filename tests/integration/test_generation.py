@@ -17,14 +17,16 @@ import torch
 from commonweight.bench.decode_workers import DecodeWorkers
 from commonweight.errors import CommonweightError, ContextExceeded, NoRoom, NotServed, StageLost, UnplannedMessage
 from commonweight.identity import NodeIdentity
-from commonweight.model.inference import InferenceStage, cache_bytes, generate
+from commonweight.model.inference import InferenceStage, generate
 from commonweight.wire.channel import open_channel
 from commonweight.wire.decode import DECODE_FRAME_BYTES, MAX_CHUNK_TOKENS
 from commonweight.wire.generated import decode_pb2 as pb
 from commonweight.wire.generated import decode_pb2_grpc
 from commonweight.wire.generation import Generator, open_generator
 from commonweight.wire.tls import Certificate, make_certificate
+from node.sessions import session_bytes
 from tests.integration.network import seconds_since, tiny_spec
+from tests.unit.tiny import open_session
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.slow]
 
@@ -71,7 +73,7 @@ async def room_for(
     workers: DecodeWorkers, stage: int, sessions: int, capacity: int, idle_s: float | None = None
 ) -> AsyncIterator[None]:
     """That stage has memory for so many sessions of that length only, which may rest for `idle_s`."""
-    await workers.limit(stage, cache_bytes=sessions * cache_bytes(SPEC, stage, capacity), idle_s=idle_s)
+    await workers.limit(stage, cache_bytes=sessions * session_bytes(SPEC, stage, 1, capacity), idle_s=idle_s)
     try:
         yield
     finally:
@@ -112,6 +114,7 @@ async def test_drawn_tokens_follow_from_the_seed(generator: Generator) -> None:
     assert drawn[0] == drawn[1] == expected(PROMPT, 30, 1.5, 1)
     assert drawn[2] == expected(PROMPT, 30, 1.5, 2)
     assert drawn[2] != drawn[0]
+    assert await answer(generator, temperature=-0.0) == expected(PROMPT, 8)
 
 
 async def test_sessions_at_the_same_time_don_t_mix(generator: Generator, workers: DecodeWorkers) -> None:
@@ -314,12 +317,15 @@ class Rogue:
         return grpc.StatusCode.OK, ""
 
 
-def opening(session: bytes = b"s" * 16, **fields: Any) -> pb.DecodeFrame:
+SESSION = open_session([1, 2]).session
+
+
+def opening(session: bytes = SESSION, **fields: Any) -> pb.DecodeFrame:
     right = {"session": session, "capacity": 20, "gateway": GATEWAY.peer_id}
-    return pb.DecodeFrame(open=pb.SessionOpen(**(right | fields)))
+    return pb.DecodeFrame(open=open_session([1, 2], **(right | fields)))
 
 
-def step(session: bytes = b"s" * 16, **fields: Any) -> pb.DecodeFrame:
+def step(session: bytes = SESSION, **fields: Any) -> pb.DecodeFrame:
     right = {"session": session, "position": 0, "ids": [1, 2]}
     return pb.DecodeFrame(step=pb.SessionStep(**(right | fields)))
 
@@ -334,24 +340,35 @@ def for_client(frame: pb.DecodeFrame, client: bytes) -> pb.DecodeFrame:
 
 
 CODE = bytes(2 * SPEC.architecture.boundary_dim * 4)
+OTHER = expected([1, 2], 1)[0] ^ 1
 NAN = b"\xff\xff\xff\x7f" * (len(CODE) // 4)
 
 # Frames that end a session: to a stage as if from the one before it (or from a gateway), and what is answered.
 SESSION_FAULTS: dict[str, tuple[int, list[pb.DecodeFrame], str, str]] = {
     "no such session": (0, [step()], "WIRE_UNPLANNED", "no such session"),
     "opened twice": (0, [opening(), opening()], "WIRE_UNPLANNED", "open already"),
-    "no room for a token": (0, [opening(capacity=0)], "WIRE_MALFORMED", "no token"),
+    "no room for a token": (0, [opening(capacity=0)], "WIRE_MALFORMED", "room for 0 tokens"),
+    "no prompt": (0, [opening(prompt_tokens=0)], "WIRE_MALFORMED", "a prompt of 0"),
+    "a prompt beyond its room": (0, [opening(prompt_tokens=21)], "WIRE_MALFORMED", "a prompt of 21"),
     "over the context": (0, [opening(capacity=CONTEXT + 1)], "CONTEXT_EXCEEDED", "at most"),
     "far over the context": (0, [opening(capacity=2**32 - 1)], "CONTEXT_EXCEEDED", "at most"),
     "negative temperature": (0, [opening(temperature=-1.0)], "WIRE_MALFORMED", "temperature"),
     "no temperature": (0, [opening(temperature=float("nan"))], "WIRE_MALFORMED", "temperature"),
+    "far too hot": (0, [opening(temperature=100.5)], "WIRE_MALFORMED", "isn't from 0 to 100"),
+    "no nonce": (0, [opening(nonce=b"")], "WIRE_MALFORMED", "nonce has 16 bytes"),
+    "another prompt": (0, [opening(), step(ids=[1, 3])], "WIRE_UNPLANNED", "of another prompt"),
+    "another prompt from a stage": (1, [opening(), step(ids=[1, 3], code=CODE)], "WIRE_UNPLANNED", "of another prompt"),
+    "another temperature": (2, [opening(temperature=0.5), step(code=CODE)], "WIRE_UNPLANNED", "of another prompt"),
     "no ids": (0, [opening(), step(ids=[])], "WIRE_MALFORMED", "this one has 0"),
     "too many ids": (0, [opening(), step(ids=[1] * (MAX_CHUNK_TOKENS + 1))], "WIRE_MALFORMED", "1 to 128 tokens"),
-    "no such token": (0, [opening(), step(ids=[1, 256])], "WIRE_MALFORMED", "vocabulary of 256"),
+    "no such token": (0, [opening(), step(ids=[256])], "WIRE_MALFORMED", "vocabulary of 256"),
     "huge token": (0, [opening(), step(ids=[2**32 - 1])], "WIRE_MALFORMED", "vocabulary of 256"),
     "out of turn": (0, [opening(), step(position=1)], "WIRE_UNPLANNED", "due is 0"),
     "twice": (0, [opening(), step(), step()], "WIRE_UNPLANNED", "due is 2"),
-    "over its room": (0, [opening(capacity=1), step()], "CONTEXT_EXCEEDED", "room for 1"),
+    "over its room": (0, [opening(capacity=2), step(), step(position=2, ids=[1])], "CONTEXT_EXCEEDED", "room for 2"),
+    "beyond the prompt": (0, [opening(prompt_tokens=1), step()], "WIRE_UNPLANNED", "ends at token 1"),
+    "two at once after the prompt": (0, [opening(), step(), step(position=2)], "WIRE_UNPLANNED", "came at once"),
+    "not what was chosen": (0, [opening(), step(), step(position=2, ids=[OTHER])], "WIRE_UNPLANNED", "chosen was"),
     "code for the first stage": (0, [opening(), step(code=CODE)], "WIRE_MALFORMED", "due are 0"),
     "no code": (1, [opening(), step()], "WIRE_MALFORMED", f"due are {len(CODE)}"),
     "short code": (1, [opening(), step(code=CODE[1:])], "WIRE_MALFORMED", f"due are {len(CODE)}"),
@@ -374,7 +391,7 @@ async def test_a_wrong_frame_ends_its_session_only(
         assert answers[0].WhichOneof("body") == "hello"
         failures = [each.failed for each in answers if each.WhichOneof("body") == "failed"]
         assert any(each.code == code and match in each.message for each in failures), failures
-        assert all(each.session == b"s" * 16 for each in failures)
+        assert all(each.session == SESSION for each in failures)
         tokens += [token async for token in running]
     assert tokens == expected(PROMPT, 8)
 

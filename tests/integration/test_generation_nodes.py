@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import secrets
 import signal
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -16,8 +17,10 @@ from commonweight.errors import NotServed, Refused, StageLost
 from commonweight.events import Event
 from commonweight.identity import NodeIdentity
 from commonweight.model.inference import InferenceStage, generate
+from commonweight.rules.answer import NONCE_BYTES, pack_ids, session_id
+from commonweight.rules.receipt import Domain
 from commonweight.wire.generation import Generator, open_generator
-from commonweight.wire.serving import Route, ServingClient
+from commonweight.wire.serving import Route, Served, ServingClient
 from commonweight.wire.tls import make_certificate
 from node.checkpoint import Checkpoints
 from tests.integration.network import Network, Process, seconds_since, train_in_process
@@ -35,6 +38,11 @@ class Shop:
     def __init__(self, network: Network, identity: NodeIdentity = GATEWAY) -> None:
         self.certificate = make_certificate(identity)
         self.client = ServingClient(network.peer, self.certificate)
+        self.session = b""
+        """Of the last answer that was asked for."""
+        deployed = network.deployment
+        self._model_id = bytes.fromhex(deployed.model_id[2:])
+        self._domain = Domain(deployed.chain_id, deployed.settlement)
 
     async def __aenter__(self) -> "Shop":
         return self
@@ -58,15 +66,26 @@ class Shop:
         finally:
             await opened.__aexit__(None, None, None)
 
-    async def ask(self, **options: Any) -> tuple[Route, list[int]]:
+    async def ask(self, temperature: float = 0.0, seed: int = 0) -> tuple[Route, list[int]]:
         """An answer, and who gave it; asked again where a version or a stage has just gone."""
         async with asyncio.timeout(DEADLINE_S):
             while True:
                 try:
                     async with self.generator() as generator:
-                        return generator.route, [t async for t in generator.generate(PROMPT, COUNT, **options)]
+                        nonce = secrets.token_bytes(NONCE_BYTES)
+                        self.session = session_id(nonce, pack_ids(PROMPT), temperature, seed)
+                        options = {"temperature": temperature, "seed": seed, "nonce": nonce}
+                        answer = generator.generate(PROMPT, COUNT, **options)
+                        return generator.route, [token async for token in answer]
                 except (NotServed, StageLost):
                     await asyncio.sleep(0)
+
+    async def report(self, number: int, round_: int) -> bool:
+        """That the last answer was sold, as the request of this number."""
+        served = Served(b"request number %2d" % number, round_, self.session, len(PROMPT), COUNT)
+        return await self.client.report(
+            served, GATEWAY.sign_digest(served.receipt(self._model_id).digest(self._domain))
+        )
 
 
 def start_coordinator(network: Network) -> Process:
@@ -130,11 +149,11 @@ async def test_nodes_generate_with_what_they_train_and_train_on_to_the_bit(tmp_p
                 assert answers == [(route, expected(network, route.round, **drawn))] * 3
                 with pytest.raises(Refused, match="list of gateways"):
                     await stranger.client.route()
-                report = (b"request number 1", route.round, len(PROMPT), COUNT)
-                epoch = await shop.client.report(*report)
-                assert await shop.client.report(*report) == epoch
+                assert [await shop.report(1, route.round) for _ in range(2)] == [True, False]
                 with pytest.raises(Refused, match="was never published"):
-                    await shop.client.report(b"request number 2", route.round + 1, 1, 1)
+                    await shop.report(2, route.round + 1)
+            sealed = await told(coordinator, "answer.sealed", lambda e: e.fields["session"] == shop.session.hex())
+            epoch = sealed.fields["round"] // network.spec.economics.rounds_per_epoch
             await told(coordinator, "epoch.proposed", lambda event: event.fields["epoch"] == epoch)
             await told(coordinator, "version.served", lambda event: event.fields["round"] > route.round)
             later, _ = await shop.ask()
@@ -143,9 +162,9 @@ async def test_nodes_generate_with_what_they_train_and_train_on_to_the_bit(tmp_p
         assert [(line["stage"], line["account"], line["tokens"]) for line in statements[epoch]["served"]] == [
             (stage, holder.account, len(PROMPT) + COUNT) for stage, holder in enumerate(route.stages)
         ]
-        sealed = [event for event in coordinator.events if event.name == "round.sealed"]
-        _, roots = train_in_process(network.spec, tmp_path / "data", len(sealed))
-        assert [event.fields["state_roots"] for event in sealed] == [[root.hex() for root in each] for each in roots]
+        rounds = [event for event in coordinator.events if event.name == "round.sealed"]
+        _, roots = train_in_process(network.spec, tmp_path / "data", len(rounds))
+        assert [event.fields["state_roots"] for event in rounds] == [[root.hex() for root in each] for each in roots]
         assert not [event for event in coordinator.events if event.name == "node.lost"]
 
 

@@ -11,6 +11,7 @@ import psycopg
 import pytest
 from sqlalchemy.engine import make_url
 
+from commonweight.database import open_database
 from commonweight.errors import ConfigError, LedgerError, StatementMismatch
 from commonweight.rules.audits import NO_EVIDENCE, Audit, Kind, Verdict
 from commonweight.rules.canonical import canonical_json
@@ -24,14 +25,15 @@ from commonweight.rules.statement import (
     EquivocationLine,
     Opinion,
     SealedRound,
-    ServedLine,
     Statement,
     to_hex,
 )
+from coordinator.answer_ledger import RecordedPart, Reported
 from coordinator.ledger import Fraud, Ledger, Progress
+from coordinator.tables import Table
 from tests.integration.network import tiny_spec
 from tests.integration.scripted import honest_report
-from tools.build_vectors import mark, seal
+from tools.build_vectors import answer_line, honest_answer, mark, seal
 
 SPEC = tiny_spec("0x" + "00" * 32, 10_000, stages=2)
 MODEL = {
@@ -63,7 +65,7 @@ def sealed(round_: int) -> SealedRound:
 
 def record(ledger: Ledger, *rounds: int) -> None:
     for round_ in rounds:
-        ledger.record_round(sealed(round_), {})
+        ledger.record_round(sealed(round_), {}, {})
 
 
 def opinion_on(audit: Audit, verdict: Verdict, owner: str | None = None, disproof: bytes = NO_EVIDENCE) -> Opinion:
@@ -146,7 +148,6 @@ def statement_of(ledger: Ledger, epoch: int, before: Statement | None = None) ->
         beacon_seed=mark("seed", epoch),
         rounds=ledger.sealed_rounds(epoch * per_epoch, (epoch + 1) * per_epoch),
         audits=(),
-        served=(),
         operator_earned=0,
         before=before.carried() if before else Carried(),
         accumulator_before=0,
@@ -177,7 +178,7 @@ def test_large_numbers_fit(ledger: Ledger) -> None:
 
 def test_sealed_rounds_come_in_order_and_as_they_were_credited(ledger: Ledger) -> None:
     for round_ in (2, 0, 1):
-        ledger.record_round(seal(SPEC, round_, credits(round_)[::-1]), {})
+        ledger.record_round(seal(SPEC, round_, credits(round_)[::-1]), {}, {})
     assert ledger.sealed_rounds(0, 3) == tuple(sealed(round_) for round_ in range(3))
     assert ledger.sealed_rounds(1, 2) == (sealed(1),)
     assert ledger.sealed_rounds(3, 9) == ()
@@ -189,14 +190,14 @@ def test_a_round_is_credited_once(ledger: Ledger, connect: Callable[[], Ledger])
         with pytest.raises(LedgerError, match=r"Round 0 is sealed already; it can't be credited twice"):
             record(again, 0)
         with pytest.raises(LedgerError, match="Round 0"):
-            again.record_round(seal(SPEC, 0, credits(0)[1:]), {})  # a part of it neither
+            again.record_round(seal(SPEC, 0, credits(0)[1:]), {}, {})  # a part of it neither
     assert ledger.sealed_rounds(0, 9) == (sealed(0),)
 
 
 def test_a_round_is_recorded_whole_or_not_at_all(ledger: Ledger) -> None:
     twice = [credits(0)[0], credits(0)[1], credits(0)[1]]
     with pytest.raises(LedgerError):
-        ledger.record_round(seal(SPEC, 0, twice), {0: b"whole"})
+        ledger.record_round(seal(SPEC, 0, twice), {0: b"whole"}, {})
     assert (ledger.sealed_rounds(0, 9), ledger.unaudited()) == ((), ())
     record(ledger, 0)
 
@@ -332,84 +333,237 @@ def test_a_database_that_breaks_later_is_a_ledger_error(ledger: Ledger, url: str
         record(ledger, 0)
 
 
+def test_who_writes_waits_for_another_for_a_minute(tmp_path: Path) -> None:
+    engine = open_database(f"sqlite:///{tmp_path}/ledger.sqlite", Table)
+    with engine.connect() as connection:
+        assert connection.exec_driver_sql("PRAGMA busy_timeout").scalar() == 60_000
+    engine.dispose()
+
+
 def test_a_file_that_is_no_database_is_a_ledger_error(tmp_path: Path) -> None:
     (tmp_path / "ledger.sqlite").write_bytes(b"all work and no play " * 100)
     with pytest.raises(LedgerError, match="not a database"):
         Ledger(f"sqlite:///{tmp_path}/ledger.sqlite")
 
 
-def serve(ledger: Ledger, name: str, round_: int = 3, tokens: tuple[int, int] = (5, 2)) -> tuple[int, bool]:
-    prompt, completion = tokens
-    return ledger.record_served(
-        name.encode(),
-        round_=round_,
-        prompt_tokens=prompt,
-        completion_tokens=completion,
-        rounds_per_epoch=SPEC.economics.rounds_per_epoch,
+VERSION, LIMIT = 3, 100
+
+
+def reported(name: str, version: int = VERSION) -> Reported:
+    return Reported(
+        request_id=mark("request", name)[:20],
+        session=session_of(name),
+        version=version,
+        prompt_tokens=5,
+        completion_tokens=2,
+        gateway=NODES[0],
+        signature=b"\7" * 65,
     )
 
 
-def served_line(stage: int, tokens: int) -> ServedLine:
-    return ServedLine(stage=stage, node=NODES[stage], account=NODES[stage], tokens=tokens)
+def session_of(name: str) -> bytes:
+    return mark("session", name)[:16]
 
 
-def test_what_was_served_counts_once_and_in_the_epoch_that_is_trained(
+def part(name: str, stage: int, version: int = VERSION, said: bytes = b"so") -> RecordedPart:
+    return RecordedPart(
+        version=version,
+        session=session_of(name),
+        stage=stage,
+        node=NODES[stage],
+        message=said,
+        signature=bytes([stage]) * 65,
+    )
+
+
+def say(ledger: Ledger, name: str, *stages: int, version: int = VERSION) -> None:
+    for stage in stages or (0, 1):
+        assert ledger.record_part(part(name, stage, version), LIMIT)
+
+
+def complete(ledger: Ledger, limit: int = LIMIT) -> list[str]:
+    """Their request ids' first digits."""
+    return [found.request_id.hex()[:8] for found, _ in ledger.complete_answers(2, limit)]
+
+
+def named(*names: str) -> list[str]:
+    return [reported(name).request_id.hex()[:8] for name in names]
+
+
+def answered(round_: int, *names: str) -> SealedRound:
+    parts = {name: honest_answer(2, VERSION, session_of(name), 5, 6) for name in names}
+    lines = [
+        answer_line(
+            b"\xaa" * 32,
+            parts[name],
+            completion_tokens=2,
+            gateway=NODES[0],
+            served=lambda _: b"\7" * 65,
+            signs=[lambda _: b"\1" * 65] * 2,
+        )
+        for name in names
+    ]
+    return seal(SPEC, round_, credits(round_), lines)
+
+
+def test_an_answer_is_complete_when_its_report_and_all_parts_have_come_in_whatever_order(
     ledger: Ledger, connect: Callable[[], Ledger]
 ) -> None:
-    for round_ in range(3):
-        record(ledger, round_)
-    assert serve(ledger, "first") == (1, True)
-    assert serve(ledger, "second", tokens=(0, 4)) == (1, True)
-    for round_ in range(3, 6):
-        record(ledger, round_)
-    assert serve(connect(), "first", tokens=(9, 9)) == (1, False)  # as it was reported the first time
-    assert serve(ledger, "third") == (2, True)
-    assert ledger.served_in(0) == ()
-    assert ledger.served_in(1) == (served_line(0, 11), served_line(1, 11))
-    assert connect().served_in(2) == (served_line(0, 7), served_line(1, 7))
+    assert ledger.record_served(reported("report first"))
+    say(ledger, "parts first")
+    say(ledger, "report first", 1)
+    assert complete(ledger) == []
+    assert connect().record_served(reported("parts first"))
+    assert complete(ledger) == named("parts first")
+    say(connect(), "report first", 0)
+    say(ledger, "third")
+    ledger.record_served(reported("third"))
+    assert complete(connect()) == named("report first", "parts first", "third")  # as they were reported
+    assert complete(ledger, limit=2) == named("report first", "parts first")
+    (found, parts), *_ = ledger.complete_answers(2, 1)
+    assert (found, parts) == (reported("report first"), (part("report first", 0), part("report first", 1)))
 
 
-def test_nobody_serves_a_version_that_isn_t_trained_yet(ledger: Ledger) -> None:
-    record(ledger, 0)
-    for round_ in (0, 2):
-        with pytest.raises(LedgerError, match=f"round {round_ - 1} isn't sealed"):
-            serve(ledger, "too early", round_)
-    assert ledger.served_in(0) == ()
+def test_what_was_reported_counts_once(ledger: Ledger, connect: Callable[[], Ledger]) -> None:
+    assert ledger.record_served(reported("a"))
+    assert not connect().record_served(replace(reported("a"), completion_tokens=9, session=session_of("other")))
+    say(ledger, "a")
+    assert [found for found, _ in ledger.complete_answers(2, LIMIT)] == [reported("a")]
+    with pytest.raises(LedgerError, match=f"Session {session_of('a').hex()} was reported for another request"):
+        ledger.record_served(replace(reported("a"), request_id=b"another request"))
 
 
-def test_no_token_is_missing_where_an_epoch_ends_while_requests_are_reported(
+def test_of_a_stage_s_parts_of_one_session_the_first_counts(ledger: Ledger, connect: Callable[[], Ledger]) -> None:
+    say(ledger, "a", 0, 1)
+    say(connect(), "a", 0, 1)  # the same again
+    assert not connect().record_part(part("a", 1, said=b"no"), LIMIT)
+    ledger.record_served(reported("a"))
+    ((_, parts),) = ledger.complete_answers(2, LIMIT)
+    assert [each.message for each in parts] == [b"so", b"so"]
+
+
+def test_a_stage_s_oldest_part_makes_room(ledger: Ledger) -> None:
+    for name in ("a", "b", "c"):
+        ledger.record_served(reported(name))
+        assert ledger.record_part(part(name, 0), limit=2)
+        say(ledger, name, 1)  # which has room for more
+    assert complete(ledger) == named("b", "c")
+    ledger.record_part(part("a", 0), limit=2)
+    assert complete(ledger) == named("a", "c")
+
+
+def test_of_parts_whose_answer_nobody_has_reported_the_oldest_makes_room_first(ledger: Ledger) -> None:
+    ledger.record_served(reported("a"))
+    for name in ("a", "flood 1", "flood 2", "b"):
+        say(ledger, name, 1)
+        assert ledger.record_part(part(name, 0), limit=3)  # "b" takes the place of "flood 1"
+    for name in ("b", "flood 1", "flood 2"):
+        ledger.record_served(reported(name))
+    assert complete(ledger) == named("a", "b", "flood 2")
+    say(ledger, "c", 1)
+    assert ledger.record_part(part("c", 0), limit=3)  # all others are reported
+    ledger.record_served(reported("c"))
+    assert complete(ledger) == named("b", "flood 2", "c")
+
+
+def test_sealed_answers_are_the_round_s_and_are_never_sealed_again(
     ledger: Ledger, connect: Callable[[], Ledger]
 ) -> None:
-    """What counts in an epoch is in the ledger before the epoch's last round is sealed, or it counts in the next."""
-    record(ledger, 0)
-    others = [connect() for _ in range(3)]
-    epochs: list[int] = []
-    at_seal: list[tuple[ServedLine, ...]] = []
+    record(ledger, 0, 1, 2)
+    for name in ("a", "b", "c"):
+        ledger.record_served(reported(name))
+        say(ledger, name)
+    ledger.record_round(answered(3, "b", "a"), {1: b"whole"}, {(1, 1): b"of the tail"})
+    assert connect().sealed_rounds(2, 5) == (sealed(2), answered(3, "b", "a"))
+    assert complete(ledger) == named("c")
+    assert not ledger.record_served(reported("a"))
+    say(ledger, "a")  # again: it was told too late that it needn't
+    assert ledger.record_part(part("a", 0, said=b"no"), LIMIT)  # nothing hangs on it any more
+    assert complete(connect()) == named("c")
+    with pytest.raises(LedgerError, match="can't be credited twice"):
+        ledger.record_round(answered(4, "c", "a"), {}, {})
+    assert connect().open_model(**MODEL).round == 4
+    assert complete(ledger) == named("c")  # what was refused has taken nothing
 
-    def report(number: int) -> None:
-        epochs.extend(serve(others[number], f"{number} {n}", round_=1, tokens=(1, 0))[0] for n in range(20))
 
-    def seal() -> None:
-        for round_ in (1, 2):
-            record(ledger, round_)
-        at_seal.append(ledger.served_in(0))
+def test_a_drawn_part_is_kept_with_its_version_s_root_until_the_round_is_decided(
+    ledger: Ledger, connect: Callable[[], Ledger]
+) -> None:
+    record(ledger, 0, 1, 2)
+    ledger.record_round(answered(3, "b", "a"), {0: b"whole", 1: b"whole"}, {(1, 1): b"tail", (0, 0): b"head"})
+    assert connect().answer_claim(3, 1, 1) == (b"tail", report(2, 1).state_after)
+    assert connect().answer_claim(3, 0, 0) == (b"head", report(2, 0).state_after)
+    with pytest.raises(LedgerError, match="No row was found"):
+        ledger.answer_claim(3, 0, 1)
+    first, last = Audit(3, 0, Kind.ANSWER, 0), Audit(3, 1, Kind.ANSWER, 1)
+    ledger.record_verdict(verdict_line(first, Verdict.FAILED), last=False)
+    assert ledger.answer_claim(3, 1, 1)
+    ledger.record_verdict(verdict_line(last), last=True)
+    with pytest.raises(LedgerError, match="No row was found"):
+        ledger.answer_claim(3, 1, 1)
+    assert connect().frauds() == (Fraud(0, NODES[0], verdict_line(first, Verdict.FAILED).evidence),)
 
-    threads = [threading.Thread(target=report, args=(number,)) for number in range(3)] + [threading.Thread(target=seal)]
+
+def test_versions_that_aren_t_kept_take_their_answers_with_them(ledger: Ledger, connect: Callable[[], Ledger]) -> None:
+    for name, version in (("old", 3), ("half", 3), ("new", 6)):
+        ledger.record_served(reported(name, version))
+        stages = (0,) if name == "half" else (0, 1)
+        say(ledger, name, *stages, version=version)
+    say(ledger, "never reported")
+    assert ledger.drop_versions({3, 6, 9}) == []
+    assert connect().drop_versions({6, 9}) == [
+        (reported("old"), frozenset({0, 1})),
+        (reported("half"), frozenset({0})),
+    ]
+    assert ledger.drop_versions({6, 9}) == []
+    say(ledger, "half", 0, 1)
+    assert complete(ledger) == named("new")
+    ledger.record_served(reported("never reported"))
+    assert complete(ledger) == named("new")
+    assert not ledger.record_served(reported("old"))
+
+
+def test_a_dropped_answer_stays_dropped(ledger: Ledger) -> None:
+    for name in ("a", "b"):
+        ledger.record_served(reported(name))
+        say(ledger, name)
+    ledger.drop_answers([session_of("a")])
+    say(ledger, "a")
+    assert complete(ledger) == named("b")
+
+
+def test_parts_that_are_said_at_once_are_all_recorded(ledger: Ledger, connect: Callable[[], Ledger]) -> None:
+    """While rounds are sealed, and gateways report."""
+    names = [str(number) for number in range(20)]
+    works: list[Callable[[Ledger], object]] = [
+        lambda ledger: [say(ledger, name, 0) for name in names],
+        lambda ledger: [say(ledger, name, 1) for name in names[::-1]],
+        lambda ledger: [ledger.record_served(reported(name)) for name in names],
+        lambda ledger: record(ledger, *range(20)),
+    ]
+    failed: list[LedgerError] = []
+
+    def do(work: Callable[[Ledger], object], ledger: Ledger) -> None:
+        try:
+            work(ledger)
+        except LedgerError as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=do, args=(work, connect())) for work in works]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(60)
-    assert len(epochs) == 60
-    assert at_seal == [ledger.served_in(0)]
-    counted = {epoch: sum(line.tokens for line in ledger.served_in(epoch) if line.stage == 0) for epoch in (0, 1)}
-    assert counted == {epoch: epochs.count(epoch) for epoch in (0, 1)}
+    assert not failed
+    assert complete(ledger) == named(*names)
 
 
-def test_the_last_published_version_is_found_again(ledger: Ledger, connect: Callable[[], Ledger]) -> None:
-    assert ledger.published() == 0
-    for round_ in (3, 30, 9):
+def test_the_last_published_versions_are_found_again(ledger: Ledger, connect: Callable[[], Ledger]) -> None:
+    assert ledger.published(3) == ()
+    for round_ in (3, 30, 9, 12):
         ledger.record_published(round_)
-    assert connect().published() == 30
+    assert connect().published(3) == (9, 12, 30)
+    assert connect().published(9) == (3, 9, 12, 30)
     with pytest.raises(LedgerError, match="round 9 was published before"):
         ledger.record_published(9)
 
@@ -424,9 +578,9 @@ def test_whole_reports_are_kept_until_the_last_audit_of_their_round_is_decided(
     ledger: Ledger, connect: Callable[[], Ledger]
 ) -> None:
     audits = [Audit(1, 0, Kind.ROUND), Audit(1, 1, Kind.LOSS, 2), Audit(1, 0, Kind.DATA, 1)]
-    ledger.record_round(sealed(0), {})
-    ledger.record_round(sealed(1), {0: b"of the head", 1: b"of the tail"})
-    ledger.record_round(sealed(2), {1: b"later"})
+    ledger.record_round(sealed(0), {}, {})
+    ledger.record_round(sealed(1), {0: b"of the head", 1: b"of the tail"}, {})
+    ledger.record_round(sealed(2), {1: b"later"}, {})
     assert connect().unaudited() == (1, 2)
     assert connect().unaudited_report(1, 1) == b"of the tail"
     for audit in audits[:2]:
@@ -442,7 +596,7 @@ def test_whole_reports_are_kept_until_the_last_audit_of_their_round_is_decided(
 
 
 def test_an_audit_is_decided_once(ledger: Ledger, connect: Callable[[], Ledger]) -> None:
-    ledger.record_round(sealed(0), {0: b"whole"})
+    ledger.record_round(sealed(0), {0: b"whole"}, {})
     audit = Audit(0, 0, Kind.ROUND)
     ledger.record_verdict(verdict_line(audit), last=False)
     for again in (ledger, connect()):

@@ -26,10 +26,12 @@ from commonweight.wire.evidence import EVIDENCE_PART_BYTES
 from commonweight.wire.generated import control_pb2, evidence_pb2, evidence_pb2_grpc
 from commonweight.wire.generated import referee_pb2 as pb
 from commonweight.wire.link import Link, spawn_worker
-from commonweight.wire.messages import report_to_proto
+from commonweight.wire.messages import answer_to_proto, audit_to_proto, report_to_proto
 from commonweight.wire.status import refuse
 from commonweight.wire.tls import Certificate, make_certificate, server_credentials
 from tests.integration.network import pack_text, tiny_spec
+from tests.unit import answers_world
+from tests.unit.answers_world import Kept, Model
 from tests.unit.referee_world import Node, World, WrongOutput, single, whole
 
 DEADLINE_S = 60
@@ -45,6 +47,8 @@ class Keeper(evidence_pb2_grpc.EvidenceServicer):
         self.node = node
         self.answer: Callable[[Any], Awaitable[None]] | None = None
         """What it does instead."""
+        self.kept: Kept | None = None
+        """Of one answer."""
 
     async def Fetch(self, request: Any, context: Any) -> None:
         if self.answer is not None:
@@ -52,6 +56,8 @@ class Keeper(evidence_pb2_grpc.EvidenceServicer):
             return
         if request.WhichOneof("what") == "tensor":
             data = self.node.tensors.get(request.tensor)
+        elif request.WhichOneof("what") in ("answer", "version"):
+            data = self.of_answer(request)
         else:
             part = request.WhichOneof("what")
             data = self.node.states.get((request.round, part.removesuffix("_after"), getattr(request, part)))
@@ -61,6 +67,13 @@ class Keeper(evidence_pb2_grpc.EvidenceServicer):
         for start in range(0, len(data), part):
             size = len(data) if start == 0 else 0
             await context.write(evidence_pb2.EvidencePart(size=size, data=data[start : start + part]))
+
+    def of_answer(self, request: Any) -> bytes | None:
+        if self.kept is None or request.round != answers_world.ROUND:
+            return None
+        if request.version == answers_world.VERSION:
+            return self.kept.parameters
+        return self.kept.whole if request.answer == self.kept.session else None
 
 
 async def cancel(context: Any) -> None:
@@ -128,7 +141,22 @@ class Running:
         return control_pb2.AuditOrder(unit=drawn, report=report, sources=[self.sources[near] for near in where])
 
     async def audit(self, unit: Audit) -> control_pb2.AuditOpinion:
-        order = self.order(unit)
+        return await self.obey(self.order(unit))
+
+    async def audit_answer(self, stage: int, version_root: bytes) -> control_pb2.AuditOpinion:
+        """Of what the stage's keeper has kept."""
+        kept, unit = self.keepers[stage].kept, answers_world.unit(stage)
+        assert kept is not None, "there is an answer"
+        return await self.obey(
+            control_pb2.AuditOrder(
+                unit=audit_to_proto(unit),
+                answer=answer_to_proto(kept.answer),
+                version_root=version_root,
+                sources=[self.sources[stage]],
+            )
+        )
+
+    async def obey(self, order: control_pb2.AuditOrder) -> control_pb2.AuditOpinion:
         await self.link.send(pb.RefereeCommand(audit=order))
         found = (await self.event()).opinion
         assert found.unit == order.unit
@@ -221,6 +249,27 @@ async def test_fraud_is_shown_and_withholding_said(tmp_path):
         assert (found.verdict, found.evidence) == ("withheld", b"")
         assert "[EVIDENCE_MISSING]" in found.why
         assert (await referee.audit(single(2, 0))).verdict == "passed"
+
+
+async def test_it_replays_answers(tmp_path):
+    async with running(tmp_path) as referee:
+        await referee.start()
+        model = Model.of(referee.spec, [node.stage for node in referee.world.nodes])
+        kept = model.answered(steps=(2, 3, 1, 1), temperature=0.8, lies={1: answers_world.stale})
+        for keeper, part in zip(referee.keepers, kept, strict=True):
+            keeper.kept = part
+        for stage, due in enumerate(("passed", "failed", "passed")):
+            found = await referee.audit_answer(stage, model.roots[stage])
+            assert found.verdict == due, found.why
+            assert found.fetched_bytes == len(kept[stage].whole) + len(model.served[stage])
+            assert found.evidence.startswith(b'{"difference":{"error":' if due == "failed" else b"")
+        found = await referee.audit_answer(0, model.roots[1])
+        assert (found.verdict, found.evidence) == ("withheld", b"")
+        referee.sources[0].certificate = referee.sources[1].certificate
+        found = await referee.audit_answer(0, model.roots[0])
+        assert (found.verdict, found.evidence) == ("withheld", b"")
+        assert "[WIRE_IDENTITY]" in found.why
+        assert (await referee.audit(single(1))).verdict == "passed"
 
 
 async def test_who_presents_another_certificate_is_not_believed(tmp_path):

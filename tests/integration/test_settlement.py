@@ -15,7 +15,7 @@ from commonweight.chain.settlement import EpochSettlement
 from commonweight.chain.token import Token
 from commonweight.devnet.deployment import SEAT_STAKE
 from commonweight.errors import ChainError, LedgerError, Refused
-from commonweight.rules.audits import Audit, Verdict
+from commonweight.rules.audits import Audit, Kind, Verdict
 from commonweight.rules.canonical import canonical_json
 from commonweight.rules.checking import check_statement
 from commonweight.rules.receipt import Domain
@@ -28,7 +28,7 @@ from coordinator.settlement import Settlement
 from tests.integration.epochs import WINDOW_S, Epochs
 from tools.build_vectors import beacon_chain, mark
 
-RATES = {"microbatch_rate": "0.3", "data_rate": "0.5", "known_bad_rate": "0.5"}
+RATES = {"microbatch_rate": "0.3", "data_rate": "0.5", "answer_rate": "0.6", "known_bad_rate": "0.5"}
 AUDITORS = ("node-1", "node-0")
 """Who audits each stage: who holds the other one."""
 
@@ -78,7 +78,7 @@ def settlement_of(epochs: Epochs, folder: Path, done: Statement | None = None, *
 
 def record(ledger: Ledger, statement: Statement) -> None:
     for sealed in statement.rounds:
-        ledger.record_round(sealed, {})
+        ledger.record_round(sealed, {}, {})
     for line in statement.audits:
         ledger.record_verdict(line, last=False)
 
@@ -367,6 +367,61 @@ def test_two_results_of_one_unit_convict_in_the_epoch_that_closes_next_and_once(
     assert second is not None
     check_statement(epochs.spec, second, first.carried())
     assert (second.equivocations, second.convicted) == ((), first.convicted)
+
+
+def second_epoch(epochs: Epochs, folder: Path, **options: Any) -> Statement:
+    """The statement of epoch 1, from a ledger that has what `epochs.statement` has with these options; buyers have
+    paid before, and nothing was served in epoch 0.
+    """
+    settlement = settlement_of(epochs, folder)
+    epochs.usd.mint(epochs.model.router, 10**6)
+    settlement._advance(0)
+    pass_time(epochs)
+    settlement._advance(0)
+    assert settlement._advance(0) is None
+    first = settlement.ledger.statement(0)
+    assert first is not None
+    assert (first.served, first.operator_pool) == ((), "0")
+    record(settlement.ledger, epochs.statement(1, first, **options))
+    settlement._advance(1)
+    second = settlement.ledger.statement(1)
+    assert second == epochs.statement(1, first, **options)  # now that what was paid in is split
+    check_statement(epochs.spec, second, first.carried())
+    return second
+
+
+def served_tokens(statement: Statement) -> dict[str, int]:
+    return {line.node: line.tokens for line in statement.served}
+
+
+def test_serving_is_paid_by_the_answers_that_were_sealed(epochs: Epochs, tmp_path: Path) -> None:
+    answers = {3: [epochs.answer("a", tokens=(4, 5))], 5: [epochs.answer("b", tokens=(3, 2)), epochs.answer("c")]}
+    second = second_epoch(epochs, tmp_path, answers=answers)
+    assert any(line.kind == "answer" for line in second.audits)
+    assert served_tokens(second) == {epochs.address(f"node-{stage}"): 9 + 5 + 9 for stage in range(2)}
+    assert int(second.operator_pool) > 0
+
+
+def test_answers_whose_traces_are_withheld_aren_t_paid_and_rounds_are(epochs: Epochs, tmp_path: Path) -> None:
+    def verdict(audit: Audit) -> Verdict:
+        return Verdict.WITHHELD if (audit.kind, audit.stage) == (Kind.ANSWER, 1) else Verdict.PASSED
+
+    answers = {round_: [epochs.answer(f"{round_} {n}") for n in range(3)] for round_ in (3, 4)}
+    second = second_epoch(epochs, tmp_path, answers=answers, verdict=verdict)
+    assert served_tokens(second) == {epochs.address("node-0"): 6 * 9}
+    assert [(each.stage, each.kind) for each in second.outstanding] == [(1, "answer")]
+    assert all(report.units != "0" for sealed in second.rounds for report in sealed.reports)
+
+
+def test_a_false_answer_convicts_as_false_work_does(epochs: Epochs, tmp_path: Path) -> None:
+    def verdict(audit: Audit) -> Verdict:
+        return Verdict.FAILED if (audit.kind, audit.stage) == (Kind.ANSWER, 0) else Verdict.PASSED
+
+    answers = {4: [epochs.answer(f"{n}") for n in range(4)]}
+    second = second_epoch(epochs, tmp_path, answers=answers, verdict=verdict)
+    assert second.convicted == (Conviction(stage=0, node=epochs.address("node-0")),)
+    assert served_tokens(second) == {epochs.address("node-1"): 4 * 9}
+    assert {report.units for sealed in second.rounds for report in sealed.reports if report.stage == 0} == {"0"}
 
 
 def test_nothing_is_minted_where_nothing_is_paid(epochs: Epochs, tmp_path: Path) -> None:

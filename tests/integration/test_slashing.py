@@ -69,7 +69,7 @@ def slashing_of(epochs: Epochs, folder: Path, **options: Any) -> Slashing:
     done = epochs.statement(0, verdict=lambda audit: Verdict.FAILED if audit == caught else Verdict.PASSED)
     if not ledger.sealed_rounds(0, 1):
         for sealed in done.rounds:
-            ledger.record_round(sealed, {})
+            ledger.record_round(sealed, {}, {})
         for line in done.audits:
             ledger.record_verdict(line, last=False)
     place = Place(epochs.model.model_id, Domain(epochs.chain.chain_id, epochs.model.settlement))

@@ -60,6 +60,13 @@ def test_settings_of_equal_bits_are_one_and_lies_are_farther_than_honest_machine
     assert bias.tolerance == pytest.approx(1e-3, rel=1e-2)
     assert len({result.name for result in to_results(found)}) == len(to_results(found))
     assert show(found)
+    assert found.refused == []
+    codes, choices = (each for each in found.answers if each.of == "honest")
+    assert 0 < codes.position < codes.position_allowed
+    assert 0 < choices.part < choices.part_allowed
+    lies = [each for each in found.answers if each.of != "honest"]
+    assert {each.of for each in lies} == {"weights in bfloat16", "computed in bfloat16", "another version"}
+    assert all(each.part > each.part_allowed for each in lies)
 
 
 @pytest.mark.long

@@ -3,7 +3,7 @@
 import base64
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from commonweight.devnet.accounts import key_file, password_file, write_keys
 from commonweight.errors import ChainError, StatementUnavailable
 from commonweight.http import serving_http
 from commonweight.rules.canonical import canonical_json
-from commonweight.rules.statement import ServedLine, to_hex
+from commonweight.rules.statement import AnswerLine, ServedLine, to_hex
 from commonweight.watch.fetch import fetch_statement, mirror_uris
 from commonweight.watch.judge import Own, OwnReceipt
 from commonweight.watch.store import StatementStore
@@ -92,7 +92,7 @@ FAULTS = {
     "an operator pool that nobody paid in": lambda epochs: epochs.statement(0).model_copy(
         update={"operator_pool": "1"}
     ),
-    "served lines twice": lambda epochs: epochs.statement(0, served=(line := served(epochs), line)),
+    "tokens that no answer has": lambda epochs: epochs.statement(0).model_copy(update={"served": (served(epochs),)}),
     "another model": lambda epochs: epochs.statement(0).model_copy(update={"model_id": "0x" + "22" * 32}),
     "an accumulator before the first": lambda epochs: epochs.statement(0).model_copy(
         update={"accumulator_before": "7"}
@@ -109,6 +109,38 @@ def test_any_wrong_number_is_challenged(epochs: Epochs, tmp_path: Path, told: li
     epochs.propose(FAULTS[fault](epochs))
     watcher_of(epochs, tmp_path).step()
     assert [name for name, _ in told] == ["epoch.disputed", "epoch.challenged"]
+    assert len(challenges(epochs)) == 1
+
+
+def changed_answer(epochs: Epochs, **changes: Any) -> AnswerLine:
+    return epochs.answer("sold").model_copy(update=changes)
+
+
+FALSE_ANSWERS: dict[str, tuple[Callable[[Epochs], AnswerLine], str]] = {
+    "a stage signed by another node": (lambda epochs: epochs.answer("sold", signers=("node-0", "node-0")), "stage 1's"),
+    "sold by nobody": (lambda epochs: epochs.answer("sold", gateway="node-0"), "to have delivered 4 + 5 tokens"),
+    "other tokens than were delivered": (lambda epochs: changed_answer(epochs, completion_tokens=4), "4 + 4"),
+    "another prompt than went through": (
+        lambda epochs: changed_answer(epochs, prompt_tokens=5, completion_tokens=4),
+        "stage 0's",
+    ),
+    "more tokens than went through": (lambda epochs: changed_answer(epochs, completion_tokens=6), "with 8 fed"),
+    "by a version to come": (lambda epochs: epochs.answer("sold", version=6), "no version 6"),
+}
+
+
+@pytest.mark.parametrize("fault", FALSE_ANSWERS)
+def test_an_answer_that_wasn_t_signed_so_is_challenged(
+    epochs: Epochs, tmp_path: Path, told: list[Any], fault: str
+) -> None:
+    first = epochs.statement(0)
+    epochs.propose(first)
+    epochs.finalize(0)
+    make, why = FALSE_ANSWERS[fault]
+    epochs.propose(epochs.statement(1, first, answers={3: [epochs.answer("honest")], 4: [make(epochs)]}))
+    watcher_of(epochs, tmp_path).step()
+    assert [name for name, _ in told] == ["epoch.checked", "epoch.disputed", "epoch.challenged"]
+    assert why in told[1][1]["message"]
     assert len(challenges(epochs)) == 1
 
 
@@ -248,7 +280,7 @@ def test_an_endpoint_that_lags_behind_itself_gets_nobody_challenged(
     epochs.usd.mint(epochs.model.router, 10**6)
     behind = epochs.chain.block_number()
     epochs.router.sweep()
-    second = epochs.statement(1, first, served=(served(epochs),))
+    second = epochs.statement(1, first, answers={3: [epochs.answer("sold")]})
     assert int(second.operator_pool) > 0
     epochs.propose(second)
 

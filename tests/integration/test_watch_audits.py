@@ -16,8 +16,8 @@ from tools.build_vectors import beacon_chain, mark
 
 epochs, told = world.epochs, world.told  # pytest finds fixtures by their names here
 
-RATES = {"round_rate": "0.5", "microbatch_rate": "0.25", "data_rate": "0.25"}
-WHOLE = Audit(1, 1, Kind.ROUND)
+RATES = {"round_rate": "0.2", "microbatch_rate": "0.3", "data_rate": "0.3"}
+WHOLE = Audit(0, 1, Kind.ROUND)
 """The beacon draws it: the only replay of a whole round of stage 1 in epoch 0."""
 
 
@@ -108,7 +108,7 @@ def audited_by_a_node(epochs: Epochs) -> Statement:
 
 def with_an_audit_that_was_not_drawn(epochs: Epochs) -> Statement:
     honest = epochs.statement(0)
-    slipped_in = epochs.verdict_line(Audit(0, 1, Kind.ROUND), Verdict.PASSED)
+    slipped_in = epochs.verdict_line(Audit(1, 1, Kind.ROUND), Verdict.PASSED)
     audits = sorted([*honest.audits, slipped_in], key=lambda line: line.audit.order)
     return epochs.state(0, Carried(), honest.rounds, audits)
 
@@ -150,13 +150,13 @@ def signed_for_another_tip(epochs: Epochs) -> Statement:
 
 
 LIES: dict[Callable[[Epochs], Statement], str] = {
-    acquitted_without_the_auditor: "that the round audit of round 1, stage 1 passed is the opinion of 0x",
+    acquitted_without_the_auditor: "that the round audit of round 0, stage 1 passed is the opinion of 0x",
     acquitted_by_the_auditor_and_not_paid: "credits stage 1 with 0 units; by the spec and the audits it is worth",
     convicted_without_evidence: "Fraud has evidence, and nothing else has",
-    audited_by_a_node: "is no referee, and gave its opinion on the round audit of round 0, stage 0 as one",
-    with_an_audit_that_was_not_drawn: "lists the round audit of round 0, stage 1; next to be drawn was the loss audit",
+    audited_by_a_node: "is no referee, and gave its opinion on the round audit of round 0, stage 1 as one",
+    with_an_audit_that_was_not_drawn: "lists the round audit of round 1, stage 1; next to be drawn was the loss audit",
     with_one_more_at_the_end: "its beacon values draw",
-    without_a_drawn_one: "next to be drawn was the round audit of round 1, stage 1",
+    without_a_drawn_one: "next to be drawn was the round audit of round 0, stage 1",
     paid_what_was_withheld: "by the spec and the audits it is worth 0",
     without_the_conviction: "convicted is ()",
     with_a_value_of_its_own: "Round 2 has the beacon value",

@@ -10,6 +10,7 @@ from eth_utils.address import to_checksum_address
 from hypothesis import settings
 from hypothesis import strategies as st
 
+from commonweight.rules.answer import SESSION_BYTES
 from commonweight.rules.audits import Audit, Verdict
 from commonweight.rules.canonical import canonical_json
 from commonweight.rules.checking import check_statement
@@ -17,16 +18,16 @@ from commonweight.rules.epoch import credit_report, make_statement
 from commonweight.rules.receipt import Receipt
 from commonweight.rules.spec import ModelSpec
 from commonweight.rules.statement import (
+    AnswerLine,
     AuditorSeat,
     Carried,
     CreditedReport,
     EquivocationLine,
     SealedRound,
-    ServedLine,
     Statement,
 )
 from tests.property.strategies import specs
-from tools.build_vectors import honest_reports, judged, mark, seal
+from tools.build_vectors import answer_line, honest_answer, honest_reports, judged, mark, seal
 
 OWNERS = tuple(to_checksum_address(mark("owner", i)[:20]) for i in range(4))
 NODES = tuple(to_checksum_address(mark("node", i)[:20]) for i in range(4))
@@ -60,14 +61,30 @@ class Epoch:
 
 
 @st.composite
-def served_lines(draw: st.DrawFn, stages: int) -> tuple[ServedLine, ...]:
-    """What at least one has served, in order."""
-    subjects = st.tuples(st.integers(0, stages - 1), st.sampled_from(NODES), owners)
-    tokens = st.integers(1, 9) | st.integers(1, 2**53 - 1)
-    lines = draw(st.dictionaries(subjects, tokens, min_size=1, max_size=6))
-    return tuple(
-        ServedLine(stage=stage, node=node, account=account, tokens=lines[stage, node, account])
-        for stage, node, account in sorted(lines)
+def answers(draw: st.DrawFn, spec: ModelSpec, round_: int) -> tuple[AnswerLine, ...]:
+    """Those that are sealed with a round, by any version that there is."""
+    per_epoch = spec.economics.rounds_per_epoch
+    versions = st.integers(1, round_ // per_epoch).map(lambda number: number * per_epoch)
+    lines = []
+    for index in range(draw(st.integers(0, 2)) if round_ >= per_epoch else 0):
+        fed = draw(st.integers(1, spec.training.sequence_length))
+        prompt = draw(st.integers(1, fed))
+        completion = draw(st.integers(1, fed + 1 - prompt))
+        lines.append(answered(spec, round_, index, draw(versions), fed, prompt, completion))
+    return tuple(lines)
+
+
+def answered(
+    spec: ModelSpec, round_: int, index: int, version: int, fed: int, prompt: int, completion: int
+) -> AnswerLine:
+    """The line of an answer that all stages have signed."""
+    return answer_line(
+        MODEL_ID,
+        honest_answer(spec.stages, version, mark("session", round_, index)[:SESSION_BYTES], prompt, fed),
+        completion_tokens=completion,
+        gateway=OWNERS[1],
+        served=sign,
+        signs=[sign] * spec.stages,
     )
 
 
@@ -82,6 +99,7 @@ def sealed_rounds(
     node: Workers = lambda _, stage: NODES[stage],
     account: Workers = lambda _, stage: OWNERS[stage],
     generation: Callable[[int], int] = lambda _: 1,
+    answers: Callable[[int], Sequence[AnswerLine]] = lambda _: (),
 ) -> list[SealedRound]:
     """An epoch's rounds, by honest nodes."""
     first = epoch * spec.economics.rounds_per_epoch
@@ -98,11 +116,12 @@ def sealed_rounds(
                 signature=mark("signature", number) * 2 + b"\x1b",
             )
 
-    return [seal(spec, number, credit(number)) for number in range(first, first + spec.economics.rounds_per_epoch)]
+    numbers = range(first, first + spec.economics.rounds_per_epoch)
+    return [seal(spec, number, credit(number), answers(number)) for number in numbers]
 
 
 def sign(receipt: Receipt) -> bytes:
-    """Stands for the auditor's signature; says what was signed."""
+    """Stands for a signature; says what was signed."""
     return receipt.unit + receipt.output + b"\x1b"
 
 
@@ -113,7 +132,6 @@ def make_epoch(
     rounds: Sequence[SealedRound],
     *,
     verdict: Callable[[Audit], Verdict],
-    served: tuple[ServedLine, ...] = (),
     operator_earned: int = 0,
     accumulator_before: int = 0,
     auditors: Sequence[AuditorSeat] = (),
@@ -145,7 +163,6 @@ def make_epoch(
         rounds=rounds,
         audits=audits,
         equivocations=equivocations,
-        served=served,
         operator_earned=operator_earned,
         before=before,
         accumulator_before=accumulator_before,
@@ -212,6 +229,7 @@ def histories(draw: st.DrawFn, max_epochs: int = 3) -> list[Epoch]:
             node=lambda *place, nodes=nodes: nodes[place],
             account=lambda *place, accounts=accounts: accounts[place],
             generation=generations.__getitem__,
+            answers=lambda number: draw(answers(spec, number)),
         )
         earned += draw(st.integers(0, 100) | st.integers(0, 2**96))
         made = make_epoch(
@@ -220,7 +238,6 @@ def histories(draw: st.DrawFn, max_epochs: int = 3) -> list[Epoch]:
             before,
             rounds,
             verdict=draw(verdicts()),
-            served=draw(st.just(()) | served_lines(spec.stages)),
             operator_earned=earned,
             accumulator_before=accumulator,
             equivocations=draw(st.just([]) | equivocations(spec.stages)),
@@ -254,7 +271,6 @@ def remake(epoch: Epoch, **changes: Any) -> Statement:
         "rounds": statement.rounds,
         "audits": statement.audits,
         "equivocations": statement.equivocations,
-        "served": statement.served,
         "operator_earned": epoch.operator_earned,
         "before": epoch.before,
         "accumulator_before": int(statement.accumulator_before),

@@ -40,7 +40,7 @@ def spec_fields(draw: st.DrawFn, max_layers: int = 12) -> dict[str, Any]:
     initial_emission = draw(st.integers(0, 10**24))
     designer_bps = draw(st.integers(0, 10_000))
     return {
-        "format": "commonweight.model/3",
+        "format": "commonweight.model/4",
         "name": draw(st.from_regex(r"[a-z0-9][a-z0-9-]{0,8}", fullmatch=True)),
         "seed": draw(st.integers(0, 2**53 - 1)),
         "stages": draw(st.integers(1, n_layers)),
@@ -75,6 +75,7 @@ def spec_fields(draw: st.DrawFn, max_layers: int = 12) -> dict[str, Any]:
             "round_rate": draw(rates),
             "microbatch_rate": draw(rates),
             "data_rate": draw(rates),
+            "answer_rate": draw(rates),
             "known_bad_rate": draw(rates),
             "tolerance": "0.00001",
         },

@@ -14,12 +14,13 @@ from commonweight.rules.spec import ModelSpec, build_spec
 from tests.property.strategies import hashes, rates, specs
 from tools.build_vectors import changed, honest_reports, mark
 
-RATES = ("round_rate", "microbatch_rate", "data_rate")
+RATES = ("round_rate", "microbatch_rate", "data_rate", "answer_rate")
 numbers = st.integers(0, 3) | st.integers(0, 2**53 - 1)
+counts = st.integers(0, 5)
 
 
 def with_rates(spec: ModelSpec, *values: str, **parts: int) -> ModelSpec:
-    """With other rates (of rounds, microbatches and data); `parts` are fields of its training."""
+    """With other rates (of rounds, microbatches, data and answers); `parts` are fields of its training."""
     fields = spec.model_dump()
     return build_spec(
         fields
@@ -30,23 +31,43 @@ def with_rates(spec: ModelSpec, *values: str, **parts: int) -> ModelSpec:
     )
 
 
-def all_units(spec: ModelSpec, round_: int) -> set[Audit]:
-    """All that can be drawn in a round."""
+def all_units(spec: ModelSpec, round_: int, answers: int = 0) -> set[Audit]:
+    """All that can be drawn in a round that is sealed with so many answers."""
     microbatches, last = range(spec.training.microbatches_per_round), spec.stages - 1
     units = {Audit(round_, stage, Kind.ROUND) for stage in range(spec.stages)}
     units |= {Audit(round_, 0, Kind.DATA, number) for number in microbatches}
     units |= {Audit(round_, stage, Kind.MICROBATCH, number) for stage in range(last) for number in microbatches}
+    units |= {Audit(round_, stage, Kind.ANSWER, number) for stage in range(spec.stages) for number in range(answers)}
     return units | {Audit(round_, last, Kind.LOSS, number) for number in microbatches}
 
 
-@given(specs(4), numbers, hashes)
-def test_a_draw_is_a_pure_function_and_in_order(spec: ModelSpec, round_: int, beacon: bytes) -> None:
-    drawn = draw_audits(spec, round_, beacon)
-    assert drawn == draw_audits(spec, round_, beacon)
+@given(specs(4), numbers, hashes, counts)
+def test_a_draw_is_a_pure_function_and_in_order(spec: ModelSpec, round_: int, beacon: bytes, answers: int) -> None:
+    drawn = draw_audits(spec, round_, beacon, answers)
+    assert drawn == draw_audits(spec, round_, beacon, answers)
     assert [audit.order for audit in drawn] == sorted({audit.order for audit in drawn})
-    assert all_units(spec, round_).issuperset(drawn)
+    assert all_units(spec, round_, answers).issuperset(drawn)
     whole = {audit.stage for audit in drawn if audit.kind is Kind.ROUND}
-    assert all(audit.kind is Kind.DATA for audit in drawn if audit.stage in whole and audit.microbatch is not None)
+    single = {audit.kind for audit in drawn if audit.stage in whole and audit.microbatch is not None}
+    assert single <= {Kind.DATA, Kind.ANSWER}
+
+
+@given(specs(4), hashes, hashes, counts, counts, rates)
+def test_answers_are_drawn_by_themselves(
+    spec: ModelSpec, beacon: bytes, root: bytes, answers: int, more: int, rate: str
+) -> None:
+    """However many there are, and whatever is drawn of the training; which they are changes nothing of that."""
+    drawn = draw_audits(spec, 3, beacon, answers, root)
+    of_answers = [audit for audit in drawn if audit.kind is Kind.ANSWER]
+    assert [audit for audit in drawn if audit.kind is not Kind.ANSWER] == list(draw_audits(spec, 3, beacon))
+    longer = [audit for audit in draw_audits(spec, 3, beacon, answers + more, root) if audit.kind is Kind.ANSWER]
+    assert [audit for audit in longer if (audit.microbatch or 0) < answers] == of_answers
+    untrained = with_rates(spec, "0", "0", "0", spec.verification.answer_rate)
+    assert list(draw_audits(untrained, 3, beacon, answers, root)) == of_answers
+    everywhere = with_rates(untrained, "0", "0", "0", "1")
+    assert len(draw_audits(everywhere, 3, beacon, answers, root)) == answers * spec.stages
+    other_rate = set(draw_audits(with_rates(spec, "0", "0", "0", rate), 3, beacon, answers, root))
+    assert other_rate <= set(of_answers) or other_rate >= set(of_answers)
 
 
 @given(specs(4), hashes)
@@ -89,16 +110,22 @@ def test_a_higher_rate_draws_the_same_and_more(spec: ModelSpec, beacon: bytes) -
 @pytest.mark.parametrize("rate", ["0.005", "0.02", "0.3", "0.5", "0.95"])
 def test_units_are_drawn_as_often_as_their_rate_says(rate: str) -> None:
     spec, rounds, p = changed(verification=dict.fromkeys(RATES, rate)), 2000, float(rate)
-    drawn = [set(draw_audits(spec, 0, mark("beacon", rate, number))) for number in range(rounds)]
+    drawn = [set(draw_audits(spec, 0, mark("beacon", rate, number), 3)) for number in range(rounds)]
 
     def check(count: int, expected: float) -> None:
         assert abs(count - rounds * expected) < 4 * sqrt(rounds * expected * (1 - expected))
 
-    for unit in all_units(spec, 0):
+    for unit in all_units(spec, 0, 3):
         # A stage that is replayed whole needs no audit of its single microbatches.
         single = unit.kind in (Kind.MICROBATCH, Kind.LOSS)
         check(sum(unit in each for each in drawn), p * (1 - p) if single else p)
-    for pair in ({Audit(0, 1, Kind.ROUND), Audit(0, 2, Kind.ROUND)}, {Audit(0, 0, Kind.DATA, n) for n in (0, 1)}):
+    for pair in (
+        {Audit(0, 1, Kind.ROUND), Audit(0, 2, Kind.ROUND)},
+        {Audit(0, 0, Kind.DATA, n) for n in (0, 1)},
+        {Audit(0, 1, Kind.ANSWER, n) for n in (0, 2)},
+        {Audit(0, stage, Kind.ANSWER, 1) for stage in (0, 1)},
+        {Audit(0, 0, Kind.ANSWER, 1), Audit(0, 0, Kind.DATA, 1)},
+    ):
         check(sum(pair <= each for each in drawn), p * p)
 
 
@@ -122,19 +149,28 @@ def test_another_output_of_any_stage_draws_anew() -> None:
         assert 0.45 < len(drawn ^ other) / 1280 < 0.55
 
 
+def test_other_answers_draw_the_audits_of_answers_anew_and_no_others() -> None:
+    """Half of 1,024 units at even odds: who changes what it says of one answer can't keep what it was dealt."""
+    spec = changed(stages=4, verification=dict.fromkeys(RATES, "0.5"))
+    one, other = (set(draw_audits(spec, 0, mark("beacon"), 256, mark(root))) for root in ("one", "other"))
+    assert {audit.kind for audit in one ^ other} == {Kind.ANSWER}
+    assert 0.45 < len(one ^ other) / 1024 < 0.55
+
+
 # One provider's rounds of an epoch, its audits in them, and what is outstanding from before.
 Case = tuple[list[int], dict[Audit, Verdict], frozenset[Kind]]
 FIRST, LAST, STAGE = 8, 15, 0
 
 
-outstanding_kinds = st.frozensets(st.sampled_from([Kind.ROUND, Kind.MICROBATCH, Kind.DATA]))
+outstanding_kinds = st.frozensets(st.sampled_from([Kind.ROUND, Kind.MICROBATCH, Kind.DATA, Kind.ANSWER]))
 
 
 @st.composite
 def cases(draw: st.DrawFn, verdicts: Sequence[Verdict] = tuple(Verdict)) -> Case:
     """At times it had the seat for a part of the epoch only."""
     reported = sorted(draw(st.sets(st.integers(FIRST, LAST), min_size=1)))
-    kinds = st.sampled_from([(Kind.ROUND, None), *((kind, n) for kind in (Kind.MICROBATCH, Kind.DATA) for n in (0, 1))])
+    single = ((kind, n) for kind in (Kind.MICROBATCH, Kind.DATA, Kind.ANSWER) for n in (0, 1))
+    kinds = st.sampled_from([(Kind.ROUND, None), *single])
     drawn = draw(st.dictionaries(st.tuples(st.sampled_from(reported), kinds), st.sampled_from(verdicts), max_size=12))
     verdicts_of = {Audit(number, STAGE, kind, n): verdict for (number, (kind, n)), verdict in drawn.items()}
     return reported, verdicts_of, draw(outstanding_kinds if Verdict.WITHHELD in verdicts else st.just(frozenset()))
@@ -240,7 +276,7 @@ def test_who_serves_what_is_drawn_and_computes_right_is_paid_for_all(case: Case)
     assert not left_outstanding(*case[1:])
 
 
-@given(cases(), st.sampled_from([Kind.ROUND, Kind.MICROBATCH, Kind.DATA]))
+@given(cases(), st.sampled_from([Kind.ROUND, Kind.MICROBATCH, Kind.DATA, Kind.ANSWER]))
 def test_fraud_pays_nothing_at_all(case: Case, kind: Kind) -> None:
     reported, verdicts, before = case
     number = None if kind is Kind.ROUND else 0
@@ -254,7 +290,7 @@ def test_who_withholds_all_that_it_can_t_show_loses_what_lies_between(
     verdicts: dict[int, Verdict], before: frozenset[Kind]
 ) -> None:
     """With audits of whole rounds only: paid is each round whose nearest drawn ones, either way, passed."""
-    before -= {Kind.DATA}
+    before -= {Kind.DATA, Kind.ANSWER}
     audits = {Audit(n, STAGE, Kind.ROUND): each for n, each in verdicts.items()}
     paid = paid_rounds(range(FIRST, LAST + 1), audits, before)
     drawn = verdicts | ({FIRST - 1: Verdict.WITHHELD} if before else {})

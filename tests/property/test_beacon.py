@@ -1,17 +1,22 @@
 """Nobody can tell what will be audited before the work is done, nor change it afterwards unnoticed."""
 
 from itertools import pairwise
+from typing import Any
 
 from eth_hash.auto import keccak
 from hypothesis import given
 from hypothesis import strategies as st
 
-from commonweight.rules.beacon import hash_chain, round_beacon, round_root
+from commonweight.rules.answer import answer_leaf
+from commonweight.rules.audits import NO_ANSWERS
+from commonweight.rules.beacon import answers_root, blinded, hash_chain, round_beacon, round_root, seal_salt
 from commonweight.rules.merkle import hash_leaf, verify_proof
 from tests.property.strategies import flipped, hashes
 
 lengths, bits = st.integers(1, 20), st.integers(0, 255)
 outputs = st.lists(hashes, min_size=1, max_size=8)
+numbers = st.integers(0, 2**40)
+answer_fields = st.tuples(numbers, numbers, st.binary(min_size=16, max_size=16), numbers, numbers, outputs)
 
 
 @given(hashes, lengths)
@@ -60,3 +65,58 @@ def test_the_root_of_one_output_is_its_leaf(output: bytes) -> None:
     root = round_root([output])
     assert verify_proof(root, hash_leaf(0, output), ())
     assert root != output
+
+
+@given(outputs, bits, st.data())
+def test_every_answer_and_its_place_decide_their_root(traces: list[bytes], bit: int, data: st.DataObject) -> None:
+    def root(traces: list[bytes]) -> bytes:
+        return answers_root([answer_leaf(index, 8, bytes(16), 3, 5, [trace]) for index, trace in enumerate(traces)])
+
+    index = data.draw(st.integers(0, len(traces) - 1))
+    others = [
+        [*traces[:index], flipped(traces[index], bit), *traces[index + 1 :]],
+        traces[:index] + traces[index + 1 :],
+        [*traces, traces[index]],
+    ]
+    assert root(traces) not in {NO_ANSWERS, *map(root, others)}
+    turned = data.draw(st.permutations(traces))
+    assert (root(traces) == root(turned)) == (turned == traces)
+    assert root([]) == NO_ANSWERS
+
+
+@given(answer_fields, bits, st.data())
+def test_an_answer_s_leaf_says_all_that_was_committed_to(
+    fields: tuple[Any, ...], bit: int, data: st.DataObject
+) -> None:
+    index, version, session, prompt, fed, traces = fields
+    leaf = answer_leaf(index, version, session, prompt, fed, traces)
+    stage = data.draw(st.integers(0, len(traces) - 1))
+    other_session = flipped(session.rjust(32, b"\0"), bit % 128)[16:]
+    other_traces = [*traces[:stage], flipped(traces[stage], bit), *traces[stage + 1 :]]
+    others = {
+        answer_leaf(index + 1, version, session, prompt, fed, traces),
+        answer_leaf(index, version + 1, session, prompt, fed, traces),
+        answer_leaf(index, version, other_session, prompt, fed, traces),
+        answer_leaf(index, version, session, prompt + 1, fed, traces),
+        answer_leaf(index, version, session, prompt, fed + 1, traces),
+        answer_leaf(index, version, session, prompt, fed, other_traces),
+        answer_leaf(index, version, session, prompt, fed, [*traces, traces[stage]]),
+    }
+    assert len(others | {leaf}) == 8
+
+
+@given(hashes, outputs, bits, st.integers(0, 2**32), st.data())
+def test_who_isn_t_told_the_salt_can_t_tell_an_output_by_its_commitment(
+    seed: bytes, outputs: list[bytes], bit: int, number: int, data: st.DataObject
+) -> None:
+    """Each stage's is another one in each round, and none is any other's; the seed gives them all."""
+    salts = [seal_salt(seed, each, stage) for each in (number, number + 1) for stage in range(len(outputs))]
+    assert len({*salts, *hash_chain(seed, 3), seed}) == len(salts) + 5
+    commitments = [blinded(output, salt) for output, salt in zip(outputs, salts, strict=False)]
+    unrelated = (bytes(32), *salts[len(outputs) :])
+    assert not set(commitments) & {blinded(output, salt) for output in outputs for salt in unrelated}
+    stage = data.draw(st.integers(0, len(outputs) - 1))
+    assert blinded(flipped(outputs[stage], bit), salts[stage]) != commitments[stage]
+    again = [blinded(output, seal_salt(flipped(seed, bit), number, each)) for each, output in enumerate(outputs)]
+    assert not set(again) & set(commitments)
+    assert round_root(again) != round_root(commitments)

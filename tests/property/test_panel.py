@@ -48,7 +48,7 @@ from tools.build_vectors import SPECS, honest_reports, mark
 OWNERS = [to_checksum_address(mark("owner of a seat", number)[:20]) for number in range(6)]
 numbers = st.integers(0, 5)
 units = st.builds(Audit, numbers, numbers, st.just(Kind.ROUND)) | st.builds(
-    Audit, numbers, numbers, st.sampled_from([Kind.MICROBATCH, Kind.LOSS, Kind.DATA]), numbers
+    Audit, numbers, numbers, st.sampled_from([Kind.MICROBATCH, Kind.LOSS, Kind.DATA, Kind.ANSWER]), numbers
 )
 owners = st.lists(st.sampled_from(OWNERS), unique=True)
 verdicts = st.sampled_from(Verdict)
@@ -64,7 +64,7 @@ def test_a_ranking_is_of_those_with_seats_and_ends_with_the_referee(
     assert None not in ranking[:-1]
     assert set(ranking[:-1]) <= set(seated)
     assert len(set(ranking)) == len(ranking)
-    if audit.kind is Kind.DATA:
+    if audit.kind in (Kind.DATA, Kind.ANSWER):
         assert ranking == (None,)
 
 
@@ -140,7 +140,8 @@ def test_known_bads_are_drawn_at_their_rate_from_the_seed() -> None:
     drawn = [is_known_bad(spec, mark("seed"), Audit(number, 0, Kind.ROUND)) for number in range(4000)]
     assert abs(sum(drawn) - 400) < 80
     assert drawn != [is_known_bad(spec, mark("another"), Audit(number, 0, Kind.ROUND)) for number in range(4000)]
-    assert not any(is_known_bad(spec, mark("seed"), Audit(number, 0, Kind.DATA, 0)) for number in range(400))
+    for kind in (Kind.DATA, Kind.ANSWER):
+        assert not any(is_known_bad(spec, mark("seed"), Audit(number, 0, kind, 0)) for number in range(400))
 
 
 @given(hashes, units, units, hashes, verdicts)
@@ -225,7 +226,8 @@ def test_a_third_seat_holder_s_opinion_on_the_claim_is_noticed(data: st.DataObje
     epoch = panel_epoch(lambda *_: Verdict.FAILED)
     epoch.check(epoch.statement)
     audits, tip = list(epoch.statement.audits), bytes.fromhex(epoch.statement.beacon_tip[2:])
-    beacons = [sealed_beacon(sealed, tip) for sealed in epoch.statement.rounds]
+    seed = bytes.fromhex(epoch.statement.beacon_seed[2:])
+    beacons = [sealed_beacon(sealed, tip, seed) for sealed in epoch.statement.rounds]
     rankings = [
         drawn_auditors(epoch.statement.rounds[line.round], line.audit, beacons[line.round], epoch.statement.auditors)
         for line in audits

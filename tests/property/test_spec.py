@@ -42,7 +42,7 @@ def with_field(path: str, value: Any) -> dict[str, Any]:
 
 
 FIELDS: dict[str, Any] = {
-    "format": "commonweight.model/3",
+    "format": "commonweight.model/4",
     "name": "example",
     "seed": 0,
     "stages": 2,
@@ -77,6 +77,7 @@ FIELDS: dict[str, Any] = {
         "round_rate": "0.02",
         "microbatch_rate": "0",
         "data_rate": "1",
+        "answer_rate": "0.1",
         "known_bad_rate": "0.1",
         "tolerance": "0.00001",
     },
@@ -209,7 +210,7 @@ def test_plain_decimals_are_taken(value: str) -> None:
     assert build_spec(with_field("training.learning_rate", value)).training.learning_rate == value
 
 
-@pytest.mark.parametrize("name", ["round_rate", "microbatch_rate", "data_rate", "known_bad_rate"])
+@pytest.mark.parametrize("name", ["round_rate", "microbatch_rate", "data_rate", "answer_rate", "known_bad_rate"])
 @pytest.mark.parametrize("value", ["0", "0.5", "1"])
 def test_rates_from_never_to_always_are_taken(name: str, value: str) -> None:
     assert getattr(build_spec(with_field(f"verification.{name}", value)).verification, name) == value

@@ -8,7 +8,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from commonweight.errors import StatementMismatch
-from commonweight.rules.audits import Audit, Kind, Verdict, left_outstanding, paid_rounds
+from commonweight.rules.audits import TRAINING, Audit, Kind, Verdict, left_outstanding, paid_rounds
 from commonweight.rules.checking import check_statement
 from commonweight.rules.emission import emission, split_emission
 from commonweight.rules.epoch import report_units, signed_receipt
@@ -31,7 +31,7 @@ from tests.property.histories import (
 from tests.property.strategies import specs
 from tools.build_vectors import mark
 
-ALL_ROUNDS = {"round_rate": "1", "microbatch_rate": "0", "data_rate": "0"}
+ALL_ROUNDS = {"round_rate": "1", "microbatch_rate": "0", "data_rate": "0", "answer_rate": "0"}
 """Rates: every stage of every round is replayed, whole."""
 
 
@@ -66,11 +66,13 @@ def test_who_is_paid_and_what_is_outstanding_follow_from_the_audits(history: lis
                 if line.stage == stage and line.round in numbers
             }
             before = outstanding.get((stage, node), frozenset())
-            paid = set() if (stage, node) in convicted else paid_rounds(numbers, own, before)
-            due = report_units(epoch.spec, stage)
-            assert all(int(lines[number, stage].units) == due * (number in paid) for number in numbers)
             if Verdict.FAILED in own.values():
                 convicted.add((stage, node))
+            training = {audit: verdict for audit, verdict in own.items() if audit.kind in TRAINING}
+            is_honest = (stage, node) not in convicted
+            paid = paid_rounds(numbers, training, before & TRAINING) if is_honest else set()
+            due = report_units(epoch.spec, stage)
+            assert all(int(lines[number, stage].units) == due * (number in paid) for number in numbers)
             outstanding[stage, node] = left_outstanding(own, before)
         assert [(each.stage, each.node) for each in epoch.statement.convicted] == sorted(convicted)
         assert [(each.stage, each.node, each.kind) for each in epoch.statement.outstanding] == sorted(
@@ -170,10 +172,11 @@ def test_what_is_outstanding_before_decides_and_is_noticed(history: list[Epoch],
     for outstanding in others:
         before = replace(epoch.before, outstanding=outstanding)
         again = remake(epoch, before=before)
-        if (again.rounds, again.outstanding) == (epoch.statement.rounds, epoch.statement.outstanding):
+        names = ("rounds", "outstanding", "served")
+        if all(getattr(again, name) == getattr(epoch.statement, name) for name in names):
             check_statement(epoch.spec, epoch.statement, before)
         else:
-            with pytest.raises(StatementMismatch, match=r"outstanding|is worth"):
+            with pytest.raises(StatementMismatch, match=r"outstanding|is worth|operator_revenue|served"):
                 check_statement(epoch.spec, epoch.statement, before)
 
 
@@ -301,7 +304,7 @@ def test_another_word_of_the_referee_decides_or_is_told_by_its_signature(
         fields = altered(fields, ("audits", place, "opinions", 0, name), value)
     other = build(fields)
     again = remake(epoch, audits=other.audits)
-    names = ("rounds", "convicted", "outstanding", "accounts")
+    names = ("rounds", "convicted", "outstanding", "served", "accounts")
     if all(getattr(again, name) == getattr(epoch.statement, name) for name in names):
         epoch.check(other)
     else:

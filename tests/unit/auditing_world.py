@@ -8,7 +8,8 @@ from typing import Any
 
 from commonweight.chain.keys import Key
 from commonweight.errors import CommonweightError, WorkerDied
-from commonweight.rules.audits import NO_EVIDENCE, Audit, Verdict
+from commonweight.rules.answer import SESSION_BYTES, Answer
+from commonweight.rules.audits import NO_EVIDENCE, Audit, Kind, Verdict
 from commonweight.rules.canonical import canonical_json
 from commonweight.rules.epoch import credit_report
 from commonweight.rules.merkle import keccak
@@ -20,7 +21,7 @@ from commonweight.rules.statement import AuditLine, AuditorSeat, SealedRound
 from commonweight.watch.store import StatementStore
 from commonweight.wire.generated import control_pb2 as pb
 from commonweight.wire.generated import referee_pb2
-from commonweight.wire.messages import audit_from_proto, report_from_proto, report_to_proto
+from commonweight.wire.messages import answer_to_proto, audit_from_proto, report_from_proto, report_to_proto
 from commonweight.wire.referee import Replays
 from coordinator.auditing import Auditing
 from coordinator.auditors import Auditors
@@ -33,10 +34,11 @@ from coordinator.panel import Panel
 from referee.fraud import Difference, fraud_evidence
 from tests.integration.scripted import honest_report
 from tests.unit.tiny import tiny_spec
-from tools.build_vectors import beacon_chain, mark, seal
+from tools.build_vectors import answer_line, beacon_chain, honest_answer, mark, seal
 
 DEADLINE_S = 20
-SPEC = tiny_spec(stages=3, round_rate="0.2", microbatch_rate="0.4", data_rate="0.3")
+SPEC = tiny_spec(stages=3, round_rate="0.2", microbatch_rate="0.4", data_rate="0.3", answer_rate="0.3")
+PER_EPOCH = SPEC.economics.rounds_per_epoch
 STAGES, MICROBATCHES = SPEC.stages, SPEC.training.microbatches_per_round
 PLACE = Place(b"\xaa" * 32, Domain(31337, "0x5FbDB2315678afecb367f032d93F642f64180aa3"))
 KEY = Key(b"\x07" * 32)
@@ -45,8 +47,23 @@ NUMERICS = "torch 2, cpu"
 ROUNDS = 40
 """Later ones have a negative loss, in this world."""
 
-Answer = Callable[[pb.AuditOrder], Awaitable[pb.AuditOpinion]]
+ANSWERS = 2
+"""Sealed with each round, where answers are audited and there is a version to generate them."""
+
+Judge = Callable[[pb.AuditOrder], Awaitable[pb.AuditOpinion]]
 Told = list[tuple[str, dict[str, Any]]]
+
+
+def answer_parts(number: int, index: int) -> tuple[Answer, ...]:
+    """All stages' parts of an answer that is sealed with this round."""
+    session, version = mark("session", number, index)[:SESSION_BYTES], number // PER_EPOCH * PER_EPOCH
+    return honest_answer(STAGES, version, session, 3, 7 + index, temperature=0.5, seed=index)
+
+
+def answer_of(audit: Audit) -> Answer:
+    """The part that is audited."""
+    assert audit.microbatch is not None
+    return answer_parts(audit.round, audit.microbatch)[audit.stage]
 
 
 def sealed_round(number: int, spec: ModelSpec = SPEC) -> SealedRound:
@@ -55,11 +72,24 @@ def sealed_round(number: int, spec: ModelSpec = SPEC) -> SealedRound:
         credit_report(spec, report, node=node, owner=node, account=node, generation=1, signature=bytes(65))
         for report, node in zip(reports, NODES, strict=True)
     ]
-    return seal(spec, number, lines)
+    count = ANSWERS if number >= PER_EPOCH and spec.verification.answer_rate != "0" else 0
+    answers = [
+        answer_line(
+            PLACE.model_id,
+            answer_parts(number, index),
+            completion_tokens=5,
+            gateway=KEY.address,
+            served=lambda _: bytes(65),
+            signs=[lambda _: bytes(65)] * STAGES,
+        )
+        for index in range(count)
+    ]
+    return seal(spec, number, lines, answers)
 
 
 def drawn_in(number: int, spec: ModelSpec = SPEC) -> Draw:
-    return draw(spec, sealed_round(number, spec), beacon_chain(spec, number // spec.economics.rounds_per_epoch)[0])
+    epoch = number // PER_EPOCH
+    return draw(spec, sealed_round(number, spec), beacon_chain(spec, epoch)[0], mark("seed", epoch))
 
 
 def unit_of(order: pb.AuditOrder) -> Audit:
@@ -74,7 +104,9 @@ def is_true(order: pb.AuditOrder) -> bool:
 
 
 def proof_against(order: pb.AuditOrder, spec: ModelSpec) -> bytes:
-    """What a referee writes that has found another gradient."""
+    """What a referee writes that has found another gradient, or other codes."""
+    if order.HasField("answer"):
+        return b'{"format":"commonweight.false-answer/1"}'
     report = report_from_proto(order.report)
     difference = Difference("gradient_hash", None, "0x" + report.gradient_hash.hex(), "0x" + bytes(32).hex())
     return fraud_evidence(spec, unit_of(order), report, difference, provider=NUMERICS, auditor=NUMERICS)
@@ -88,7 +120,7 @@ async def dying(order: pb.AuditOrder) -> pb.AuditOpinion:
     raise WorkerDied("The referee (pid 1) ended.")
 
 
-def saying(verdict: str, evidence: bytes = b"") -> Answer:
+def saying(verdict: str, evidence: bytes = b"") -> Judge:
     async def answer(order: pb.AuditOrder) -> pb.AuditOpinion:
         return pb.AuditOpinion(unit=order.unit, verdict=verdict, evidence=evidence)
 
@@ -214,7 +246,7 @@ class Bench:
         self.plans = 0
         """How often training was told to look again."""
         self.frauds = 0
-        self.answer: Answer = passing
+        self.answer: Judge = passing
         self.recorded: list[OperatorRecord] = operators("one", "two", "three")
         """By the referee."""
         self.chain = SeatsOnChain()
@@ -257,18 +289,32 @@ class Bench:
 
     # What training does.
 
-    def seal(self, *numbers: int) -> list[pb.RoundSealed]:
-        announced = []
+    def seal(self, *numbers: int) -> list[Draw]:
+        found = []
         for number in numbers:
-            epoch = number // self.spec.economics.rounds_per_epoch
+            epoch = number // PER_EPOCH
             self.ledger.beacon_seed(epoch, mark("seed", epoch))
             drawn = drawn_in(number, self.spec)
+            if drawn.sealed.answers:
+                self._seal_version(epoch * PER_EPOCH)
             reports = {s: report_to_proto(honest_report(number, s, STAGES, MICROBATCHES)) for s in drawn.stages}
             for report in reports.values():
                 report.numerics = NUMERICS
-            self.ledger.record_round(drawn.sealed, {s: report.SerializeToString() for s, report in reports.items()})
-            announced.append(self.auditing.sealed(drawn))
-        return announced
+            parts = {
+                (audit.microbatch or 0, audit.stage): answer_to_proto(answer_of(audit)).SerializeToString()
+                for audit in drawn.audits
+                if audit.kind is Kind.ANSWER
+            }
+            texts = {stage: report.SerializeToString() for stage, report in reports.items()}
+            self.ledger.record_round(drawn.sealed, texts, parts)
+            self.auditing.sealed(drawn)
+            found.append(drawn)
+        return found
+
+    def _seal_version(self, version: int) -> None:
+        """Unless it is in the ledger: without audits."""
+        if not self.ledger.sealed_rounds(version - 1, version):
+            self.ledger.record_round(sealed_round(version - 1, self.spec), {}, {})
 
     def join(self, *stages: int) -> None:
         for stage in stages or range(STAGES):

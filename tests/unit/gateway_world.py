@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import secrets
 import socket
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
@@ -13,7 +14,9 @@ from commonweight.devnet.spec import devnet_spec
 from commonweight.errors import CommonweightError
 from commonweight.http import serving_http
 from commonweight.model.tokenizer import ByteTokenizer
+from commonweight.rules.answer import SESSION_BYTES
 from commonweight.rules.spec import ModelSpec
+from commonweight.wire.serving import Served
 from gateway.app import make_app
 from gateway.backend import Generation
 from gateway.ledger import Ledger
@@ -39,7 +42,8 @@ class Scripted:
     """Acquired before each token."""
     spec: ModelSpec = SPEC
     asked: list[tuple[bytes, int, float, int]] = field(default_factory=list)
-    reports: list[tuple[bytes, int, int, int]] = field(default_factory=list)
+    sessions: list[bytes] = field(default_factory=list)
+    reports: list[Served] = field(default_factory=list)
     coordinator: asyncio.Event | None = None
     """Set when it is there again; until then it answers no report."""
     begun: asyncio.Event = field(default_factory=asyncio.Event)
@@ -55,7 +59,8 @@ class Scripted:
         self.begun.set()
         if self.refusal is not None:
             raise self.refusal
-        return Generation(ROUND, self._tokens(max_tokens))
+        self.sessions.append(secrets.token_bytes(SESSION_BYTES))
+        return Generation(ROUND, self.sessions[-1], self._tokens(max_tokens))
 
     async def _tokens(self, max_tokens: int) -> AsyncGenerator[int, None]:
         try:
@@ -70,10 +75,10 @@ class Scripted:
         finally:
             self.ended += 1
 
-    async def report(self, request_id: bytes, round_: int, prompt_tokens: int, completion_tokens: int) -> None:
+    async def report(self, served: Served) -> None:
         if self.coordinator is not None:
             await self.coordinator.wait()
-        self.reports.append((request_id, round_, prompt_tokens, completion_tokens))
+        self.reports.append(served)
 
 
 class LongPieces(ByteTokenizer):

@@ -23,7 +23,7 @@ ACCOUNT = NodeIdentity(b"\x53" * 32).address
 
 
 class World:
-    """Training, serving and seats, as far as the reception asks them."""
+    """Training, serving, answers and seats, as far as the reception asks them."""
 
     def __init__(self, stages: frozenset[int] | None = frozenset({0, 2})) -> None:
         self.stages = stages
@@ -31,8 +31,9 @@ class World:
         self.joined: list[Member] = []
         self.left: list[Member] = []
         self.sent: list[Any] = []
+        self.answered: list[tuple[str, int | None, bytes]] = []
         self.auditors = Auditors(SPEC, PLACE)
-        self.reception = Reception(self, self, self.auditors, self)  # type: ignore[arg-type]
+        self.reception = Reception(self, self, self, self.auditors, self)  # type: ignore[arg-type]
 
     def standing(self, node: str, wished: str, holds: int | None = None) -> Standing:
         assert (node, holds) == (IDENTITY.address, self.holds)
@@ -41,6 +42,9 @@ class World:
 
     def stage_of(self, node: str) -> int | None:
         return self.holds
+
+    async def take(self, member: Member, stage: int | None, signed: pb.SignedAnswer) -> None:
+        self.answered.append((member.node, stage, signed.part.session))
 
     def join(self, member: Member) -> None:
         self.joined.append(member)
@@ -77,13 +81,13 @@ async def test_an_auditor_is_enlisted_with_its_owner_s_seats() -> None:
     assert (member.owner, member.account, member.stages) == (OWNER, ACCOUNT, frozenset({0, 2}))
     assert member.certificate == CERTIFICATE.der
     assert [message.WhichOneof("body") for message in world.sent] == ["enlisted"]
-    attending.take(pb.NodeMessage(heartbeat=pb.Heartbeat()))
+    await attending.take(pb.NodeMessage(heartbeat=pb.Heartbeat()))
     with pytest.raises(UnplannedMessage):
-        attending.take(pb.NodeMessage(opinion=pb.AuditOpinion()))
+        await attending.take(pb.NodeMessage(opinion=pb.AuditOpinion()))
     with pytest.raises(UnplannedMessage):
-        attending.take(pb.NodeMessage(recording=pb.AuditRecording()))
+        await attending.take(pb.NodeMessage(recording=pb.AuditRecording()))
     with pytest.raises(MalformedMessage, match="doesn't send report"):
-        attending.take(pb.NodeMessage(report=pb.SignedReport()))
+        await attending.take(pb.NodeMessage(report=pb.SignedReport()))
     attending.leave()
     assert world.auditors.members == ()
     attending.leave()  # it was hung up on before
@@ -129,6 +133,16 @@ async def test_a_node_joins_with_its_owner() -> None:
     (member,) = world.joined
     assert (member.owner, member.account, member.stages) == (OWNER, ACCOUNT, frozenset({0, 2}))
     with pytest.raises(MalformedMessage, match="doesn't send opinion"):
-        attending.take(pb.NodeMessage(opinion=pb.AuditOpinion()))
+        await attending.take(pb.NodeMessage(opinion=pb.AuditOpinion()))
     attending.leave()
     assert world.left == [member]
+
+
+async def test_a_node_s_answers_are_taken_as_those_of_the_stage_that_it_holds() -> None:
+    world = World()
+    attending = await world.introduce(join=node_join())
+    message = pb.NodeMessage(answer=pb.SignedAnswer(part=pb.AnswerPart(session=b"s" * 16)))
+    await attending.take(message)
+    world.holds = 2
+    await attending.take(message)
+    assert world.answered == [(IDENTITY.address, stage, b"s" * 16) for stage in (None, 2)]

@@ -1,12 +1,13 @@
 """Why a provider's rounds are unpaid, as its owner is told."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 from eth_hash.auto import keccak
 
+from commonweight.cli.answers import count_answers
 from commonweight.cli.audited import Audited, Earlier, audited_work
 from commonweight.cli.place import Place
 from commonweight.cli.statements import Published
@@ -16,8 +17,18 @@ from commonweight.rules.audits import Audit, Verdict
 from commonweight.rules.epoch import credit_report, make_statement
 from commonweight.rules.receipt import Domain, Receipt
 from commonweight.rules.spec import ModelSpec
-from commonweight.rules.statement import AuditorSeat, Carried, Conviction, EquivocationLine, Statement
-from tools.build_vectors import SETTLEMENT, address, changed, honest_reports, judged, mark, seal
+from commonweight.rules.statement import AnswerLine, AuditorSeat, Carried, Conviction, EquivocationLine, Statement
+from tools.build_vectors import (
+    SETTLEMENT,
+    address,
+    answer_line,
+    changed,
+    honest_answer,
+    honest_reports,
+    judged,
+    mark,
+    seal,
+)
 
 SPEC = changed(
     economics={"rounds_per_epoch": 6}, verification={"round_rate": "1", "data_rate": "0", "known_bad_rate": "0"}
@@ -25,6 +36,11 @@ SPEC = changed(
 """The round of every stage is replayed, every time."""
 MODEL_ID = keccak(b"model")
 AUDITOR = NodeIdentity(keccak(b"auditor"))
+ANSWERS = changed(
+    economics={"rounds_per_epoch": 6},
+    verification={"round_rate": "0", "microbatch_rate": "0", "data_rate": "0", "answer_rate": "1"},
+)
+"""There, each stage's part of every answer is."""
 TESTED = changed(
     economics={"rounds_per_epoch": 6}, verification={"round_rate": "1", "data_rate": "0", "known_bad_rate": "1"}
 )
@@ -51,8 +67,11 @@ def statement_of(
     says: Says = lambda *_: None,
     equivocations: Sequence[EquivocationLine] = (),
     spec: ModelSpec = SPEC,
+    answered: Collection[int] = (),
 ) -> Statement:
-    """Audited by those of `auditors` who aren't convicted, all of whom answer; without, by the referee."""
+    """Audited by those of `auditors` who aren't convicted, all of whom answer; without, by the referee. With each of
+    the rounds `answered` an answer of 7 tokens is sealed.
+    """
     carried = before.carried() if before else Carried()
     rounds = [
         seal(
@@ -70,6 +89,7 @@ def statement_of(
                 )
                 for report in honest_reports(SPEC.stages, SPEC.training.microbatches_per_round, number)
             ],
+            [answer_in(number)] if number in answered else [],
         )
         for number in range(6 * epoch, 6 * epoch + 6)
     ]
@@ -95,10 +115,20 @@ def statement_of(
             before=carried,
         ),
         equivocations=equivocations,
-        served=(),
         operator_earned=0,
         before=carried,
         accumulator_before=0,
+    )
+
+
+def answer_in(round_: int) -> AnswerLine:
+    return answer_line(
+        MODEL_ID,
+        honest_answer(SPEC.stages, 6, mark("session", round_)[:16], 4, 6),
+        completion_tokens=3,
+        gateway=address("gateway"),
+        served=lambda _: bytes(65),
+        signs=[lambda _: bytes(65)] * SPEC.stages,
     )
 
 
@@ -125,6 +155,54 @@ def test_each_span_has_its_own_reason() -> None:
     verdicts = {0: Verdict.WITHHELD, 1: Verdict.UNDECIDED, 5: Verdict.WITHHELD}
     found = told(statement_of(0, lambda audit: verdicts.get(audit.round, Verdict.PASSED)))
     assert [unpaid.span for unpaid in found.unpaid] == ["rounds 0 to 1", "round 5"]
+
+
+def answering(*verdicts: Verdict, first: int = 6, before: Statement | None = None) -> Statement:
+    """Epoch 1, or the one that begins with `first`: with each of the first rounds an answer, whose audits come out so
+    at stage 1, elsewhere well.
+    """
+    by_round = dict(enumerate(verdicts, first))
+    return statement_of(
+        first // 6,
+        lambda audit: by_round[audit.round] if audit.stage == 1 else Verdict.PASSED,
+        before,
+        spec=ANSWERS,
+        answered=by_round,
+    )
+
+
+PASSED, WITHHELD, UNDECIDED = Verdict.PASSED, Verdict.WITHHELD, Verdict.UNDECIDED
+
+
+def test_answers_whose_trace_was_withheld_are_unpaid_and_the_rounds_aren_t() -> None:
+    statement = answering(PASSED, UNDECIDED, WITHHELD, PASSED, PASSED)
+    found = told(statement)
+    assert (found.answers, found.answer_tokens, found.unpaid) == (5, 35, ())
+    assert found.counts == {("answer", "passed"): 3, ("answer", "withheld"): 1, ("answer", "undecided"): 1}
+    (unpaid,) = found.unpaid_answers
+    assert (unpaid.span, unpaid.rounds) == ("rounds 7 to 8", (7, 8))
+    assert unpaid.why == "what the answer audit of round 8, stage 1, answer 0 takes was withheld"
+    counted = count_answers(statement)
+    assert (counted.sealed, counted.tokens, counted.unpaid) == (5, 35, {1: 14})
+    assert counted.fields()["unpaid answers"] == ["stage 1: 14 of 35 tokens"]
+
+
+def test_answers_unpaid_since_an_earlier_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = answering(PASSED, WITHHELD)
+    monkeypatch.setattr("commonweight.cli.audited.find_statement", lambda *_: Published(cast(Any, None), before))
+    place = SimpleNamespace(settlement=SimpleNamespace(epoch=lambda number: SimpleNamespace(epoch=number)))
+    found = told(answering(UNDECIDED, PASSED, first=12, before=before), Earlier(cast(Place, place)))
+    (unpaid,) = found.unpaid_answers
+    assert unpaid.rounds == (12,)
+    assert unpaid.why.startswith("an answer audit is outstanding since an earlier epoch")
+
+
+def test_a_false_answer_costs_all_work_of_the_stage() -> None:
+    statement = answering(PASSED, Verdict.FAILED)
+    found = told(statement, cast(Earlier, SimpleNamespace(conviction=lambda *_: "convicted")))
+    assert [(unpaid.span, unpaid.why) for unpaid in found.unpaid] == [("rounds 6 to 11", "convicted")]
+    assert [(unpaid.span, unpaid.why) for unpaid in found.unpaid_answers] == [("rounds 6 to 7", "convicted")]
+    assert count_answers(statement).unpaid == {1: 14}
 
 
 def test_units_that_no_audit_explains_are_told() -> None:

@@ -14,12 +14,14 @@ from commonweight.errors import WorkerDied
 from commonweight.identity import recover_address
 from commonweight.rules.audits import Audit, Kind
 from commonweight.rules.epoch import signed_receipt
+from commonweight.rules.panel import audit_claim
 from commonweight.rules.statement import to_hex
 from commonweight.wire.generated import control_pb2 as pb
-from commonweight.wire.messages import report_from_proto
+from commonweight.wire.messages import answer_from_proto, report_from_proto
 from commonweight.wire.referee import MAX_ATTEMPTS
 from coordinator import holders
 from coordinator.auditing import MAX_ROUNDS_AHEAD
+from coordinator.draws import Draw
 from coordinator.ledger import Fraud
 from tests.integration.scripted import honest_report
 from tests.unit.auditing_world import (
@@ -28,11 +30,13 @@ from tests.unit.auditing_world import (
     MICROBATCHES,
     NODES,
     NUMERICS,
+    PER_EPOCH,
     PLACE,
     SPEC,
     STAGES,
     Bench,
     Told,
+    answer_of,
     drawn_in,
     dying,
     passing,
@@ -45,6 +49,8 @@ pytestmark = pytest.mark.asyncio
 
 ROUNDS = rounds_with(SPEC)
 """With something to audit."""
+ANSWERED = [number for number in ROUNDS if any(audit.kind is Kind.ANSWER for audit in drawn_in(number).audits)]
+"""With an answer to audit, among others."""
 BY_KIND = {audit.kind: (number, audit) for number in reversed(ROUNDS) for audit in drawn_in(number).audits}
 
 
@@ -70,13 +76,15 @@ def one_of(kind: Kind) -> tuple[int, Audit]:
 
 
 async def test_all_that_is_drawn_is_decided_once_in_order_and_signed(bench: Bench) -> None:
+    numbers = [*ROUNDS[:2], *ANSWERED[:2]]
     bench.join()
-    bench.seal(*ROUNDS[:4])
+    bench.seal(*numbers)
     lines = await bench.decide()
-    assert [line.audit for line in lines] == [audit for number in ROUNDS[:4] for audit in drawn_in(number).audits]
+    assert [line.audit for line in lines] == [audit for number in numbers for audit in drawn_in(number).audits]
     assert [line.audit for line in lines] == [unit_of(order) for order in bench.asked]
     for line in lines:
         (opinion,) = line.opinions
+        assert opinion.claim == to_hex(claim_of(line.audit))
         digest = signed_receipt(PLACE.model_id, line.audit, opinion).digest(PLACE.domain)
         assert recover_address(digest, bytes.fromhex(opinion.signature[2:])) == opinion.auditor == KEY.address
         assert (opinion.owner, opinion.account) == (None, None)
@@ -85,7 +93,13 @@ async def test_all_that_is_drawn_is_decided_once_in_order_and_signed(bench: Benc
     assert bench.ledger.unaudited() == ()
 
 
-@pytest.mark.parametrize("kind", Kind)
+def claim_of(audit: Audit) -> bytes:
+    if audit.kind is Kind.ANSWER:
+        return answer_of(audit).trace
+    return audit_claim(audit, honest_report(audit.round, audit.stage, STAGES, MICROBATCHES))
+
+
+@pytest.mark.parametrize("kind", [kind for kind in Kind if kind is not Kind.ANSWER])
 async def test_provider_and_neighbours_are_told_whom_to_serve_what(bench: Bench, kind: Kind) -> None:
     number, wanted = one_of(kind)
     bench.join()
@@ -97,31 +111,62 @@ async def test_provider_and_neighbours_are_told_whom_to_serve_what(bench: Bench,
     assert [source.address for source in asked.sources] == [f"127.0.0.1:{9000 + stage}" for stage in due]
     assert report_from_proto(asked.report) == honest_report(number, wanted.stage, STAGES, MICROBATCHES)
     assert asked.report.numerics == NUMERICS
+    assert not asked.HasField("answer")
     for stage in range(STAGES):
         grants = bench.grants(stage)
         assert any(grant.unit == asked.unit for grant in grants) == (stage in due)
         assert all(grant.auditor == b"der" for grant in grants)
 
 
+async def test_an_answer_is_replayed_by_what_its_provider_alone_has_to_serve(bench: Bench) -> None:
+    """Of one that was sealed in the middle of an epoch, and of one that was with its first round."""
+    found = [audit for number in ANSWERED for audit in drawn_in(number).audits if audit.kind is Kind.ANSWER]
+    middle = next(audit for audit in found if audit.round % PER_EPOCH > 1 and audit.stage > 0)
+    begin = next(audit for audit in found if audit.round % PER_EPOCH == 0)
+    bench.join()
+    bench.seal(middle.round, begin.round)
+    await bench.decide()
+    for wanted in (middle, begin):
+        (asked,) = (order for order in bench.asked if unit_of(order) == wanted)
+        (source,) = asked.sources
+        assert (source.peer_id, source.address) == (f"peer {wanted.stage}", f"127.0.0.1:{9000 + wanted.stage}")
+        part = answer_from_proto(asked.answer)
+        assert part == answer_of(wanted)
+        trained = honest_report(part.version - 1, wanted.stage, STAGES, MICROBATCHES)
+        assert asked.version_root == trained.state_after
+        assert not asked.HasField("report")
+        for stage in range(STAGES):
+            assert any(grant.unit == asked.unit for grant in bench.grants(stage)) == (stage == wanted.stage)
+
+
+def told_of(bench: Bench, drawn: Draw, stage: int = 0) -> pb.RoundSealed:
+    return bench.auditing.announcement(drawn, stage)
+
+
 async def test_nodes_are_told_which_rounds_to_retain(bench: Bench) -> None:
     first, second, third = ROUNDS[:3]
-    assert bench.seal(first)[0].retained == [first]
-    (sealed,) = bench.seal(second)
-    assert sealed.retained == [first, second]
+    (drawn,) = bench.seal(first)
+    assert told_of(bench, drawn).retained == [first]
+    (drawn,) = bench.seal(second)
+    assert told_of(bench, drawn).retained == [first, second]
     bench.join()
-    again = [message.sealed for message in bench.inboxes[0]]
-    assert [message.round for message in again] == [first, second]  # it may not have heard of the last one
-    assert again[1] == sealed
+    for stage in range(STAGES):
+        again = [message.sealed for message in bench.inboxes[stage]]
+        assert [message.round for message in again] == [first, second]  # it may not have heard of the last one
+        assert again[1] == told_of(bench, drawn, stage)
+    assert told_of(bench, drawn, 0).salt != told_of(bench, drawn, 1).salt
     await bench.decide()
-    assert bench.seal(third)[0].retained == [third]
+    (drawn,) = bench.seal(third)
+    assert told_of(bench, drawn).retained == [third]
 
 
 async def test_a_coordinator_that_was_killed_goes_on_with_the_same_audits(bench: Bench) -> None:
     """Killed between sealing and drawing, and again between two verdicts."""
-    bench.seal(*ROUNDS[:3])
+    numbers = [*ROUNDS[:2], *ANSWERED[:2]]
+    sealed = bench.seal(*numbers)
     again = Bench(bench.folder)
     await again.auditing.resume()
-    assert again.auditing.retained == ROUNDS[:3]
+    assert again.auditing.retained == numbers
     again.join()
     decided = asyncio.Event()
 
@@ -134,19 +179,28 @@ async def test_a_coordinator_that_was_killed_goes_on_with_the_same_audits(bench:
     again.answer = answer
     async with asyncio.timeout(DEADLINE_S), again.running():
         await decided.wait()
+    for stage in range(STAGES):
+        heard = [message.sealed for message in again.inboxes[stage] if message.HasField("sealed")]
+        assert [(each.commitments, each.salt, each.answers) for each in heard] == [
+            (each.commitments, each.salt, each.answers) for each in (told_of(bench, drawn, stage) for drawn in sealed)
+        ]
     assert len(again.ledger.verdicts(0, 10**6)) == 2
     third = Bench(bench.folder)
     await third.auditing.resume()
     third.join()
     lines = await third.decide()
-    assert [line.audit for line in lines] == [audit for number in ROUNDS[:3] for audit in drawn_in(number).audits]
+    assert [line.audit for line in lines] == [audit for number in numbers for audit in drawn_in(number).audits]
     assert [unit_of(order) for order in third.asked] == [line.audit for line in lines[2:]]
+    for order in third.asked:
+        audit = unit_of(order)
+        assert audit.kind is not Kind.ANSWER or answer_from_proto(order.answer) == answer_of(audit)
     for each in (again, third):
         each.ledger.close()
 
 
-async def test_fraud_convicts_once_and_its_evidence_is_kept(bench: Bench, told: Told) -> None:
-    number, audit = one_of(Kind.ROUND)
+@pytest.mark.parametrize("kind", [Kind.ROUND, Kind.ANSWER])
+async def test_fraud_convicts_once_and_its_evidence_is_kept(bench: Bench, told: Told, kind: Kind) -> None:
+    number, audit = one_of(kind)
     text = b'{"format":"commonweight.fraud/1"}'
 
     async def answer(order: pb.AuditOrder) -> pb.AuditOpinion:
@@ -200,6 +254,21 @@ async def test_fraud_takes_a_second_referee_unless_the_provider_doesn_t_serve_ag
     assert bench.frauds == (verdict == "failed")
 
 
+async def test_more_fraud_of_who_is_convicted_takes_one_referee(bench: Bench) -> None:
+    numbers, text = ROUNDS[:6], b'{"format":"commonweight.fraud/1"}'
+    bench.answer = saying("failed", text)
+    bench.join()
+    bench.seal(*numbers)
+    lines = await bench.decide()
+    stages = {line.stage for line in lines}
+    assert len(lines) > len(stages) > 1
+    first = {stage: next(line.audit for line in lines if line.stage == stage) for stage in stages}
+    asked = [unit_of(order) for order in bench.asked]
+    assert asked == [audit for line in lines for audit in [line.audit] * (1 + (line.audit in first.values()))]
+    assert {line.verdict for line in lines} == {"failed"}
+    assert bench.referees == 1 + len(stages)
+
+
 async def test_evidence_is_served_to_anybody_by_its_hash(bench: Bench) -> None:
     text = b'{"format":"commonweight.fraud/1"}'
     name = to_hex(bench.evidence.put(text))
@@ -242,13 +311,15 @@ async def test_a_referee_that_can_t_be_started_leaves_audits_undecided(bench: Be
     assert {line.verdict for line in await bench.decide()} == {"undecided"}
 
 
-async def test_who_is_gone_and_stays_away_has_withheld(bench: Bench) -> None:
-    number, _ = one_of(Kind.DATA)
+@pytest.mark.parametrize("kind", [Kind.DATA, Kind.ANSWER])
+async def test_who_is_gone_and_stays_away_has_withheld(bench: Bench, kind: Kind) -> None:
+    number, audit = one_of(kind)
     bench.seal(number)
     lines = await bench.decide()
+    assert audit in [line.audit for line in lines]
     for line in lines:  # tokens are drawn, whoever is there
         assert line.verdict == ("passed" if line.kind == "data" else "withheld")
-    assert {unit_of(order).kind for order in bench.asked} == {Kind.DATA}
+    assert {unit_of(order).kind for order in bench.asked} <= {Kind.DATA}
     assert all(not order.sources for order in bench.asked)
 
 

@@ -14,7 +14,7 @@ from commonweight.wire.referee import SOURCES
 from tests.integration.scripted import honest_report
 from tests.unit.tiny import tiny_spec
 
-SPEC = tiny_spec(stages=3, round_rate="0.3", microbatch_rate="0.5", data_rate="0.5")
+SPEC = tiny_spec(stages=3, round_rate="0.3", microbatch_rate="0.5", data_rate="0.5", answer_rate="0.5")
 STAGES, MICROBATCHES = SPEC.stages, SPEC.training.microbatches_per_round
 
 
@@ -24,12 +24,12 @@ def order(audit: Audit) -> pb.AuditOrder:
     return pb.AuditOrder(unit=unit, report=report, sources=[pb.EvidenceSource()] * SOURCES)
 
 
-def test_whatever_is_drawn_is_taken_but_for_the_text() -> None:
-    drawn = [audit for round_ in range(20) for audit in draw_audits(SPEC, round_, bytes([round_]) * 32)]
+def test_whatever_is_drawn_is_taken_but_for_the_text_and_for_answers() -> None:
+    drawn = [audit for round_ in range(20) for audit in draw_audits(SPEC, round_, bytes([round_]) * 32, answers=2)]
     assert {audit.kind for audit in drawn} == set(Kind)
     for audit in drawn:
-        if audit.kind is Kind.DATA:
-            with pytest.raises(MalformedMessage, match=r"unit\.kind: 'data'"):
+        if audit.kind in (Kind.DATA, Kind.ANSWER):
+            with pytest.raises(MalformedMessage, match=rf"unit\.kind: '{audit.kind.value}'"):
                 read_order(SPEC, order(audit))
         else:
             report = honest_report(audit.round, audit.stage, STAGES, MICROBATCHES)

@@ -92,6 +92,22 @@ def test_verification_is_told_in_words(spec_file: Path) -> None:
     assert any("to who leaves for good at most 15.7 rounds' pay" in line for line in lines)  # (1/3) / 0.02 - 1
 
 
+@pytest.mark.parametrize(("rate", "count"), [("0.1", 44), ("0.01", 459), ("1", 1)])
+def test_how_soon_false_answers_are_found_is_told(spec_file: Path, rate: str, count: int) -> None:
+    spec_file.write_bytes(canonical_json(rates(answer=rate).model_dump()))
+    assert f"falsifies every one is caught within {count} with a probability of 99%." in show(spec_file)
+    verification = json.loads(show(spec_file, "--json"))["verification"]
+    assert (verification["answer_rate"], verification["answers_until_caught"]) == (rate, count)
+    found = 1 - (1 - float(rate)) ** count
+    assert found >= 0.99 > 1 - (1 - float(rate)) ** (count - 1)
+
+
+def test_that_answers_aren_t_audited_is_told(spec_file: Path) -> None:
+    spec_file.write_bytes(canonical_json(rates(answer="0").model_dump()))
+    assert "Answers aren't audited" in show(spec_file)
+    assert json.loads(show(spec_file, "--json"))["verification"]["answers_until_caught"] is None
+
+
 def test_auditors_are_told_in_words(spec_file: Path) -> None:
     spec = rates(round="0.02", microbatch="0.005", known_bad="0.1")
     spec_file.write_bytes(canonical_json(spec.model_dump()))

@@ -56,6 +56,10 @@ MANIFEST = "0x" + "ab" * 32
             {"byzantine": ("1:collude",), "auditors": 1},
             "--byzantine '1:collude': collude takes an auditor of stage 1: give --auditors 2.",
         ),
+        (
+            {"byzantine": ("1:stale-answers",), "buyers": 0},
+            "--byzantine '1:stale-answers': stale-answers takes a buyer of answers: give --buyers 1.",
+        ),
     ],
 )
 def test_bad_options_are_named(options: dict[str, Any], said: str) -> None:

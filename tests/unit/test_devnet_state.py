@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from commonweight.devnet.answers import SoldAnswers, count_sold_answers
 from commonweight.devnet.observer import StateFile
 from commonweight.devnet.opinions import OPINIONS
 from commonweight.devnet.ownership import Holding, Ownership
@@ -24,10 +25,16 @@ from commonweight.devnet.view import (
 )
 from commonweight.errors import StateError
 from commonweight.events import Event
+from commonweight.rules.statement import AnswerLine, SealedRound, ServedLine, Statement
 
 ALICE = "0x" + "Aa" * 20
 BOB = "0x" + "Bb" * 20
 ROOT = "0x" + "11" * 32
+GATEWAY = "0x70997970C51812dc3A010C7d01b50e0d17dc79C8"
+
+FACTS: dict[str, Any] = {"deployments": {}, "exit_reason": "finished", "peak_rss_bytes": 5, "versions": {}}
+"""Of a report that isn't about them."""
+SOLD = SoldAnswers(2, 40, {ALICE: 40, BOB: 15})
 
 
 def event(event_name: str, at: float = 100.0, **fields: Any) -> Event:
@@ -195,9 +202,11 @@ def said(auditor: str | None, verdict: str, *, known_bad: bool = False) -> dict[
     return {"auditor": auditor or ROOT[:42], "owner": auditor, "verdict": verdict, "known_bad": known_bad}
 
 
-def audited(round_: int, stage: int, kind: str, verdict: str, node: str, why: str = "because") -> list[Any]:
+def audited(
+    round_: int, stage: int, kind: str, verdict: str, node: str, why: str = "because", number: int | None = None
+) -> list[Any]:
     """An audit that was drawn, and what came of it."""
-    unit: dict[str, Any] = {"round": round_, "stage": stage, "kind": kind, "microbatch": None}
+    unit: dict[str, Any] = {"round": round_, "stage": stage, "kind": kind, "microbatch": number}
     decided = event("audit.decided", **unit, node=node, verdict=verdict, why=why, auditors=[said(None, verdict)])
     return [("coordinator", event("audit.drawn", **unit)), ("coordinator", decided)]
 
@@ -260,9 +269,10 @@ def test_a_node_that_is_to_cheat_is_marked() -> None:
 
 
 def test_the_report_has_audits_stakes_and_unpaid_work() -> None:
-    facts: dict[str, Any] = {"deployments": {}, "exit_reason": "finished", "peak_rss_bytes": 5, "versions": {}}
     state = after(*START, *CAUGHT)
-    report = json.loads(json.dumps(build_report(state, ownership=Ownership(), penalties=PENALTIES, **facts)))
+    report = json.loads(
+        json.dumps(build_report(state, ownership=Ownership(), penalties=PENALTIES, answers=SOLD, **FACTS))
+    )
     nothing = dict.fromkeys(("drawn", "passed", "failed", "withheld", "undecided", *OPINIONS), 0)
     assert report["audits"]["data"] == nothing | {"drawn": 1, "failed": 1, "by_referee": 1}
     assert report["slashed"] == [
@@ -270,6 +280,31 @@ def test_the_report_has_audits_stakes_and_unpaid_work() -> None:
         {"address": ALICE, "stage": 7, "role": "provider", "epoch": None, "amount": "5", "evidence_hash": ROOT},
     ]
     assert report["unpaid_units"] == {"total": "400000000000000000000", "by_address": {BOB: "400000000000000000000"}}
+
+
+def test_an_answer_that_was_made_up_is_named_by_its_number() -> None:
+    told = audited(2, 0, "answer", "failed", BOB, "the logits", number=3)
+    line = event_line(after(*START, *told), *told[-1])
+    assert line == "stage 0: the answer audit of round 2, answer 3, node-1's work, found fraud. the logits"
+    assert after(*START, *told).audits["answer"] == {"drawn": 1, "failed": 1, "by_referee": 1}
+
+
+def test_the_report_counts_answers_and_who_is_paid_for_them() -> None:
+    line = AnswerLine(
+        session="0x" + "ab" * 16,
+        version=2,
+        fed=12,
+        prompt_tokens=5,
+        completion_tokens=8,
+        gateway=GATEWAY,
+        signature="0x" + "00" * 65,
+        parts=(),
+    )
+    rounds = [SealedRound(round=number, beacon=ROOT, reports=(), answers=(line,) * number) for number in range(3)]
+    served = ServedLine(stage=0, node=GATEWAY, account=GATEWAY, tokens=26)
+    statements = [Statement.model_construct(rounds=tuple(rounds[:2]), served=())]
+    statements.append(Statement.model_construct(rounds=(rounds[2],), served=(served,)))
+    assert count_sold_answers(statements) == SoldAnswers(3, 39, {GATEWAY: 26})
 
 
 CAROL = "0x" + "Cc" * 20
@@ -317,9 +352,8 @@ def test_who_audits_is_seen_and_what_comes_of_the_opinions() -> None:
 
 
 def test_an_auditor_that_is_slashed_is_reported_as_one() -> None:
-    facts: dict[str, Any] = {"deployments": {}, "exit_reason": "finished", "peak_rss_bytes": 5, "versions": {}}
     lost = Penalties(slashed=(Penalty(CAROL, 1, 7, ROOT),))
-    report = build_report(after(*START, *PANEL), ownership=Ownership(), penalties=lost, **facts)
+    report = build_report(after(*START, *PANEL), ownership=Ownership(), penalties=lost, answers=SOLD, **FACTS)
     assert report["slashed"] == [
         {"address": CAROL, "stage": 1, "role": "auditor", "epoch": 1, "amount": "7", "evidence_hash": ROOT}
     ]
@@ -354,6 +388,7 @@ def test_the_report_is_json_and_keeps_big_integers() -> None:
                 state,
                 ownership=ownership,
                 penalties=Penalties(),
+                answers=SOLD,
                 deployments={"model_id": ROOT},
                 exit_reason="finished",
                 peak_rss_bytes=5,
@@ -371,4 +406,6 @@ def test_the_report_is_json_and_keeps_big_integers() -> None:
         {"number": 0, "root": ROOT, "statement_hash": ROOT, "minted": str(10**24), "finalised": True}
     ]
     assert report["first_round_s"] == 7.5
+    paid = {ALICE: 40, BOB: 15}
+    assert report["answers"] == {"sold": state.answers, "sealed": 2, "tokens": 40, "paid_tokens": paid}
     assert ownership_rows(ownership, {BOB: "node-1"})[1] == ("node-1", BOB, "100,000", "10.00 %", "–")

@@ -1,5 +1,6 @@
 """A node believes a coordinator nothing that it can recompute: not the beacon, and not that a unit was drawn."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,19 +9,30 @@ import pytest
 
 from commonweight.errors import CommitmentBroken, IdentityMismatch, MalformedMessage, UnplannedMessage
 from commonweight.rules.audits import Audit, Kind
+from commonweight.rules.epoch import answers_per_round
 from commonweight.wire.evidence import MAX_RETAINED_ROUNDS
+from commonweight.wire.generated import control_pb2 as pb
+from node.answers import answers_folder, write_trace
 from node.draws import Draws
 from tests.unit.sealing import (
     ASSIGNMENT,
     AUDITOR,
     CHAINS,
+    MODEL_ID,
     PER_EPOCH,
+    SPEC,
     STAGE,
+    STAGES,
     STRANGER,
+    a_trace,
+    answers,
+    commitments,
+    drawn,
     draws_at,
     find,
+    find_answer,
     grant,
-    outputs,
+    salt_of,
     sealed,
     signed,
     tip_of,
@@ -51,16 +63,37 @@ def test_a_tip_has_32_bytes(tmp_path: Path, tip: bytes) -> None:
         draws_at(tmp_path).plan(0, tip)
 
 
+def grants(draws: Draws, round_: int) -> bool:
+    """Whether something that was drawn in the round is granted."""
+    near = next(audit for audit in drawn(round_) if abs(audit.stage - STAGE) <= 1)
+    try:
+        return draws.grant(grant(near)) == near
+    except UnplannedMessage:
+        return False
+
+
 FALSE_SEALS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "no value": ({"beacon": b""}, MalformedMessage, "32 bytes"),
-    "a short output": ({"outputs": [b"\1", *outputs(1)[1:]]}, MalformedMessage, "32 bytes"),
-    "an output too few": ({"outputs": outputs(1)[1:]}, MalformedMessage, "4 outputs"),
+    "no salt": ({"salt": b""}, MalformedMessage, "32 bytes"),
+    "a short commitment": ({"commitments": [b"\1", *commitments(1)[1:]]}, MalformedMessage, "32 bytes"),
+    "a commitment too few": ({"commitments": commitments(1)[1:]}, MalformedMessage, "4 commitments"),
     "a value of its own": ({"beacon": b"\1" * 32}, CommitmentBroken, "doesn't follow from the tip"),
     "the value before": ({"beacon": CHAINS[0][1]}, CommitmentBroken, "doesn't follow from the tip"),
     "the value after": ({"beacon": CHAINS[0][3]}, CommitmentBroken, "doesn't follow from the tip"),
     "another epoch's value": ({"beacon": CHAINS[1][2]}, CommitmentBroken, "doesn't follow from the tip"),
-    "another output of ours": ({"outputs": outputs(2)}, CommitmentBroken, "isn't what this node signed"),
-    "a neighbour's output as ours": ({"outputs": outputs(1)[1:] + outputs(1)[:1]}, CommitmentBroken, "generation 1"),
+    "another stage's salt": ({"salt": salt_of(1, STAGE + 1)}, CommitmentBroken, "isn't what this node signed"),
+    "another round's salt": ({"salt": salt_of(2)}, CommitmentBroken, "isn't what this node signed"),
+    "another commitment as ours": ({"commitments": commitments(2)}, CommitmentBroken, "isn't what this node signed"),
+    "a neighbour's commitment as ours": (
+        {"commitments": commitments(1)[1:] + commitments(1)[:1]},
+        CommitmentBroken,
+        "generation 1",
+    ),
+    "an output that isn't blinded": (
+        {"commitments": [bytes.fromhex(signed(1).output[2:])] * STAGES},
+        CommitmentBroken,
+        "isn't what this node signed",
+    ),
     "a round that isn't signed": ({"round": 2}, CommitmentBroken, "has signed no report"),
 }
 
@@ -74,14 +107,15 @@ def test_a_false_seal_is_refused(
     draws.plan(1, tip_of(1))
     with pytest.raises(error, match=match):
         draws.seal(sealed(1, **lie), signed(1))
-    assert draws._draw(1) == frozenset()
+    assert not grants(draws, 1)
     draws.seal(sealed(1), signed(1))
+    assert grants(draws, 1)
 
 
 def test_a_round_that_was_sealed_isnt_sealed_otherwise(tmp_path: Path) -> None:
     draws = draws_at(tmp_path, 0, 1)
     draws.seal(sealed(0, (0, 1)), signed(1))
-    for lie in ({"beacon": CHAINS[0][2]}, {"outputs": outputs(1)}):
+    for lie in ({"beacon": CHAINS[0][2]}, {"commitments": commitments(1)}):
         with pytest.raises(CommitmentBroken):
             draws.seal(sealed(0, (0, 1), **lie), signed(1))
 
@@ -184,7 +218,7 @@ def test_a_node_that_died_before_it_heard_of_the_seal_checks_it_afterwards(tmp_p
 def test_a_node_that_has_lost_what_it_knew_lets_nobody_fetch(tmp_path: Path) -> None:
     audit = find(STAGE)
     draws_at(tmp_path, audit.round)
-    (tmp_path / "sealed.json").write_text("{")
+    (tmp_path / "receipts" / MODEL_ID.hex() / "sealed.json").write_text("{")
     draws = Draws.open(tmp_path, ASSIGNMENT)
     draws.seal(sealed(audit.round), signed(audit.round))
     with pytest.raises(UnplannedMessage):
@@ -195,6 +229,142 @@ def test_what_is_known_is_bounded(tmp_path: Path) -> None:
     rounds = tuple(range(2 * PER_EPOCH))
     assert len(rounds) > MAX_RETAINED_ROUNDS
     draws = draws_at(tmp_path, *rounds)
-    assert [bool(draws._draw(round_)) for round_ in rounds] == [
+    assert [grants(draws, round_) for round_ in rounds] == [
         round_ in rounds[-MAX_RETAINED_ROUNDS:] for round_ in rounds
     ]
+
+
+# Answers
+
+DRAWN, UNDRAWN, NEIGHBOURS = find_answer(STAGE), find_answer(STAGE, is_drawn=False), find_answer(STAGE + 1)
+
+
+def named(audit: Audit) -> pb.SealedAnswer:
+    assert audit.microbatch is not None
+    return answers(audit.round)[audit.microbatch]
+
+
+def traces_in(directory: Path) -> set[bytes]:
+    """The sessions whose traces are kept; nothing else is kept of another."""
+    folder = answers_folder(directory, STAGE)
+    sessions = {bytes.fromhex(path.stem) for path in folder.rglob("*") if path.is_file()}
+    assert sessions == {bytes.fromhex(path.stem) for path in folder.rglob("*.answer")}
+    return sessions
+
+
+def test_an_answer_that_is_drawn_is_for_its_auditor_and_for_nothing_else(tmp_path: Path) -> None:
+    draws = draws_at(tmp_path, 0, 1, answered=(0, 1))
+    assert draws.grant(grant(DRAWN)) == DRAWN
+    assert draws.admitted() == {AUDITOR.der}
+    assert draws.granted_answers(AUDITOR.der, 0) == {named(DRAWN).session: 0}
+    assert draws.granted_answers(STRANGER.der, 0) == draws.granted_answers(AUDITOR.der, 1) == {}
+    assert not draws.allows_tensors(AUDITOR.der, 0)
+    assert not gets_a_state(draws, AUDITOR.der, 0)
+
+
+def test_an_audit_of_training_opens_no_answers(tmp_path: Path) -> None:
+    draws = draws_at(tmp_path, 0, answered=(0,))
+    for audit in drawn(0, answers(0)):
+        if audit.kind is not Kind.ANSWER and abs(audit.stage - STAGE) <= 1:
+            draws.grant(grant(audit))
+    assert draws.allows_tensors(AUDITOR.der, 0)
+    assert draws.granted_answers(AUDITOR.der, 0) == {}
+
+
+@pytest.mark.parametrize("audit", [UNDRAWN, NEIGHBOURS, replace(DRAWN, microbatch=len(answers(0)))], ids=str)
+def test_no_other_answer_is_granted(tmp_path: Path, audit: Audit) -> None:
+    draws = draws_at(tmp_path, 0, answered=(0,))
+    with pytest.raises(UnplannedMessage):
+        draws.grant(grant(audit))
+    assert draws.admitted() == set()
+
+
+def changed(**fields: Any) -> list[pb.SealedAnswer]:
+    """The answers of round 0, this node's drawn one told otherwise."""
+    told = answers(0)
+    for name, value in fields.items():
+        setattr(told[DRAWN.microbatch or 0], name, value)
+    return told
+
+
+def with_traces(traces: Sequence[bytes]) -> list[pb.SealedAnswer]:
+    told = changed()
+    told[DRAWN.microbatch or 0].traces[:] = traces
+    return told
+
+
+TRACES = list(named(DRAWN).traces)
+FALSE_ANSWERS: dict[str, tuple[list[pb.SealedAnswer], type[Exception], str]] = {
+    "another trace": (with_traces([bytes(32)] * STAGES), CommitmentBroken, "this node has signed"),
+    "a neighbour's trace": (with_traces(TRACES[1:] + TRACES[:1]), CommitmentBroken, "this node has signed"),
+    "another count": (changed(fed=99), CommitmentBroken, "sealed with 99 tokens"),
+    "a trace too few": (with_traces(TRACES[1:]), MalformedMessage, "with 4 traces"),
+    "a short trace": (with_traces([b"\1", *TRACES[1:]]), MalformedMessage, "32 bytes"),
+    "a short id": (changed(session=b"short"), MalformedMessage, "5 bytes"),
+    "a version to come": (changed(round=1), MalformedMessage, "later version 1"),
+    "one twice": ([*answers(0), answers(0)[0]], MalformedMessage, "one answer twice"),
+    "too many": (answers(0) * answers_per_round(SPEC), MalformedMessage, "at most"),
+}
+
+
+@pytest.mark.parametrize(("told", "error", "match"), FALSE_ANSWERS.values(), ids=FALSE_ANSWERS.keys())
+def test_a_seal_with_false_answers_is_refused(
+    tmp_path: Path, told: list[pb.SealedAnswer], error: type[Exception], match: str
+) -> None:
+    draws_at(tmp_path, 0, answered=(0,))
+    (tmp_path / "receipts" / MODEL_ID.hex() / "sealed.json").unlink()
+    kept = traces_in(tmp_path)
+    draws = Draws.open(tmp_path, ASSIGNMENT)  # restarted: its traces say what it has signed
+    draws.plan(0, tip_of(0))
+    with pytest.raises(error, match=match):
+        draws.seal(sealed(0, answers=told), signed(0))
+    assert traces_in(tmp_path) == kept
+    assert not grants(draws, 0)
+    draws.seal(sealed(0, answers=answers(0)), signed(0))
+    assert draws.grant(grant(DRAWN)) == DRAWN
+
+
+def test_what_was_sealed_isnt_sealed_with_other_answers(tmp_path: Path) -> None:
+    draws = draws_at(tmp_path, 0, answered=(0,))
+    draws.seal(sealed(0, answers=answers(0)), signed(0))
+    for told in (answers(0)[1:], changed(fed=99), []):
+        with pytest.raises(CommitmentBroken, match="was sealed before"):
+            draws.seal(sealed(0, answers=told), signed(0))
+
+
+def test_traces_stay_until_nobody_can_audit_them(tmp_path: Path) -> None:
+    draws = draws_at(tmp_path, 0, 1, answered=(0,))
+    expected = {
+        named(audit).session for audit in drawn(0, answers(0)) if (audit.kind, audit.stage) == (Kind.ANSWER, STAGE)
+    }
+    assert named(DRAWN).session in expected
+    assert traces_in(tmp_path) == expected
+    assert draws.needed_versions() == Draws.open(tmp_path, ASSIGNMENT).needed_versions() == {0}
+    draws.grant(grant(DRAWN))
+    draws.seal(sealed(1, [1]), signed(1))
+    assert traces_in(tmp_path) == set()
+    assert draws.needed_versions() == Draws.open(tmp_path, ASSIGNMENT).needed_versions() == set()
+    assert draws.granted_answers(AUDITOR.der, 0) == {}
+
+
+def test_traces_of_a_round_that_isnt_retained_at_all_go_at_once(tmp_path: Path) -> None:
+    write_trace(answers_folder(tmp_path, STAGE), a_trace(1, 0))  # its answer isn't sealed yet
+    draws = draws_at(tmp_path, answered=(0,))
+    for number in range(len(answers(0))):
+        write_trace(answers_folder(tmp_path, STAGE), a_trace(0, number))
+    draws.plan(0, tip_of(0))
+    draws.seal(sealed(0, (), answers=answers(0)), signed(0))
+    assert traces_in(tmp_path) == {a_trace(1, 0).session}
+
+
+def test_a_restarted_node_still_grants_an_answer_and_one_whose_trace_is_lost_doesnt(tmp_path: Path) -> None:
+    draws_at(tmp_path, 0, answered=(0,))
+    draws = Draws.open(tmp_path, ASSIGNMENT)
+    assert draws.grant(grant(DRAWN)) == DRAWN
+    assert draws.granted_answers(AUDITOR.der, 0) == {named(DRAWN).session: 0}
+    lost = Draws.open(tmp_path / "lost", ASSIGNMENT)
+    lost.plan(0, tip_of(0))
+    lost.seal(sealed(0, answers=answers(0)), signed(0))
+    with pytest.raises(UnplannedMessage, match="none that it knows of"):
+        lost.grant(grant(DRAWN))
+    assert lost.needed_versions() == set()

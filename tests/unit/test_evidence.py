@@ -1,7 +1,7 @@
 """Evidence over real connections: whom a node serves what, and what an auditor takes from a source."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from hashlib import sha256
 from pathlib import Path
@@ -29,17 +29,21 @@ from commonweight.wire.generated import control_pb2, evidence_pb2_grpc
 from commonweight.wire.generated import evidence_pb2 as pb
 from commonweight.wire.tls import Certificate, make_certificate, server_credentials
 from node import evidence as evidence_module
+from node.answers import answers_folder, remove_trace
 from node.evidence import Evidence
-from node.published import MOMENTS_FILE, PARAMETERS_FILE, version_path
+from node.published import META_FILE, MOMENTS_FILE, PARAMETERS_FILE, keep_published, version_path
 from node.traces import Traces, trace_path
 from tests.unit.sealing import (
     ASSIGNMENT,
     AUDITOR,
-    MODEL_ID,
     STAGE,
     STRANGER,
+    a_trace,
+    answers,
+    drawn,
     draws_at,
     find,
+    find_answer,
     grant,
     sealed,
     signed,
@@ -54,6 +58,7 @@ SHORT_S = 0.5
 NODE = make_certificate(NodeIdentity(b"\x31" * 32))
 TENSOR = bytes(range(256)) * (EVIDENCE_PART_BYTES // 256) + b"and a bit"
 PARAMETERS, MOMENTS = b"parameters" * 250_000, b"moments" * 500_000
+ANSWER, UNDRAWN = find_answer(STAGE), find_answer(STAGE, is_drawn=False)
 WHOLE, NEIGHBOURS = find(STAGE, Kind.ROUND), find(STAGE + 1)
 
 
@@ -69,10 +74,12 @@ def digest(data: bytes) -> bytes:
 
 
 @asynccontextmanager
-async def a_node(folder: Path, *audits: Audit) -> AsyncIterator[tuple[Evidence, Source]]:
-    """A node for which these audits' rounds are sealed, with TENSOR and states in each. Nothing is granted yet."""
+async def a_node(folder: Path, *audits: Audit, answered: Sequence[int] = ()) -> AsyncIterator[tuple[Evidence, Source]]:
+    """A node for which these audits' rounds are sealed, with TENSOR and states in each, and its version published; with
+    `answers` those that are `answered`. Nothing is granted yet.
+    """
     rounds = sorted({audit.round for audit in audits})
-    draws_at(folder / "receipts" / MODEL_ID.hex(), *rounds)
+    draws_at(folder, *rounds, answered=answered)
     traces = Traces(folder / f"stage-{STAGE}" / "traces", 0)
     for round_ in rounds:
         traces.begin(round_)
@@ -81,8 +88,10 @@ async def a_node(folder: Path, *audits: Audit) -> AsyncIterator[tuple[Evidence, 
         for version in (round_, round_ + 1):
             path = version_path(folder / f"stage-{STAGE}", version)
             path.mkdir(exist_ok=True)
+            (path / META_FILE).write_text("{}")
             (path / PARAMETERS_FILE).write_bytes(PARAMETERS + bytes([version]))
             (path / MOMENTS_FILE).write_bytes(MOMENTS + bytes([version]))
+        keep_published(folder / f"stage-{STAGE}", folder / "published" / f"stage-{STAGE}", round_)
     evidence = Evidence(folder, NODE)
     await evidence.listen("127.0.0.1:0")
     evidence.begin(ASSIGNMENT)
@@ -108,6 +117,12 @@ class Auditor:
         return await self.client.fetch_state(
             self.source, round_, part, after=after, max_bytes=limit, timeout_s=TIMEOUT_S
         )
+
+    async def answer(self, round_: int, session: bytes, limit: int = 1 << 20) -> bytes:
+        return await self.client.fetch_answer(self.source, round_, session, max_bytes=limit, timeout_s=TIMEOUT_S)
+
+    async def version(self, round_: int, version: int, limit: int = len(PARAMETERS) + 1) -> bytes:
+        return await self.client.fetch_version(self.source, round_, version, max_bytes=limit, timeout_s=TIMEOUT_S)
 
     async def __aenter__(self) -> "Auditor":
         return self
@@ -139,6 +154,62 @@ async def test_an_auditor_of_a_microbatch_gets_the_parameters_before_it_and_no_m
         for part in ("parameters", "moments"):
             with pytest.raises(Refused, match=f"needs {part} after round"):
                 await auditor.state(single.round, part, after=True)
+
+
+async def test_an_auditor_of_an_answer_gets_its_trace_and_its_version(tmp_path: Path) -> None:
+    trace = a_trace(0, ANSWER.microbatch or 0)
+    async with a_node(tmp_path, ANSWER, answered=(0,)) as (evidence, source), Auditor(source) as auditor:
+        await evidence.grant(grant(ANSWER))
+        assert await auditor.answer(0, trace.session) == bytes(trace.ids + trace.taken + trace.passed)
+        assert await auditor.version(0, 0) == PARAMETERS + bytes([0])
+        with pytest.raises(MessageTooLarge):
+            await auditor.answer(0, trace.session, limit=len(trace.ids))
+        assert evidence.needed_versions() == {0}
+
+
+async def test_an_auditor_of_an_answer_gets_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evidence_module, "GRANT_S", 0.1)
+    trace, other = a_trace(0, ANSWER.microbatch or 0), a_trace(0, UNDRAWN.microbatch or 0)
+    async with a_node(tmp_path, ANSWER, WHOLE, answered=(0,)) as (evidence, source), Auditor(source) as auditor:
+        await evidence.grant(grant(ANSWER))
+        for session in (other.session, trace.session[:-1], b""):
+            with pytest.raises(Refused, match="needs the trace of session"):
+                await auditor.answer(0, session)
+        with pytest.raises(Refused, match="sealed with round 1"):
+            await auditor.answer(1, trace.session)
+        with pytest.raises(Refused, match="needs version 1"):
+            await auditor.version(0, 1)
+        with pytest.raises(Refused, match="needs tensor"):
+            await auditor.tensor(0)
+        for part in ("parameters", "moments"):
+            for after in (False, True):
+                with pytest.raises(Refused, match=f"needs {part}"):
+                    await auditor.state(0, part, after=after)
+
+
+async def test_an_auditor_of_a_round_gets_no_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evidence_module, "GRANT_S", 0.1)
+    audits = drawn(0, answers(0))
+    audit = next(each for each in audits if each.stage == STAGE and each.kind is not Kind.ANSWER)
+    async with a_node(tmp_path, audit, answered=(0,)) as (evidence, source), Auditor(source) as auditor:
+        await evidence.grant(grant(audit))
+        assert await auditor.tensor(0) == TENSOR
+        with pytest.raises(Refused):
+            await auditor.answer(0, a_trace(0, ANSWER.microbatch or 0).session)
+        with pytest.raises(Refused):
+            await auditor.version(0, 0)
+
+
+async def test_a_trace_or_a_version_that_is_gone_is_missing(tmp_path: Path) -> None:
+    trace = a_trace(0, ANSWER.microbatch or 0)
+    async with a_node(tmp_path, ANSWER, answered=(0,)) as (evidence, source), Auditor(source) as auditor:
+        await evidence.grant(grant(ANSWER))
+        remove_trace(answers_folder(tmp_path, STAGE), trace.version, trace.session)
+        with pytest.raises(EvidenceMissing, match="isn't kept here: the trace of session"):
+            await auditor.answer(0, trace.session)
+        (version_path(tmp_path / "published" / f"stage-{STAGE}", 0) / PARAMETERS_FILE).unlink()
+        with pytest.raises(EvidenceMissing, match="isn't kept here: version 0"):
+            await auditor.version(0, 0)
 
 
 async def test_a_call_that_comes_before_its_grant_waits_for_it(tmp_path: Path) -> None:
@@ -211,7 +282,7 @@ async def test_what_isnt_kept_is_said_to_be_missing(tmp_path: Path, events: list
         assert events[-1][1]["code"] == "EVIDENCE_MISSING"
 
 
-async def test_a_trace_that_is_gone_is_missing(tmp_path: Path) -> None:
+async def test_a_rounds_trace_that_is_gone_is_missing(tmp_path: Path) -> None:
     async with a_node(tmp_path, WHOLE) as (evidence, source), Auditor(source) as auditor:
         await evidence.grant(grant(WHOLE))
         trace_path(tmp_path / f"stage-{STAGE}" / "traces", WHOLE.round).unlink()

@@ -51,6 +51,7 @@ def test_what_a_referee_writes_is_read_and_adds_up(difference: Difference) -> No
     ("changed", "words"),
     [
         ({"unit": {"stage": 0}}, "about stage 0, the proposal about stage 1"),
+        ({"unit": {"kind": "answer"}}, "it is about an answer"),
         ({"hop": {"tokens": "0x" + 64 * "2"}}, "microbatch 2 is not in the report"),
         ({"hop": {"loss": "0.5"}}, "microbatch 2 is not in the report"),
         ({"commitments": {"hops_root": "0x" + 64 * "2"}}, "microbatch 2 is not in the report"),

@@ -1,5 +1,6 @@
 """The gateway's ledger: a payment is taken once, an order's charge is fixed once, nothing is forgotten."""
 
+import sqlite3
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from commonweight.chain.records import Authorization
-from commonweight.errors import ConfigError
+from commonweight.errors import ConfigError, LedgerError
 from gateway.ledger import Ledger, Order, Overdrawn, State, Taken
 
 HUGE = 2**256 - 1
@@ -17,6 +18,11 @@ PAYER = "0x" + "Aa" * 20
 def order(number: int, value: int = 100) -> Order:
     payment = Authorization(PAYER, value, 0, HUGE, bytes([number]) * 32, bytes([number]) * 65)
     return Order(bytes([number]) * 16, bytes(32), payment, expires=1_000, prompt_tokens=5)
+
+
+def delivered(order: Order, completion_tokens: int, charge: int) -> Order:
+    session = order.request_id[::-1]
+    return replace(order, round=30, session=session, completion_tokens=completion_tokens, charge=charge)
 
 
 @pytest.fixture
@@ -74,17 +80,19 @@ def test_what_was_collected_after_the_balance_was_read_counts(ledger: Ledger) ->
 def test_what_was_delivered_survives_and_a_closed_order_doesn_t_change(ledger: Ledger) -> None:
     for number in (1, 2, 3):
         ledger.accept(order(number), HUGE, {})
-    ledger.record_delivered(order(1).request_id, 30, 7, 31)
-    ledger.close_order(replace(order(2), round=30, completion_tokens=9, charge=37))
+    ledger.record_delivered(delivered(order(1), 7, 31))
+    ledger.close_order(delivered(order(2), 9, 37))
     assert {each.request_id: each.state for each in ledger.close_all()} == {
         order(1).request_id: State.SERVED,
         order(3).request_id: State.VOID,
     }
     assert ledger.close_all() == []
-    ledger.record_delivered(order(1).request_id, 30, 99, 999)
+    ledger.record_delivered(delivered(order(1), 99, 999))
     ledger.close_order(replace(order(2), charge=999))
-    found = {each.request_id: (each.round, each.completion_tokens, each.charge) for each in ledger.served()}
-    assert found == {order(1).request_id: (30, 7, 31), order(2).request_id: (30, 9, 37)}
+    assert ledger.served() == [
+        replace(delivered(order(1), 7, 31), state=State.SERVED),
+        replace(delivered(order(2), 9, 37), state=State.SERVED),
+    ]
 
 
 def test_what_is_done_isn_t_to_be_done(ledger: Ledger) -> None:
@@ -125,6 +133,15 @@ def test_answers_are_kept_until_they_expire(ledger: Ledger) -> None:
     assert find(ledger, 1).answer == {"text": "€"}
     ledger.forget_answers(1_001)
     assert find(ledger, 1).answer is None
+
+
+def test_a_ledger_of_another_version_is_not_touched(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'gateway.db'}"
+    Ledger(url).close()
+    with sqlite3.connect(tmp_path / "gateway.db") as database:
+        database.execute("ALTER TABLE orders DROP COLUMN session")
+    with pytest.raises(LedgerError, match=r"another version of Commonweight: orders without session\. Let that"):
+        Ledger(url)
 
 
 def test_a_url_that_is_none() -> None:

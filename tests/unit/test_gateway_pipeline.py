@@ -1,18 +1,18 @@
 """Following the coordinator's route: another version, a lost stage, a coordinator that is away or says no."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import pytest
 
 from commonweight.errors import ConfigError, NotServed, PeerUnreachable, Refused, StageLost, WireError
-from commonweight.wire.serving import Route
+from commonweight.wire.serving import Route, Served
 from gateway import pipeline as module
 from gateway.pipeline import ATTEMPTS, Pipeline
 from tests.unit.gateway_world import SPEC
+from tests.unit.tiny import open_session
 
 pytestmark = pytest.mark.asyncio
 ROUTE = Route(b"\x01", SPEC, bytes(32), 30, ())
@@ -28,9 +28,13 @@ class World:
     opened: list[int] = field(default_factory=list)
     closed: list[int] = field(default_factory=list)
     checked: list[int] = field(default_factory=list)
+    sessions: list[bytes] = field(default_factory=list)
+    """That the stages were asked for."""
+    reports: list[tuple[Served, bytes]] = field(default_factory=list)
 
-    def pipeline(self) -> Pipeline:
-        return Pipeline(Coordinator(self), None, lambda route: self.checked.append(route.round))  # type: ignore[arg-type]
+    def pipeline(self, check: Callable[[Route], None] | None = None) -> Pipeline:
+        check = check or (lambda route: self.checked.append(route.round))
+        return Pipeline(Coordinator(self), None, check, lambda served: b"signed " + served.session)  # type: ignore[arg-type]
 
     @asynccontextmanager
     async def open_generator(self, route: Route, _certificate: object) -> AsyncIterator["Generator"]:
@@ -48,6 +52,9 @@ class Coordinator:
             raise self.world.route
         return self.world.route
 
+    async def report(self, served: Served, signature: bytes) -> None:
+        self.world.reports.append((served, signature))
+
     async def close(self) -> None:
         pass
 
@@ -58,7 +65,10 @@ class Generator:
     route: Route
     failure: WireError | None = None
 
-    async def generate(self, _ids: Sequence[int], max_tokens: int, **_: Any) -> AsyncGenerator[int, None]:
+    async def generate(
+        self, ids: Sequence[int], max_tokens: int, *, temperature: float, seed: int, nonce: bytes
+    ) -> AsyncGenerator[int, None]:
+        self.world.sessions.append(open_session(ids, nonce=nonce, temperature=temperature + 0.0, seed=seed).session)
         lost_after = self.world.lost.pop(0) if self.world.lost else max_tokens
         for token in range(max_tokens):
             if token == lost_after:
@@ -92,12 +102,24 @@ async def test_a_route_is_opened_once(world: World) -> None:
     assert world.closed == [30]
 
 
+async def test_what_is_reported_is_signed(world: World) -> None:
+    pipeline, served = world.pipeline(), Served(bytes(16), 30, b"\x05" * 16, 1, 3)
+    await pipeline.report(served)
+    assert world.reports == [(served, b"signed " + served.session)]
+    await pipeline.close()
+
+
 async def test_before_the_first_token_a_lost_stage_is_tried_again(world: World) -> None:
     world.lost = [0, 3]
     pipeline = world.pipeline()
     await pipeline.refresh()
     assert await answer(pipeline) == (30, [0, 1, 2])
     assert world.opened == [30, 30]
+    world.lost = [0, 3]
+    generation = await pipeline.generate([1], 3, -0.0, 0)
+    assert len(set(world.sessions)) == len(world.sessions) == 4
+    assert generation.session == world.sessions[-1], "the one that answered"
+    await generation.tokens.aclose()
     world.lost = [0] * ATTEMPTS
     with pytest.raises(StageLost):
         await answer(pipeline)
@@ -190,7 +212,7 @@ async def test_another_model_s_route_is_not_taken(world: World) -> None:
     def check(_route: Route) -> None:
         raise ConfigError("Another model.")
 
-    pipeline = Pipeline(Coordinator(world), None, check)  # type: ignore[arg-type]
+    pipeline = world.pipeline(check)
     with pytest.raises(ConfigError):
         await pipeline.keep_current()
     assert world.opened == []

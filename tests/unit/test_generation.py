@@ -1,6 +1,7 @@
 """What a gateway sends and takes, with stages that compute when the test says so, and stages that don't keep to it."""
 
 import asyncio
+import math
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 
@@ -9,6 +10,7 @@ import pytest
 
 from commonweight.errors import CommonweightError, MalformedMessage, NoRoom, NotServed, PeerUnreachable, StageLost
 from commonweight.identity import NodeIdentity
+from commonweight.rules.answer import NONCE_BYTES
 from commonweight.wire.channel import serve
 from commonweight.wire.decode import MAX_CHUNK_TOKENS
 from commonweight.wire.generated import decode_pb2 as pb
@@ -16,7 +18,7 @@ from commonweight.wire.generated import decode_pb2_grpc
 from commonweight.wire.generation import PROMPT_STEPS, Generator, _watch, open_generator
 from commonweight.wire.serving import Route, StageAddress
 from commonweight.wire.tls import make_certificate, server_credentials
-from tests.unit.tiny import tiny_spec
+from tests.unit.tiny import open_session, tiny_spec
 
 pytestmark = pytest.mark.asyncio
 
@@ -40,13 +42,24 @@ class Stages:
     def __init__(self) -> None:
         self.steps: asyncio.Queue[pb.SessionStep] = asyncio.Queue()
         self._answers: asyncio.Queue[pb.DecodeAnswer] = asyncio.Queue()
+        self.sessions: asyncio.Queue[tuple[str | None, bytes]] = asyncio.Queue()
+        """Of each frame, with its kind."""
+        self.opened: list[pb.SessionOpen] = []
 
     async def write(self, frame: pb.DecodeFrame) -> None:
+        kind = frame.WhichOneof("body")
+        self.sessions.put_nowait((kind, getattr(frame, str(kind)).session))
+        if frame.HasField("open"):
+            self.opened.append(frame.open)
         if frame.HasField("step"):
             self.steps.put_nowait(frame.step)
 
     async def read(self) -> pb.DecodeAnswer:
         return await self._answers.get()
+
+    @property
+    def unread(self) -> int:
+        return self._answers.qsize()
 
     def answer(self, step: pb.SessionStep) -> None:
         token = pb.SessionToken(session=step.session, position=step.position + len(step.ids), id=TOKEN)
@@ -116,6 +129,49 @@ async def test_prompts_take_turns_and_a_running_answer_waits_behind_a_window_of_
             stages.answer(await stages.steps.get())
         assert await asyncio.gather(*prompts) == [TOKEN] * len(prompts)
         await answer.is_next()
+
+
+async def test_the_stages_know_an_answer_by_what_was_asked_and_a_nonce() -> None:
+    nonces = [bytes([number]) * NONCE_BYTES for number in range(2)]
+    sessions = [open_session([1, 2], nonce=nonce, temperature=0.5, seed=3).session for nonce in nonces]
+    async with generating() as (generator, stages):
+        for nonce in nonces:
+            async with aclosing(generator.generate([1, 2], 2, temperature=0.5, seed=3, nonce=nonce)) as tokens:
+                for _ in range(2):
+                    token = asyncio.ensure_future(anext(tokens))
+                    stages.answer(await stages.steps.get())
+                    assert await token == TOKEN
+        for session in sessions:
+            for kind in ("open", "step", "step", "close"):
+                assert await stages.sessions.get() == (kind, session)
+
+
+@pytest.mark.parametrize("temperature", [0.0, -0.0])
+async def test_a_temperature_of_minus_zero_is_zero_and_a_nonce_is_random(temperature: float) -> None:
+    """So an id is of the bits that a stage has signed."""
+    async with generating() as (generator, stages):
+        for _ in range(2):
+            token = asyncio.create_task(anext(generator.generate([1, 2], 2, temperature=temperature)))
+            stages.answer(await stages.steps.get())
+            assert await token == TOKEN
+    one, other = stages.opened
+    assert one.nonce != other.nonce
+    for opened in (one, other):
+        assert opened == open_session([1, 2], nonce=opened.nonce, capacity=3)
+        assert math.copysign(1.0, opened.temperature) == 1.0
+
+
+async def test_an_answer_to_another_prompt_is_never_taken_for_this_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A first stage that puts one in its place needs another id, or the stages after it refuse."""
+    monkeypatch.setattr("commonweight.wire.generation.FIRST_TOKEN_S", 0.2)
+    async with generating() as (generator, stages):
+        asked = asyncio.create_task(first_token(generator, [1, 2]))
+        step = await stages.steps.get()
+        step.session = open_session([3, 4]).session
+        stages.answer(step)
+        with pytest.raises(StageLost, match=r"didn't come within 0\.2 s"):
+            await asked
+        assert stages.unread == 0, "the gateway has heard it"
 
 
 async def test_a_prompt_that_fails_or_is_given_up_gives_its_turns_to_others() -> None:

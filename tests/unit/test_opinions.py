@@ -40,13 +40,13 @@ def test_opinions_are_paid_like_the_work_that_they_repeat() -> None:
     """The other seat's holder isn't asked where the first passes the unit."""
     statement = statement_of(0, lambda _: Verdict.PASSED, auditors=SEATS)
     found = judged_by(statement)
-    assert sum(len(each.lines) for each in found.values()) == 2
+    assert sum(len(each.lines) for each in found.values()) == 3
     for each in found.values():
         assert (each.unpaid, each.units) == ((), each.paid * report_units(SPEC, 1))
         (line,) = (line for line in statement.accounts if line.account == each.account)
         assert (int(line.units), int(line.shares) > 0) == (each.units, True)
     panels = count_panels(statement)
-    assert (panels.seats, panels.by_seats, panels.by_referee, panels.passed_over) == (2, 2, 16, 0)
+    assert (panels.seats, panels.by_seats, panels.by_referee, panels.passed_over) == (2, 3, 15, 0)
     assert "known bad" not in panels.fields()
 
 
@@ -74,7 +74,7 @@ def test_what_is_overruled_and_disproven_costs_all_that_the_auditor_said() -> No
         0,
         lambda _: Verdict.PASSED,
         auditors=SEATS,
-        says=lambda audit, owner, _: Verdict.FAILED if owner == ODD and audit.round == 0 else None,
+        says=lambda audit, owner, _: Verdict.FAILED if owner == ODD and audit.round == 1 else None,
     )
     check_statement(SPEC, statement, Carried())
     line, opinion = first_of(statement, ODD)
@@ -86,7 +86,7 @@ def test_what_is_overruled_and_disproven_costs_all_that_the_auditor_said() -> No
         f"convicted of fraud in epoch 0: as an auditor it said failed in {line.audit}, disproof {opinion.disproof}"
     )
     assert (odd.units, len(odd.lines)) == (0, 2)
-    assert (even.unpaid, even.units) == ((), report_units(SPEC, 1))
+    assert (even.unpaid, even.units) == ((), 2 * report_units(SPEC, 1))
     panels = count_panels(statement)
     assert (panels.overruled, panels.convicted) == (1, (Conviction(stage=1, node=ODD),))
     assert f"stage 1, auditor {ODD}" in str(panels.fields()["disproven"])
@@ -95,7 +95,7 @@ def test_what_is_overruled_and_disproven_costs_all_that_the_auditor_said() -> No
 def test_known_bad_reports_that_were_caught_and_passed() -> None:
     caught = statement_of(0, lambda _: Verdict.PASSED, auditors=SEATS, spec=TESTED)
     panels = count_panels(caught)
-    assert panels.fields()["known bad"] == "2 shown: 2 caught, 0 passed"
+    assert panels.fields()["known bad"] == "3 shown: 3 caught, 0 passed"
     assert all(each.unpaid == () for each in judged_by(caught).values())
     passed = statement_of(0, lambda _: Verdict.PASSED, auditors=SEATS, spec=TESTED, says=says(Verdict.PASSED))
     check_statement(TESTED, passed, Carried())
@@ -103,7 +103,7 @@ def test_known_bad_reports_that_were_caught_and_passed() -> None:
         "auditor_seats": 2,
         "opinions": None,
         "passed_over": 0,
-        "known_bad": {"shown": 2, "caught": 0, "passed": 2},
+        "known_bad": {"shown": 3, "caught": 1, "passed": 2},
         "convicted_auditors": [{"stage": 1, "node": ODD}],
         "equivocations": [],
     }

@@ -12,7 +12,7 @@ from commonweight.errors import MalformedMessage, Refused, UnplannedMessage
 from commonweight.identity import recover_address
 from commonweight.rules.audits import NO_EVIDENCE, Audit
 from commonweight.rules.checking import check_statement
-from commonweight.rules.epoch import drawn_auditors, make_statement, sealed_beacon, signed_receipt
+from commonweight.rules.epoch import drawn_auditors, make_statement, signed_receipt
 from commonweight.rules.panel import audit_claim
 from commonweight.rules.spec import ModelSpec
 from commonweight.rules.statement import AuditLine, AuditorSeat, Carried, Conviction, to_hex
@@ -26,6 +26,7 @@ from coordinator import auditors as auditors_module
 from coordinator import holders
 from tests.integration.scripted import honest_report
 from tests.unit.auditing_world import (
+    ANSWERS,
     DEADLINE_S,
     KEY,
     MICROBATCHES,
@@ -36,6 +37,7 @@ from tests.unit.auditing_world import (
     Auditor,
     Bench,
     Told,
+    answer_of,
     drawn_in,
     operators,
     proof_against,
@@ -48,7 +50,7 @@ from tools.build_vectors import beacon_chain, mark
 
 pytestmark = pytest.mark.asyncio
 
-RATES = {"round_rate": "0.2", "microbatch_rate": "0.4", "data_rate": "0.3"}
+RATES = {"round_rate": "0.2", "microbatch_rate": "0.4", "data_rate": "0.3", "answer_rate": "0.4"}
 FEW = {"round_rate": "0.1", "microbatch_rate": "0.05", "data_rate": "0"}
 """So that there are rounds with one audit."""
 SPEC = tiny_spec(stages=3, **FEW)
@@ -97,7 +99,7 @@ def fields_of(told: Told, name: str) -> list[dict[str, object]]:
 
 def ranking(bench: Bench, audit: Audit) -> tuple[str | None, ...]:
     drawn = drawn_in(audit.round, SPEC)
-    return drawn_auditors(drawn.sealed, audit, sealed_beacon(drawn.sealed, drawn.tip), bench.chain.seats)
+    return drawn_auditors(drawn.sealed, audit, drawn.beacon, bench.chain.seats)
 
 
 def round_whose_ranking(bench: Bench, *wanted: int | None) -> int:
@@ -151,6 +153,31 @@ async def test_nodes_let_whom_fetch_who_is_asked(bench: Bench) -> None:
         assert order.report.round == audit.round
         due = [stage for stage in (audit.stage, audit.stage - 1, audit.stage + 1) if 0 <= stage < STAGES]
         assert [source.peer_id for source in order.sources] == [f"peer {stage}" for stage in due]
+
+
+async def test_answers_are_shown_to_the_referee_alone_and_as_they_were_signed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = tiny_spec(stages=3, microbatch_rate="0.4", answer_rate="1", known_bad_rate="1")
+    with bench_of(spec, tmp_path, monkeypatch) as bench:
+        auditors = bench.seated(3)
+        bench.join()
+        bench.seal(PER_EPOCH, PER_EPOCH + 1)
+        lines = await bench.decide()
+        of_answers = [line for line in lines if line.kind == "answer"]
+        assert len(of_answers) == 2 * ANSWERS * STAGES
+        for line in of_answers:
+            (opinion,) = line.opinions
+            assert (opinion.owner, opinion.auditor, opinion.claim) == (
+                None,
+                KEY.address,
+                to_hex(answer_of(line.audit).trace),
+            )
+        asked = [unit_of(order) for order in bench.asked if order.HasField("answer")]
+        assert asked == [line.audit for line in of_answers]
+        orders = [order for each in auditors for order in each.orders]
+        assert orders, "they are asked about training"
+        assert not any(order.HasField("answer") or order.unit.kind == "answer" for order in orders)
 
 
 async def test_who_is_of_the_provider_s_owner_isn_t_asked(bench: Bench) -> None:
@@ -297,18 +324,18 @@ async def test_two_in_league_can_t_convict_the_honest(bench: Bench) -> None:
 
 async def test_two_who_disagree_are_decided_by_the_referee(bench: Bench) -> None:
     auditors = bench.seated(3)
-    number = round_whose_ranking(bench, 0, 1)
-    auditors[0].says = lambda order: "failed"
+    number = round_whose_ranking(bench, 2, 0)
+    auditors[2].says = lambda order: "failed"
     line = await the_line(bench, number)
     assert [(opinion.owner, opinion.verdict) for opinion in line.opinions] == [
-        (auditors[0].owner, "failed"),
-        (auditors[1].owner, "passed"),
+        (auditors[2].owner, "failed"),
+        (auditors[0].owner, "passed"),
         (None, "passed"),
     ]
     assert (line.verdict, bench.frauds) == ("passed", 0)
-    assert auditors[2].orders == []
+    assert auditors[1].orders == []
     assert line.opinions[0].disproof == to_hex(NO_EVIDENCE), "it doesn't say by which operators"
-    assert len(auditors[0].asked_to_record) == 1
+    assert len(auditors[2].asked_to_record) == 1
 
 
 async def test_without_a_second_auditor_the_referee_decides(bench: Bench) -> None:
@@ -660,8 +687,9 @@ async def test_whatever_auditors_do_the_epoch_s_statement_is_right(
         each.says = lambda order, weights=weights: chance.choices([*word, None], weights)[0]  # type: ignore[misc]
         each.recorded = chance.choice([None, operators("one", "2"), bench.recorded])
     bench.join()
-    bench.seal(*range(PER_EPOCH))
+    bench.seal(*range(PER_EPOCH, 2 * PER_EPOCH))
     lines = await bench.decide()
+    assert "answer" in {line.kind for line in lines}
     owners = {opinion.owner for line in lines for opinion in line.opinions}
     assert len(owners) > 3
     statement = make_statement(
@@ -669,12 +697,11 @@ async def test_whatever_auditors_do_the_epoch_s_statement_is_right(
         chain_id=PLACE.domain.chain_id,
         settlement=PLACE.domain.settlement,
         model_id=PLACE.model_id,
-        epoch=0,
-        beacon_seed=mark("seed", 0),
+        epoch=1,
+        beacon_seed=mark("seed", 1),
         auditors=bench.chain.seats,
-        rounds=bench.ledger.sealed_rounds(0, PER_EPOCH),
+        rounds=bench.ledger.sealed_rounds(PER_EPOCH, 2 * PER_EPOCH),
         audits=lines,
-        served=(),
         operator_earned=0,
         before=Carried(),
         accumulator_before=0,
@@ -689,5 +716,5 @@ async def test_whatever_auditors_do_the_epoch_s_statement_is_right(
             assert recover_address(digest, bytes.fromhex(opinion.signature[2:])) == opinion.auditor
             for text in (opinion.evidence, opinion.disproof):
                 assert text == to_hex(NO_EVIDENCE) or bench.evidence.get(bytes.fromhex(text[2:]))
-    assert statement.beacon_tip == to_hex(beacon_chain(spec, 0)[0])
+    assert statement.beacon_tip == to_hex(beacon_chain(spec, 1)[0])
     bench.ledger.close()

@@ -1,6 +1,6 @@
 """Published versions are kept whole beside the checkpoints that training goes on from, and are what their roots say."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import pytest
@@ -33,8 +33,8 @@ def train(tmp_path: Path) -> Callable[[], Stage]:
     return train
 
 
-def keep(folder: Path, round_: int, beside: int | None = None) -> None:
-    keep_published(folder / "stage", folder / "published", round_, beside)
+def keep(folder: Path, round_: int, beside: int | None = None, needed: Collection[int] = ()) -> frozenset[int]:
+    return keep_published(folder / "stage", folder / "published", round_, beside, needed)
 
 
 def kept(folder: Path) -> Checkpoints:
@@ -74,22 +74,30 @@ def test_parameters_are_checked_against_the_state_root(tmp_path: Path, k: int) -
         checkpoints.parameters(0)
 
 
-def test_the_last_two_are_kept_and_cost_no_space(tmp_path: Path, train: Callable[[], Stage]) -> None:
-    for round_ in (1, 2, 3):
+def test_the_last_three_are_kept_and_cost_no_space(tmp_path: Path, train: Callable[[], Stage]) -> None:
+    for round_ in (1, 2, 3, 4):
         train()
         keep(tmp_path, round_)
-        keep(tmp_path, round_)
-    assert kept(tmp_path).rounds() == (2, 3)
-    linked = list((tmp_path / "published" / "round-00000003").iterdir())
+        assert keep(tmp_path, round_) == set(kept(tmp_path).rounds())
+    assert kept(tmp_path).rounds() == (2, 3, 4)
+    linked = list((tmp_path / "published" / "round-00000004").iterdir())
     assert sorted(file.name for file in linked) == ["meta.json", "parameters.safetensors"]
-    assert all(file.samefile(tmp_path / "stage" / "round-00000003" / file.name) for file in linked)
+    assert all(file.samefile(tmp_path / "stage" / "round-00000004" / file.name) for file in linked)
 
 
 def test_the_one_that_is_served_stays_however_old_it_is(tmp_path: Path, train: Callable[[], Stage]) -> None:
-    for round_ in (1, 2, 3):
+    for round_ in (1, 2, 3, 4):
         train()
         keep(tmp_path, round_, beside=1)
-    assert kept(tmp_path).rounds() == (1, 3)
+    assert kept(tmp_path).rounds() == (1, 3, 4)
+
+
+def test_what_audited_answers_need_stays_beside_the_others(tmp_path: Path, train: Callable[[], Stage]) -> None:
+    for round_ in range(1, 7):
+        train()
+        keep(tmp_path, round_, needed=(2, 77))
+    assert kept(tmp_path).rounds() == (2, 4, 5, 6)
+    assert keep(tmp_path, 6) == {4, 5, 6}
 
 
 def test_without_hard_links_it_is_copied(

@@ -13,8 +13,9 @@ import pytest
 from commonweight.disk import replace_file
 from commonweight.errors import CommitmentBroken, MalformedMessage, PeerUnreachable, StateError
 from commonweight.identity import NodeIdentity
-from commonweight.rules.beacon import hash_chain
+from commonweight.rules.beacon import blinded, hash_chain
 from commonweight.rules.canonical import canonical_json
+from commonweight.rules.receipt import Domain, Receipt
 from commonweight.rules.report import Hop, Report, report_receipt
 from commonweight.rules.statement import to_hex
 from commonweight.watch.judge import OwnReceipt
@@ -48,7 +49,7 @@ def test_later_units_are_promised_and_the_same_one_again(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(("generation", "round_"), [(3, 5), (3, 4), (2, 9)])
-def test_no_second_digest_for_a_unit_even_after_a_restart(tmp_path: Path, generation: int, round_: int) -> None:
+def test_no_second_output_for_a_unit_even_after_a_restart(tmp_path: Path, generation: int, round_: int) -> None:
     receipts(tmp_path).promise(3, 5, b"\1" * 32)
     with pytest.raises(StateError, match="won't sign"):
         receipts(tmp_path).promise(generation, round_, b"\2" * 32)
@@ -84,12 +85,23 @@ IDENTITY = NodeIdentity(b"\1" * 32)
 SPEC = tiny_spec()
 ASSIGNMENT = pb.Assignment(spec=canonical_json(SPEC.model_dump()), model_id=bytes(32), chain_id=1)
 ASSIGNMENT.settlement = "0x5FbDB2315678afecb367f032d93F642f64180aa3"
+DOMAIN = Domain(ASSIGNMENT.chain_id, ASSIGNMENT.settlement)
 HASH = b"\2" * 32
 REPORT = Report(5, 0, (Hop(HASH, HASH, HASH, HASH, HASH, loss=0.0),), HASH, HASH, HASH)
 CHAIN = hash_chain(HASH, SPEC.economics.rounds_per_epoch)
 PLAN = pb.RoundPlan(generation=1, round=5, beacon_tip=CHAIN[0])
-OUTPUTS = [report_receipt(bytes(32), 1, REPORT, CHAIN[0]).output, HASH]
-SEALED = pb.RoundSealed(round=5, beacon=CHAIN[6], outputs=OUTPUTS, retained=[5])
+SALT = b"\3" * 32
+COMMITMENTS = [blinded(report_receipt(bytes(32), 1, REPORT, CHAIN[0]).output, SALT), HASH]
+
+
+def a_seal(**changes: Any) -> pb.CoordinatorMessage:
+    """Of round 5."""
+    fields: dict[str, Any] = {"beacon": CHAIN[6], "commitments": COMMITMENTS, "salt": SALT, "retained": [5]}
+    return pb.CoordinatorMessage(sealed=pb.RoundSealed(round=5, **(fields | changes)))
+
+
+def a_receipt(output: bytes) -> Receipt:
+    return Receipt(bytes(32), stage=0, unit=HASH, output=output)
 
 
 def watch_of(folder: Path) -> Watch:
@@ -165,7 +177,7 @@ async def test_the_event_loop_doesn_t_wait_for_the_disk(tmp_path: Path, monkeypa
             await session.obey()
         relaying = asyncio.create_task(session.relay())
         signed = (await coordinator.outbox.get()).report
-        coordinator.messages = [pb.CoordinatorMessage(sealed=SEALED), pb.CoordinatorMessage(plan=PLAN)]
+        coordinator.messages = [a_seal(), pb.CoordinatorMessage(plan=PLAN)]
         with pytest.raises(PeerUnreachable, match="ended the stream"):
             await session.obey()
         relaying.cancel()
@@ -179,12 +191,9 @@ async def test_the_event_loop_doesn_t_wait_for_the_disk(tmp_path: Path, monkeypa
 LIES: dict[str, pb.CoordinatorMessage] = {
     "no tip": pb.CoordinatorMessage(plan=pb.RoundPlan(generation=1, round=6)),
     "another tip": pb.CoordinatorMessage(plan=pb.RoundPlan(generation=1, round=6, beacon_tip=HASH)),
-    "another value": pb.CoordinatorMessage(
-        sealed=pb.RoundSealed(round=5, beacon=CHAIN[5], outputs=OUTPUTS, retained=[5])
-    ),
-    "another output": pb.CoordinatorMessage(
-        sealed=pb.RoundSealed(round=5, beacon=CHAIN[6], outputs=[HASH, HASH], retained=[5])
-    ),
+    "another value": a_seal(beacon=CHAIN[5]),
+    "another output": a_seal(commitments=[HASH, HASH]),
+    "another salt": a_seal(salt=HASH),
 }
 
 
@@ -236,12 +245,12 @@ def test_a_signature_that_nobody_awaits_any_more_is_none_over_a_later_one(
     watch._signing = signing
     monkeypatch.setattr(receipts_module, "replace_file", write)
     with ThreadPoolExecutor(2) as threads:
-        forgotten = threads.submit(watch.sign, IDENTITY, 3, 5, 0, b"\3" * 32)
+        forgotten = threads.submit(watch.sign, IDENTITY, DOMAIN, 3, 5, a_receipt(b"\3" * 32))
         assert writing.wait(timeout=10)
-        threads.submit(watch.sign, IDENTITY, 4, 5, 0, b"\4" * 32).result(timeout=30)
+        threads.submit(watch.sign, IDENTITY, DOMAIN, 4, 5, a_receipt(b"\4" * 32)).result(timeout=30)
         forgotten.result(timeout=30)
     watch.credit(5)
     assert watch.receipts is not None
     assert [receipt.generation for receipt in watch.receipts.of_epoch(0)] == [4]
     with pytest.raises(StateError, match="generation 4"):
-        watch_of(tmp_path).sign(IDENTITY, 4, 5, 0, bytes(32))
+        watch_of(tmp_path).sign(IDENTITY, DOMAIN, 4, 5, a_receipt(bytes(32)))

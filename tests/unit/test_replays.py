@@ -99,7 +99,7 @@ async def test_a_death_is_repeated_and_fraud_confirmed(
     answers: list[str], verdict: str, why: str, asked: list[int]
 ) -> None:
     bench = Bench(*answers)
-    found = await bench.replays.judge(ORDER)
+    found = await bench.replays.judge_twice(ORDER)
     assert (found.unit, found.verdict, found.why) == (ORDER.unit, verdict, why)
     assert bench.asked == asked
     assert bench.answers == []
@@ -108,8 +108,7 @@ async def test_a_death_is_repeated_and_fraud_confirmed(
 
 async def test_who_hasn_t_the_last_word_says_what_it_has_seen_once() -> None:
     bench = Bench("failed")
-    replays = Replays(bench.start, is_last_word=False)  # type: ignore[arg-type]
-    assert (await replays.judge(ORDER)).verdict == "failed"
+    assert (await bench.replays.judge(ORDER)).verdict == "failed"
     assert bench.asked == [1]
 
 

@@ -1,42 +1,62 @@
 """Which version the coordinator has its nodes serve, and what it tells whom."""
 
+import asyncio
+import ssl
+import threading
 from collections.abc import Callable
 from typing import Any
 
+import grpc
 import pytest
 
-from commonweight.errors import CommonweightError, MalformedMessage, NotServed
+from commonweight.errors import CommonweightError, LedgerError, MalformedMessage, NotServed
+from commonweight.identity import NodeIdentity
+from commonweight.rules.answer import served_receipt
 from commonweight.rules.canonical import canonical_json
 from commonweight.rules.receipt import Domain
 from commonweight.wire.generated import control_pb2 as pb
 from commonweight.wire.generated import serving_pb2
 from commonweight.wire.serving import route_from_proto
+from commonweight.wire.tls import make_certificate
+from coordinator.answer_ledger import Reported
 from coordinator.members import Member, Place
-from coordinator.serving import Serving
+from coordinator.serving import MAX_WRITES, Serving, ServingService
 from tests.unit.tiny import tiny_spec
 
 pytestmark = pytest.mark.asyncio
 
 STAGES, PER_EPOCH = 3, 10
+DEADLINE_S = 30
 SPEC = tiny_spec(stages=STAGES)
 PLACE = Place(b"\xaa" * 32, Domain(31337, "0x5FbDB2315678afecb367f032d93F642f64180aa3"))
-GATEWAY = "0x70997970C51812dc3A010C7d01b50e0d17dc79C8"
+GATEWAY, OTHER = (NodeIdentity(bytes([number]) * 32) for number in (0x61, 0x62))
+NODE = NodeIdentity(b"\x63" * 32)
 
 
 class World:
     """A Serving whose ledger and nodes note what they are told."""
 
-    def __init__(self, *, round_: int = 0, published: int = 0, gateways: bool = True) -> None:
+    def __init__(self, *, round_: int = 0, published: tuple[int, ...] = (), gateways: bool = True) -> None:
         self.noted: list[int] = []
+        self.served: list[Reported] = []
+        """The reports that are in the ledger."""
         self.certificates = [b"gateway"]
         self.inboxes: dict[int, list[pb.CoordinatorMessage]] = {stage: [] for stage in range(STAGES)}
-        names = frozenset({GATEWAY} if gateways else ())
+        names = frozenset({GATEWAY.address, OTHER.address} if gateways else ())
         ledger: Any = self
         self.serving = Serving(SPEC, PLACE, ledger, names, lambda: self.certificates, round_, published)
         self.members = [self.member(stage) for stage in range(STAGES)]
 
     def record_published(self, round_: int) -> None:
         self.noted.append(round_)
+
+    def record_served(self, reported: Reported) -> bool:
+        if reported.request_id in [each.request_id for each in self.served]:
+            return False
+        if reported.session in [each.session for each in self.served]:
+            raise LedgerError("Session 00 was reported for another request; a session answers one.")
+        self.served.append(reported)
+        return True
 
     def member(self, stage: int) -> Member:
         def send(message: pb.CoordinatorMessage | CommonweightError) -> None:
@@ -191,7 +211,7 @@ async def test_who_joins_while_the_next_version_is_loaded_is_told_of_both() -> N
 
 
 async def test_after_a_restart_the_last_published_version_is_served_again() -> None:
-    world = World(round_=27, published=20)
+    world = World(round_=27, published=(10, 20))
     await world.serving.resume()
     world.join()
     assert world.told(0) == [("publish", 20)]
@@ -200,8 +220,10 @@ async def test_after_a_restart_the_last_published_version_is_served_again() -> N
     assert world.noted == []
 
 
-@pytest.mark.parametrize(("published", "noted"), [(10, [20]), (20, [])])
-async def test_killed_before_it_could_publish_it_does_so_when_it_is_back(published: int, noted: list[int]) -> None:
+@pytest.mark.parametrize(("published", "noted"), [((10,), [20]), ((10, 20), [])])
+async def test_killed_before_it_could_publish_it_does_so_when_it_is_back(
+    published: tuple[int, ...], noted: list[int]
+) -> None:
     world = World(round_=20, published=published)
     await world.serving.resume()
     assert world.noted == noted
@@ -217,6 +239,25 @@ async def test_without_gateways_every_version_is_kept_and_none_is_loaded() -> No
     assert [message.publish.load for message in world.inboxes[0]] == [False] * 3
 
 
+async def test_answers_can_be_sealed_of_the_versions_that_nodes_keep() -> None:
+    world = World()
+    world.join()
+    assert world.serving.kept == frozenset()
+    for round_ in (10, 20, 30, 40):
+        await world.train(round_)
+        world.ready(round_)
+        assert max(world.serving.kept) == world.version() == round_
+    assert world.serving.kept == {20, 30, 40}
+    await world.train(50)
+    for _ in range(3):  # versions that a stage can't load: the old one is served as long as it takes
+        world.fail(world.serving.published, 1, retrying=False)
+        await world.train(world.serving.round + 10)
+    assert world.version() == 40
+    assert world.serving.kept == {40, 60, 70, 80}
+    again = World(round_=81, published=(60, 70, 80))
+    assert again.serving.kept == {60, 70, 80}
+
+
 @pytest.mark.parametrize("address", ["nowhere", "127.0.0.1:0", "127.0.0.1:99999"])
 async def test_an_address_that_is_none_is_refused(address: str) -> None:
     world = World()
@@ -230,3 +271,121 @@ async def test_an_address_that_is_none_is_refused(address: str) -> None:
 async def test_a_route_whose_spec_is_none_is_a_malformed_message(spec: bytes) -> None:
     with pytest.raises(MalformedMessage):
         route_from_proto(serving_pb2.ServingRoute(spec=spec))
+
+
+class Call:
+    """A gateway's call, as gRPC shows it."""
+
+    def __init__(self, caller: NodeIdentity) -> None:
+        self.certificate = make_certificate(caller)
+        self.refused: list[tuple[grpc.StatusCode, str]] = []
+
+    def auth_context(self) -> dict[str, list[bytes]]:
+        return {"x509_pem_cert": [ssl.DER_cert_to_PEM_cert(self.certificate.der).encode()]}
+
+    def peer(self) -> str:
+        return "ipv4:127.0.0.1:9"
+
+    async def abort(self, code: grpc.StatusCode, details: str) -> None:
+        self.refused.append((code, details))
+        raise ConnectionAbortedError
+
+
+def served_report(signer: NodeIdentity = GATEWAY, /, **changes: Any) -> serving_pb2.ServedReport:
+    """Signed as it is after the changes, unless they have a signature."""
+    right = {"request_id": b"r" * 20, "session": b"s" * 16, "round": 10, "prompt_tokens": 4, "completion_tokens": 9}
+    report = serving_pb2.ServedReport(**(right | changes))
+    if "signature" not in changes:
+        numbers = (report.prompt_tokens, report.completion_tokens)
+        receipt = served_receipt(PLACE.model_id, report.round, report.session, *numbers)
+        report.signature = signer.sign_digest(receipt.digest(PLACE.domain))
+    return report
+
+
+async def say_served(world: World, report: serving_pb2.ServedReport, caller: NodeIdentity = GATEWAY) -> Any:
+    """The receipt, or why it was refused."""
+    call = Call(caller)
+    world.certificates.append(call.certificate.der)
+    try:
+        receipt = await ServingService(world.serving).Report(report, call)  # type: ignore[arg-type]
+        return receipt.recorded
+    except ConnectionAbortedError:
+        return call.refused[0]
+
+
+async def test_what_a_gateway_reports_is_recorded_with_its_signature_and_once() -> None:
+    world = World(round_=27, published=(10, 20))
+    report = served_report()
+    assert await say_served(world, report) is True
+    assert await say_served(world, report) is False
+    (reported,) = world.served
+    assert (reported.request_id, reported.session, reported.version) == (b"r" * 20, b"s" * 16, 10)
+    assert (reported.prompt_tokens, reported.completion_tokens) == (4, 9)
+    assert (reported.gateway, reported.signature) == (GATEWAY.address, report.signature)
+    code, details = await say_served(world, served_report(request_id=b"q" * 20))
+    assert (code, "another request" in details) == (grpc.StatusCode.FAILED_PRECONDITION, True)
+
+
+@pytest.mark.parametrize(
+    ("report", "match"),
+    [
+        (served_report(request_id=b"r" * 15), "id has 16 to 32 bytes, not 15"),
+        (served_report(session=b"s" * 15), "session's id has 16 bytes, not 15"),
+        (served_report(session=b""), "session's id has 16 bytes, not 0"),
+        (served_report(round=0), "round 0 was never published"),
+        (served_report(round=15), "round 15 was never published"),
+        (served_report(round=30), "round 30 was never published"),
+        (served_report(round=2**64 - 10), "was never published"),
+        (served_report(prompt_tokens=0), "0 + 9 tokens: prompt and answer have one each at least"),
+        (served_report(completion_tokens=0), "4 + 0 tokens: prompt and answer have one each at least"),
+        (served_report(prompt_tokens=5), "must fit in the context of 12"),
+        (served_report(completion_tokens=2**32 - 1), "must fit in the context of 12"),
+        (served_report(signature=b""), "signature has 65 bytes"),
+        (served_report(signature=served_report(completion_tokens=8).signature), "is signed by 0x"),
+        (served_report(signature=served_report(session=b"t" * 16).signature), "is signed by 0x"),
+        (served_report(OTHER), f"is signed by {OTHER.address}, not by {GATEWAY.address}"),
+        (served_report(NODE), f"is signed by {NODE.address}"),
+    ],
+    ids=lambda each: each if isinstance(each, str) else "",
+)
+async def test_a_report_that_can_t_be_is_refused(report: serving_pb2.ServedReport, match: str) -> None:
+    world = World(round_=30, published=(10, 20))
+    code, details = await say_served(world, report)
+    assert code in (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.FAILED_PRECONDITION)
+    assert match in details
+    assert world.served == []
+
+
+async def test_reports_leave_threads_to_the_others() -> None:
+    """Those that wait for the ledger hold one each."""
+    world, waiting, going, count = World(round_=27, published=(10, 20)), [], threading.Event(), 3 * MAX_WRITES
+    record, enough = world.record_served, threading.Event()
+
+    def slowly(reported: Reported) -> bool:
+        waiting.append(reported)
+        if len(waiting) == MAX_WRITES:
+            enough.set()
+        assert going.wait(DEADLINE_S)
+        return record(reported)
+
+    world.record_served = slowly  # type: ignore[method-assign]
+    call = Call(GATEWAY)
+    world.certificates.append(call.certificate.der)
+    service = ServingService(world.serving)
+    reports = [served_report(request_id=bytes([n]) * 20, session=bytes([n]) * 16) for n in range(count)]
+    calls = [asyncio.create_task(service.Report(report, call)) for report in reports]  # type: ignore[arg-type]
+    assert await asyncio.to_thread(enough.wait, DEADLINE_S)
+    assert len(waiting) == MAX_WRITES
+    going.set()
+    receipts = await asyncio.gather(*calls)
+    assert all(receipt.recorded for receipt in receipts)
+    assert len(world.served) == count
+
+
+async def test_only_a_gateway_reports() -> None:
+    world = World(round_=30, published=(10, 20))
+    code, details = await say_served(world, served_report(NODE), NODE)
+    assert (code, "list of gateways" in details) == (grpc.StatusCode.FAILED_PRECONDITION, True)
+    code, details = await say_served(world, served_report(), OTHER)  # another's, replayed
+    assert f"is signed by {GATEWAY.address}, not by {OTHER.address}" in details
+    assert world.served == []

@@ -6,9 +6,11 @@ from typing import Any
 import pytest
 from eth_hash.auto import keccak
 
+from commonweight.rules.beacon import blinded, seal_salt
 from commonweight.rules.report import report_receipt
 from commonweight.rules.statement import to_hex
 from coordinator.ledger import Progress
+from coordinator.members import Member
 from tests.integration.scripted import honest_report
 from tests.unit.test_training_host import DEADLINE_S, MICROBATCHES, PLACE, SPEC, A, B, World, a_world
 from tools.build_vectors import beacon_chain, mark
@@ -29,9 +31,14 @@ def told(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, Any]]]:
 
 def heard(world: World, kind: str) -> list[Any]:
     """The messages of this kind that the head and the tail were sent, each twice, as one."""
+    head, tail = both_heard(world, kind)
+    assert head == tail
+    return head
+
+
+def both_heard(world: World, kind: str) -> tuple[list[Any], list[Any]]:
     bodies = [getattr(message, kind) for message in world.heard if message.WhichOneof("body") == kind]
-    assert bodies[::2] == bodies[1::2], "both heard the same"
-    return bodies[::2]
+    return bodies[::2], bodies[1::2]
 
 
 async def open_pipes(world: World) -> list[Any]:
@@ -70,13 +77,37 @@ async def test_a_plan_carries_its_epoch_s_tip_and_a_seal_what_the_beacon_follows
         await world.until("B", "plan", 1, PER_EPOCH + 1)
         first, second = (beacon_chain(SPEC, epoch) for epoch in range(2))
         assert [plan.beacon_tip for plan in heard(world, "plan")] == [first[0], second[0], second[0]]
-        ended, begun = heard(world, "sealed")
+        head, tail = both_heard(world, "sealed")
+        ended, begun = head
         assert (ended.beacon, begun.beacon) == (first[-1], second[1])
         assert keccak(begun.beacon) == second[0]
         assert world.sealed[PER_EPOCH].beacon == to_hex(second[1])
         reports = [honest_report(PER_EPOCH, stage, 2, MICROBATCHES) for stage in range(2)]
         outputs = [report_receipt(PLACE.model_id, 1, report, second[0]).output for report in reports]
-        assert list(begun.outputs) == outputs
+        for stage, message in enumerate((begun, tail[1])):
+            assert message.salt == seal_salt(world.seed(PER_EPOCH), PER_EPOCH, stage)
+            assert message.commitments[stage] == blinded(outputs[stage], message.salt)
+            assert message.commitments == begun.commitments
+
+
+class Published:
+    """A follower of a model whose nodes keep two versions."""
+
+    kept = frozenset({PER_EPOCH, 2 * PER_EPOCH})
+
+    def joined(self, stage: int, member: Member) -> None:
+        pass
+
+    async def sealed(self, round_: int) -> None:
+        pass
+
+
+async def test_answers_by_versions_that_nodes_keep_are_sealed() -> None:
+    async with a_world(follower=Published()) as world:
+        members = await world.seat(A, B)
+        await world.start(members, 1)
+        await world.seal(members, 1, 0)
+        assert world.kept == Published.kept
 
 
 async def test_an_epoch_whose_tip_isn_t_on_chain_waits_and_goes_on(told: list[tuple[str, dict[str, Any]]]) -> None:

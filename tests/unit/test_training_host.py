@@ -1,7 +1,7 @@
 """The host of the round state machine: stores before it speaks, and tells the right members the right things."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from typing import Any
@@ -17,7 +17,7 @@ from commonweight.wire.messages import report_to_proto
 from coordinator import training
 from coordinator.draws import Draw
 from coordinator.ledger import Progress
-from coordinator.members import Member, Place, Submission
+from coordinator.members import Follower, Member, Place, Submission
 from coordinator.training import MAX_REFORM_DELAY_S, Training
 from tests.integration.scripted import honest_report
 from tests.unit.tiny import tiny_spec
@@ -43,11 +43,19 @@ Entry = tuple[Any, ...]
 class World:
     """A Training whose ledger and members write all that they are told into one list, in the order in which it came."""
 
-    def __init__(self, progress: Progress = START, end_round: int | None = None, faulty: str = "") -> None:
+    def __init__(
+        self,
+        progress: Progress = START,
+        end_round: int | None = None,
+        faulty: str = "",
+        follower: Follower | None = None,
+    ) -> None:
         """`faulty`: the ledger's operation that fails."""
         self.log: list[Entry] = []
         self.heard: list[pb.CoordinatorMessage] = []
         """By all members, in order."""
+        self.kept: Collection[int] = ()
+        """The versions whose answers could be sealed with the last round."""
         self.delays: list[float] = []
         self.faulty = faulty
         self.credits: dict[int, list[CreditedReport]] = {}
@@ -60,7 +68,8 @@ class World:
         """By round, why it can't be planned."""
         self._loop = asyncio.get_running_loop()
         self._written = asyncio.Event()
-        self.training = Training(SPEC, PLACE, self, progress, end_round, self, Audits(self))  # type: ignore[arg-type]
+        parts = (self, progress, end_round, self, Audits(self), follower)
+        self.training = Training(SPEC, PLACE, *parts)  # type: ignore[arg-type]
         self.task = asyncio.create_task(self.training.run())
 
     # The ledger's side; called from a thread.
@@ -71,7 +80,17 @@ class World:
     def record_generation(self, generation: int) -> None:
         self.write("ledger", "generation", generation)
 
-    def record_round(self, sealed: SealedRound, unaudited: Mapping[int, bytes]) -> None:
+    def drop_versions(self, kept: Collection[int]) -> list[Any]:
+        self.kept = kept
+        return []
+
+    def complete_answers(self, stages: int, limit: int) -> list[Any]:
+        return []
+
+    def drop_answers(self, sessions: Collection[bytes]) -> None:
+        assert not sessions
+
+    def record_round(self, sealed: SealedRound, unaudited: Mapping[int, bytes], parts: Mapping[Any, bytes]) -> None:
         self.write("ledger", "round", sealed.round)
         self.sealed[sealed.round], self.unaudited[sealed.round] = sealed, unaudited
         self.credits[sealed.round] = list(sealed.reports)
@@ -92,6 +111,9 @@ class World:
     def value(self, round_: int) -> bytes:
         epoch, index = divmod(round_, SPEC.economics.rounds_per_epoch)
         return beacon_chain(SPEC, epoch)[index + 1]
+
+    def seed(self, round_: int) -> bytes:
+        return mark("seed", round_ // SPEC.economics.rounds_per_epoch)
 
     # The members' side.
 
@@ -182,8 +204,11 @@ class Audits:
     def lost(self, stage: int) -> None:
         pass
 
-    def sealed(self, drawn: Draw) -> pb.RoundSealed:
-        return drawn.announcement([])
+    def sealed(self, drawn: Draw) -> None:
+        pass
+
+    def announcement(self, drawn: Draw, stage: int) -> pb.RoundSealed:
+        return drawn.announcement(stage, [])
 
     def obstacle(self, round_: int) -> str | None:
         return self.world.obstacles.get(round_)

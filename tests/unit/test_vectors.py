@@ -11,8 +11,17 @@ import pytest
 
 from commonweight.identity import recover_address
 from commonweight.rules.accounting import divide_shares
+from commonweight.rules.answer import (
+    Answer,
+    answer_leaf,
+    answer_receipt,
+    find_disagreement,
+    pack_ids,
+    served_receipt,
+    session_id,
+)
 from commonweight.rules.audits import Audit, Kind, Verdict, draw_audits, left_outstanding, paid_rounds
-from commonweight.rules.beacon import hash_chain, round_beacon, round_root
+from commonweight.rules.beacon import answers_root, blinded, hash_chain, round_beacon, round_root, seal_salt
 from commonweight.rules.canonical import canonical_json, parse_json
 from commonweight.rules.checking import check_statement
 from commonweight.rules.emission import emission, split_emission
@@ -156,8 +165,40 @@ def test_beacon() -> None:
         assert len(chain) == case["rounds"] + 1
         assert all(keccak(after) == before for before, after in pairwise(chain))
     for case in vectors["rounds"]:
-        assert round_root([raw(output) for output in case["outputs"]]) == raw(case["round_root"])
+        outputs, salts = ([raw(value) for value in case[name]] for name in ("outputs", "salts"))
+        assert [seal_salt(raw(case["seed"]), case["round"], stage) for stage in range(len(outputs))] == salts
+        commitments = [blinded(output, salt) for output, salt in zip(outputs, salts, strict=True)]
+        assert commitments == [raw(commitment) for commitment in case["commitments"]]
+        assert round_root(commitments) == raw(case["round_root"])
         assert round_beacon(raw(case["value"]), raw(case["round_root"])) == raw(case["beacon"])
+        assert answers_root([raw(leaf) for leaf in case["answer_leaves"]]) == raw(case["answers_root"])
+
+
+def test_answer() -> None:
+    for case in load("answer")["cases"]:
+        (temperature,) = struct.unpack(">d", raw(case["temperature_bits"]))
+        model_id, session, version = raw(case["model_id"]), raw(case["session"]), int(case["version"])
+        prompt, fed = case["prompt_tokens"], case["fed"]
+        answers = []
+        for stage, fields in enumerate(case["parts"]):
+            hashes = (raw(case["ids"]), raw(fields["taken"]), raw(fields["passed"]))
+            answer = Answer(version, session, raw(case["nonce"]), prompt, fed, *hashes, temperature, int(case["seed"]))
+            assert answer.trace == raw(fields["trace"])
+            receipt = answer_receipt(model_id, stage, version, session, prompt, fed, answer.trace)
+            assert receipt == Receipt(model_id, stage, raw(fields["unit"]), raw(fields["unit"]))
+            assert receipt.digest(Domain(31337, SETTLEMENT)) == raw(fields["digest"])
+            answers.append(answer)
+        assert find_disagreement(answers) is None
+        served = served_receipt(model_id, version, session, prompt, case["completion_tokens"])
+        assert served == Receipt(model_id, 0, raw(case["served_unit"]), raw(case["served_unit"]))
+        assert served.digest(Domain(31337, SETTLEMENT)) == raw(case["served_digest"])
+        traces = [answer.trace for answer in answers]
+        leaves = [answer_leaf(index, version, session, prompt, fed, traces) for index in (0, 1, 300)]
+        assert leaves == [raw(leaf) for leaf in case["leaves"]]
+    for case in load("answer")["sessions"]:
+        (temperature,) = struct.unpack(">d", raw(case["temperature_bits"]))
+        found = session_id(raw(case["nonce"]), pack_ids(case["prompt"]), temperature, int(case["seed"]))
+        assert found == raw(case["session"])
 
 
 def audit_of(fields: dict[str, Any]) -> Audit:
@@ -167,7 +208,8 @@ def audit_of(fields: dict[str, Any]) -> Audit:
 def test_audits(specs: dict[str, ModelSpec]) -> None:
     vectors = load("audits")
     for case in vectors["draws"]:
-        drawn = draw_audits(specs[case["spec"]], case["round"], raw(case["beacon"]))
+        beacon, root = raw(case["beacon"]), raw(case["answers_root"])
+        drawn = draw_audits(specs[case["spec"]], case["round"], beacon, case["answers"], root)
         assert drawn == tuple(map(audit_of, case["audits"]))
     for case in vectors["paid"]:
         verdicts = {audit_of(fields): Verdict(fields["verdict"]) for fields in case["verdicts"]}
@@ -223,9 +265,13 @@ def test_statement(specs: dict[str, ModelSpec]) -> None:
             for opinion in line.opinions:
                 digest = signed_receipt(raw(statement.model_id), line.audit, opinion).digest(domain)
                 assert recover_address(digest, raw(opinion.signature)) == opinion.auditor
+        for line in (line for sealed in statement.rounds for line in sealed.answers):
+            numbers = (line.version, raw(line.session), line.prompt_tokens, line.completion_tokens)
+            digest = served_receipt(raw(statement.model_id), *numbers).digest(domain)
+            assert recover_address(digest, raw(line.signature)) == line.gateway
     statements = [epoch["statement"] for epoch in vectors["epochs"]]
     pools = [int(statement["operator_pool"]) for statement in statements]
-    assert pools[0] == pools[1] < pools[2]  # nobody serves in the second
+    assert pools[0] == 0 < pools[1] < pools[2]  # no version is published in the first
     unpaid = [
         {
             (sealed["round"], line["stage"])
@@ -236,11 +282,22 @@ def test_statement(specs: dict[str, ModelSpec]) -> None:
         for statement in statements
     ]
     # What was withheld voids up to what passed, be it an epoch later; fraud, all that provider's work in the stage.
-    assert unpaid[0] == {(1, 1), (2, 1), (3, 1), (4, 1), (4, 0), (5, 0), (7, 0), (7, 1)}
+    assert unpaid[0] == {*((number, 1) for number in (1, 2, 4, 5, 6, 7)), (6, 0), (7, 0)}
     assert unpaid[1] == {(8, 0), *((number, 2) for number in range(8, 16))}
-    assert unpaid[2] == {(number, 2) for number in range(16, 24)}
+    assert unpaid[2] == {(number, stage) for number in range(16, 24) for stage in (1, 2)}
     outstanding = [[(line["stage"], line["kind"]) for line in each["outstanding"]] for each in statements]
-    assert outstanding == [[(0, "data"), (1, "microbatch")], [(1, "microbatch")], [(1, "microbatch")]]
+    owed = [(1, "answer"), (1, "microbatch")]  # by two who are gone
+    assert sorted(outstanding[0]) == [(0, "data"), (1, "microbatch")]
+    assert (sorted(outstanding[1]), sorted(outstanding[2])) == ([(0, "answer"), *owed], owed)
+    tokens = {
+        sealed["round"]: sum(line["prompt_tokens"] + line["completion_tokens"] for line in sealed["answers"])
+        for statement in statements
+        for sealed in statement["rounds"]
+    }
+    served = [[(line["stage"], line["tokens"]) for line in each["served"]] for each in statements]
+    assert served[0] == []
+    assert served[1] == [(0, tokens[8] + tokens[10]), (1, tokens[10])]
+    assert served[2] == [(0, sum(tokens[number] for number in range(17, 24)))]
     trained = [
         sum(int(line["units"]) for sealed in each["rounds"] for line in sealed["reports"]) for each in statements
     ]
@@ -252,16 +309,20 @@ def test_statement(specs: dict[str, ModelSpec]) -> None:
         audited = sum(int(opinion["units"]) for line in each["audits"] for opinion in line["opinions"])
         assert audited > 0
         assert sum(int(line["units"]) for line in each["accounts"]) == paid + audited
-    assert [len(statement["convicted"]) for statement in statements] == [1, 2, 2]
-    waving, cheat = statements[1]["convicted"]
-    assert waving in statements[0]["convicted"]
-    assert all(  # who has passed what was known to be bad isn't asked in that stage any more
-        opinion["auditor"] != waving["node"]
-        for each in statements[1:]
-        for line in each["audits"]
-        if line["stage"] == waving["stage"]
+    assert [len(statement["convicted"]) for statement in statements] == [0, 2, 5]
+    cheat = {"stage": 2, "node": build_vectors.address("node 2")}
+    waving = {"stage": 1, "node": build_vectors.SEATED[-1].address}
+    made_up = {"stage": 1, "node": build_vectors.address("node 3")}
+    assert all(each in statements[1]["convicted"] for each in (cheat, waving))
+    assert made_up in statements[2]["convicted"]  # by an answer
+    asked = [
+        (opinion["auditor"], line["stage"])
+        for line in statements[2]["audits"]
         for opinion in line["opinions"]
-    )
+        if opinion["owner"]
+    ]
+    assert (waving["node"], 1) not in asked  # who has passed what was known to be bad isn't asked there any more
+    assert (waving["node"], 2) in asked
     line = statements[1]["rounds"][0]["reports"][1]
     assert (line["node"], line["units"] != "0") == (cheat["node"], True)  # in another stage it is paid
 

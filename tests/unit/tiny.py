@@ -1,12 +1,15 @@
 """Model specs small enough to train in milliseconds."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from commonweight.model.stage import Stage
+from commonweight.rules.answer import NONCE_BYTES, pack_ids, session_id
 from commonweight.rules.spec import ModelSpec, build_spec
+from commonweight.wire.generated import decode_pb2 as pb
 
 ARCHITECTURE = {
     "vocab_size": 61,
@@ -39,6 +42,7 @@ VERIFICATION = {
     "round_rate": "0",
     "microbatch_rate": "0",
     "data_rate": "0",
+    "answer_rate": "0",
     "known_bad_rate": "0",
     "tolerance": "0.00001",
 }
@@ -62,7 +66,7 @@ PARTS = {
 
 def tiny_spec(*, stages: int = 2, seed: int = 7, **changes: Any) -> ModelSpec:
     """A tiny spec; `changes` are fields of any of its parts."""
-    fields: dict[str, Any] = {"format": "commonweight.model/3", "name": "tiny", "seed": seed, "stages": stages}
+    fields: dict[str, Any] = {"format": "commonweight.model/4", "name": "tiny", "seed": seed, "stages": stages}
     for part, defaults in PARTS.items():
         fields[part] = defaults | {name: value for name, value in changes.items() if name in defaults}
     unknown = [name for name in changes if not any(name in part for part in PARTS.values())]
@@ -84,3 +88,12 @@ def random_batches(spec: ModelSpec, round_: int = 0) -> list[Tensor]:
         torch.randint(high, shape, generator=generator, dtype=torch.int32)
         for _ in range(spec.training.microbatches_per_round)
     ]
+
+
+def open_session(
+    prompt: Sequence[int], *, nonce: bytes = b"n" * NONCE_BYTES, temperature: float = 0.0, seed: int = 0, **fields: Any
+) -> pb.SessionOpen:
+    """What opens the session that answers this prompt, with room for no more than that unless `fields` say so."""
+    right = {"session": session_id(nonce, pack_ids(prompt), temperature, seed), "nonce": nonce}
+    right |= {"prompt_tokens": len(prompt), "capacity": len(prompt), "temperature": temperature, "seed": seed}
+    return pb.SessionOpen(**(right | fields))

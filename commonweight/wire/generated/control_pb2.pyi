@@ -21,7 +21,7 @@ class EnrolResponse(_message.Message):
     def __init__(self, control_port: _Optional[int] = ...) -> None: ...
 
 class NodeMessage(_message.Message):
-    __slots__ = ("join", "heartbeat", "pipes_open", "report", "pipes_failed", "version_ready", "version_failed", "auditor", "opinion", "recording")
+    __slots__ = ("join", "heartbeat", "pipes_open", "report", "pipes_failed", "version_ready", "version_failed", "auditor", "opinion", "recording", "answer")
     JOIN_FIELD_NUMBER: _ClassVar[int]
     HEARTBEAT_FIELD_NUMBER: _ClassVar[int]
     PIPES_OPEN_FIELD_NUMBER: _ClassVar[int]
@@ -32,6 +32,7 @@ class NodeMessage(_message.Message):
     AUDITOR_FIELD_NUMBER: _ClassVar[int]
     OPINION_FIELD_NUMBER: _ClassVar[int]
     RECORDING_FIELD_NUMBER: _ClassVar[int]
+    ANSWER_FIELD_NUMBER: _ClassVar[int]
     join: Join
     heartbeat: Heartbeat
     pipes_open: PipesOpen
@@ -42,7 +43,8 @@ class NodeMessage(_message.Message):
     auditor: AuditorJoin
     opinion: AuditOpinion
     recording: AuditRecording
-    def __init__(self, join: _Optional[_Union[Join, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., pipes_open: _Optional[_Union[PipesOpen, _Mapping]] = ..., report: _Optional[_Union[SignedReport, _Mapping]] = ..., pipes_failed: _Optional[_Union[PipesFailed, _Mapping]] = ..., version_ready: _Optional[_Union[VersionReady, _Mapping]] = ..., version_failed: _Optional[_Union[VersionFailed, _Mapping]] = ..., auditor: _Optional[_Union[AuditorJoin, _Mapping]] = ..., opinion: _Optional[_Union[AuditOpinion, _Mapping]] = ..., recording: _Optional[_Union[AuditRecording, _Mapping]] = ...) -> None: ...
+    answer: SignedAnswer
+    def __init__(self, join: _Optional[_Union[Join, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., pipes_open: _Optional[_Union[PipesOpen, _Mapping]] = ..., report: _Optional[_Union[SignedReport, _Mapping]] = ..., pipes_failed: _Optional[_Union[PipesFailed, _Mapping]] = ..., version_ready: _Optional[_Union[VersionReady, _Mapping]] = ..., version_failed: _Optional[_Union[VersionFailed, _Mapping]] = ..., auditor: _Optional[_Union[AuditorJoin, _Mapping]] = ..., opinion: _Optional[_Union[AuditOpinion, _Mapping]] = ..., recording: _Optional[_Union[AuditRecording, _Mapping]] = ..., answer: _Optional[_Union[SignedAnswer, _Mapping]] = ...) -> None: ...
 
 class Join(_message.Message):
     __slots__ = ("data_address", "certificate", "payout_account", "has_data", "evidence_address")
@@ -118,6 +120,38 @@ class StageReport(_message.Message):
     numerics: str
     def __init__(self, round: _Optional[int] = ..., stage: _Optional[int] = ..., hops: _Optional[_Iterable[_Union[Hop, _Mapping]]] = ..., gradient_hash: _Optional[bytes] = ..., state_before: _Optional[bytes] = ..., state_after: _Optional[bytes] = ..., seconds: _Optional[float] = ..., bytes_down: _Optional[int] = ..., bytes_up: _Optional[int] = ..., numerics: _Optional[str] = ...) -> None: ...
 
+class SignedAnswer(_message.Message):
+    __slots__ = ("part", "signature")
+    PART_FIELD_NUMBER: _ClassVar[int]
+    SIGNATURE_FIELD_NUMBER: _ClassVar[int]
+    part: AnswerPart
+    signature: bytes
+    def __init__(self, part: _Optional[_Union[AnswerPart, _Mapping]] = ..., signature: _Optional[bytes] = ...) -> None: ...
+
+class AnswerPart(_message.Message):
+    __slots__ = ("round", "session", "fed", "ids", "taken", "passed", "temperature", "seed", "prompt_tokens", "nonce")
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    FED_FIELD_NUMBER: _ClassVar[int]
+    IDS_FIELD_NUMBER: _ClassVar[int]
+    TAKEN_FIELD_NUMBER: _ClassVar[int]
+    PASSED_FIELD_NUMBER: _ClassVar[int]
+    TEMPERATURE_FIELD_NUMBER: _ClassVar[int]
+    SEED_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    NONCE_FIELD_NUMBER: _ClassVar[int]
+    round: int
+    session: bytes
+    fed: int
+    ids: bytes
+    taken: bytes
+    passed: bytes
+    temperature: float
+    seed: int
+    prompt_tokens: int
+    nonce: bytes
+    def __init__(self, round: _Optional[int] = ..., session: _Optional[bytes] = ..., fed: _Optional[int] = ..., ids: _Optional[bytes] = ..., taken: _Optional[bytes] = ..., passed: _Optional[bytes] = ..., temperature: _Optional[float] = ..., seed: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., nonce: _Optional[bytes] = ...) -> None: ...
+
 class Hop(_message.Message):
     __slots__ = ("tokens", "activation_in", "activation_out", "gradient_in", "gradient_out", "loss")
     TOKENS_FIELD_NUMBER: _ClassVar[int]
@@ -135,7 +169,7 @@ class Hop(_message.Message):
     def __init__(self, tokens: _Optional[bytes] = ..., activation_in: _Optional[bytes] = ..., activation_out: _Optional[bytes] = ..., gradient_in: _Optional[bytes] = ..., gradient_out: _Optional[bytes] = ..., loss: _Optional[float] = ...) -> None: ...
 
 class CoordinatorMessage(_message.Message):
-    __slots__ = ("assignment", "formation", "plan", "pause", "heartbeat", "sealed", "finished", "publish", "decode_peers", "audit", "enlisted", "order", "recording")
+    __slots__ = ("assignment", "formation", "plan", "pause", "heartbeat", "sealed", "finished", "publish", "decode_peers", "audit", "enlisted", "order", "recording", "answer")
     ASSIGNMENT_FIELD_NUMBER: _ClassVar[int]
     FORMATION_FIELD_NUMBER: _ClassVar[int]
     PLAN_FIELD_NUMBER: _ClassVar[int]
@@ -149,6 +183,7 @@ class CoordinatorMessage(_message.Message):
     ENLISTED_FIELD_NUMBER: _ClassVar[int]
     ORDER_FIELD_NUMBER: _ClassVar[int]
     RECORDING_FIELD_NUMBER: _ClassVar[int]
+    ANSWER_FIELD_NUMBER: _ClassVar[int]
     assignment: Assignment
     formation: Formation
     plan: RoundPlan
@@ -162,7 +197,8 @@ class CoordinatorMessage(_message.Message):
     enlisted: Enlisted
     order: AuditOrder
     recording: AuditOrder
-    def __init__(self, assignment: _Optional[_Union[Assignment, _Mapping]] = ..., formation: _Optional[_Union[Formation, _Mapping]] = ..., plan: _Optional[_Union[RoundPlan, _Mapping]] = ..., pause: _Optional[_Union[Pause, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., sealed: _Optional[_Union[RoundSealed, _Mapping]] = ..., finished: _Optional[_Union[Finished, _Mapping]] = ..., publish: _Optional[_Union[Publish, _Mapping]] = ..., decode_peers: _Optional[_Union[DecodePeers, _Mapping]] = ..., audit: _Optional[_Union[AuditGrant, _Mapping]] = ..., enlisted: _Optional[_Union[Enlisted, _Mapping]] = ..., order: _Optional[_Union[AuditOrder, _Mapping]] = ..., recording: _Optional[_Union[AuditOrder, _Mapping]] = ...) -> None: ...
+    answer: AnswerRecorded
+    def __init__(self, assignment: _Optional[_Union[Assignment, _Mapping]] = ..., formation: _Optional[_Union[Formation, _Mapping]] = ..., plan: _Optional[_Union[RoundPlan, _Mapping]] = ..., pause: _Optional[_Union[Pause, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., sealed: _Optional[_Union[RoundSealed, _Mapping]] = ..., finished: _Optional[_Union[Finished, _Mapping]] = ..., publish: _Optional[_Union[Publish, _Mapping]] = ..., decode_peers: _Optional[_Union[DecodePeers, _Mapping]] = ..., audit: _Optional[_Union[AuditGrant, _Mapping]] = ..., enlisted: _Optional[_Union[Enlisted, _Mapping]] = ..., order: _Optional[_Union[AuditOrder, _Mapping]] = ..., recording: _Optional[_Union[AuditOrder, _Mapping]] = ..., answer: _Optional[_Union[AnswerRecorded, _Mapping]] = ...) -> None: ...
 
 class Assignment(_message.Message):
     __slots__ = ("spec", "stage", "model_id", "chain_id", "settlement")
@@ -223,16 +259,40 @@ class RoundPlan(_message.Message):
     def __init__(self, generation: _Optional[int] = ..., round: _Optional[int] = ..., beacon_tip: _Optional[bytes] = ...) -> None: ...
 
 class RoundSealed(_message.Message):
-    __slots__ = ("round", "beacon", "outputs", "retained")
+    __slots__ = ("round", "beacon", "commitments", "retained", "salt", "answers")
     ROUND_FIELD_NUMBER: _ClassVar[int]
     BEACON_FIELD_NUMBER: _ClassVar[int]
-    OUTPUTS_FIELD_NUMBER: _ClassVar[int]
+    COMMITMENTS_FIELD_NUMBER: _ClassVar[int]
     RETAINED_FIELD_NUMBER: _ClassVar[int]
+    SALT_FIELD_NUMBER: _ClassVar[int]
+    ANSWERS_FIELD_NUMBER: _ClassVar[int]
     round: int
     beacon: bytes
-    outputs: _containers.RepeatedScalarFieldContainer[bytes]
+    commitments: _containers.RepeatedScalarFieldContainer[bytes]
     retained: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, round: _Optional[int] = ..., beacon: _Optional[bytes] = ..., outputs: _Optional[_Iterable[bytes]] = ..., retained: _Optional[_Iterable[int]] = ...) -> None: ...
+    salt: bytes
+    answers: _containers.RepeatedCompositeFieldContainer[SealedAnswer]
+    def __init__(self, round: _Optional[int] = ..., beacon: _Optional[bytes] = ..., commitments: _Optional[_Iterable[bytes]] = ..., retained: _Optional[_Iterable[int]] = ..., salt: _Optional[bytes] = ..., answers: _Optional[_Iterable[_Union[SealedAnswer, _Mapping]]] = ...) -> None: ...
+
+class SealedAnswer(_message.Message):
+    __slots__ = ("session", "round", "fed", "traces", "prompt_tokens")
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    FED_FIELD_NUMBER: _ClassVar[int]
+    TRACES_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    session: bytes
+    round: int
+    fed: int
+    traces: _containers.RepeatedScalarFieldContainer[bytes]
+    prompt_tokens: int
+    def __init__(self, session: _Optional[bytes] = ..., round: _Optional[int] = ..., fed: _Optional[int] = ..., traces: _Optional[_Iterable[bytes]] = ..., prompt_tokens: _Optional[int] = ...) -> None: ...
+
+class AnswerRecorded(_message.Message):
+    __slots__ = ("session",)
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    session: bytes
+    def __init__(self, session: _Optional[bytes] = ...) -> None: ...
 
 class AuditGrant(_message.Message):
     __slots__ = ("unit", "auditor")
@@ -255,14 +315,18 @@ class AuditUnit(_message.Message):
     def __init__(self, round: _Optional[int] = ..., stage: _Optional[int] = ..., kind: _Optional[str] = ..., microbatch: _Optional[int] = ...) -> None: ...
 
 class AuditOrder(_message.Message):
-    __slots__ = ("unit", "report", "sources")
+    __slots__ = ("unit", "report", "sources", "answer", "version_root")
     UNIT_FIELD_NUMBER: _ClassVar[int]
     REPORT_FIELD_NUMBER: _ClassVar[int]
     SOURCES_FIELD_NUMBER: _ClassVar[int]
+    ANSWER_FIELD_NUMBER: _ClassVar[int]
+    VERSION_ROOT_FIELD_NUMBER: _ClassVar[int]
     unit: AuditUnit
     report: StageReport
     sources: _containers.RepeatedCompositeFieldContainer[EvidenceSource]
-    def __init__(self, unit: _Optional[_Union[AuditUnit, _Mapping]] = ..., report: _Optional[_Union[StageReport, _Mapping]] = ..., sources: _Optional[_Iterable[_Union[EvidenceSource, _Mapping]]] = ...) -> None: ...
+    answer: AnswerPart
+    version_root: bytes
+    def __init__(self, unit: _Optional[_Union[AuditUnit, _Mapping]] = ..., report: _Optional[_Union[StageReport, _Mapping]] = ..., sources: _Optional[_Iterable[_Union[EvidenceSource, _Mapping]]] = ..., answer: _Optional[_Union[AnswerPart, _Mapping]] = ..., version_root: _Optional[bytes] = ...) -> None: ...
 
 class EvidenceSource(_message.Message):
     __slots__ = ("peer_id", "address", "certificate")

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x63ommonweight/v1/decode.proto\x12\x0f\x63ommonweight.v1\"N\n\x0b\x44\x65\x63odeHello\x12\x11\n\tspec_hash\x18\x01 \x01(\x0c\x12\r\n\x05round\x18\x02 \x01(\x04\x12\r\n\x05stage\x18\x03 \x01(\r\x12\x0e\n\x06\x63lient\x18\x04 \x01(\x0c\"\xd0\x01\n\x0b\x44\x65\x63odeFrame\x12-\n\x05hello\x18\x01 \x01(\x0b\x32\x1c.commonweight.v1.DecodeHelloH\x00\x12,\n\x04open\x18\x02 \x01(\x0b\x32\x1c.commonweight.v1.SessionOpenH\x00\x12,\n\x04step\x18\x03 \x01(\x0b\x32\x1c.commonweight.v1.SessionStepH\x00\x12.\n\x05\x63lose\x18\x04 \x01(\x0b\x32\x1d.commonweight.v1.SessionCloseH\x00\x42\x06\n\x04\x62ody\"t\n\x0bSessionOpen\x12\x0f\n\x07session\x18\x01 \x01(\x0c\x12\x10\n\x08\x63\x61pacity\x18\x02 \x01(\r\x12\x13\n\x0btemperature\x18\x03 \x01(\x01\x12\x0c\n\x04seed\x18\x04 \x01(\x04\x12\x0f\n\x07gateway\x18\x05 \x01(\t\x12\x0e\n\x06\x63lient\x18\x06 \x01(\x0c\"K\n\x0bSessionStep\x12\x0f\n\x07session\x18\x01 \x01(\x0c\x12\x10\n\x08position\x18\x02 \x01(\r\x12\x0b\n\x03ids\x18\x03 \x03(\r\x12\x0c\n\x04\x63ode\x18\x04 \x01(\x0c\"\x1f\n\x0cSessionClose\x12\x0f\n\x07session\x18\x01 \x01(\x0c\"\xa7\x01\n\x0c\x44\x65\x63odeAnswer\x12-\n\x05hello\x18\x01 \x01(\x0b\x32\x1c.commonweight.v1.DecodeHelloH\x00\x12.\n\x05token\x18\x02 \x01(\x0b\x32\x1d.commonweight.v1.SessionTokenH\x00\x12\x30\n\x06\x66\x61iled\x18\x03 \x01(\x0b\x32\x1e.commonweight.v1.SessionFailedH\x00\x42\x06\n\x04\x62ody\"=\n\x0cSessionToken\x12\x0f\n\x07session\x18\x01 \x01(\x0c\x12\x10\n\x08position\x18\x02 \x01(\r\x12\n\n\x02id\x18\x03 \x01(\r\"?\n\rSessionFailed\x12\x0f\n\x07session\x18\x01 \x01(\x0c\x12\x0c\n\x04\x63ode\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t2\x9f\x01\n\x0bStageDecode\x12G\n\x04\x46\x65\x65\x64\x12\x1c.commonweight.v1.DecodeFrame\x1a\x1d.commonweight.v1.DecodeAnswer(\x01\x30\x01\x12G\n\x06Tokens\x12\x1c.commonweight.v1.DecodeHello\x1a\x1d.commonweight.v1.DecodeAnswer0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x63ommonweight/v1/decode.proto\x12\x0f\x63ommonweight.v1\"N\n\x0b\x44\x65\x63odeHello\x12\x11\n\tspec_hash\x18\x01 \x01(\x0c\x12\r\n\x05round\x18\x02 \x01(\x04\x12\r\n\x05stage\x18\x03 \x01(\r\x12\x0e\n\x06\x63lient\x18\x04 \x01(\x0c\"\xd0\x01\n\x0b\x44\x65\x63odeFrame\x12-\n\x05hello\x18\x01 \x01(\x0b\x32\x1c.commonweight.v1.DecodeHelloH\x00\x12,\n\x04open\x18\x02 \x01(\x0b\x32\x1c.commonweight.v1.SessionOpenH\x00\x12,\n\x04step\x18\x03 \x01(\x0b\x32\x1c.commonweight.v1.SessionStepH\x00\x12.\n\x05\x63lose\x18\x04 \x01(\x0b\x32\x1d.commonweight.v1.SessionCloseH\x00\x42\x06\n\x04\x62ody\"\x9a\x01\n\x0bSessionOpen\x12\x0f\n\x07session\x18\x01 \x01(\x0c\x12\x10\n\x08\x63\x61pacity\x18\x02 \x01(\r\x12\x13\n\x0btemperature\x18\x03 \x01(\x01\x12\x0c\n\x04seed\x18\x04 \x01(\x04\x12\x0f\n\x07gateway\x18\x05 \x01(\t\x12\x0e\n\x06\x63lient\x18\x06 \x01(\x0c\x12\x15\n\rprompt_tokens\x18\x07 \x01(\r\x12\r\n\x05nonce\x18\x08 \x01(\x0c\"K\n\x0bSessionStep\x12\x0f\n\x07session\x18\x01 \x01(\x0c\x12\x10\n\x08position\x18\x02 \x01(\r\x12\x0b\n\x03ids\x18\x03 \x03(\r\x12\x0c\n\x04\x63ode\x18\x04 \x01(\x0c\"\x1f\n\x0cSessionClose\x12\x0f\n\x07session\x18\x01 \x01(\x0c\"\xa7\x01\n\x0c\x44\x65\x63odeAnswer\x12-\n\x05hello\x18\x01 \x01(\x0b\x32\x1c.commonweight.v1.DecodeHelloH\x00\x12.\n\x05token\x18\x02 \x01(\x0b\x32\x1d.commonweight.v1.SessionTokenH\x00\x12\x30\n\x06\x66\x61iled\x18\x03 \x01(\x0b\x32\x1e.commonweight.v1.SessionFailedH\x00\x42\x06\n\x04\x62ody\"=\n\x0cSessionToken\x12\x0f\n\x07session\x18\x01 \x01(\x0c\x12\x10\n\x08position\x18\x02 \x01(\r\x12\n\n\x02id\x18\x03 \x01(\r\"?\n\rSessionFailed\x12\x0f\n\x07session\x18\x01 \x01(\x0c\x12\x0c\n\x04\x63ode\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t2\x9f\x01\n\x0bStageDecode\x12G\n\x04\x46\x65\x65\x64\x12\x1c.commonweight.v1.DecodeFrame\x1a\x1d.commonweight.v1.DecodeAnswer(\x01\x30\x01\x12G\n\x06Tokens\x12\x1c.commonweight.v1.DecodeHello\x1a\x1d.commonweight.v1.DecodeAnswer0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,18 +35,18 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DECODEHELLO']._serialized_end=127
   _globals['_DECODEFRAME']._serialized_start=130
   _globals['_DECODEFRAME']._serialized_end=338
-  _globals['_SESSIONOPEN']._serialized_start=340
-  _globals['_SESSIONOPEN']._serialized_end=456
-  _globals['_SESSIONSTEP']._serialized_start=458
-  _globals['_SESSIONSTEP']._serialized_end=533
-  _globals['_SESSIONCLOSE']._serialized_start=535
-  _globals['_SESSIONCLOSE']._serialized_end=566
-  _globals['_DECODEANSWER']._serialized_start=569
-  _globals['_DECODEANSWER']._serialized_end=736
-  _globals['_SESSIONTOKEN']._serialized_start=738
-  _globals['_SESSIONTOKEN']._serialized_end=799
-  _globals['_SESSIONFAILED']._serialized_start=801
-  _globals['_SESSIONFAILED']._serialized_end=864
-  _globals['_STAGEDECODE']._serialized_start=867
-  _globals['_STAGEDECODE']._serialized_end=1026
+  _globals['_SESSIONOPEN']._serialized_start=341
+  _globals['_SESSIONOPEN']._serialized_end=495
+  _globals['_SESSIONSTEP']._serialized_start=497
+  _globals['_SESSIONSTEP']._serialized_end=572
+  _globals['_SESSIONCLOSE']._serialized_start=574
+  _globals['_SESSIONCLOSE']._serialized_end=605
+  _globals['_DECODEANSWER']._serialized_start=608
+  _globals['_DECODEANSWER']._serialized_end=775
+  _globals['_SESSIONTOKEN']._serialized_start=777
+  _globals['_SESSIONTOKEN']._serialized_end=838
+  _globals['_SESSIONFAILED']._serialized_start=840
+  _globals['_SESSIONFAILED']._serialized_end=903
+  _globals['_STAGEDECODE']._serialized_start=906
+  _globals['_STAGEDECODE']._serialized_end=1065
 # @@protoc_insertion_point(module_scope)

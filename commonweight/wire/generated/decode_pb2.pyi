@@ -31,20 +31,24 @@ class DecodeFrame(_message.Message):
     def __init__(self, hello: _Optional[_Union[DecodeHello, _Mapping]] = ..., open: _Optional[_Union[SessionOpen, _Mapping]] = ..., step: _Optional[_Union[SessionStep, _Mapping]] = ..., close: _Optional[_Union[SessionClose, _Mapping]] = ...) -> None: ...
 
 class SessionOpen(_message.Message):
-    __slots__ = ("session", "capacity", "temperature", "seed", "gateway", "client")
+    __slots__ = ("session", "capacity", "temperature", "seed", "gateway", "client", "prompt_tokens", "nonce")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     CAPACITY_FIELD_NUMBER: _ClassVar[int]
     TEMPERATURE_FIELD_NUMBER: _ClassVar[int]
     SEED_FIELD_NUMBER: _ClassVar[int]
     GATEWAY_FIELD_NUMBER: _ClassVar[int]
     CLIENT_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    NONCE_FIELD_NUMBER: _ClassVar[int]
     session: bytes
     capacity: int
     temperature: float
     seed: int
     gateway: str
     client: bytes
-    def __init__(self, session: _Optional[bytes] = ..., capacity: _Optional[int] = ..., temperature: _Optional[float] = ..., seed: _Optional[int] = ..., gateway: _Optional[str] = ..., client: _Optional[bytes] = ...) -> None: ...
+    prompt_tokens: int
+    nonce: bytes
+    def __init__(self, session: _Optional[bytes] = ..., capacity: _Optional[int] = ..., temperature: _Optional[float] = ..., seed: _Optional[int] = ..., gateway: _Optional[str] = ..., client: _Optional[bytes] = ..., prompt_tokens: _Optional[int] = ..., nonce: _Optional[bytes] = ...) -> None: ...
 
 class SessionStep(_message.Message):
     __slots__ = ("session", "position", "ids", "code")

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x63ommonweight/v1/serving.proto\x12\x0f\x63ommonweight.v1\"\x0e\n\x0cRouteRequest\"x\n\x0cServingRoute\x12\n\n\x02id\x18\x01 \x01(\x0c\x12\x0c\n\x04spec\x18\x02 \x01(\x0c\x12\x10\n\x08model_id\x18\x03 \x01(\x0c\x12\r\n\x05round\x18\x04 \x01(\x04\x12-\n\x06stages\x18\x05 \x03(\x0b\x32\x1d.commonweight.v1.ServingStage\"]\n\x0cServingStage\x12\x0f\n\x07peer_id\x18\x01 \x01(\t\x12\x16\n\x0e\x64\x65\x63ode_address\x18\x02 \x01(\t\x12\x13\n\x0b\x63\x65rtificate\x18\x03 \x01(\x0c\x12\x0f\n\x07\x61\x63\x63ount\x18\x04 \x01(\t\"c\n\x0cServedReport\x12\x12\n\nrequest_id\x18\x01 \x01(\x0c\x12\r\n\x05round\x18\x02 \x01(\x04\x12\x15\n\rprompt_tokens\x18\x03 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x04 \x01(\r\"0\n\rServedReceipt\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x10\n\x08recorded\x18\x02 \x01(\x08\x32\x99\x01\n\x07Serving\x12\x45\n\x05Route\x12\x1d.commonweight.v1.RouteRequest\x1a\x1d.commonweight.v1.ServingRoute\x12G\n\x06Report\x12\x1d.commonweight.v1.ServedReport\x1a\x1e.commonweight.v1.ServedReceiptb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x63ommonweight/v1/serving.proto\x12\x0f\x63ommonweight.v1\"\x0e\n\x0cRouteRequest\"x\n\x0cServingRoute\x12\n\n\x02id\x18\x01 \x01(\x0c\x12\x0c\n\x04spec\x18\x02 \x01(\x0c\x12\x10\n\x08model_id\x18\x03 \x01(\x0c\x12\r\n\x05round\x18\x04 \x01(\x04\x12-\n\x06stages\x18\x05 \x03(\x0b\x32\x1d.commonweight.v1.ServingStage\"]\n\x0cServingStage\x12\x0f\n\x07peer_id\x18\x01 \x01(\t\x12\x16\n\x0e\x64\x65\x63ode_address\x18\x02 \x01(\t\x12\x13\n\x0b\x63\x65rtificate\x18\x03 \x01(\x0c\x12\x0f\n\x07\x61\x63\x63ount\x18\x04 \x01(\t\"\x87\x01\n\x0cServedReport\x12\x12\n\nrequest_id\x18\x01 \x01(\x0c\x12\r\n\x05round\x18\x02 \x01(\x04\x12\x15\n\rprompt_tokens\x18\x03 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x04 \x01(\r\x12\x0f\n\x07session\x18\x05 \x01(\x0c\x12\x11\n\tsignature\x18\x06 \x01(\x0c\"!\n\rServedReceipt\x12\x10\n\x08recorded\x18\x01 \x01(\x08\x32\x99\x01\n\x07Serving\x12\x45\n\x05Route\x12\x1d.commonweight.v1.RouteRequest\x1a\x1d.commonweight.v1.ServingRoute\x12G\n\x06Report\x12\x1d.commonweight.v1.ServedReport\x1a\x1e.commonweight.v1.ServedReceiptb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,10 +37,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SERVINGROUTE']._serialized_end=186
   _globals['_SERVINGSTAGE']._serialized_start=188
   _globals['_SERVINGSTAGE']._serialized_end=281
-  _globals['_SERVEDREPORT']._serialized_start=283
-  _globals['_SERVEDREPORT']._serialized_end=382
-  _globals['_SERVEDRECEIPT']._serialized_start=384
-  _globals['_SERVEDRECEIPT']._serialized_end=432
-  _globals['_SERVING']._serialized_start=435
-  _globals['_SERVING']._serialized_end=588
+  _globals['_SERVEDREPORT']._serialized_start=284
+  _globals['_SERVEDREPORT']._serialized_end=419
+  _globals['_SERVEDRECEIPT']._serialized_start=421
+  _globals['_SERVEDRECEIPT']._serialized_end=454
+  _globals['_SERVING']._serialized_start=457
+  _globals['_SERVING']._serialized_end=610
 # @@protoc_insertion_point(module_scope)

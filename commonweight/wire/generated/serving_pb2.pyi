@@ -37,21 +37,23 @@ class ServingStage(_message.Message):
     def __init__(self, peer_id: _Optional[str] = ..., decode_address: _Optional[str] = ..., certificate: _Optional[bytes] = ..., account: _Optional[str] = ...) -> None: ...
 
 class ServedReport(_message.Message):
-    __slots__ = ("request_id", "round", "prompt_tokens", "completion_tokens")
+    __slots__ = ("request_id", "round", "prompt_tokens", "completion_tokens", "session", "signature")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
     PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     COMPLETION_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    SIGNATURE_FIELD_NUMBER: _ClassVar[int]
     request_id: bytes
     round: int
     prompt_tokens: int
     completion_tokens: int
-    def __init__(self, request_id: _Optional[bytes] = ..., round: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., completion_tokens: _Optional[int] = ...) -> None: ...
+    session: bytes
+    signature: bytes
+    def __init__(self, request_id: _Optional[bytes] = ..., round: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., completion_tokens: _Optional[int] = ..., session: _Optional[bytes] = ..., signature: _Optional[bytes] = ...) -> None: ...
 
 class ServedReceipt(_message.Message):
-    __slots__ = ("epoch", "recorded")
-    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    __slots__ = ("recorded",)
     RECORDED_FIELD_NUMBER: _ClassVar[int]
-    epoch: int
     recorded: bool
-    def __init__(self, epoch: _Optional[int] = ..., recorded: _Optional[bool] = ...) -> None: ...
+    def __init__(self, recorded: _Optional[bool] = ...) -> None: ...

@@ -104,7 +104,7 @@ class DecoderCommand(_message.Message):
     def __init__(self, listen: _Optional[_Union[WorkerListen, _Mapping]] = ..., load: _Optional[_Union[DecoderLoad, _Mapping]] = ..., peers: _Optional[_Union[_control_pb2.DecodePeers, _Mapping]] = ...) -> None: ...
 
 class DecoderLoad(_message.Message):
-    __slots__ = ("spec", "stage", "round", "state_dir", "device", "cache_bytes", "idle_s")
+    __slots__ = ("spec", "stage", "round", "state_dir", "device", "cache_bytes", "idle_s", "answers_dir")
     SPEC_FIELD_NUMBER: _ClassVar[int]
     STAGE_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
@@ -112,6 +112,7 @@ class DecoderLoad(_message.Message):
     DEVICE_FIELD_NUMBER: _ClassVar[int]
     CACHE_BYTES_FIELD_NUMBER: _ClassVar[int]
     IDLE_S_FIELD_NUMBER: _ClassVar[int]
+    ANSWERS_DIR_FIELD_NUMBER: _ClassVar[int]
     spec: bytes
     stage: int
     round: int
@@ -119,17 +120,20 @@ class DecoderLoad(_message.Message):
     device: str
     cache_bytes: int
     idle_s: float
-    def __init__(self, spec: _Optional[bytes] = ..., stage: _Optional[int] = ..., round: _Optional[int] = ..., state_dir: _Optional[str] = ..., device: _Optional[str] = ..., cache_bytes: _Optional[int] = ..., idle_s: _Optional[float] = ...) -> None: ...
+    answers_dir: str
+    def __init__(self, spec: _Optional[bytes] = ..., stage: _Optional[int] = ..., round: _Optional[int] = ..., state_dir: _Optional[str] = ..., device: _Optional[str] = ..., cache_bytes: _Optional[int] = ..., idle_s: _Optional[float] = ..., answers_dir: _Optional[str] = ...) -> None: ...
 
 class DecoderEvent(_message.Message):
-    __slots__ = ("listening", "loaded", "failure")
+    __slots__ = ("listening", "loaded", "failure", "answer")
     LISTENING_FIELD_NUMBER: _ClassVar[int]
     LOADED_FIELD_NUMBER: _ClassVar[int]
     FAILURE_FIELD_NUMBER: _ClassVar[int]
+    ANSWER_FIELD_NUMBER: _ClassVar[int]
     listening: WorkerListening
     loaded: DecoderLoaded
     failure: DecoderFailure
-    def __init__(self, listening: _Optional[_Union[WorkerListening, _Mapping]] = ..., loaded: _Optional[_Union[DecoderLoaded, _Mapping]] = ..., failure: _Optional[_Union[DecoderFailure, _Mapping]] = ...) -> None: ...
+    answer: _control_pb2.AnswerPart
+    def __init__(self, listening: _Optional[_Union[WorkerListening, _Mapping]] = ..., loaded: _Optional[_Union[DecoderLoaded, _Mapping]] = ..., failure: _Optional[_Union[DecoderFailure, _Mapping]] = ..., answer: _Optional[_Union[_control_pb2.AnswerPart, _Mapping]] = ...) -> None: ...
 
 class DecoderLoaded(_message.Message):
     __slots__ = ("round",)
