@@ -14,6 +14,7 @@ from pathlib import Path
 from rich.console import RenderableType
 from rich.table import Table
 
+from commonweight.bench.calibration_answers import Spread, answer_results, judge_answers, show_answers
 from commonweight.bench.lies import INNER, LIES
 from commonweight.bench.measure import Result, Summary
 from commonweight.bench.replays import Made, Tensors, bits, judge
@@ -45,6 +46,8 @@ SETTINGS = (
 TOLERANCES = {"float32": "0.00001", "bfloat16": "0.02"}
 QUANTITIES = ("activation", "gradient back", "loss", "gradient", "movement", "roundings")
 DISHONEST = ("low precision", "gradient sent back × 1.001", "round's gradient × 1.001", "biased by 0.001")
+ANSWERS = "answers"
+"""The file of a setting's answers."""
 SEPARATES = "low precision"
 """The lie that the recommended tolerance must find: the one that saves work and is nearest to the truth."""
 
@@ -95,6 +98,10 @@ class Calibrated:
     dishonest: list[Distance]
     failures: list[str]
     """Settings of one class with other bits: an audit would convict an honest provider."""
+    answers: list[Spread]
+    """Of honest ones, and of lies."""
+    refused: list[str]
+    """Settings whose honest answers a replay in chunks doesn't pass."""
 
     @property
     def spread(self) -> float:
@@ -155,6 +162,10 @@ def _calibrate(calibration: Calibration, spec: ModelSpec, data: Path, scratch: P
         with Worker(setting) as worker:
             classes[setting.name] = worker.ask("numerics", spec=spec_file)
             found = worker.ask("replay", spec=spec_file, files=[str(file) for file in files], out=out)
+            if not setting.apart:
+                worker.ask(
+                    "answer", spec=spec_file, data=data, files=_names(folder, spec, rounds[-1]), out=out / ANSWERS
+                )
         by_bits.setdefault(tuple(found), []).append(setting.name)
     groups = list(by_bits.values())
     folders = {"trained": folder} | {setting.name: folder / setting.name for setting in settings}
@@ -167,8 +178,17 @@ def _calibrate(calibration: Calibration, spec: ModelSpec, data: Path, scratch: P
     ]
     apart = {setting.name for setting in settings if setting.apart}
     failures = _false_convictions(classes | {"trained": classes[TRAINED.name]}, groups, apart)
-    dtype = spec.training.compute_dtype
-    return Calibrated(dtype, float(spec.verification.tolerance), classes, groups, honest, dishonest, failures)
+    answered = {str(folder / setting.name / ANSWERS): setting.name for setting in settings if not setting.apart}
+    with Worker(TRAINED) as worker:
+        stale, version = (_names(folder, spec, round_) for round_ in rounds[-2:])
+        held = worker.ask("hold_answers", spec=spec_file, files=version, stale=stale, answers=list(answered))
+    answers, refused = judge_answers(spec, answered, held)
+    dtype, tolerance = spec.training.compute_dtype, float(spec.verification.tolerance)
+    return Calibrated(dtype, tolerance, classes, groups, honest, dishonest, failures, answers, refused)
+
+
+def _names(folder: Path, spec: ModelSpec, round_: int) -> list[str]:
+    return [str(round_file(folder, round_, stage)) for stage in range(spec.stages)]
 
 
 def _trained_bits(files: Sequence[Path]) -> tuple[str, ...]:
@@ -299,7 +319,14 @@ def show(calibrated: Calibrated) -> list[RenderableType]:
         )
         + f"least error of {SEPARATES}."
     )
-    return [settings, pairs, said, *(f"FALSE CONVICTION: {failure}." for failure in calibrated.failures)]
+    return [
+        settings,
+        pairs,
+        said,
+        show_answers(calibrated.dtype, calibrated.answers),
+        *(f"FALSE CONVICTION: {failure}." for failure in calibrated.failures),
+        *(f"HONEST ANSWER NOT PASSED: {refusal}." for refusal in calibrated.refused),
+    ]
 
 
 def to_results(calibrated: Calibrated) -> list[Result]:
@@ -309,4 +336,4 @@ def to_results(calibrated: Calibrated) -> list[Result]:
         name = f"{calibrated.dtype}: {distance.of} against {distance.against}"
         errors = distance.errors | {"least tolerance": distance.tolerance}
         results += [Result(f"{name}: {what}", "relative error", Summary.of([value])) for what, value in errors.items()]
-    return results
+    return results + answer_results(calibrated.dtype, calibrated.answers)

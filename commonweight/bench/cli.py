@@ -128,8 +128,9 @@ def calibrate(
 
     Trains the devnet's model in one process and does its rounds again in others: with other thread counts, attention
     kernels, instruction sets and maths libraries, with sequences apart, and on a GPU if one is given. Exits with 1
-    where two settings of one numerics class computed other bits: an audit would convict an honest provider. Takes
-    about ten minutes on two idle cores.
+    where two settings of one numerics class computed other bits: an audit would convict an honest provider. The same
+    settings generate answers step by step, which are held against replays in chunks, and so are lies about them.
+    Exits with 1 also where an honest answer doesn't pass. Takes about ten minutes on two idle cores.
 
     Example:
         commonweight bench calibrate --json calibration.json
@@ -150,7 +151,7 @@ def calibrate(
     save("calibrate", here, config, results, json)
     for part in (part for each in calibrated for part in show(each)):
         Console(width=140).print(part)
-    if any(each.failures for each in calibrated):
+    if any(each.failures or each.refused for each in calibrated):
         raise typer.Exit(1)
 
 
