@@ -135,7 +135,9 @@ def test_a_real_interrupt_exits_130() -> None:
         "raise SystemExit(1)",
         "import signal; print('waiting', flush=True)\n    while True: signal.sigtimedwait([], 0.1)",
     )
-    program = f"import sys\nsys.argv = ['commonweight', 'keys', 'fail']\n{wait}\n"
+    # Whoever runs the tests in the background of a shell has them ignore interrupts, and what they start.
+    program = "import signal, sys\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    program += f"sys.argv = ['commonweight', 'keys', 'fail']\n{wait}\n"
     program += "from commonweight.cli.main import main\nmain()"
     process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, cwd=REPO)
     assert process.stdout is not None
