@@ -43,7 +43,7 @@ def best_plan(spec: ModelSpec, stake: float) -> Plan:
         return cheating_profit(chance_caught(share * risk, rounds), reward=1, stake=stake, saved=share * COST)
 
     share = max(SHARES, key=profit)
-    return Plan(share, profit(share), share * COST - (1 - share_paid(spec, economics.Cheat.WORK, share)))
+    return Plan(share, profit(share), share * COST - (1 - share_paid(spec, share)))
 
 
 class Adapted(Cheat):

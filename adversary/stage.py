@@ -6,6 +6,9 @@ and checkpoints all tell the same lie.
 
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from adversary.cheat import Cheat
 from commonweight.model.stage import Stage
 from commonweight.rules.spec import ModelSpec
@@ -20,6 +23,13 @@ class DishonestStage(Stage):
         self.cheat = cheat
         self.forwarded = self.returned = 0
         """Microbatches of the round that have passed, each way."""
+
+    def gradients(self) -> dict[str, Tensor]:
+        """As `Stage.gradients`; zeros as long as none was computed."""
+        for parameter in self._parameters.values():
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        return super().gradients()
 
     def discard_gradients(self) -> None:
         """As `Stage.discard_gradients`: the round begins again, or the next one."""

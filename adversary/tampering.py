@@ -1,5 +1,7 @@
 """Stages that compute, and then change what comes of it."""
 
+import math
+from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
@@ -96,10 +98,11 @@ class FalseLoss(DishonestForward):
         return replace(honest, output=honest.output / 2)
 
 
-class ScaledGradient(DishonestStage):
-    """Multiplies the gradient of the whole round before it is hashed and the step taken."""
+class DishonestGradient(DishonestStage):
+    """Changes the gradient of the round once it is whole, before it is hashed and the step taken.
 
-    factor = SCALE
+    So all that is false in it is in the last microbatch's line.
+    """
 
     def backward(self, pending: Forward, gradient: Tensor | None) -> Tensor | None:
         """As `Stage.backward`; after the round's last one the gradient is another."""
@@ -107,11 +110,50 @@ class ScaledGradient(DishonestStage):
         self.returned += 1
         if self.returned == self._microbatches and self.cheat.picks(self.round):
             self.cheat.done(self.round)
-            torch._foreach_mul_(list(self.gradients().values()), self.factor)
+            self.change(self.gradients())
         return returned
+
+    def change(self, gradient: Mapping[str, Tensor]) -> None:
+        """In place."""
+        raise NotImplementedError
+
+
+class ScaledGradient(DishonestGradient):
+    """Multiplies it."""
+
+    factor = SCALE
+
+    def change(self, gradient: Mapping[str, Tensor]) -> None:
+        """Times the factor."""
+        torch._foreach_mul_(list(gradient.values()), self.factor)
 
 
 class FlippedGradient(ScaledGradient):
     """Steps uphill."""
 
     factor = -1.0
+
+
+class HiddenGradient(DishonestGradient):
+    """Adds a direction of its own, the same each round, no larger than one microbatch's part: so the line in which it
+    is hidden is no outlier.
+    """
+
+    def change(self, gradient: Mapping[str, Tensor]) -> None:
+        """Plus the direction."""
+        added = {name: self.cheat.noise(name, tuple(part.shape), 0).to(part) for name, part in gradient.items()}
+        size = self.sketched(gradient).norm / self.sketched(added).norm / self._microbatches
+        for name, part in gradient.items():
+            part.add_(added[name], alpha=size)
+
+
+class UnseenGradient(DishonestGradient):
+    """Adds as much as there is, in such a way that no sum of the sketch changes: the signs are public."""
+
+    def change(self, gradient: Mapping[str, Tensor]) -> None:
+        """In each row of a matrix, what the first column adds to a sum the second one takes from it."""
+        matrices = {name: part for name, part in gradient.items() if part.ndim > 1}
+        rows = sum(len(part) for part in matrices.values())
+        size = self.sketched(gradient).norm / math.sqrt(2 * rows)
+        for name, part in matrices.items():
+            part[:, :2].add_(self._signs[name][:, :2] * torch.tensor([size, -size]).to(part))

@@ -10,9 +10,18 @@ from torch import Tensor
 
 from adversary.adaptive import adapt
 from adversary.cheat import Cheat
-from adversary.lazy import Cached, Copied, NoBackward, Noise, Zeros
+from adversary.lazy import Cached, Copied, NoBackward, Noise, NoWeightGradients, Zeros
 from adversary.stage import DishonestStage
-from adversary.tampering import Biased, FalseLoss, FlippedGradient, LowPrecision, ScaledGradient, UnderTolerance
+from adversary.tampering import (
+    Biased,
+    FalseLoss,
+    FlippedGradient,
+    HiddenGradient,
+    LowPrecision,
+    ScaledGradient,
+    UnderTolerance,
+    UnseenGradient,
+)
 from adversary.versions import FalseRoot, NoStep, Stale
 from commonweight.devnet.byzantine import Cheating
 from commonweight.identity import address_of
@@ -29,12 +38,15 @@ STAGES: Mapping[str, type[DishonestStage]] = {
     "cached": Cached,
     "copied": Copied,
     "no-backward": NoBackward,
+    "no-weight-gradients": NoWeightGradients,
     "biased": Biased,
     "under-tolerance": UnderTolerance,
     "low-precision": LowPrecision,
     "false-loss": FalseLoss,
     "scaled-gradient": ScaledGradient,
     "flipped-gradient": FlippedGradient,
+    "hidden-gradient": HiddenGradient,
+    "unseen-gradient": UnseenGradient,
     "stale": Stale,
     "no-step": NoStep,
     "false-root": FalseRoot,

@@ -15,7 +15,7 @@ from commonweight.events import emit
 from commonweight.identity import NodeIdentity
 from commonweight.rules.audits import NO_EVIDENCE, Verdict
 from commonweight.rules.merkle import HASH_BYTES, keccak
-from commonweight.rules.panel import audit_claim, opinion_receipt, recording_receipt
+from commonweight.rules.panel import opinion_receipt, recording_receipt
 from commonweight.rules.receipt import Domain, Receipt
 from commonweight.rules.spec import ModelSpec, parse_spec
 from commonweight.wire.attachment import Attachment, Backoff, Finished, attach, together
@@ -159,8 +159,9 @@ class Session:
         emit("audit.ordered", round=audit.round, stage=audit.stage, kind=kind, microbatch=microbatch)
         found = await self._replays.judge(order)
         evidence_hash = keccak(found.evidence) if found.evidence else NO_EVIDENCE
-        claim, verdict = audit_claim(audit, report), Verdict(found.verdict)
-        found.signature = self._sign(opinion_receipt(self._model.model_id, audit, claim, verdict, evidence_hash))
+        verdict = Verdict(found.verdict)
+        receipt = opinion_receipt(self._model.model_id, audit, report.claim, verdict, evidence_hash)
+        found.signature = self._sign(receipt)
         emit(
             "audit.answered",
             round=audit.round,
@@ -188,7 +189,7 @@ class Session:
             operators=max(0, len(recorded.operators) // HASH_BYTES - 1),  # the first hash is of the class
             why=recorded.failure[:500],
         )
-        receipt = recording_receipt(self._model.model_id, audit, audit_claim(audit, report), recorded.operators)
+        receipt = recording_receipt(self._model.model_id, audit, report.claim, recorded.operators)
         return pb.AuditRecording(unit=order.unit, operators=recorded.operators, signature=self._sign(receipt))
 
     def _sign(self, receipt: Receipt) -> bytes:

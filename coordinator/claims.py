@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from commonweight.rules.answer import Answer
 from commonweight.rules.audits import Audit, Kind
-from commonweight.rules.panel import audit_claim, is_known_bad, known_bad_report
+from commonweight.rules.panel import is_known_bad, known_bad_report
 from commonweight.rules.report import Report
 from commonweight.rules.spec import ModelSpec
 from commonweight.wire.generated import control_pb2 as pb
@@ -30,7 +30,7 @@ class Claim:
     @property
     def hash(self) -> bytes:
         """As auditors sign it."""
-        return self.said.trace if isinstance(self.said, Answer) else audit_claim(self.audit, self.said)
+        return self.said.trace if isinstance(self.said, Answer) else self.said.claim
 
 
 def signed_claim(ledger: Ledger, audit: Audit) -> Claim:

@@ -15,7 +15,7 @@ from eth_hash.auto import keccak
 from pydantic import ValidationError
 
 from commonweight.errors import CommitmentBroken, MalformedMessage, UnplannedMessage
-from commonweight.rules.audits import TRAINING, Audit, Kind, draw_audits
+from commonweight.rules.audits import TRAINING, WORK, Audit, Kind, draw_audits
 from commonweight.rules.beacon import blinded, round_beacon
 from commonweight.rules.merkle import HASH_BYTES
 from commonweight.rules.spec import ModelSpec, parse_spec
@@ -151,17 +151,11 @@ class Draws:
         """Whether it may fetch what crossed this stage's sides in the round: to audit it, or a neighbour."""
         return any(audit.kind in TRAINING for audit in self._granted(auditor, round_))
 
-    def allows_parameters(self, auditor: bytes, round_: int, *, after: bool) -> bool:
-        """Whether it may fetch this stage's parameters before or after the round: to audit this stage.
-
-        A single microbatch is replayed with those before; tokens are compared without any.
+    def allows_state(self, auditor: bytes, round_: int) -> bool:
+        """Whether it may fetch this stage's parameters and moments before and after the round, and its gradient: to
+        replay this stage's work. Tokens are compared without any.
         """
-        kinds = self._granted_kinds(auditor, round_)
-        return Kind.ROUND in kinds or (not after and bool(kinds - {Kind.DATA}))
-
-    def allows_moments(self, auditor: bytes, round_: int) -> bool:
-        """Whether it may fetch this stage's moments before and after the round: to audit the whole round."""
-        return Kind.ROUND in self._granted_kinds(auditor, round_)
+        return any(audit.stage == self.stage and audit.kind in WORK for audit in self._granted(auditor, round_))
 
     def granted_answers(self, auditor: bytes, round_: int) -> dict[bytes, int]:
         """The answers, sealed with the round, whose trace here it may fetch, and their versions' parameters: by session
@@ -178,10 +172,6 @@ class Draws:
     def _granted(self, auditor: bytes, round_: int) -> list[Audit]:
         """Of this node's or a neighbour's round."""
         return [audit for audit, der in self._grants.copy().items() if der == auditor and audit.round == round_]
-
-    def _granted_kinds(self, auditor: bytes, round_: int) -> set[Kind]:
-        """As what it audits this stage's training in the round."""
-        return {audit.kind for audit in self._granted(auditor, round_) if audit.stage == self.stage} & TRAINING
 
     def _is_own_answer(self, audit: Audit) -> bool:
         return audit.kind is Kind.ANSWER and audit.stage == self.stage

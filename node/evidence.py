@@ -126,19 +126,17 @@ class Evidence(evidence_pb2_grpc.EvidenceServicer):
         draws, kind = self._known(), request.WhichOneof("what")
         if kind is None:
             raise MalformedMessage(
-                "A fetch asks for a tensor, for a state, or for the trace or the version of an answer."
+                "A fetch asks for a tensor, a state, a gradient, or for the trace or the version of an answer."
             )
 
         def allowed() -> bool:
             if kind == "tensor":
                 return draws.allows_tensors(auditor, request.round)
-            if kind == "moments_after":
-                return draws.allows_moments(auditor, request.round)
             if kind == "answer":
                 return request.answer in draws.granted_answers(auditor, request.round)
             if kind == "version":
                 return request.version in draws.granted_answers(auditor, request.round).values()
-            return draws.allows_parameters(auditor, request.round, after=request.parameters_after)
+            return draws.allows_state(auditor, request.round)
 
         try:
             async with asyncio.timeout(GRANT_S), self._granted:
@@ -166,6 +164,10 @@ class Evidence(evidence_pb2_grpc.EvidenceServicer):
                 trace = trace_path(folder / "traces", request.round)
                 position, size = self._index(trace)[request.tensor]
                 return trace.open("rb"), position, size
+            if kind == "gradient":
+                trace = trace_path(folder / "gradients", request.round)
+                ((position, size),) = self._index(trace).values()
+                return trace.open("rb"), position, size
             if kind == "answer":
                 version = draws.granted_answers(auditor, request.round)[request.answer]
                 path = answer_path(draws.answers, version, request.answer)
@@ -175,7 +177,7 @@ class Evidence(evidence_pb2_grpc.EvidenceServicer):
                 path = version_path(folder, request.round + getattr(request, kind)) / FILES[kind]
             file = path.open("rb")
             return file, 0, os.fstat(file.fileno()).st_size
-        except (OSError, KeyError) as error:
+        except (OSError, KeyError, ValueError) as error:
             raise EvidenceMissing(f"This isn't kept here: {_what(request)}.") from error
 
     async def _refuse(self, context: Any, error: CommonweightError) -> None:
@@ -192,6 +194,8 @@ def _what(request: pb.EvidenceRequest) -> str:
     kind = request.WhichOneof("what")
     if kind == "tensor":
         return f"tensor {request.tensor.hex()[:16]}… of round {request.round}"
+    if kind == "gradient":
+        return f"the gradient of round {request.round}"
     if kind == "answer":
         return f"the trace of session {request.answer.hex()}, sealed with round {request.round}"
     if kind == "version":

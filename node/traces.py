@@ -1,7 +1,10 @@
-"""What crossed a stage's sides in each round, on this machine's disk until the round's audits are decided.
+"""What an auditor needs of each round beside the versions, on this machine's disk until its audits are decided.
 
-    FOLDER/round-00000041.trace    for each tensor: SHA-256 (32 bytes), size (8 bytes, little-endian), its bytes
+    FOLDER/round-00000041.trace    for each entry: its hash (32 bytes), size (8 bytes, little-endian), its bytes
     FOLDER/.writing                of the round that is being trained
+
+In one folder are the tensors that crossed the stage's sides, by SHA-256; in another is the round's gradient in
+safetensors' format, by its `tensors_hash`.
 
 The worker writes, the control process reads. A trace appears whole, before the round is reported, and is never changed;
 that of a round which is trained again takes its place. Nothing is synced: it outlives the node, and after a power cut
@@ -21,7 +24,7 @@ _DIGEST_BYTES = 32
 _HEAD_BYTES = _DIGEST_BYTES + 8
 
 TraceIndex = dict[bytes, tuple[int, int]]
-"""By digest: where the tensor's bytes begin, and how many there are."""
+"""By hash: where an entry's bytes begin, and how many there are."""
 
 
 class Traces:
@@ -47,7 +50,7 @@ class Traces:
             self._drop(error)
 
     def add(self, digest: bytes, data: memoryview) -> None:
-        """A tensor has crossed one of the stage's sides; `digest` is the SHA-256 of `data`."""
+        """Write an entry, unless one with this hash is there."""
         if self._file is None or digest in self._written:
             return
         try:

@@ -14,6 +14,7 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, Self
 
+import safetensors.torch
 from torch import Tensor
 
 from commonweight.errors import CheckpointError, CommonweightError, NonFiniteTensor, PeerUnreachable
@@ -145,6 +146,8 @@ class Trainer:
     stage: Stage
     checkpoints: Checkpoints
     traces: Traces
+    round_gradients: Traces
+    """Of each round one entry: what it was stepped with, before clipping, by parameter."""
     dataset: Dataset | None
     """On the first stage."""
     inbox: "SimpleQueue[Item]"
@@ -178,10 +181,12 @@ class Trainer:
         stage = make_stage(spec, index, device=device)
         checkpoints = Checkpoints(state_dir, spec, index)
         state_bytes = sum(tensor.nbytes for tensor in stage.state().values())
-        traces = Traces(state_dir / "traces", reserve_bytes=2 * state_bytes)
+        traces, gradients = (
+            Traces(state_dir / name, reserve_bytes=2 * state_bytes) for name in ("traces", "gradients")
+        )
         dataset = Dataset.open(data_dir, spec) if stage.is_first and data_dir else None
         numerics = numerics_class(device, spec)
-        return cls(spec, stage, checkpoints, traces, dataset, inbox, outlet, numerics, make_stage)
+        return cls(spec, stage, checkpoints, traces, gradients, dataset, inbox, outlet, numerics, make_stage)
 
     def run(self) -> None:
         """Serve the queue until Quit."""
@@ -218,6 +223,7 @@ class Trainer:
             case Forget(round_, retained):
                 self.checkpoints.retain(retained)
                 self.traces.retain(round_, retained)
+                self.round_gradients.retain(round_, retained)
             case Activation(generation) | Gradient(generation) if generation == self.generation:
                 self._keep(item)
 
@@ -305,6 +311,7 @@ class Trainer:
             result = result.cpu()
             self.outlet.send_up(encode(round_, microbatch, (result,)))
             hop["gradient_out"] = self._trace(result)
+        hop["sketch"] = self.stage.sketch()
         if gradient is not None:
             self._trace(gradient.gradient, gradient.digest)
         return Hop(**hop)
@@ -316,13 +323,22 @@ class Trainer:
         return name
 
     def _finish(self, round_: int, hops: tuple[Hop, ...], started_s: float) -> TrainedRound:
-        gradient_hash = self.stage.gradient_hash()
+        gradient_hash = self._keep_gradient(round_)
         before = self._root
         self.stage.step()
         self._root = self.checkpoints.save(self.stage)
         self.traces.finish()
+        self.round_gradients.finish()
         report = Report(round_, self.stage.index, hops, gradient_hash, before, self._root)
         return TrainedRound(self.generation, report, time.monotonic() - started_s)
+
+    def _keep_gradient(self, round_: int) -> bytes:
+        """Keep what the round is to be stepped with; its hash."""
+        gradient_hash = self.stage.gradient_hash()
+        gradient = {name: tensor.contiguous() for name, tensor in self.stage.gradients().items()}
+        self.round_gradients.begin(round_)
+        self.round_gradients.add(gradient_hash, memoryview(safetensors.torch.save(gradient)))
+        return gradient_hash
 
     def _drain(self) -> None:
         while not self.inbox.empty():

@@ -10,6 +10,10 @@ What makes it fail is always the provider's own signature:
 
 The first difference ends the audit, before anything later is fetched: fraud that is shown isn't undone by what else
 may be withheld.
+
+An audit of one microbatch looks at the round's end, too, by the signed gradient: whether it has the microbatch's part
+in it (commonweight/model/sketch.py), and leads to the signed state. Where that is in doubt the whole round is replayed,
+which decides.
 """
 
 import asyncio
@@ -17,6 +21,7 @@ import gc
 import traceback
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
+from math import hypot
 from typing import Any
 
 import torch
@@ -24,10 +29,19 @@ from torch import Tensor
 
 from commonweight.errors import NonFiniteTensor
 from commonweight.model.boundary import boundary_plan, tokens_plan
-from commonweight.model.compare import Deviation, compare_loss, compare_round, compare_travelled, worst
+from commonweight.model.compare import (
+    Deviation,
+    compare_gradient,
+    compare_loss,
+    compare_round,
+    compare_sketch,
+    compare_travelled,
+    worst,
+)
 from commonweight.model.data import Dataset
 from commonweight.model.numerics import numerics_class
-from commonweight.model.replay import finish_round, replay_microbatch
+from commonweight.model.replay import finish_round, replay_microbatch, step_from
+from commonweight.model.sketch import SignedSketches, pack_sketch
 from commonweight.model.stage import Stage
 from commonweight.rules.audits import Audit, Kind, Verdict
 from commonweight.rules.report import NO_TENSOR, Report
@@ -129,8 +143,9 @@ class Case:
             case Kind.ROUND, None:
                 await self._check_round()
             case Kind.MICROBATCH | Kind.LOSS, int(microbatch):
-                stage, _ = await self.stage(whole=False)
-                await self._check_microbatch(stage, microbatch, accumulate=False)
+                if doubt := await self._check_one(microbatch):
+                    await self._check_round()
+                    return f"{doubt}; but the whole round's replay agrees with what was signed."
             case kind, microbatch:
                 raise AssertionError(f"an audit ({kind.value}) of microbatch {microbatch}")
         if self._deviations:
@@ -157,11 +172,54 @@ class Case:
                 )
             )
 
+    async def _check_one(self, microbatch: int) -> str:
+        """Compare all that can be told without the other microbatches: why the rest is in doubt, or nothing."""
+        stage, before = await self.stage()
+        await self._check_microbatch(stage, microbatch)
+        signed = await self._evidence.gradient(stage, self._report.gradient_hash)
+        gradient = {name: tensor.to(self._device) for name, tensor in signed.items()}
+        self._compared += 2
+        return await self._doubt_gradient(stage, microbatch, gradient) or await self._doubt_step(
+            stage, gradient, before
+        )
+
+    async def _doubt_gradient(self, stage: Stage, microbatch: int, gradient: dict[str, Tensor]) -> str:
+        """`stage` has the microbatch's own gradient."""
+        signed = SignedSketches([hop.sketch for hop in self._report.hops])
+        tolerance = 0.0 if self._exact else float(self._spec.verification.tolerance)
+        whole = await asyncio.to_thread(stage.sketched, gradient)
+        own = await asyncio.to_thread(stage.sketched)
+        doubt = signed.doubt_whole(whole) or signed.doubt_microbatch(microbatch, own, tolerance)
+        if doubt or (outlier := signed.outlier(own)) in (None, microbatch):
+            return doubt
+        stage.discard_gradients()
+        await self._check_microbatch(stage, outlier)
+        return signed.doubt_microbatch(outlier, await asyncio.to_thread(stage.sketched), tolerance)
+
+    async def _doubt_step(self, stage: Stage, gradient: dict[str, Tensor], before: dict[str, Tensor] | None) -> str:
+        """`gradient` is finite, or it was in doubt before."""
+        root, state = await asyncio.to_thread(step_from, stage, gradient)
+        if root == self._report.state_after:
+            return ""
+        if before is None:
+            return f"The signed gradient leads to the state {root.hex()}"
+        most = await self._compare_state(stage, before, state)
+        if most.passed:
+            self._deviations.append(most)
+            return ""
+        return f"The signed gradient leads to another state: {most.what} is off by {most.error:.3g}"
+
     async def _check_round(self) -> None:
-        stage, before = await self.stage(whole=True)
+        stage, before = await self.stage()
+        size = 0.0
         for microbatch in range(len(self._report.hops)):
-            await self._check_microbatch(stage, microbatch, accumulate=True)
+            await self._check_microbatch(stage, microbatch)
+            sketched = await asyncio.to_thread(stage.sketched)
+            size = hypot(size, sketched.norm)
+            self._check_sketch(microbatch, sketched.sums, size)
         report = self._report
+        if before is not None:
+            await self._check_gradient(stage, size)
         try:
             replayed = await asyncio.to_thread(finish_round, stage)
         except NonFiniteTensor as error:
@@ -174,32 +232,38 @@ class Case:
                 if (signed := getattr(report, what)) != found:
                     raise Contradicted(Difference(what, None, to_hex(signed), to_hex(found)))
         elif replayed.next_root != report.state_after:
-            claimed = await self._evidence.state(stage, after=True, root=report.state_after)
-            own = {name: tensor.cpu() for name, tensor in replayed.next_state.items()}
-            deviations = await asyncio.to_thread(compare_round, self._spec, report.round, before, claimed, own)
-            self._settle(worst(deviations), None, to_hex(report.state_after), to_hex(replayed.next_root))
+            most = await self._compare_state(stage, before, replayed.next_state)
+            self._settle(most, None, to_hex(report.state_after), to_hex(replayed.next_root))
 
-    async def stage(self, *, whole: bool) -> tuple[Stage, dict[str, Tensor] | None]:
-        """The stage with the state that was signed as the one before the round, or where it isn't `whole` with the
-        parameters alone; and that state where a round is to be compared across classes.
+    async def _check_gradient(self, stage: Stage, size: float) -> None:
+        """Across classes: what was signed as the round's gradient is nothing else."""
+        signed, own = self._report.gradient_hash, stage.gradients()
+        if (found := await asyncio.to_thread(stage.gradient_hash)) != signed:
+            claimed = await self._evidence.gradient(stage, signed)
+            measured = await asyncio.to_thread(compare_gradient, "gradient", claimed, own, size, self._spec)
+            self._settle(measured, None, to_hex(signed), to_hex(found), "gradient_hash")
+
+    async def _compare_state(self, stage: Stage, before: dict[str, Tensor], state: dict[str, Tensor]) -> Deviation:
+        """How far the signed state after the round is from `state`, at the worst."""
+        claimed = await self._evidence.state(stage, after=True, root=self._report.state_after)
+        own = {name: tensor.cpu() for name, tensor in state.items()}
+        return worst(await asyncio.to_thread(compare_round, self._spec, self._unit.round, before, claimed, own))
+
+    async def stage(self) -> tuple[Stage, dict[str, Tensor] | None]:
+        """The stage with the state that was signed as the one before the round; and that state where a round is to be
+        compared across classes.
         """
         index, round_, signed = self._unit.stage, self._unit.round, self._report.state_before
-        is_measured = whole and not self._exact
         if round_ == 0:
             stage = await asyncio.to_thread(Stage, self._spec, index, device=self._device)
             if (found := await asyncio.to_thread(stage.state_root)) != signed:
                 self._refuse_start(found)
-            return stage, {
-                name: tensor.cpu().clone() for name, tensor in stage.state().items()
-            } if is_measured else None
-        stage = await asyncio.to_thread(Stage, self._spec, index, device=self._device, blank=True)
-        if not whole:
-            parameters, _ = await self._evidence.parameters(stage, after=False, root=signed)
-            await asyncio.to_thread(stage.load_parameters, parameters, round_)
-            return stage, None
-        state = await self._evidence.state(stage, after=False, root=signed)
-        await asyncio.to_thread(stage.load, state, round_)
-        return stage, state if is_measured else None
+            state = {} if self._exact else {name: tensor.cpu().clone() for name, tensor in stage.state().items()}
+        else:
+            stage = await asyncio.to_thread(Stage, self._spec, index, device=self._device, blank=True)
+            state = await self._evidence.state(stage, after=False, root=signed)
+            await asyncio.to_thread(stage.load, state, round_)
+        return stage, None if self._exact else state
 
     def _refuse_start(self, found: bytes) -> None:
         signed = self._report.state_before
@@ -214,14 +278,12 @@ class Case:
             "of U may differ between numerics classes. Run the referee on a machine like the nodes'."
         )
 
-    async def _check_microbatch(self, stage: Stage, microbatch: int, *, accumulate: bool) -> None:
+    async def _check_microbatch(self, stage: Stage, microbatch: int) -> None:
         hop = self._report.hops[microbatch]
         tokens = await self.tokens(stage, microbatch)
         code = None if stage.is_first else await self.taken("activation_in", microbatch)
         gradient = None if stage.is_last else await self.taken("gradient_in", microbatch)
-        output, input_gradient, loss = await asyncio.to_thread(
-            replay_microbatch, stage, tokens, code, gradient, accumulate=accumulate
-        )
+        output, input_gradient, loss = await asyncio.to_thread(replay_microbatch, stage, tokens, code, gradient)
         await self._check_travelled("activation_out", microbatch, output)
         self._check_loss(microbatch, hop.loss, loss)
         await self._check_travelled("gradient_out", microbatch, input_gradient)
@@ -283,6 +345,13 @@ class Case:
         if signed != found:
             measured = compare_loss(f"loss of microbatch {microbatch}", signed, found, self._spec)
             self._settle(measured, microbatch, repr(signed), repr(found), "loss")
+
+    def _check_sketch(self, microbatch: int, replayed: Tensor, size: float) -> None:
+        """`size`: that of all gradients accumulated so far."""
+        self._compared += 1
+        if (found := pack_sketch(replayed)) != (signed := self._report.hops[microbatch].sketch):
+            measured = compare_sketch(f"sketch after microbatch {microbatch}", signed, replayed, size, self._spec)
+            self._settle(measured, microbatch, to_hex(signed), to_hex(found), "sketch")
 
     def _settle(
         self, measured: Deviation, microbatch: int | None, signed: str, found: str, what: str | None = None

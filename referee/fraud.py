@@ -62,11 +62,11 @@ class Difference:
 def fraud_evidence(
     spec: ModelSpec, unit: Audit, report: Report, difference: Difference, *, provider: str, auditor: str
 ) -> bytes:
-    """Canonical JSON, `commonweight.fraud/1`, at most MAX_EVIDENCE_BYTES. `provider` and `auditor` are the numerics
+    """Canonical JSON, `commonweight.fraud/2`, at most MAX_EVIDENCE_BYTES. `provider` and `auditor` are the numerics
     classes in which either computed.
     """
     evidence = FraudEvidence(
-        format="commonweight.fraud/1",
+        format="commonweight.fraud/2",
         spec_hash=to_hex(spec.spec_hash),
         unit=Unit.of(unit),
         commitments=Commitments.of(report),

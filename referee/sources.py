@@ -1,8 +1,7 @@
 """What it takes to replay a unit: fetched from whoever keeps it, and checked against what its provider has signed.
 
 Nothing is believed for who sent it. A tensor is the one with the signed digest, a state the one with the signed root.
-Parameters are fetched and checked without the moments, which are twice as large and only whole rounds need. Nothing is
-written to a disk.
+Nothing is written to a disk.
 """
 
 import asyncio
@@ -45,8 +44,8 @@ class Source(Protocol):
         """The tensor of this SHA-256 that crossed one of the node's sides; `size` bytes or an error."""
 
     async def state(self, round_: int, part: StatePart, *, after: bool, limit: int) -> bytes | bytearray:
-        """A part of the state of the node's stage before or after the round in safetensors' format; at most `limit`
-        bytes. With the parameters comes MOMENTS_HASH.
+        """A part of the state of the node's stage before or after the round, or the gradient that leads from the one
+        to the other, in safetensors' format; at most `limit` bytes. With the parameters comes MOMENTS_HASH.
         """
 
     async def answer(self, round_: int, session: bytes, *, limit: int) -> bytes | bytearray:
@@ -136,6 +135,16 @@ class Evidence:
         due = {f"{moment}.{name}": like for moment in ("moment1", "moment2") for name, like in parameters.items()}
         return await self._part("moments", due, check, after, moments_hash)
 
+    async def gradient(self, stage: Stage, signed: bytes) -> dict[str, Tensor]:
+        """The gradient with this `tensors_hash` that the round was stepped with, by parameter. Raises Withheld."""
+
+        def check(found: dict[str, Tensor]) -> dict[str, Tensor]:
+            if (came := tensors_hash(found)) != signed:
+                raise MalformedMessage(f"a gradient with hash {came.hex()} came.")
+            return found
+
+        return await self._part("gradient", dict(stage.module.named_parameters()), check, False, signed)
+
     async def state(self, stage: Stage, *, after: bool, root: bytes) -> dict[str, Tensor]:
         """The whole `Stage.state` with the signed root, before or after the round. Raises Withheld."""
         parameters, moments_hash = await self.parameters(stage, after=after, root=root)
@@ -152,7 +161,8 @@ class Evidence:
         def fetch(source: Source) -> Awaitable[bytes | bytearray]:
             return source.state(self._round, part, after=after, limit=_limit(due))
 
-        what = f"the {part} {'after' if after else 'before'} the round ({signed.hex()})"
+        when = "of" if part == "gradient" else "after" if after else "before"
+        what = f"the {part} {when} the round ({signed.hex()})"
         return await self._first(self._sources[:1], what, fetch, lambda data: check(read_tensors(data, due)))
 
     async def _first(

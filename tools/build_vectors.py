@@ -58,18 +58,16 @@ from commonweight.rules.merkle import MerkleTree, settlement_leaf
 from commonweight.rules.panel import (
     Owner,
     Standing,
-    audit_claim,
     is_known_bad,
     known_bad_report,
     left_to_ask,
     opinion_receipt,
     rank_auditors,
     recording_receipt,
-    round_claim,
     settled_verdict,
 )
 from commonweight.rules.receipt import RECEIPT_TYPE, Domain, Receipt
-from commonweight.rules.report import HOP_HASHES, NO_TENSOR, Hop, Report, report_receipt
+from commonweight.rules.report import HOP_WORDS, NO_TENSOR, Hop, Report, report_receipt, round_claim
 from commonweight.rules.sampling import permute, sample_indices, window_count
 from commonweight.rules.spec import ModelSpec, build_spec
 from commonweight.rules.stages import head_flops, layer_flops, stage_layers, stage_units
@@ -91,7 +89,7 @@ SETTLEMENT = "0x5615dEB798BB3E4dFa0139dFa1b3D433Cc23b72f"
 MAX_UINT256 = 2**256 - 1
 
 TINY: dict[str, Any] = {
-    "format": "commonweight.model/4",
+    "format": "commonweight.model/5",
     "name": "tiny",
     "seed": 7,
     "stages": 3,
@@ -124,9 +122,9 @@ TINY: dict[str, Any] = {
     },
     "verification": {
         "round_rate": "0.25",
-        "microbatch_rate": "0.125",
+        "microbatch_rate": "0.75",
         "data_rate": "0.5",
-        "answer_rate": "0.25",
+        "answer_rate": "0.5",
         "known_bad_rate": "0.25",
         "tolerance": "0.00001",
     },
@@ -177,7 +175,7 @@ SPECS = {
             "compute_dtype": "bfloat16",
             "boundary_dtype": "bfloat16",
         },
-        verification={"round_rate": "0.02", "microbatch_rate": "0.005", "data_rate": "0.05", "answer_rate": "0.05"},
+        verification={"round_rate": "0.02", "microbatch_rate": "0.3", "data_rate": "0.05", "answer_rate": "0.05"},
         data={"tokenizer": "0x" + "22" * 32, "tokens": 15 * 10**12},
     ),
     "long-epoch": changed(name="long-epoch", economics={"rounds_per_epoch": 8}),
@@ -411,6 +409,7 @@ def honest_reports(stages: int, microbatches: int, number: int) -> tuple[Report,
                     activation_out=crossing("activation", stage + 1, j),
                     gradient_in=crossing("gradient", stage + 1, j),
                     gradient_out=crossing("gradient", stage, j),
+                    sketch=mark("sketch", number, stage, j),
                     loss=max(5.5 - number / 8 + j / 64, 0.0) if stage == stages - 1 else 0.0,
                 )
                 for j in range(microbatches)
@@ -535,14 +534,12 @@ def judged(
 
 
 def _sealed_claim(sealed: SealedRound, audit: Audit) -> bytes:
-    """What the opinions on a unit are to be on; of a single microbatch the statement doesn't tell."""
-    report, number = sealed.reports[audit.stage], audit.microbatch
-    if number is None:
-        commitments = (report.hops_root, report.gradient_hash, report.state_before, report.state_after)
-        return round_claim(*(bytes.fromhex(text[2:]) for text in commitments))
+    """What the opinions on a unit are to be on."""
     if audit.kind is Kind.ANSWER:
-        return bytes.fromhex(sealed.answers[number].parts[audit.stage].trace[2:])
-    return mark("claim", audit.order)
+        return bytes.fromhex(sealed.answers[audit.answer].parts[audit.stage].trace[2:])
+    report = sealed.reports[audit.stage]
+    commitments = (report.hops_root, report.gradient_hash, report.state_before, report.state_after)
+    return round_claim(*(bytes.fromhex(text[2:]) for text in commitments))
 
 
 def _disproven(line: AuditLine, opinion: Opinion) -> Opinion:
@@ -580,7 +577,7 @@ def _report_case(domain: Domain, model_id: bytes, generation: int, report: Repor
         "stage": report.stage,
         "hops": [
             {
-                **{name: to_hex(getattr(hop, name)) for name in HOP_HASHES},
+                **{name: to_hex(getattr(hop, name)) for name in HOP_WORDS},
                 "loss_bits": to_hex(struct.pack(">d", hop.loss)),
                 "leaf": to_hex(hop.leaf(number)),
             }
@@ -788,8 +785,8 @@ def build_panel() -> Any:
             **_audit_fields(audit),
             "seed": to_hex(seed),
             "is_known_bad": is_known_bad(spec, seed, audit),
-            "claim": to_hex(audit_claim(audit, report)),
-            "false_claim": to_hex(audit_claim(audit, false)),
+            "claim": to_hex(report.claim),
+            "false_claim": to_hex(false.claim),
         }
         for audit in PANEL_UNITS[:3]
         for seed in (mark("seed", number) for number in range(8))
@@ -885,10 +882,10 @@ PAID_CASES: dict[str, dict[Audit, Verdict]] = {
         Audit(15, 0, Kind.DATA, 1): PASSED,
     },
     "the same round clears nothing": {
-        Audit(10, 1, Kind.MICROBATCH, 0): PASSED,
-        Audit(12, 1, Kind.MICROBATCH, 0): PASSED,
-        Audit(12, 1, Kind.MICROBATCH, 1): WITHHELD,
-        Audit(14, 1, Kind.MICROBATCH, 0): PASSED,
+        Audit(10, 0, Kind.DATA, 0): PASSED,
+        Audit(12, 0, Kind.DATA, 0): PASSED,
+        Audit(12, 0, Kind.DATA, 1): WITHHELD,
+        Audit(14, 0, Kind.DATA, 0): PASSED,
     },
     "an answer": {Audit(9, 1, Kind.ANSWER, 0): PASSED, Audit(12, 1, Kind.ANSWER, 3): WITHHELD},
     "a round doesn't look at answers": {**_whole((10, PASSED), (13, PASSED)), Audit(12, 1, Kind.ANSWER, 0): WITHHELD},
@@ -932,19 +929,21 @@ AUDITOR, GATEWAY = (NodeIdentity(keccak(name)) for name in (b"auditor", b"gatewa
 SEATED = [NodeIdentity(keccak(f"auditor {number}".encode())) for number in range(3)]
 SEATS = [AuditorSeat(stage=stage, owner=key.address) for stage in range(3) for key in SEATED]
 VERDICTS = {
-    Audit(1, 1, Kind.MICROBATCH, 2): WITHHELD,
+    Audit(2, 0, Kind.ROUND): UNDECIDED,
     Audit(2, 1, Kind.MICROBATCH, 0): WITHHELD,
-    Audit(4, 0, Kind.ROUND): UNDECIDED,
-    Audit(7, 0, Kind.DATA, 2): WITHHELD,
-    Audit(7, 1, Kind.MICROBATCH, 1): WITHHELD,
-    **{Audit(8, 0, Kind.DATA, number): UNDECIDED for number in range(3)},
+    Audit(5, 2, Kind.ROUND): WITHHELD,
+    Audit(7, 0, Kind.DATA, 0): WITHHELD,
+    Audit(7, 1, Kind.MICROBATCH, 2): WITHHELD,
+    Audit(8, 0, Kind.DATA, 0): UNDECIDED,
+    Audit(8, 0, Kind.DATA, 2): UNDECIDED,
+    Audit(8, 1, Kind.ANSWER, 0): UNDECIDED,
     Audit(8, 1, Kind.ANSWER, 1): WITHHELD,
+    Audit(11, 0, Kind.ANSWER, 0): WITHHELD,
     Audit(11, 1, Kind.ANSWER, 0): WITHHELD,
     Audit(12, 2, Kind.ROUND): FAILED,
-    Audit(14, 0, Kind.ANSWER, 1): WITHHELD,
-    Audit(16, 0, Kind.ANSWER, 0): UNDECIDED,
-    Audit(16, 2, Kind.LOSS, 0): UNDECIDED,
-    Audit(17, 1, Kind.ANSWER, 0): FAILED,
+    Audit(14, 1, Kind.ANSWER, 0): WITHHELD,
+    Audit(17, 2, Kind.LOSS, 0): UNDECIDED,
+    Audit(19, 1, Kind.ANSWER, 0): FAILED,
 }
 """In the statements' epochs; the other audits pass."""
 
@@ -952,7 +951,7 @@ VERDICTS = {
 def build_statement() -> Any:
     """The statements of three epochs: a provider comes, another goes; in the second one cheats.
 
-    In stages 0 and 1 an audit is outstanding after the first: one provider passes another, the other one is gone.
+    An audit is outstanding in each stage after the first: two providers pass another, that of stage 1 is gone.
     In the first no version is published, and nothing served; in the second answers' traces are withheld, and in the
     third a cheat is convicted by an answer.
     """

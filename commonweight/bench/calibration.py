@@ -17,7 +17,7 @@ from rich.table import Table
 from commonweight.bench.calibration_answers import Spread, answer_results, judge_answers, show_answers
 from commonweight.bench.lies import INNER, LIES
 from commonweight.bench.measure import Result, Summary
-from commonweight.bench.replays import Made, Tensors, bits, judge
+from commonweight.bench.replays import Tensors, bits, compare_microbatch, judge_round
 from commonweight.bench.round_files import read_made, read_round
 from commonweight.bench.verification_orders import STALE_AGE, lie_file, round_file
 from commonweight.bench.verification_workers import Setting, Worker
@@ -25,7 +25,6 @@ from commonweight.devnet.spec import devnet_spec
 from commonweight.model.compare import ROUNDINGS, Deviation, movement_tolerance, travelled_tolerance
 from commonweight.model.corpus import build_dataset, default_corpus
 from commonweight.model.tokenizer import ByteTokenizer
-from commonweight.rules.audits import Audit, Kind
 from commonweight.rules.canonical import canonical_json
 from commonweight.rules.spec import ModelSpec
 
@@ -44,7 +43,7 @@ SETTINGS = (
     Setting("sequences apart", apart=True),
 )
 TOLERANCES = {"float32": "0.00001", "bfloat16": "0.02"}
-QUANTITIES = ("activation", "gradient back", "loss", "gradient", "movement", "roundings")
+QUANTITIES = ("activation", "gradient back", "loss", "sketch", "gradient", "movement", "roundings")
 DISHONEST = ("low precision", "gradient sent back × 1.001", "round's gradient × 1.001", "biased by 0.001")
 ANSWERS = "answers"
 """The file of a setting's answers."""
@@ -210,30 +209,24 @@ def _distance(spec: ModelSpec, one: str, other: str, files: Sequence[Path], mine
     for file in files:
         taken, _ = read_round(file)
         pair = [read_made(folder / file.name) for folder in (mine, theirs)]
-        deviations += [(each, taken.state) for each in _compare_all(spec, taken.round, taken.state, *pair)]
+        deviations += [(each, taken.state) for each in judge_round(spec, taken, *pair, exact=False)[1]]
     return Distance(one, other, _largest(deviations), max(needed_tolerance(spec, *each) for each in deviations))
 
 
 def _lie_distance(spec: ModelSpec, number: int, name: str, files: Sequence[Path], folder: Path) -> Distance:
     """How far a lie is from the truth; the tolerance is that at which the audit that finds it most hardly passes it."""
-    shown_by = LIES[number].shown_by
     everything: list[tuple[Deviation, Tensors]] = []
-    least = math.inf
+    needed: list[float] = []
     for file in files:
         taken, honest = read_round(file)
         claimed = read_made(lie_file(folder, file, number))
-        units = [Audit(taken.round, INNER, Kind.ROUND)] if Kind.ROUND in shown_by else []
-        if Kind.MICROBATCH in shown_by:
-            units += [Audit(taken.round, INNER, Kind.MICROBATCH, n) for n in claimed.outputs]
-        for unit in units:
-            _, found = judge(spec, unit, taken.state, claimed, honest, exact=False)
+        looks = [judge_round(spec, taken, claimed, honest, exact=False)[1]]
+        looks += [compare_microbatch(spec, n, claimed, honest, exact=False) for n in claimed.outputs]
+        for found in looks:
             everything += [(each, taken.state) for each in found]
-            least = min(least, max(needed_tolerance(spec, each, taken.state) for each in found))
-    return Distance(name, "trained", _largest(everything), least)
-
-
-def _compare_all(spec: ModelSpec, round_: int, before: Tensors, claimed: Made, replayed: Made) -> list[Deviation]:
-    return judge(spec, Audit(round_, 0, Kind.ROUND), before, claimed, replayed, exact=False)[1]
+            needed.append(max(needed_tolerance(spec, each, taken.state) for each in found))
+    # Where a microbatch is true by itself, its audit comes to what that of the whole round does.
+    return Distance(name, "trained", _largest(everything), min(filter(None, needed), default=0.0))
 
 
 def _largest(deviations: Iterable[tuple[Deviation, Tensors]]) -> dict[str, float]:
@@ -253,7 +246,9 @@ def quantity(deviation: Deviation) -> str:
 
 
 def needed_tolerance(spec: ModelSpec, deviation: Deviation, before: Tensors) -> float:
-    """The least tolerance in the spec at which this passes; `before` is the state before the round."""
+    """The least tolerance in the spec, which it was compared with, at which this passes; `before` is the state before
+    the round.
+    """
     match quantity(deviation):
         case "roundings":
             return 0.0 if deviation.error <= ROUNDINGS else math.inf
@@ -265,7 +260,7 @@ def needed_tolerance(spec: ModelSpec, deviation: Deviation, before: Tensors) -> 
             count = sizes[f"parameter.{name}"] if name else sum(sizes.values())
             return _solve(lambda changed: movement_tolerance(changed, count), spec, deviation.error)
         case _:
-            return deviation.error
+            return deviation.error * float(spec.verification.tolerance) / deviation.tolerance
 
 
 def _solve(allowed: Callable[[ModelSpec], float], spec: ModelSpec, error: float) -> float:

@@ -10,15 +10,14 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from commonweight.bench.replays import Made, Taken, Tensors, compute, finish
+from commonweight.bench.replays import Made, Taken, Tensors, compute, finish, work
 from commonweight.model.hashing import tensors_hash
-from commonweight.model.replay import finish_round
+from commonweight.model.sketch import Sketched
 from commonweight.model.stage import Stage, state_parts
 from commonweight.rules.audits import Kind
 
 FIRST, INNER, LAST = 0, 1, -1
 WORK = frozenset({Kind.MICROBATCH, Kind.ROUND})
-STEP = frozenset({Kind.ROUND})
 BIASES = (1e-5, 1.5e-5, 1e-4, 1e-3)
 """Norms of what is added to outputs, relative to these. The first is the tolerance in float32."""
 
@@ -30,8 +29,6 @@ class Liar:
     stage: Stage
     taken: Taken
     honest: Made
-    gradient: Tensors
-    """Of the weights, by parameter: the honest one."""
     random: torch.Generator
 
     def noise(self, like: Tensor) -> Tensor:
@@ -40,11 +37,17 @@ class Liar:
         return torch.mul(noise, _norm(like) / _norm(noise)).to(like.dtype)
 
     def step(self, made: Made, gradient: Mapping[str, Tensor]) -> Made:
-        """End the round with another gradient of the weights."""
+        """End the round with another gradient of the weights, whatever sketches are told."""
         self.stage.load(self.taken.state, self.taken.round)
         for name, parameter in self.stage.module.named_parameters():
             parameter.grad = gradient[name].clone()
-        return finish(made, finish_round(self.stage))
+        return finish(made, self.stage)
+
+    def make_up(self, made: Made, gradient: Tensors) -> Made:
+        """End the round with a gradient that no microbatch has made, told as if each had an equal part in it."""
+        whole, count = self.stage.sketched(gradient), len(made.sketches)
+        sketches = {n: _times((n + 1) / count, whole) for n in made.sketches}
+        return self.step(replace(made, sketches=sketches), gradient)
 
     def compute_with(self, weights: Tensors) -> Made:
         """Compute with other weights, and step from those that are due."""
@@ -64,14 +67,13 @@ class Lie:
     stage: int = INNER
     true_first: int = 0
     """So many microbatches of a round are true."""
+    is_hidden: bool = False
+    """From most of these audits."""
 
 
 def listen(stage: Stage, taken: Taken, seed: int) -> Liar:
     """A liar that has been given a round."""
-    stage.load(taken.state, taken.round)
-    made = compute(stage, taken)
-    gradient = {name: tensor.clone() for name, tensor in stage.gradients().items()}
-    return Liar(stage, taken, finish(made, finish_round(stage)), gradient, torch.Generator().manual_seed(seed))
+    return Liar(stage, taken, work(stage, taken), torch.Generator().manual_seed(seed))
 
 
 def _lies() -> list[Lie]:
@@ -85,11 +87,14 @@ def _lies() -> list[Lie]:
         *(Lie(f"biased by {size:g}", partial(_biased, size)) for size in BIASES),
         Lie("low precision", _low_precision),
         Lie("stale weights", lambda liar: liar.compute_with(liar.taken.stale)),
-        Lie("round's gradient × 10", lambda liar: _scaled(liar, 10.0), STEP),
-        Lie("round's gradient × 1.001", lambda liar: _scaled(liar, 1.001), STEP),
-        Lie("round's gradient flipped", lambda liar: _scaled(liar, -1.0), STEP),
-        Lie("no step", _no_step, STEP),
-        Lie("false root", lambda liar: replace(liar.honest, next_root=bytes(32), next_state={}), STEP),
+        Lie("no weight gradients", lambda liar: _scaled(liar, 0.0)),
+        Lie("round's gradient × 10", lambda liar: _scaled(liar, 10.0)),
+        Lie("round's gradient × 1.001", lambda liar: _scaled(liar, 1.001)),
+        Lie("round's gradient flipped", lambda liar: _scaled(liar, -1.0)),
+        Lie("round's gradient × 10, in the last sketch alone", lambda liar: _hidden(liar, 10.0)),
+        Lie("round's gradient × 1.1, in the last sketch alone", lambda liar: _hidden(liar, 1.1), is_hidden=True),
+        Lie("no step", _no_step),
+        Lie("false root", lambda liar: replace(liar.honest, next_root=bytes(32), next_state={})),
         Lie("false loss", _false_loss, frozenset({Kind.LOSS, Kind.ROUND}), LAST),
         Lie("wrong data", _wrong_data, frozenset({Kind.DATA}), FIRST),
     ]
@@ -98,7 +103,7 @@ def _lies() -> list[Lie]:
 def _send(liar: Liar, forward: Callable[[Tensor], Tensor], back: Callable[[Tensor], Tensor]) -> Made:
     outputs, returned = _map(liar.honest.outputs, forward), _map(liar.honest.input_gradients, back)
     made = replace(liar.honest, outputs=outputs, input_gradients=returned)
-    return liar.step(made, {name: torch.zeros_like(tensor) for name, tensor in liar.gradient.items()})
+    return liar.make_up(made, _zeros(liar))
 
 
 def _cached(liar: Liar) -> Made:
@@ -111,12 +116,12 @@ def _cached(liar: Liar) -> Made:
 def _copied(liar: Liar) -> Made:
     outputs, returned = dict(enumerate(liar.taken.codes)), dict(enumerate(liar.taken.gradients))
     made = replace(liar.honest, outputs=outputs, input_gradients=returned)
-    return liar.step(made, {name: torch.zeros_like(tensor) for name, tensor in liar.gradient.items()})
+    return liar.make_up(made, _zeros(liar))
 
 
 def _no_backward(liar: Liar) -> Made:
     made = replace(liar.honest, input_gradients=_map(liar.honest.input_gradients, liar.noise))
-    return liar.step(made, {name: liar.noise(tensor) for name, tensor in liar.gradient.items()})
+    return liar.make_up(made, {name: liar.noise(tensor) for name, tensor in liar.honest.gradient.items()})
 
 
 def _scaled_back(liar: Liar, factor: float) -> Made:
@@ -143,7 +148,15 @@ def _low_precision(liar: Liar) -> Made:
 
 
 def _scaled(liar: Liar, factor: float) -> Made:
-    return liar.step(liar.honest, {name: tensor * factor for name, tensor in liar.gradient.items()})
+    sketches = {n: _times(factor, sketch) for n, sketch in liar.honest.sketches.items()}
+    gradient = {name: tensor * factor for name, tensor in liar.honest.gradient.items()}
+    return liar.step(replace(liar.honest, sketches=sketches), gradient)
+
+
+def _hidden(liar: Liar, factor: float) -> Made:
+    """As who scales the sum after the last microbatch."""
+    told, last = _scaled(liar, factor), max(liar.honest.sketches)
+    return replace(told, sketches=liar.honest.sketches | {last: told.sketches[last]})
 
 
 def _no_step(liar: Liar) -> Made:
@@ -157,6 +170,14 @@ def _false_loss(liar: Liar) -> Made:
 
 def _wrong_data(liar: Liar) -> Made:
     return replace(liar.honest, tokens={n: tokens.flip(1) for n, tokens in liar.honest.tokens.items()})
+
+
+def _zeros(liar: Liar) -> Tensors:
+    return {name: torch.zeros_like(tensor) for name, tensor in liar.honest.gradient.items()}
+
+
+def _times(factor: float, sketch: Sketched) -> Sketched:
+    return Sketched(factor * sketch.sums, abs(factor) * sketch.norm)
 
 
 def _map(tensors: Mapping[int, Tensor | None], change: Callable[[Tensor], Tensor]) -> dict[int, Tensor | None]:

@@ -45,7 +45,7 @@ class PipelineBench:
         """The model at one precision."""
         return build_spec(
             {
-                "format": "commonweight.model/4",
+                "format": "commonweight.model/5",
                 "name": "bench",
                 "seed": 1,
                 "stages": stages,

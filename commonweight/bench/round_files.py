@@ -7,6 +7,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from commonweight.bench.replays import Made, Taken, Tensors
+from commonweight.model.sketch import Sketched
 
 
 def write_round(path: Path, taken: Taken, made: Made) -> None:
@@ -52,6 +53,9 @@ def _save(path: Path, tensors: Tensors) -> None:
 
 def _tensors(made: Made) -> Tensors:
     tensors = {f"next/{name}": tensor for name, tensor in made.next_state.items()}
+    tensors |= {f"summed/{name}": tensor for name, tensor in made.gradient.items()}
+    tensors |= {f"sketch/{n}": sketch.sums for n, sketch in made.sketches.items()}
+    tensors |= {f"norm/{n}": torch.tensor(sketch.norm, dtype=torch.float64) for n, sketch in made.sketches.items()}
     for what, side in (("output", made.outputs), ("returned", made.input_gradients), ("said", made.tokens)):
         tensors |= {f"{what}/{n}": tensor for n, tensor in side.items() if tensor is not None}
     tensors |= {f"loss/{n}": torch.tensor(loss, dtype=torch.float64) for n, loss in made.losses.items()}
@@ -62,12 +66,15 @@ def _tensors(made: Made) -> Tensors:
 
 def _made(tensors: Tensors) -> Made:
     losses = {int(n): loss.item() for n, loss in _part(tensors, "loss").items()}
-    outputs, returned = (_part(tensors, what) for what in ("output", "returned"))
+    outputs, returned, norms = (_part(tensors, what) for what in ("output", "returned", "norm"))
+    sketches = {int(n): Sketched(sums, norms[n].item()) for n, sums in _part(tensors, "sketch").items()}
     return Made(
         {n: outputs.get(str(n)) for n in sorted(losses)},
         {n: returned.get(str(n)) for n in sorted(losses)},
         losses,
         {int(n): tokens for n, tokens in _part(tensors, "said").items()},
+        dict(sorted(sketches.items())),
+        _part(tensors, "summed"),
         bytes(tensors["gradient_hash/"].tolist()),
         bytes(tensors["next_root/"].tolist()),
         _part(tensors, "next"),

@@ -7,29 +7,26 @@ their own, and cheats play against the rules. Whether real nodes fare likewise i
 import asyncio
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from commonweight.bench.bias import Bias
 from commonweight.bench.calibration import TRAINED, write_spec
-from commonweight.bench.lies import LIES, Lie
+from commonweight.bench.lies import LIES
 from commonweight.bench.measure import Result, Summary
 from commonweight.bench.pipeline_workers import PipelineWorkers
-from commonweight.bench.replays import judge
-from commonweight.bench.round_files import read_made, read_round
 from commonweight.bench.verification_honest import honest_rounds
 from commonweight.bench.verification_model import WITHIN_EPOCHS
-from commonweight.bench.verification_orders import STALE_AGE, lie_file, round_file
+from commonweight.bench.verification_orders import STALE_AGE, round_file
 from commonweight.bench.verification_simulated import simulated_auditors, simulated_cheats
 from commonweight.bench.verification_workers import Worker
 from commonweight.bench.verification_world import VerificationBench, World, small_spec
 from commonweight.devnet.spec import devnet_spec
 from commonweight.model.corpus import build_dataset, default_corpus
 from commonweight.model.tokenizer import ByteTokenizer
-from commonweight.rules.audits import Audit, Kind, Verdict
-from commonweight.rules.spec import ModelSpec
+from commonweight.rules.audits import Verdict
 from commonweight.rules.stages import boundary_bytes_per_token
 
 OVERHEAD, RECEIPTS, ADDED_BYTES, BIAS_COST = 0.03, 0.01, 1.01, 0.01
@@ -58,51 +55,28 @@ def _lies(world: World) -> list[Result]:
     files = [round_file(folder, round_, stage) for round_ in rounds for stage in range(spec.stages)]
     names = [lie.name for lie in LIES]
     folder.mkdir()
-    told: dict[Path, list[str]] = {}
     with Worker(TRAINED) as liar:
         everything = list(range(bench.lie_rounds))
         liar.ask("train", spec=spec_file, data=world.data, folder=folder, rounds=everything, keep=rounds, stale=True)
         for number, file in enumerate(files):
             seed = bench.seed + number
-            told[file] = liar.ask("lie", spec=spec_file, file=file, out=folder, names=names, seed=seed)
-    auditors = {TRAINED.name: TRAINED} | {setting.name: setting for setting in bench.foreign}
-    for name, setting in auditors.items():
-        (folder / name).mkdir()
+            liar.ask("lie", spec=spec_file, file=file, out=folder, names=names, seed=seed)
+    found: dict[bool, dict[str, Counter[str]]] = {exact: {name: Counter() for name in names} for exact in (True, False)}
+    for setting in (TRAINED, *bench.foreign):
+        exact = setting is TRAINED
         with Worker(setting) as auditor:
-            auditor.ask("replay", spec=spec_file, files=[str(file) for file in files], out=folder / name)
+            for name, verdicts in auditor.ask("find", spec=spec_file, files=files, exact=exact).items():
+                found[exact][name].update(verdicts)
     results = []
-    for number, lie in enumerate(LIES):
-        about = [file for file in files if lie.name in told[file]]
-        for where, names in (
-            ("within a class", [TRAINED.name]),
-            ("across classes", [setting.name for setting in bench.foreign]),
-        ):
-            verdicts = Counter(
-                verdict
-                for file in about
-                for verdict in _verdicts(spec, lie, number, file, [folder / name for name in names])
-            )
-            share = verdicts[Verdict.FAILED] / verdicts.total()
-            withheld = verdicts[Verdict.WITHHELD] / verdicts.total()
-            note = " (else withheld)" if withheld else ""
+    for lie in LIES:
+        for where, exact in (("within a class", True), ("across classes", False)):
+            verdicts = found[exact][lie.name]
+            share = verdicts[Verdict.FAILED.value] / verdicts.total()
+            note = " (else withheld)" if verdicts[Verdict.WITHHELD.value] else ""
+            target = 1.0 if exact and not lie.is_hidden else None
             name = f"{lie.name}, {where}{note}"
-            target = 1.0 if where == "within a class" else None
             results.append(Result(name, f"of {verdicts.total()}", Summary.of([share]), target=target))
     return results
-
-
-def _verdicts(spec: ModelSpec, lie: Lie, number: int, file: Path, replays: Sequence[Path]) -> Iterator[Verdict]:
-    """What the audits that look at a lie come to, by whoever has left replays in these folders."""
-    taken, _ = read_round(file)
-    claimed = read_made(lie_file(file.parent, file, number))
-    stage = lie.stage % spec.stages
-    units = [Audit(taken.round, stage, Kind.ROUND)] if Kind.ROUND in lie.shown_by else []
-    for kind in lie.shown_by - {Kind.ROUND}:
-        units += [Audit(taken.round, stage, kind, n) for n in range(lie.true_first, len(taken.tokens))]
-    for folder in replays:
-        replayed = read_made(folder / file.name)
-        for unit in units:
-            yield judge(spec, unit, taken.state, claimed, replayed, exact=folder.name == TRAINED.name)[0]
 
 
 def _cost(world: World) -> list[Result]:
@@ -118,7 +92,7 @@ def _cost(world: World) -> list[Result]:
     whole = float(rates.round_rate)
     expected = {
         "round": whole,
-        "microbatch": (1 - whole) * float(rates.microbatch_rate) * count,
+        "microbatch": (1 - whole) * float(rates.microbatch_rate),
         "data": float(rates.data_rate) * count / spec.stages,
     }
     trained = seconds["train"]
@@ -126,11 +100,11 @@ def _cost(world: World) -> list[Result]:
         f"audits of kind {kind}": [number * s / t for s, t in zip(seconds[kind], trained, strict=True)]
         for kind, number in expected.items()
     }
-    names = ("receipt", "trace", "hash what crosses", "hash gradient and state")
+    names = ("receipt", "sketch", "trace", "hash what crosses", "hash gradient and state")
     shares |= {name: [s / t for s, t in zip(seconds[name], trained, strict=True)] for name in names}
     audits = [f"audits of kind {kind}" for kind in expected]
     sums = {"audits and receipt together": [*audits, "receipt"]}
-    sums["audits, receipt and trace together"] = [*audits, "receipt", "trace"]
+    sums["audits, receipt, sketch and trace together"] = [*audits, "receipt", "sketch", "trace"]
     for name, parts in sums.items():
         shares[name] = [sum(values) for values in zip(*(shares[part] for part in parts), strict=True)]
     limits = {"receipt": RECEIPTS, "audits and receipt together": OVERHEAD}

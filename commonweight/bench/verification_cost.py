@@ -9,12 +9,14 @@ from torch import Tensor
 
 from commonweight.bench.lies import INNER
 from commonweight.bench.measure import interleave
-from commonweight.bench.replays import Made, Taken, compute, work
+from commonweight.bench.replays import Made, Replays, Taken, compute, judge
 from commonweight.bench.round_files import read_round
 from commonweight.identity import NodeIdentity
 from commonweight.model.data import Dataset
 from commonweight.model.hashing import tensors_hash
+from commonweight.model.replay import replay_microbatch
 from commonweight.model.stage import Stage, state_parts
+from commonweight.rules.audits import Audit, Kind
 from commonweight.rules.receipt import Domain
 from commonweight.rules.report import Hop, Report, report_receipt
 from commonweight.rules.spec import ModelSpec
@@ -27,17 +29,20 @@ DOMAIN = Domain(31337, "0x" + "5e" * 20)
 def measure_cost(spec: ModelSpec, dataset: Dataset, file: Path, turns: int) -> dict[str, list[float]]:
     """By part, for a whole round of an inner stage, and for an audit of each kind. `file`: of `write_round`.
 
-    An audit has what it needs in memory: it checks the hashes of state and inputs, replays, and hashes what results.
+    An audit has what it needs in memory: it checks the hashes of state, gradient and inputs, replays, and hashes what
+    results.
     """
     taken, made = read_round(file)
     parameters, moments = state_parts(taken.state)
-    stage = Stage(spec, INNER, blank=True)
-    stage.load(taken.state, taken.round)
+    stage, summed = Stage(spec, INNER, blank=True), Stage(spec, INNER, blank=True)
+    summed.load(taken.state, taken.round)
+    compute(summed, taken)
     trace = file.with_name("trace")
 
     def train() -> None:
         stage.load(taken.state, taken.round)
-        compute(stage, taken)
+        for given in zip(taken.tokens, taken.codes, taken.gradients, strict=True):
+            replay_microbatch(stage, *given)
         stage.step()
 
     crossing = [tensor for n in made.outputs for tensor in _sides(taken, made, n)]
@@ -46,7 +51,9 @@ def measure_cost(spec: ModelSpec, dataset: Dataset, file: Path, turns: int) -> d
         return [digest(tensor) for tensor in crossing]
 
     hashes = hash_crossing()
-    hops = tuple(Hop(a, b, c, d, e, 0.0) for a, b, c, d, e in zip(*(hashes[side::5] for side in range(5)), strict=True))
+    sketched = summed.sketch()
+    sides = zip(*(hashes[side::5] for side in range(5)), strict=True)
+    hops = tuple(Hop(a, b, c, d, e, sketched, 0.0) for a, b, c, d, e in sides)
 
     def receipt() -> None:
         report = Report(taken.round, INNER, hops, made.gradient_hash, made.next_root, made.next_root)
@@ -55,7 +62,11 @@ def measure_cost(spec: ModelSpec, dataset: Dataset, file: Path, turns: int) -> d
     def commit() -> None:
         tensors_hash(parameters)
         tensors_hash(moments)
-        tensors_hash(parameters)  # as large as a gradient
+        tensors_hash(made.gradient)
+
+    def sketch() -> None:
+        for _ in hops:
+            summed.sketch()
 
     def write_trace() -> None:
         with trace.open("wb") as out:
@@ -64,24 +75,26 @@ def measure_cost(spec: ModelSpec, dataset: Dataset, file: Path, turns: int) -> d
                 out.write(name + tensor.nbytes.to_bytes(8, "little"))
                 out.write(to_bytes(tensor))
 
-    def audit(microbatches: list[int] | None) -> None:
-        blank = Stage(spec, INNER, blank=True)
+    def audit(kind: Kind, microbatch: int | None = None) -> None:
         tensors_hash(parameters)
-        if microbatches is None:
-            tensors_hash(moments)
-        found = work(blank, taken, microbatches)
-        for n in found.outputs:
-            for tensor in _sides(taken, found, n):
-                digest(tensor)
+        tensors_hash(moments)
+        if microbatch is not None:
+            tensors_hash(made.gradient)
+        for tokens in taken.tokens if microbatch is None else [taken.tokens[microbatch]]:
+            digest(tokens)
+        replays = Replays(Stage(spec, INNER, blank=True), taken)
+        # It hashes what was signed as made, which is as large as what was taken, which an audit hashes instead.
+        judge(spec, Audit(taken.round, INNER, kind, microbatch), made, replays, exact=True)
 
     parts: dict[str, Callable[[], object]] = {
         "train": train,
         "hash what crosses": hash_crossing,
         "hash gradient and state": commit,
         "receipt": receipt,
+        "sketch": sketch,
         "trace": write_trace,
-        "round": lambda: audit(None),
-        "microbatch": lambda: audit([0]),
+        "round": lambda: audit(Kind.ROUND),
+        "microbatch": lambda: audit(Kind.MICROBATCH, 0),
         "data": lambda: digest(dataset.microbatch(taken.round, 0)),
     }
     return interleave({name: _timed(part) for name, part in parts.items()}, turns)

@@ -10,7 +10,7 @@ from commonweight.bench.calibration import TRAINED, with_dtype, write_spec
 from commonweight.bench.measure import Result, Summary
 from commonweight.bench.verification_workers import Worker
 from commonweight.bench.verification_world import World
-from commonweight.rules.audits import Audit, Verdict, draw_audits
+from commonweight.rules.audits import Audit, Kind, Verdict, draw_audits
 from commonweight.rules.beacon import blinded, hash_chain, round_beacon, round_root, seal_salt
 from commonweight.rules.spec import ModelSpec
 
@@ -22,7 +22,7 @@ def honest_rounds(world: World) -> list[Result]:
     bench = world.bench
     tenth = max(1, bench.audits // 10)
     parts = (
-        ("devnet's model", world.spec, tenth, 4),
+        ("devnet's model", world.spec, tenth, 12),
         ("small model", world.small, bench.audits - tenth, 100),
         ("small model in bfloat16", with_dtype(world.small, "bfloat16"), tenth, 100),
     )
@@ -36,6 +36,9 @@ def honest_rounds(world: World) -> list[Result]:
             results.append(
                 Result(f"{name}: false alarms {where}", "per audit", Summary.of([failed / drawn]), limit=limit)
             )
+            for what, key in (("an outlier, too,", "outliers"), ("the whole round", "doubts")):
+                line = f"{name}: audits of one microbatch that replayed {what} {where}"
+                results.append(Result(line, "of them", Summary.of([found[key] / max(1, found["single"])])))
         shares = across["other_bits"] / across["audits"]
         results += [
             Result(f"{name}: other bits across classes", "per audit", Summary.of([shares])),
@@ -45,8 +48,8 @@ def honest_rounds(world: World) -> list[Result]:
 
 
 def _often(spec: ModelSpec, rounds: int) -> ModelSpec:
-    """With epochs of so many rounds and rates at which most units are audited."""
-    rates = {"round_rate": "0.25", "microbatch_rate": "0.5", "data_rate": "0.25"}
+    """With epochs of so many rounds and rates at which each stage's round is audited, a quarter of them whole."""
+    rates = {"round_rate": "0.25", "microbatch_rate": "1", "data_rate": "0.25"}
     return spec.model_copy(
         update={
             "verification": spec.verification.model_copy(update=rates),
@@ -97,5 +100,7 @@ def _epochs(spec: ModelSpec) -> Iterator[list[int]]:
 def _add(sums: "Counter[str]", found: dict[str, Any], count: int) -> None:
     sums["audits"] += count
     sums["failed"] += count - found["verdicts"].get(Verdict.PASSED.value, 0)
-    sums["other_bits"] += found["other_bits"]
+    sums["single"] += sum(found["kinds"].get(kind.value, 0) for kind in (Kind.MICROBATCH, Kind.LOSS))
+    for key in ("other_bits", "outliers", "doubts"):
+        sums[key] += found[key]
     sums["largest"] = max(sums["largest"], found["largest"])

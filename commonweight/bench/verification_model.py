@@ -106,6 +106,12 @@ def scattered(spec: ModelSpec, share: float) -> Plan:
     return lambda random, _seen: frozenset(n for n in microbatches if random.random() < share)
 
 
+def in_one(spec: ModelSpec, share: float) -> Plan:
+    """One microbatch in this share of the rounds is false."""
+    microbatches = range(spec.training.microbatches_per_round)
+    return lambda random, _seen: frozenset({random.choice(microbatches)} if random.random() < share else ())
+
+
 def best_share(spec: ModelSpec, cheat: Cheat, *, stake: float, cost: float, collusion: float = 0.0) -> Adversary:
     """Who cheats in the share of rounds that brings most, and either has fraud proven or withholds what would prove it.
 
@@ -117,7 +123,7 @@ def best_share(spec: ModelSpec, cheat: Cheat, *, stake: float, cost: float, coll
     def profit(share: float, withholds: bool) -> float:
         saved = share * cost * float(SAVED[cheat])
         if withholds and cheat is not Cheat.TEXT:
-            return saved - (1 - share_paid(spec, cheat, share))
+            return saved - (1 - share_paid(spec, share))
         return cheating_profit(chance_caught(share * risk, rounds), reward=1, stake=stake, saved=saved)
 
     share, withholds = max(((s, w) for s in SHARES for w in (False, True)), key=lambda choice: profit(*choice))
@@ -132,7 +138,7 @@ def best_share(spec: ModelSpec, cheat: Cheat, *, stake: float, cost: float, coll
 
 @dataclass(frozen=True)
 class Withholding:
-    """The best that withholding can bring to who cheats in whole rounds and sees each verdict in time."""
+    """The best that withholding can bring to who sees each verdict in time."""
 
     gain: float
     """Over honesty, in rewards of a round, in all."""
@@ -140,14 +146,17 @@ class Withholding:
     """Whether to cheat, by all rounds left (from 1), and by the epoch's rounds since its last audit that passed."""
 
 
-def best_withholding(risk: float, rounds: int, saved: float, *, epochs: int = 1, stays: bool = False) -> Withholding:
+def best_withholding(
+    risk: float, rounds: int, saved: float, *, shown: float = 1.0, epochs: int = 1, stays: bool = False
+) -> Withholding:
     """The optimal policy of who sees after each round whether it was drawn, by backward induction.
 
-    `risk`: the chance that a round is drawn, and then shows the cheat. Cheating saves `saved` of a round's reward, at
-    most 1; who cheats withholds what is drawn. It has `epochs` of so many `rounds`. Once nothing is paid any more until
-    an audit passes, it leaves for good; or it `stays` until one does, after these epochs honestly. All kinds of audit
-    count as one, so where there are several the gain is an upper bound.
+    `risk`: the chance that a round is drawn, whole or a microbatch of it; `shown`: that this shows the cheat. Cheating
+    saves `saved` of a round's reward, at most 1; who cheats withholds what would show it. It has `epochs` of so many
+    `rounds`. Once nothing is paid any more until an audit passes, it leaves for good; or it `stays` until one does,
+    after these epochs honestly. A microbatch that passes counts as a whole round, so the gain is an upper bound.
     """
+    passes = risk * (1 - shown)
     # What is still to be gained, while nothing is paid; and else, by the rounds that withholding would void besides.
     void = 1 - 1 / risk if stays and risk else 0.0
     normal = [0.0] * (rounds + 1)
@@ -158,12 +167,14 @@ def best_withholding(risk: float, rounds: int, saved: float, *, epochs: int = 1,
             choices = [
                 (
                     risk * normal[0] + (1 - risk) * normal[count + 1],
-                    saved + risk * (void - count - 1) + (1 - risk) * normal[count + 1],
+                    saved + risk * shown * (void - count - 1) + passes * normal[0] + (1 - risk) * normal[count + 1],
                 )
                 for count in range(last + 1)
             ]
             if stays:
-                void = max(risk * normal[0] + (1 - risk) * (void - 1), saved - 1 + void)
+                void = max(
+                    risk * normal[0] + (1 - risk) * (void - 1), saved + passes * normal[0] + (1 - passes) * (void - 1)
+                )
             cheats.append(tuple(false > true + EQUAL for true, false in choices))
             normal = [max(pair) for pair in choices]
     return Withholding(normal[0], tuple(cheats))
@@ -205,6 +216,7 @@ def suite(spec: ModelSpec, *, stake: float, cost: float) -> list[Adversary]:
         Adversary("the same, a third of audits by accomplices", Cheat.WORK, single, collusion=1 / 3),
         Adversary("false steps: all rounds", Cheat.STEP, always),
         Adversary("false steps: a tenth of the rounds", Cheat.STEP, tenth),
+        Adversary("gradient false in one microbatch: a tenth of the rounds", Cheat.WORK, in_one(spec, 0.1)),
         Adversary("wrong text: a tenth of the microbatches", Cheat.TEXT, single),
         Adversary("lazy in all rounds, withholds", Cheat.WORK, always, shown),
         Adversary("lazy in a tenth of the rounds, withholds", Cheat.WORK, tenth, shown),
@@ -294,9 +306,9 @@ def _verdict(adversary: Adversary, random: Random, audit: Audit, bad: frozenset[
 
 def _shows(audit: Audit, cheat: Cheat, bad: frozenset[int]) -> bool:
     """Whether the audit looks at something false, if these microbatches are."""
-    if audit.kind is Kind.ROUND:
-        return bool(bad) and cheat is not Cheat.TEXT
-    return audit.microbatch in bad and cheat is (Cheat.TEXT if audit.kind is Kind.DATA else Cheat.WORK)
+    if (audit.kind is Kind.DATA) != (cheat is Cheat.TEXT):
+        return False
+    return bool(bad) if audit.kind is Kind.ROUND or cheat is Cheat.STEP else audit.microbatch in bad
 
 
 def _outcome(adversary: Adversary, played: Sequence[_Epoch], stake: float, cost: float) -> Outcome:

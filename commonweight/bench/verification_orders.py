@@ -20,8 +20,20 @@ from commonweight.bench.calibration_answers import (
     write_answers,
 )
 from commonweight.bench.lies import INNER, LIES, listen
-from commonweight.bench.replays import Made, Taken, Tensors, apart, bits, finish, judge, put_together, take_apart, work
-from commonweight.bench.round_files import read_round, write_made, write_round
+from commonweight.bench.replays import (
+    Made,
+    Replays,
+    Taken,
+    Tensors,
+    apart,
+    bits,
+    finish,
+    judge,
+    put_together,
+    take_apart,
+    work,
+)
+from commonweight.bench.round_files import read_made, read_round, write_made, write_round
 from commonweight.bench.verification_cost import measure_cost
 from commonweight.bench.verification_model import simulate, suite
 from commonweight.bench.verification_workers import Setting
@@ -30,7 +42,7 @@ from commonweight.model.data import Dataset
 from commonweight.model.hashing import tensors_hash
 from commonweight.model.inference import InferenceStage
 from commonweight.model.numerics import numerics_class
-from commonweight.model.replay import finish_round
+from commonweight.model.sketch import pack_sketch
 from commonweight.model.stage import Stage, state_parts
 from commonweight.rules.audits import Audit, Kind
 from commonweight.rules.report import NO_TENSOR, Hop, Report, report_receipt
@@ -108,20 +120,38 @@ class Orders:
         stage = Stage(apart(model), index, device=self._setting.device, blank=True)
         return put_together(work(stage, take_apart(taken)), model.training.microbatch_sequences)
 
-    def lie(self, spec: str, file: str, out: str, names: Sequence[str], seed: int) -> list[str]:
-        """Write what each of these liars says about a stage's round to a file in `out`, see `lie_file`. Returns the
-        names of those that are possible there.
+    def lie(self, spec: str, file: str, out: str, names: Sequence[str], seed: int) -> None:
+        """Write what each of these liars that is possible there says about a stage's round to a file in `out`, see
+        `lie_file`.
         """
         model, path = _spec(spec), Path(file)
         index = _stage_of(path)
         taken, _ = read_round(path)
         liar = listen(Stage(model, index, blank=True), taken, seed)
-        told = []
         for number, lie in enumerate(LIES):
             if lie.name in names and lie.stage % model.stages == index:
                 write_made(lie_file(Path(out), path, number), lie.tell(liar))
-                told.append(lie.name)
-        return told
+
+    def find(self, spec: str, files: Sequence[str], exact: bool) -> dict[str, dict[str, int]]:
+        """Audit what liars have written about these rounds, beside them. Counts of the audits that look at a lie, by
+        its name and by verdict.
+        """
+        model = _spec(spec)
+        verdicts: dict[str, Counter[str]] = {lie.name: Counter() for lie in LIES}
+        for file in map(Path, files):
+            taken, _ = read_round(file)
+            index, numbers = _stage_of(file), range(len(taken.tokens))
+            replays = Replays(Stage(model, index, device=self._setting.device, blank=True), taken)
+            for number, lie in enumerate(LIES):
+                if lie.stage % model.stages != index:
+                    continue
+                claimed = read_made(lie_file(file.parent, file, number))
+                for kind in lie.shown_by:
+                    for microbatch in (None,) if kind is Kind.ROUND else numbers[lie.true_first :]:
+                        unit = Audit(taken.round, index, kind, microbatch)
+                        verdict, _ = judge(model, unit, claimed, replays, exact=exact)
+                        verdicts[lie.name][verdict.value] += 1
+        return {name: dict(counts) for name, counts in verdicts.items()}
 
     def answer(self, spec: str, data: str, files: Sequence[str], out: str) -> None:
         """Generate answers with the version that stages began a round with, of which `files` are, stage by stage."""
@@ -148,35 +178,34 @@ class Orders:
 
     def audit(self, spec: str, data: str, folder: str, audits: Sequence[Sequence[Any]], exact: bool) -> dict[str, Any]:
         """Audit units of trained rounds. Each is [round, stage, kind, microbatch]. Counts by verdict and kind, how many
-        came to other bits, and the largest error over its tolerance.
+        came to other bits, how many of one microbatch replayed an outlier or the whole round, and the largest error
+        over its tolerance.
         """
         model = _spec(spec)
         dataset = Dataset.open(data, model)
         verdicts: Counter[str] = Counter()
         kinds: Counter[str] = Counter()
-        other, largest, what = 0, 0.0, ""
+        counts = Counter(other_bits=0, outliers=0, doubts=0)
+        largest, what = 0.0, ""
         loaded: tuple[int, int] | None = None
         for round_, index, kind, microbatch in audits:
             unit = Audit(round_, index, Kind(kind), microbatch)
             if loaded != (round_, index):
                 loaded = round_, index
                 taken, claimed = read_round(round_file(Path(folder), round_, index))
-            if unit.kind is Kind.DATA:
-                assert microbatch is not None, "an audit of data is of one microbatch"
-                replayed = Made(tokens={microbatch: dataset.microbatch(round_, microbatch)})
-            else:
-                stage = Stage(model, index, device=self._setting.device, blank=True)
-                replayed = work(stage, taken, None if microbatch is None else [microbatch])
-            verdict, found = judge(model, unit, taken.state, claimed, replayed, exact=exact)
+                taken = replace(taken, tokens=[dataset.microbatch(round_, n) for n in range(len(taken.tokens))])
+            replays = Replays(Stage(model, index, device=self._setting.device, blank=True), taken)
+            verdict, found = judge(model, unit, claimed, replays, exact=exact)
             verdicts[verdict.value] += 1
             kinds[unit.kind.value] += 1
+            counts["outliers"] += len(replays.numbers) > 1
+            counts["doubts"] += microbatch is not None and replays.is_whole
             if not exact and unit.kind is not Kind.DATA:
-                _, same = judge(model, unit, taken.state, claimed, replayed, exact=True)
-                other += any(not each.passed for each in same)
-                most = worst([each for each in found if each.tolerance > 0])
+                counts["other_bits"] += any(each.error > 0 for each in found)
+                most = worst(found)
                 if most.error / most.tolerance > largest:
                     largest, what = most.error / most.tolerance, most.what
-        return {"verdicts": verdicts, "kinds": kinds, "other_bits": other, "largest": largest, "what": what}
+        return {"verdicts": verdicts, "kinds": kinds, "largest": largest, "what": what, **counts}
 
     def cost(self, spec: str, data: str, folder: str, round: int, turns: int) -> dict[str, list[float]]:
         """Processor seconds of an inner stage's round and of its audits, by part."""
@@ -246,7 +275,8 @@ def _train_round(stages: Sequence[Stage], batches: Sequence[Tensor]) -> list[tup
         for stage, (taken, made) in zip(reversed(stages), reversed(parts), strict=True):
             taken.gradients.append(gradient)
             gradient = made.input_gradients[n] = stage.backward(pending.pop(), gradient)
-    return [(taken, finish(made, finish_round(stage))) for stage, (taken, made) in zip(stages, parts, strict=True)]
+            made.sketches[n] = stage.sketched()
+    return [(taken, finish(made, stage)) for stage, (taken, made) in zip(stages, parts, strict=True)]
 
 
 def _commitment(round_: int, index: int, taken: Taken, made: Made, stage: Stage, tip: bytes) -> str:
@@ -260,6 +290,7 @@ def _commitment(round_: int, index: int, taken: Taken, made: Made, stage: Stage,
             named(made.outputs[n]),
             named(taken.gradients[n]),
             named(made.input_gradients[n]),
+            pack_sketch(made.sketches[n].sums),
             made.losses[n],
         )
         for n, tokens in enumerate(taken.tokens)

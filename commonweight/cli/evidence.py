@@ -17,9 +17,9 @@ MAX_BYTES = MAX_DISPUTE_BYTES
 
 Evidence = FraudEvidence | FalseAnswerEvidence | KnownBadEvidence | DisputeEvidence
 KINDS: dict[str, tuple[type[Evidence], int]] = {
-    "commonweight.fraud/1": (FraudEvidence, MAX_EVIDENCE_BYTES),
+    "commonweight.fraud/2": (FraudEvidence, MAX_EVIDENCE_BYTES),
     "commonweight.false-answer/1": (FalseAnswerEvidence, MAX_EVIDENCE_BYTES),
-    "commonweight.known-bad/1": (KnownBadEvidence, MAX_EVIDENCE_BYTES),
+    "commonweight.known-bad/2": (KnownBadEvidence, MAX_EVIDENCE_BYTES),
     "commonweight.dispute/1": (DisputeEvidence, MAX_DISPUTE_BYTES),
 }
 """By format: the form, and how many bytes it has at most."""
@@ -29,7 +29,7 @@ def parse_any(text: bytes) -> Evidence:
     """Of the kind that it says it is. Raises MalformedMessage."""
     fields = parse_json(text, "The evidence", MAX_BYTES)
     form = fields.get("format") if isinstance(fields, dict) else None
-    kind, limit = KINDS.get(str(form), KINDS["commonweight.fraud/1"])
+    kind, limit = KINDS.get(str(form), KINDS["commonweight.fraud/2"])
     return parse_document(kind, text, limit)
 
 
@@ -117,15 +117,13 @@ def _answer_fields(evidence: FalseAnswerEvidence) -> dict[str, object]:
 
 
 def _known_bad_fields(evidence: KnownBadEvidence) -> dict[str, object]:
-    audit = evidence.unit.audit
-    signed, shown = (side.claim(audit) for side in (evidence.signed, evidence.shown))
     microbatches = ", ".join(str(hop.microbatch) for hop in evidence.shown.hops[:8])
     return {
-        "audit": str(audit),
+        "audit": str(evidence.unit.audit),
         "auditor": evidence.auditor,
         "passed": "another report than the one that is named as signed",
-        "claim signed": "none" if signed is None else to_hex(signed),
-        "claim shown": "none" if shown is None else to_hex(shown),
+        "claim signed": to_hex(evidence.signed.claim),
+        "claim shown": to_hex(evidence.shown.claim),
         "microbatches": microbatches or "none",
     }
 

@@ -125,13 +125,18 @@ def _covered(spec: "ModelSpec", seat_stake: int, currency: "Currency") -> list[s
     """What cheating a seat's stake makes unprofitable, in sentences, whatever shares are worth."""
     from commonweight.cli.model_facts import cheats_of
 
-    names = {"work": "a round's work", "step": "a round's step", "text": "a round's text"}
-    cheats = [each for each in cheats_of(spec) if not each.is_scattered]
+    names = {
+        ("work", "rounds"): "a round's work",
+        ("work", "one"): "a round's gradient in one microbatch",
+        ("step", "rounds"): "a round's gradient or step",
+        ("text", "rounds"): "a round's text",
+    }
+    cheats = {(each.cheat.value, each.spread.value): each for each in cheats_of(spec)}
     lines = [
-        f"{currency.show(int(seat_stake * each.round_risk))} of outside gain from {names[each.cheat.value]} being false"
-        for each in cheats
+        f"{currency.show(int(seat_stake * cheats[which].round_risk))} of outside gain from {name} being false"
+        for which, name in names.items()
     ]
-    needed = max(each.stake for each in cheats)
+    needed = max(each.stake for each in cheats.values())
     if 0 < needed < inf:
         most = currency.show(int(seat_stake / needed))
         lines.append(f"all computing being saved, while what a stage earns in an epoch is worth at most {most}")
@@ -194,7 +199,7 @@ def print_spec(spec: "ModelSpec", more: Mapping[str, object]) -> None:
 def _print_verification(spec: "ModelSpec") -> None:
     from commonweight.cli.model_facts import COLLUSION, WITHIN_EPOCHS, audits_of, cheats_of
 
-    units = {"round": "whole round", "microbatch": "microbatch", "data": "text, on stage 0"}
+    units = {"round": "a whole round", "microbatch": "one microbatch and the step", "data": "text, on stage 0"}
     audits, cheats = audits_of(spec), cheats_of(spec)
     rows = [
         (units[each.kind.value], _percent(each.rate), f"{float(each.per_epoch):,.4g}", _percent(each.of_work))
@@ -202,22 +207,23 @@ def _print_verification(spec: "ModelSpec") -> None:
     ]
     typer.echo("\nVerification")
     print_table(
-        ("audit of a", "rate", "in a stage and epoch", "of the stage's work"),
+        ("audit of", "rate", "in a stage and epoch", "of the stage's work"),
         [*rows, ("together", "", "", _percent(sum(each.of_work for each in audits)))],
         right=" rrr",
     )
     names = {
-        ("work", True): "single microbatches",
-        ("work", False): "whole rounds",
-        ("step", False): "steps of rounds",
-        ("text", False): "text, on stage 0",
+        ("work", "microbatches"): "single microbatches",
+        ("work", "rounds"): "whole rounds",
+        ("work", "one"): "gradients of rounds, in one microbatch",
+        ("step", "rounds"): "gradients or steps of rounds",
+        ("text", "rounds"): "text, on stage 0",
     }
     typer.echo("")
     print_table(
         ("what is false", f"a tenth: caught in {WITHIN_EPOCHS} epochs", "all: caught in one", "stake needed"),
         [
             (
-                names[each.cheat.value, each.is_scattered],
+                names[each.cheat.value, each.spread.value],
                 _percent(each.caught),
                 _percent(each.caught_at_once),
                 f"{each.stake:.3f}" if isfinite(each.stake) else "none is enough",
@@ -281,8 +287,8 @@ def _print_auditors(spec: "ModelSpec") -> None:
     typer.echo(
         "Auditors besides the coordinator's referee, all there; without any it audits alone. One who is a friend of\n"
         "the provider's passes what is false where nobody was asked before him. To convict takes the referee, too.\n"
-        "Stake: so that passing audits unseen costs what it saves. An audit pays like the work that it repeats; of a\n"
-        f"microbatch it costs two thirds of that. With the stake of the table above {enough}."
+        "Stake: so that passing audits unseen costs what it saves. An audit pays like the work that it repeats, and\n"
+        f"costs as much. With the stake of the table above {enough}."
     )
 
 

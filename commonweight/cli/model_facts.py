@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from enum import Enum
 from fractions import Fraction
 from math import inf
 from typing import Any
@@ -82,17 +83,27 @@ class AuditFacts:
     """Their work over the stage's own."""
 
 
+class Spread(Enum):
+    """Where work is false, if a share of it is."""
+
+    ROUNDS = "rounds"
+    """In the whole of that share of the rounds."""
+    MICROBATCHES = "microbatches"
+    """In that share of the microbatches, at random."""
+    ONE = "one"
+    """In one microbatch of that share of the rounds."""
+
+
 @dataclass(frozen=True)
 class CheatFacts:
     """What one way of cheating risks."""
 
     cheat: Cheat
-    is_scattered: bool
-    """Single microbatches, at random, instead of whole rounds."""
+    spread: Spread
     caught: float
     """Probability of proof within WITHIN_EPOCHS, of the share CHEATED."""
     caught_at_once: float
-    """Within one epoch in which all is false."""
+    """Within one epoch of cheating in every round."""
     stake: float
     """Needed so that it doesn't pay, in rewards of an epoch; infinite where nothing is audited. See `cheats_of`."""
     round_risk: float
@@ -161,16 +172,24 @@ def cheats_of(spec: ModelSpec) -> list[CheatFacts]:
     """The ways of cheating, for work that costs all that it earns; their stake with COLLUSION."""
     rounds, microbatches = spec.economics.rounds_per_epoch, spec.training.microbatches_per_round
     facts = []
-    for cheat, is_scattered in ((Cheat.WORK, True), (Cheat.WORK, False), (Cheat.STEP, False), (Cheat.TEXT, False)):
-        risk = round_risk(spec, cheat, microbatches)
-        trusted = round_risk(spec, cheat, microbatches, finding_power(collusion=COLLUSION))
-        if is_scattered:
+    for cheat, spread in (
+        (Cheat.WORK, Spread.MICROBATCHES),
+        (Cheat.WORK, Spread.ROUNDS),
+        (Cheat.WORK, Spread.ONE),
+        (Cheat.STEP, Spread.ROUNDS),
+        (Cheat.TEXT, Spread.ROUNDS),
+    ):
+        bad = 1 if spread is Spread.ONE else microbatches
+        saved = float(SAVED[cheat] * bad / microbatches)
+        risk = round_risk(spec, cheat, bad)
+        trusted = round_risk(spec, cheat, bad, finding_power(collusion=COLLUSION))
+        if spread is Spread.MICROBATCHES:
             caught = chance_caught(scattered_risk(spec, CHEATED), WITHIN_EPOCHS * rounds)
         else:
             caught = chance_caught(risk, CHEATED * WITHIN_EPOCHS * rounds)
-        stake = needed_stake(chance_caught(trusted, rounds), reward=1, saved=float(SAVED[cheat]))
-        leaving = leaving_gain(risk, float(SAVED[cheat]))
-        facts.append(CheatFacts(cheat, is_scattered, caught, chance_caught(risk, rounds), stake, trusted, leaving))
+        stake = needed_stake(chance_caught(trusted, rounds), reward=1, saved=saved)
+        at_once = chance_caught(risk, rounds)
+        facts.append(CheatFacts(cheat, spread, caught, at_once, stake, trusted, leaving_gain(risk, saved)))
     return facts
 
 
@@ -252,7 +271,10 @@ def to_json(spec: ModelSpec) -> dict[str, Any]:
                 }
                 for each in audits_of(spec)
             ],
-            "cheats": [_finite(asdict(each)) | {"cheat": each.cheat.value} for each in cheats_of(spec)],
+            "cheats": [
+                _finite(asdict(each)) | {"cheat": each.cheat.value, "spread": each.spread.value}
+                for each in cheats_of(spec)
+            ],
             "answer_rate": spec.verification.answer_rate,
             **_finite({"answers_until_caught": answers_until_caught(spec)}),
             "known_bad_rate": spec.verification.known_bad_rate,

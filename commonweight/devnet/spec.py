@@ -16,7 +16,7 @@ def devnet_spec(stages: int, seed: int, manifest_hash: str, tokens: int, *, roun
     """
     return build_spec(
         {
-            "format": "commonweight.model/4",
+            "format": "commonweight.model/5",
             "name": NAME,
             "seed": seed,
             "stages": stages,
@@ -48,8 +48,8 @@ def devnet_spec(stages: int, seed: int, manifest_hash: str, tokens: int, *, roun
                 "grad_clip": "1",
             },
             "verification": {
-                "round_rate": "0.01",
-                "microbatch_rate": "0.02",
+                "round_rate": "0.001",
+                "microbatch_rate": "0.306",
                 "data_rate": "0.05",
                 "answer_rate": "0.5",
                 "known_bad_rate": "0.1",

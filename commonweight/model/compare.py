@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from commonweight.model.schedule import learning_rate
+from commonweight.model.sketch import read_sketch
 from commonweight.rules.spec import ModelSpec, Training
 
 ROUNDINGS = 8.0
@@ -88,6 +89,23 @@ def compare_loss(what: str, claimed: float, replayed: float, spec: ModelSpec) ->
     """A microbatch's mean loss in nats: relative, below one nat absolute."""
     error = _ratio(abs(claimed - replayed), max(abs(replayed), 1.0))
     return Deviation(what, error, float(spec.verification.tolerance))
+
+
+def compare_sketch(what: str, claimed: bytes, replayed: Tensor, size: float, spec: ModelSpec) -> Deviation:
+    """The sketch of a gradient, relative to the `size` of what was summed in it: parts that cancel leave their errors.
+
+    Eight sums of signed differences are rarely over twice the length of these.
+    """
+    error = _error_of_sum(_norm(read_sketch(claimed) - replayed), size)
+    return Deviation(what, error, 4 * float(spec.verification.tolerance))
+
+
+def compare_gradient(
+    what: str, claimed: Mapping[str, Tensor], replayed: Mapping[str, Tensor], size: float, spec: ModelSpec
+) -> Deviation:
+    """A round's gradient, by parameter, relative to the `size` of what was summed in it."""
+    distances = [_norm(claimed[name].cpu().double() - replayed[name].cpu().double()) for name in replayed]
+    return Deviation(what, _error_of_sum(math.hypot(*distances), size), float(spec.verification.tolerance))
 
 
 def movement_tolerance(spec: ModelSpec, count: int) -> float:
@@ -205,6 +223,11 @@ def _largest(difference: Tensor, bound: Tensor) -> float:
 
 def _norm(tensor: Tensor) -> float:
     return float(torch.linalg.vector_norm(tensor))
+
+
+def _error_of_sum(distance: float, size: float) -> float:
+    """Where the size overflows, which takes a neighbour, nothing can be told, and so nothing counts."""
+    return 0.0 if size == math.inf else _ratio(distance, size)
 
 
 def _ratio(distance: float, norm: float) -> float:

@@ -44,14 +44,12 @@ def record(
     microbatches: Sequence[Tensor],
     inputs: Sequence[Tensor | None],
     output_gradients: Sequence[Tensor | None],
-    *,
-    whole: bool,
     extract: int | None = None,
 ) -> Recording:
     """Every operator of a replay on what `stage` holds, and the tensors of record `extract`, if there is one.
 
-    Microbatches, inputs and gradients are as in `replay`. `whole`: they are all of a round, that is finished, too.
-    Views, which compute nothing, aren't recorded. The bits are those of a replay that isn't recorded. Raises what
+    Microbatches, inputs and gradients are as in `replay`; where they are all of a round, that is finished, too. Views,
+    which compute nothing, aren't recorded. The bits are those of a replay that isn't recorded. Raises what
     `replay` does, MalformedMessage for an argument that can't be written down, and MessageTooLarge for more than
     MAX_OPERATORS.
     """
@@ -62,8 +60,8 @@ def record(
             tokens, code, gradient = map(_dense, given)
             assert tokens is not None
             with recorder:
-                replay_microbatch(stage, tokens, code, gradient, accumulate=whole)
-        if whole:
+                replay_microbatch(stage, tokens, code, gradient)
+        if len(microbatches) == stage.spec.training.microbatches_per_round:
             recorder.phase, recorder.microbatch = "step", None
             with recorder:
                 finish_round(stage)

@@ -52,7 +52,7 @@ def replay(
 
     `microbatches` are token ids [b, t + 1], `inputs` the codes from the stage before (None on the first),
     `output_gradients` what the stage after returned (None on the last). Where these are all microbatches of the
-    round, in order, the round is finished, too. With fewer no weight's gradient is computed, which saves time.
+    round, in order, the round is finished, too.
 
     The caller has checked that `state` has the committed root (`stage.root_of`) and the tensors the committed digests.
     Raises CheckpointError where the state, MalformedMessage where a tensor doesn't fit the stage, and NonFiniteTensor
@@ -60,24 +60,20 @@ def replay(
     """
     stage.load(state, round_)
     whole = len(microbatches) == stage.spec.training.microbatches_per_round
-    passed = [
-        replay_microbatch(stage, *given, accumulate=whole)
-        for given in zip(microbatches, inputs, output_gradients, strict=True)
-    ]
+    passed = [replay_microbatch(stage, *given) for given in zip(microbatches, inputs, output_gradients, strict=True)]
     outputs = tuple(output for output, _, _ in passed)
     gradients, losses = tuple(gradient for _, gradient, _ in passed), tuple(loss for _, _, loss in passed)
     return Replayed(outputs, gradients, losses, finish_round(stage) if whole else None)
 
 
 def replay_microbatch(
-    stage: Stage, tokens: Tensor, code: Tensor | None, gradient: Tensor | None, *, accumulate: bool
+    stage: Stage, tokens: Tensor, code: Tensor | None, gradient: Tensor | None
 ) -> tuple[Tensor | None, Tensor | None, float]:
-    """(output, input gradient, loss) of one microbatch with what `stage` holds; see `Replayed`.
-
-    With `accumulate` it is added to the round's gradient.
+    """(output, input gradient, loss) of one microbatch with what `stage` holds; see `Replayed`. It is added to the
+    round's gradient.
     """
     forward = stage.forward(tokens, code)
-    back = (stage.backward if accumulate else stage.input_gradient)(forward, gradient)
+    back = stage.backward(forward, gradient)
     result = None if back is None else back.cpu()
     if isinstance(forward.output, Tensor):
         return forward.output.cpu(), result, 0.0
@@ -85,7 +81,18 @@ def replay_microbatch(
 
 
 def finish_round(stage: Stage) -> ReplayedRound:
-    """Hash the round's gradient, step, and hash the version that results."""
+    """Hash the round's gradient, step, and hash the version that results. Raises NonFiniteTensor."""
     gradient_hash = stage.gradient_hash()
     stage.step()
     return ReplayedRound(gradient_hash, stage.state_root(), stage.state())
+
+
+def step_from(stage: Stage, gradient: Mapping[str, Tensor]) -> tuple[bytes, dict[str, Tensor]]:
+    """Step `stage` with this gradient of the round, by parameter name: the next root, and the stage's own tensors.
+
+    Raises NonFiniteTensor, and changes nothing, where the gradient isn't finite.
+    """
+    for name, parameter in stage.module.named_parameters():
+        parameter.grad = gradient[name].clone()
+    stage.step()
+    return stage.state_root(), stage.state()

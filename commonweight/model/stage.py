@@ -9,6 +9,7 @@ spec and the data.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +21,7 @@ from commonweight.model.decoder import Decoder
 from commonweight.model.hashing import state_root, tensors_hash
 from commonweight.model.initial import frozen_tensors, initialize
 from commonweight.model.schedule import learning_rate
+from commonweight.model.sketch import Sketched, pack_sketch, sketch_signs, sketch_sums
 from commonweight.rules.spec import ModelSpec
 from commonweight.rules.stages import stage_layers
 
@@ -114,15 +116,6 @@ class Stage:
         torch.autograd.backward(pending.result, self._incoming(pending, gradient))
         return None if pending.leaf is None else self._outgoing(pending.leaf.grad)
 
-    def input_gradient(self, pending: Forward, gradient: Tensor | None) -> Tensor | None:
-        """What `backward` returns, bit for bit, without adding to the round's gradient: cheaper by the products that
-        only the weights' gradients need, and free on the first stage.
-        """
-        incoming = self._incoming(pending, gradient)
-        if pending.leaf is None:
-            return None
-        return self._outgoing(torch.autograd.grad(pending.result, pending.leaf, incoming)[0])
-
     def _incoming(self, pending: Forward, gradient: Tensor | None) -> Tensor:
         if self.is_last:
             assert gradient is None, "the last stage starts the backward pass"
@@ -146,6 +139,16 @@ class Stage:
     def gradient_hash(self) -> bytes:
         """The `tensors_hash` of the round's gradient (32 bytes); to be taken before `step`."""
         return tensors_hash(self.gradients())
+
+    def sketch(self) -> bytes:
+        """Of the gradient accumulated so far, as a report has it after each microbatch (32 bytes)."""
+        return pack_sketch(sketch_sums(self.gradients(), self._signs))
+
+    def sketched(self, gradient: Mapping[str, Tensor] | None = None) -> Sketched:
+        """The gradient accumulated so far, or another one of this stage, by parameter name."""
+        gradient = self.gradients() if gradient is None else gradient
+        norm = torch.nn.utils.get_total_norm(list(gradient.values())).item()
+        return Sketched(sketch_sums(gradient, self._signs), norm)
 
     def step(self) -> float:
         """Clip, take one AdamW step at the round's learning rate, and be ready for the next round.
@@ -203,16 +206,7 @@ class Stage:
         """
         if self._optimizer is None:
             self._optimizer = AdamW(self._parameters, self.spec.training)
-        self._take_over(self.state(), state, round_)
-
-    def load_parameters(self, parameters: Mapping[str, Tensor], round_: int) -> None:
-        """As `load`, of the `parameters()` alone: what a microbatch is computed with. Until the next `load` there are
-        no moments, and so no step and no state root.
-        """
-        self._take_over(self.parameters(), parameters, round_)
-        self._optimizer = None
-
-    def _take_over(self, own: Mapping[str, Tensor], state: Mapping[str, Tensor], round_: int) -> None:
+        own = self.state()
         faults = [f"{name} is missing" for name in own if name not in state]
         faults += [f"{name} is not of this stage" for name in state if name not in own]
         for name in own.keys() & state.keys():
@@ -240,9 +234,13 @@ class Stage:
         """The `state_root` that this stage has where its parts have these hashes."""
         return state_root(round_, self.frozen_hash, parameters_hash, moments_hash)
 
+    @cached_property
+    def _signs(self) -> dict[str, Tensor]:
+        return sketch_signs({name: parameter.detach() for name, parameter in self._parameters.items()}, self.spec.seed)
+
     @property
     def _adamw(self) -> AdamW:
-        assert self._optimizer is not None, "only the parameters were loaded"
+        assert self._optimizer is not None, "a blank stage has no moments until it is loaded"
         return self._optimizer
 
     def _check_input(self, tokens: Tensor, code: Tensor | None) -> None:

@@ -4,7 +4,7 @@ An audit replays a unit of work from what its provider and the neighbours have c
 is decided by the round's beacon alone (beacon.py), for everyone to recompute.
 """
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from fractions import Fraction
@@ -26,7 +26,9 @@ class Kind(Enum):
     ROUND = "round"
     """All microbatches of a stage's round, the sum of their gradients, and the step: the next state root."""
     MICROBATCH = "microbatch"
-    """One microbatch: the output, and the gradient that was sent back."""
+    """One microbatch: the output, the gradient that was sent back, and its part of the round's gradient, by the sketch
+    (commonweight/model/sketch.py); and the step from that gradient to the next state root.
+    """
     LOSS = "loss"
     """The same on the last stage, where the output is the loss."""
     DATA = "data"
@@ -38,7 +40,9 @@ class Kind(Enum):
 _NUMBER = {kind: number for number, kind in enumerate(Kind)}
 TRAINING = frozenset(Kind) - {Kind.ANSWER}
 """The kinds that look at what a round is paid for."""
-_COVERS = {kind: {kind} for kind in Kind} | {Kind.ROUND: {Kind.ROUND, Kind.MICROBATCH, Kind.LOSS}}
+WORK = TRAINING - {Kind.DATA}
+"""The kinds that replay a stage's work."""
+_COVERS = {kind: {kind} for kind in Kind} | {Kind.ROUND: WORK}
 """What an audit looks at, as kinds. Whether tokens are those due, only an audit of tokens shows."""
 
 
@@ -90,29 +94,33 @@ class Audit:
 def draw_audits(
     spec: ModelSpec, round_: int, beacon: bytes, answers: int = 0, answers_root: bytes = NO_ANSWERS
 ) -> tuple[Audit, ...]:
-    """The audits of a round, in order. Each unit is drawn by itself, with the rate that the spec has for its kind.
+    """The audits of a round, in order, each kind with the rate that the spec has for it.
 
-    A stage whose round is replayed whole needs no audit of its single microbatches. `answers`: so many were sealed
-    with the round; each stage's part of one is a unit. Their root is mixed in for them alone: the coordinator says
-    which answers are sealed, and mustn't steer by it what else is drawn.
+    Of a stage's round either all is replayed, or one microbatch, each as likely as the others, or nothing. Tokens and
+    answers are drawn one by one. `answers`: so many were sealed with the round; each stage's part of one is a unit.
+    Their root is mixed in for them alone: the coordinator says which answers are sealed, and mustn't steer by it what
+    else is drawn.
     """
-    rates, microbatches = spec.verification, range(spec.training.microbatches_per_round)
+    rates, microbatches = spec.verification, spec.training.microbatches_per_round
     audits: list[Audit] = []
 
-    def drawn(stage: int, kind: Kind, rate: str, units: Iterable[int] = (-1,)) -> Iterator[Audit]:
-        limit, number = rate_limit(rate), _NUMBER[kind]
-        chance = keccak(beacon + answers_root) if kind is Kind.ANSWER else beacon
-        for unit in units:
-            if int.from_bytes(keccak(chance + _place(stage, number, unit)), "big") < limit:
-                yield Audit(round_, stage, kind, None if unit == -1 else unit)
+    def chance(stage: int, kind: Kind, unit: int = -1) -> int:
+        mixed = keccak(beacon + answers_root) if kind is Kind.ANSWER else beacon
+        return int.from_bytes(keccak(mixed + _place(stage, _NUMBER[kind], unit)), "big")
+
+    def each(stage: int, kind: Kind, rate: str, units: int) -> list[Audit]:
+        limit = rate_limit(rate)
+        return [Audit(round_, stage, kind, unit) for unit in range(units) if chance(stage, kind, unit) < limit]
 
     for stage in range(spec.stages):
         single = Kind.LOSS if stage == spec.stages - 1 else Kind.MICROBATCH
-        whole = list(drawn(stage, Kind.ROUND, rates.round_rate))
-        audits += whole or drawn(stage, single, rates.microbatch_rate, microbatches)
+        if chance(stage, Kind.ROUND) < rate_limit(rates.round_rate):
+            audits.append(Audit(round_, stage, Kind.ROUND))
+        elif (number := chance(stage, single)) < rate_limit(rates.microbatch_rate):
+            audits.append(Audit(round_, stage, single, number % microbatches))
         if stage == 0:
-            audits += drawn(stage, Kind.DATA, rates.data_rate, microbatches)
-        audits += drawn(stage, Kind.ANSWER, rates.answer_rate, range(answers))
+            audits += each(stage, Kind.DATA, rates.data_rate, microbatches)
+        audits += each(stage, Kind.ANSWER, rates.answer_rate, answers)
     return tuple(audits)
 
 

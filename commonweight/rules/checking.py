@@ -2,10 +2,11 @@
 
 from commonweight.errors import StatementMismatch
 from commonweight.rules.accounting import MAX_ACCUMULATOR
-from commonweight.rules.audits import NO_EVIDENCE, Audit, Kind, Verdict, draw_audits
+from commonweight.rules.audits import NO_EVIDENCE, TRAINING, Audit, Verdict, draw_audits
 from commonweight.rules.beacon import hash_chain
 from commonweight.rules.epoch import answers_per_round, drawn_auditors, make_statement, sealed_beacon
-from commonweight.rules.panel import MAX_SEATED, Standing, is_in_order, is_known_bad, round_claim, settled_verdict
+from commonweight.rules.panel import MAX_SEATED, Standing, is_in_order, is_known_bad, settled_verdict
+from commonweight.rules.report import round_claim
 from commonweight.rules.spec import ModelSpec
 from commonweight.rules.statement import AuditLine, Carried, Conviction, SealedRound, Statement, to_hex
 
@@ -160,12 +161,12 @@ def _panel_fault(
     if not is_in_order(owners, ranking):
         return f"opinions of {owners} in this order; the beacon ranks {list(ranking)} (None: the referee)."
     on_claim = [opinion for opinion in line.opinions if not line.is_known_bad(opinion)]
-    if line.audit.microbatch is None:
+    if line.audit.kind in TRAINING:
         report = sealed.reports[line.stage]
         commitments = (report.hops_root, report.gradient_hash, report.state_before, report.state_after)
         if line.opinions[-1].claim != to_hex(round_claim(*(bytes.fromhex(text[2:]) for text in commitments))):
             return "the last opinion is not on the claim of the report that was sealed."
-    elif line.audit.kind is Kind.ANSWER:
+    else:
         part = sealed.answers[line.audit.answer].parts[line.stage]
         if line.opinions[-1].claim != part.trace:
             return "the last opinion is not on what was signed about the answer."

@@ -18,36 +18,38 @@ class Cheat(Enum):
     """What is false, and so which audits show it."""
 
     WORK = "work"
-    """Outputs or input gradients: audits of microbatches and of whole rounds."""
+    """What microbatches gave: outputs, input gradients, parts of the round's gradient. Audits of these microbatches,
+    and of whole rounds.
+    """
     STEP = "step"
-    """Weight gradients, the optimizer's step, the next state: audits of whole rounds."""
+    """The round's gradient in most of its parts, the optimizer's step, the next state: every audit of work."""
     TEXT = "text"
     """The tokens of the first stage: audits of the data. (Others see it, too, if the auditor has the text.)"""
 
 
 SAVED = {Cheat.WORK: Fraction(1), Cheat.STEP: Fraction(1, 3), Cheat.TEXT: Fraction(0)}
-"""The most that each saves, of a round's work: all; the weights' gradients, one product of three; nothing."""
-
-REPLAYED = Fraction(2, 3)
-"""What an audit of a microbatch costs, of the microbatch's work: forward and input gradient, two products of three."""
+"""The most that each saves, of the work that is false: all; the weights' gradients, one product of three; nothing."""
 
 
 def expected_audits(spec: ModelSpec, stage: int) -> dict[Kind, Fraction]:
     """How many audits of each kind an epoch draws for a stage, on average; of the kinds that the stage has."""
     rates, rounds = spec.verification, spec.economics.rounds_per_epoch
-    microbatches = rounds * spec.training.microbatches_per_round
     single = Kind.LOSS if stage == spec.stages - 1 else Kind.MICROBATCH
-    whole = Fraction(rates.round_rate)
-    audits = {Kind.ROUND: whole * rounds, single: (1 - whole) * Fraction(rates.microbatch_rate) * microbatches}
-    return audits | ({Kind.DATA: Fraction(rates.data_rate) * microbatches} if stage == 0 else {})
+    audits = {Kind.ROUND: Fraction(rates.round_rate) * rounds, single: _single_rate(spec) * rounds}
+    texts = Fraction(rates.data_rate) * rounds * spec.training.microbatches_per_round
+    return audits | ({Kind.DATA: texts} if stage == 0 else {})
+
+
+def _single_rate(spec: ModelSpec) -> Fraction:
+    """The probability that of a stage's round one microbatch is drawn."""
+    return (1 - Fraction(spec.verification.round_rate)) * Fraction(spec.verification.microbatch_rate)
 
 
 def audit_cost(spec: ModelSpec, kind: Kind) -> Fraction:
     """The work of one kind's audits over the work of the stage that they audit."""
-    whole = Fraction(spec.verification.round_rate)
     if kind is Kind.ROUND:
-        return whole
-    return Fraction(0) if kind is Kind.DATA else (1 - whole) * Fraction(spec.verification.microbatch_rate) * REPLAYED
+        return Fraction(spec.verification.round_rate)
+    return Fraction(0) if kind is Kind.DATA else _single_rate(spec) / spec.training.microbatches_per_round
 
 
 def finding_power(detection: float = 1.0, collusion: float = 0.0) -> float:
@@ -56,25 +58,19 @@ def finding_power(detection: float = 1.0, collusion: float = 0.0) -> float:
 
 
 def round_risk(spec: ModelSpec, cheat: Cheat, bad: int, power: float = 1.0) -> float:
-    """The probability that a round with `bad` false microbatches is found out; for a false step `bad` is 0 or 1."""
-    rates = spec.verification
-    whole, single, text = (float(rate) * power for rate in (rates.round_rate, rates.microbatch_rate, rates.data_rate))
+    """The probability that a round with `bad` false microbatches is found out; of a false step any but 0 are all."""
     if bad == 0:
         return 0.0
-    if cheat is Cheat.STEP:
-        return whole
     if cheat is Cheat.TEXT:
-        return chance_caught(text, bad)
-    return whole + (1 - float(rates.round_rate)) * chance_caught(single, bad)
+        return chance_caught(float(spec.verification.data_rate) * power, bad)
+    looked_at = 1.0 if cheat is Cheat.STEP else bad / spec.training.microbatches_per_round
+    return power * (float(spec.verification.round_rate) + float(_single_rate(spec)) * looked_at)
 
 
 def scattered_risk(spec: ModelSpec, share: float, power: float = 1.0) -> float:
     """The same of a round in which each microbatch's work is false with probability `share`."""
-    rates, microbatches = spec.verification, spec.training.microbatches_per_round
-    whole, single = float(rates.round_rate), float(rates.microbatch_rate) * power
-    return whole * power * chance_caught(share, microbatches) + (1 - whole) * chance_caught(
-        share * single, microbatches
-    )
+    whole = float(spec.verification.round_rate) * chance_caught(share, spec.training.microbatches_per_round)
+    return power * (whole + float(_single_rate(spec)) * share)
 
 
 def chance_caught(risk: float, times: float) -> float:
@@ -116,18 +112,19 @@ def needed_stake(found: float, *, reward: float, saved: float, gain: float = 0.0
     return max(0.0, (saved + gain) / found - reward) if found else math.inf
 
 
-def share_paid(spec: ModelSpec, cheat: Cheat, share: float) -> float:
+def share_paid(spec: ModelSpec, share: float) -> float:
     """The share of its rounds that who withholds is paid for in the long run.
 
-    In the share `share` of its rounds, at random, everything is false, and every audit that would show it is withheld.
-    Audits of data can't be withheld: what they need is in the report. By `paid_rounds` a round is paid unless it, or
-    the nearest audit that looks at as much, was withheld: the nearest after it in its epoch, or the nearest before it
-    in any. So who cheats always is paid until the first audit, and never again.
+    In the share `share` of its rounds, at random, everything is false, and every audit that would show it is withheld;
+    each audit of work would. (Of text none can be withheld: what it needs is in the report.) By `paid_rounds` a round
+    is paid unless it, or the nearest audit that looks at as much, was withheld: the nearest after it in its epoch, or
+    the nearest before it in any. So who cheats always is paid until the first audit, and never again.
     """
-    rounds, whole = spec.economics.rounds_per_epoch, float(spec.verification.round_rate)
-    if cheat is Cheat.TEXT:
-        return 1.0
-    single = round_risk(spec, Cheat.WORK, spec.training.microbatches_per_round) - whole if cheat is Cheat.WORK else 0.0
+    rounds, whole, single = (
+        spec.economics.rounds_per_epoch,
+        float(spec.verification.round_rate),
+        float(_single_rate(spec)),
+    )
     kept, drawn = 1 - share, whole + single
     # That no audit of a whole round was withheld since the last that passed; or none of either kind: of all rounds
     # before, and of so many rounds after.
@@ -147,12 +144,13 @@ def share_paid(spec: ModelSpec, cheat: Cheat, share: float) -> float:
 def leaving_gain(risk: float, saved: float) -> float:
     """The most that withholding can bring over honesty, in rewards of a round: to who then leaves for good.
 
-    `risk`: the probability that a false round is drawn; `saved`: by its being false, of its reward. To who stays
-    withholding brings nothing, whatever the rates and the epochs' length: a round that is drawn costs its reward, and
-    the next 1 / risk − 1 rounds', which is how long an honest provider waits for an audit to pass; so on average it
-    costs risk · 1 / risk rewards to cheat in a round, and saves at most one. Who leaves instead has cheated in
-    1 / risk rounds by then, and isn't paid for the last. At 1 % of whole rounds that are 32 rounds' pay, once, for
-    false steps.
+    `risk`: the probability that a false round is drawn, and shows it; `saved`: by its being false, of its reward. Most
+    gains who makes whole rounds false: a part saves less, and an audit of the whole shows it as well. To who stays
+    withholding brings nothing, whatever the rates and the epochs' length: a withheld audit costs its round's reward,
+    and those of the rounds until the next drawn one, on average of as many as one waits for an audit. So to cheat in a
+    round costs that share of a reward in which a drawn audit shows it, and saves no larger one. Who leaves instead has
+    cheated in 1 / risk rounds by then, and isn't paid for the last. Where three whole rounds in ten are seen to be
+    false, that are 2.3 rounds' pay, once.
     """
     if saved <= risk:
         return 0.0
@@ -183,8 +181,7 @@ def known_bad_share(seats: int, known_bad_rate: float) -> float:
 
 def audits_pay(spec: ModelSpec, seats: int) -> float:
     """The part of what an epoch pays for computing that a stage's auditors get, where it has so many."""
-    whole, single = Fraction(spec.verification.round_rate), Fraction(spec.verification.microbatch_rate)
-    drawn = float(whole + (1 - whole) * single)
+    drawn = float(audit_cost(spec, Kind.ROUND) + audit_cost(spec, Kind.MICROBATCH))
     rate = shown_rate(spec)
     opinions = seats / (seats + 1) * (1 + rate * (seats - 1) / seats) if seats else 0.0
     return drawn * opinions / (1 + drawn * opinions)
@@ -196,36 +193,19 @@ def shown_rate(spec: ModelSpec) -> float:
     return 0.0 if is_single else float(spec.verification.known_bad_rate)
 
 
-def audit_reward(spec: ModelSpec, kind: Kind) -> Fraction:
-    """What an audit of this kind pays, in rewards of a stage for an epoch: as much as the work that it repeats."""
-    if kind is Kind.DATA:
-        return Fraction(0)
-    units = 1 if kind is Kind.ROUND else spec.training.microbatches_per_round
-    return Fraction(1, spec.economics.rounds_per_epoch * units)
-
-
-def audit_expense(spec: ModelSpec, kind: Kind) -> Fraction:
-    """What an audit of this kind costs its auditor, in the same rewards, if computing costs all that it earns."""
-    return audit_reward(spec, kind) * (1 if kind is Kind.ROUND else REPLAYED)
-
-
 def waving_stake(spec: ModelSpec, seats: int) -> float:
     """The stake at which passing all audits unseen brings nothing, in rewards of a stage for an epoch.
 
-    `known_bad_share · (reward + stake) > cost` of every kind of audit. Infinite where nothing is known to be bad.
+    `known_bad_share · (reward + stake) > cost` of every audit. Each pays as much as it costs, if computing costs all
+    that it earns; so it takes most where a whole round is passed. Infinite where nothing is known to be bad.
     """
-    found = known_bad_share(seats, shown_rate(spec))
-    return max(
-        needed_stake(found, reward=float(audit_reward(spec, kind)), saved=float(audit_expense(spec, kind)))
-        for kind in (Kind.ROUND, Kind.MICROBATCH)
-    )
+    most = 1 / spec.economics.rounds_per_epoch
+    return needed_stake(known_bad_share(seats, shown_rate(spec)), reward=most, saved=most)
 
 
 def waving_rate(spec: ModelSpec, seats: int, stake: float) -> float:
     """The least known-bad rate at which it brings nothing with this stake; infinite where none is enough."""
-    share = max(
-        needed_rate(reward=float(audit_reward(spec, kind)), stake=stake, saved=float(audit_expense(spec, kind)))
-        for kind in (Kind.ROUND, Kind.MICROBATCH)
-    )
+    most = 1 / spec.economics.rounds_per_epoch
+    share = needed_rate(reward=most, stake=stake, saved=most)
     rate = share / (1 - share * (seats - 1) / seats) if share <= 1 else math.inf
     return rate if rate <= 1 else math.inf

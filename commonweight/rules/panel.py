@@ -78,24 +78,9 @@ def known_bad_report(audit: Audit, report: Report, seed: bytes, *, is_last: bool
     return replace(report, hops=tuple(hops))
 
 
-def audit_claim(audit: Audit, report: Report) -> bytes:
-    """All that an audit of this unit of training holds against its replay, as one hash: two claims can't both be right.
-
-    Of a stage's part of an answer the claim is its `Answer.trace`.
-    """
-    if audit.microbatch is None:
-        return round_claim(report.hops_root, report.gradient_hash, report.state_before, report.state_after)
-    return keccak(report.hops[audit.microbatch].leaf(audit.microbatch) + report.state_before)
-
-
-def round_claim(hops_root: bytes, gradient_hash: bytes, state_before: bytes, state_after: bytes) -> bytes:
-    """The `audit_claim` of a whole round."""
-    return keccak(hops_root + gradient_hash + state_before + state_after)
-
-
 def opinion_receipt(model_id: bytes, audit: Audit, claim: bytes, verdict: Verdict, evidence_hash: bytes) -> Receipt:
-    """What an auditor signs. All is in the unit: a second look may honestly come out otherwise (what was withheld has
-    come), so two opinions of one auditor are no equivocation.
+    """What an auditor signs, on a `Report.claim`, or of an answer an `Answer.trace`. All is in the unit: a second look
+    may honestly come out otherwise (what was withheld has come), so two opinions of one auditor are no equivocation.
     """
     said = word(list(Verdict).index(verdict)) + evidence_hash
     unit = keccak(word(audit.round) + audit.place + claim + said)

@@ -20,7 +20,7 @@ NO_TENSOR = bytes(32)
 
 @dataclass(frozen=True)
 class Hop:
-    """SHA-256 of the bytes that crossed each side of a stage for one microbatch."""
+    """What one microbatch was to a stage: SHA-256 of the bytes that crossed each side, and what it added."""
 
     tokens: bytes
     """Token ids, as drawn by the head and passed on."""
@@ -28,14 +28,16 @@ class Hop:
     activation_out: bytes
     gradient_in: bytes
     gradient_out: bytes
+    sketch: bytes
+    """Of the gradient of this microbatch and those before it: commonweight/model/sketch.py; 32 bytes."""
     loss: float
     """Mean cross entropy in nats per token on the last stage; 0.0 elsewhere."""
 
     def leaf(self, microbatch: int) -> bytes:
         """The leaf of this hop in the report's tree; the loss enters as its IEEE-754 bits."""
         (bits,) = struct.unpack(">Q", struct.pack(">d", self.loss))
-        hashes = (self.tokens, self.activation_in, self.activation_out, self.gradient_in, self.gradient_out)
-        return hash_leaf(microbatch, *hashes, bits)
+        words = [getattr(self, name) for name in HOP_WORDS]
+        return hash_leaf(microbatch, *words, bits)
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,13 @@ class Report:
         """Merkle root over the hops."""
         return MerkleTree([hop.leaf(number) for number, hop in enumerate(self.hops)]).root
 
+    @property
+    def claim(self) -> bytes:
+        """All that it says, as one hash: what an audit of training is a verdict on. Two of one round can't both be
+        right.
+        """
+        return round_claim(self.hops_root, self.gradient_hash, self.state_before, self.state_after)
+
 
 def report_receipt(model_id: bytes, generation: int, report: Report, beacon_tip: bytes) -> Receipt:
     """What the provider signs about its round, in the epoch whose audits follow from this tip."""
@@ -75,6 +84,11 @@ def round_receipt(model_id: bytes, generation: int, round_: int, stage: int, com
         unit=keccak(b"".join(map(word, (generation, round_, stage)))),
         output=keccak(b"".join(map(word, commitments))),
     )
+
+
+def round_claim(hops_root: bytes, gradient_hash: bytes, state_before: bytes, state_after: bytes) -> bytes:
+    """The `Report.claim` of a report with these commitments."""
+    return keccak(hops_root + gradient_hash + state_before + state_after)
 
 
 def find_mismatch(reports: tuple[Report, ...]) -> str | None:
@@ -106,4 +120,5 @@ def find_mismatch(reports: tuple[Report, ...]) -> str | None:
     return None
 
 
-HOP_HASHES = tuple(field.name for field in fields(Hop) if field.name != "loss")
+HOP_WORDS = tuple(field.name for field in fields(Hop) if field.name != "loss")
+"""What a hop has in 32 bytes each."""

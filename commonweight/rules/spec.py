@@ -137,7 +137,7 @@ class Verification(Record):
     """How much of the work is replayed, and what counts as the same result. See docs/verification.md."""
 
     round_rate: Rate = Field(description="of each stage's rounds: replayed whole, with the step that ends them")
-    microbatch_rate: Rate = Field(description="of each stage's microbatches: outputs and the gradient sent back")
+    microbatch_rate: Rate = Field(description="of each stage's other rounds: one microbatch of it, and the step")
     data_rate: Rate = Field(description="of the microbatches of the first stage: that their tokens are those due")
     answer_rate: Rate = Field(description="of each stage's parts of answers: codes, or chosen tokens")
     known_bad_rate: Rate = Field(description="of the units that seat holders audit: shown with a false report first")
@@ -175,7 +175,7 @@ class Economics(Record):
 class ModelSpec(Record):
     """A model that can be trained by strangers: see the parts."""
 
-    format: Literal["commonweight.model/4"]
+    format: Literal["commonweight.model/5"]
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
     seed: Annotated[int, Field(ge=0, le=2**53 - 1)]
     stages: Annotated[int, Field(gt=0, le=1024)]

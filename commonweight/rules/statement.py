@@ -130,7 +130,7 @@ class Opinion(Record):
     auditor: Address = Field(description="whose key signed it")
     owner: Address | None = Field(description="who answers for that key; null: it is the coordinator's, its referee's")
     account: Address | None = Field(description="who is paid for it; null: nobody, it is the referee's")
-    claim: Hash = Field(description="what it was shown as the provider's claim; see rules/panel.py")
+    claim: Hash = Field(description="what it was shown as the provider's claim; see rules/report.py")
     verdict: VerdictName
     evidence: Hash = Field(description="of the public evidence of fraud; 0 where there is none")
     disproof: Hash = Field(description="of the public evidence that the opinion is false; 0 where there is none")

@@ -38,7 +38,7 @@ class DisputeEvidence(Document):
 
     format: Literal["commonweight.dispute/1"]
     claim: Hash
-    """`audit_claim`: what the auditor held against its replay."""
+    """`Report.claim`: what the auditor held against its replay."""
     numerics: str = Field(max_length=200)
     """The class in which both computed."""
     auditor: Address

@@ -12,7 +12,7 @@ from commonweight.rules.answer import Answer
 from commonweight.rules.audits import Audit, Kind
 from commonweight.rules.canonical import parse_json
 from commonweight.rules.merkle import MerkleTree, verify_proof
-from commonweight.rules.report import HOP_HASHES, Hop, Report
+from commonweight.rules.report import HOP_WORDS, Hop, Report
 from commonweight.rules.spec import Hash, Record
 from commonweight.rules.statement import Bytes16, KindName, Number, to_hex
 
@@ -62,20 +62,21 @@ class SignedHop(Record):
     activation_out: Hash
     gradient_in: Hash
     gradient_out: Hash
+    sketch: Hash
     loss: Decimal
     proof: tuple[Hash, ...]
 
     @classmethod
     def of(cls, report: Report, microbatch: int) -> "SignedHop":
         hop, tree = report.hops[microbatch], MerkleTree([each.leaf(number) for number, each in enumerate(report.hops)])
-        hashes = {name: to_hex(getattr(hop, name)) for name in HOP_HASHES}
+        hashes = {name: to_hex(getattr(hop, name)) for name in HOP_WORDS}
         proof = tuple(map(to_hex, tree.proof(microbatch)))
         return cls(microbatch=microbatch, loss=repr(hop.loss), proof=proof, **hashes)
 
     @property
     def leaf(self) -> bytes:
         """In the report's tree."""
-        hop = Hop(**{name: bytes.fromhex(getattr(self, name)[2:]) for name in HOP_HASHES}, loss=float(self.loss))
+        hop = Hop(**{name: bytes.fromhex(getattr(self, name)[2:]) for name in HOP_WORDS}, loss=float(self.loss))
         return hop.leaf(self.microbatch)
 
     def leads_to(self, root: str) -> bool:
@@ -121,9 +122,9 @@ class Document(Record):
 
 
 class FraudEvidence(Document):
-    """`commonweight.fraud/1`, see docs/protocol.md."""
+    """`commonweight.fraud/2`, see docs/protocol.md."""
 
-    format: Literal["commonweight.fraud/1"]
+    format: Literal["commonweight.fraud/2"]
     commitments: Commitments
     hop: SignedHop | None
     numerics: Numerics

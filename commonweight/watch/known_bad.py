@@ -10,10 +10,9 @@ from typing import Literal
 
 from commonweight.rules.audits import NO_EVIDENCE, Audit, Verdict
 from commonweight.rules.canonical import canonical_json
-from commonweight.rules.merkle import keccak
-from commonweight.rules.panel import opinion_receipt, round_claim
+from commonweight.rules.panel import opinion_receipt
 from commonweight.rules.receipt import Domain
-from commonweight.rules.report import Report
+from commonweight.rules.report import Report, round_claim
 from commonweight.rules.spec import Record
 from commonweight.rules.statement import Address, Signature, to_hex
 from commonweight.watch.fraud import Commitments, Document, SignedHop, Unit
@@ -32,20 +31,16 @@ class Side(Record):
         hops = tuple(SignedHop.of(report, number) for number in microbatches)
         return cls(commitments=Commitments.of(report), hops=hops)
 
-    def claim(self, audit: Audit) -> bytes | None:
-        """Its `audit_claim`; None where the hop that the audit looks at isn't there."""
-        commitments = {name: bytes.fromhex(text[2:]) for name, text in self.commitments.model_dump().items()}
-        if audit.microbatch is None:
-            return round_claim(**commitments)
-        leaves = (each.leaf for each in self.hops if each.microbatch == audit.microbatch)
-        leaf = next(leaves, None)
-        return None if leaf is None else keccak(leaf + commitments["state_before"])
+    @property
+    def claim(self) -> bytes:
+        """Its `Report.claim`."""
+        return round_claim(**{name: bytes.fromhex(text[2:]) for name, text in self.commitments.model_dump().items()})
 
 
 class KnownBadEvidence(Document):
-    """`commonweight.known-bad/1`, see docs/protocol.md."""
+    """`commonweight.known-bad/2`, see docs/protocol.md."""
 
-    format: Literal["commonweight.known-bad/1"]
+    format: Literal["commonweight.known-bad/2"]
     signed: Side
     """Of the provider's report."""
     shown: Side
@@ -79,11 +74,12 @@ class KnownBadEvidence(Document):
                 found.append(f"the microbatches {astray} aren't in the report that was {name}")
         if not self._is_exchanged:
             found.append("what was shown isn't what was signed with two results exchanged")
-        claim = self.shown.claim(audit)
-        if claim is None or claim == self.signed.claim(audit):
+        if self.shown.claim == self.signed.claim:
             found.append("what was shown is what was signed")
-            return found
-        receipt = opinion_receipt(model_id, audit, claim, Verdict.PASSED, NO_EVIDENCE)
+        # An honest auditor of one microbatch passes what is false about others: it has replayed only this one.
+        if audit.microbatch is not None and audit.microbatch not in [hop.microbatch for hop in self.shown.hops]:
+            found.append(f"{audit} doesn't look at what was exchanged")
+        receipt = opinion_receipt(model_id, audit, self.shown.claim, Verdict.PASSED, NO_EVIDENCE)
         if signer_of(receipt, domain, self.signature) != self.auditor:
             found.append(f"{self.auditor} hasn't passed what was shown")
         return found
@@ -96,7 +92,7 @@ def known_bad_evidence(
     pairs = zip(signed.hops, shown.hops, strict=True)
     changed = [number for number, (own, other) in enumerate(pairs) if own != other]
     evidence = KnownBadEvidence(
-        format="commonweight.known-bad/1",
+        format="commonweight.known-bad/2",
         spec_hash=to_hex(spec_hash),
         unit=Unit.of(audit),
         signed=Side.of(signed, changed),

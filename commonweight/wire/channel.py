@@ -26,7 +26,7 @@ PIPE_PART_BYTES = 1 << 20
 PIPE_FRAME_BYTES = PIPE_PART_BYTES + (64 << 10)
 """A whole pipe frame: its part, and slack for the headers."""
 CONTROL_MESSAGE_BYTES = 4 << 20
-"""Any other message: the largest is a report of 8,192 microbatches (1.5 MB)."""
+"""Any other message: the largest is a report of 8,192 microbatches (1.8 MB)."""
 KEEPALIVE_MS = 2_000
 CONTROL_PING_TIMEOUT_MS = 2_500
 PIPE_PING_TIMEOUT_MS = 10_000

@@ -20,7 +20,7 @@ from commonweight.wire.generated import evidence_pb2_grpc
 from commonweight.wire.status import wire_error
 from commonweight.wire.tls import Certificate, check_certificate
 
-StatePart = Literal["parameters", "moments"]
+StatePart = Literal["parameters", "moments", "gradient"]
 
 EVIDENCE_PART_BYTES = PIPE_PART_BYTES
 """In one part, at most."""
@@ -63,11 +63,15 @@ class EvidenceClient:
     async def fetch_state(
         self, source: Source, round_: int, part: StatePart, *, after: bool, max_bytes: int, timeout_s: float
     ) -> bytes:
-        """A part of the state of the source's stage before or after the round, in safetensors' format."""
+        """A part of the state of the source's stage before or after the round, or the gradient that leads from the one
+        to the other, in safetensors' format.
+        """
         if part == "parameters":
             request = pb.EvidenceRequest(round=round_, parameters_after=after)
-        else:
+        elif part == "moments":
             request = pb.EvidenceRequest(round=round_, moments_after=after)
+        else:
+            request = pb.EvidenceRequest(round=round_, gradient=True)
         return await self._fetch(source, request, 1, max_bytes, timeout_s)
 
     async def fetch_answer(

@@ -7,12 +7,12 @@ from commonweight.identity import public_key_of
 from commonweight.rules.answer import MAX_TEMPERATURE, NONCE_BYTES, SESSION_BYTES, Answer
 from commonweight.rules.audits import Audit, Kind
 from commonweight.rules.merkle import HASH_BYTES
-from commonweight.rules.report import HOP_HASHES, Hop, Report
+from commonweight.rules.report import HOP_WORDS, Hop, Report
 from commonweight.wire.channel import split_address
 from commonweight.wire.generated import control_pb2
 
 MAX_HOPS = 8192
-"""Microbatches in one report: 1.6 MB, well within a control message."""
+"""Microbatches in one report: 1.8 MB, well within a control message."""
 
 
 def audit_to_proto(audit: Audit) -> control_pb2.AuditUnit:
@@ -39,7 +39,7 @@ def report_to_proto(
     report: Report, seconds: float = 0.0, bytes_down: int = 0, bytes_up: int = 0
 ) -> control_pb2.StageReport:
     """The message for a report. `seconds` and the byte counts are for display and aren't signed."""
-    hops = [control_pb2.Hop(**{name: getattr(hop, name) for name in HOP_HASHES}, loss=hop.loss) for hop in report.hops]
+    hops = [control_pb2.Hop(**{name: getattr(hop, name) for name in HOP_WORDS}, loss=hop.loss) for hop in report.hops]
     return control_pb2.StageReport(
         round=report.round,
         stage=report.stage,
@@ -137,7 +137,7 @@ def split_peer(text: str) -> tuple[str, str, int]:
 
 
 def _hop(message: control_pb2.Hop, where: str) -> Hop:
-    hashes = {name: _hash(getattr(message, name), f"{where}.{name}") for name in HOP_HASHES}
+    hashes = {name: _hash(getattr(message, name), f"{where}.{name}") for name in HOP_WORDS}
     # The loss is hashed by its bits: a negative zero would make another report of the same loss.
     if not (math.isfinite(message.loss) and message.loss >= 0) or math.copysign(1.0, message.loss) < 0:
         raise MalformedMessage(f"{where}.loss: {message.loss} is not a cross entropy: finite and not negative.")

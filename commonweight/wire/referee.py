@@ -43,10 +43,11 @@ Answer = TypeVar("Answer")
 def audit_limit_s(spec: ModelSpec) -> float:
     """Seconds for the audit of a whole round of the largest stage.
 
-    On the way are two states and, from each source in vain, what crossed the stage's sides; then there is the work.
+    On the way are, where a doubt leads to the whole round, four states and the gradient, and from each source in vain
+    what crossed the stage's sides; then there is the work.
     """
     stages = range(spec.stages)
-    state_bytes = 2 * BYTES_PER_PARAMETER * max(stage_parameters(spec, stage) for stage in stages)
+    state_bytes = 5 * BYTES_PER_PARAMETER * max(stage_parameters(spec, stage) for stage in stages)
     traced_bytes = 2 * boundary_bytes_per_token(spec).sent * spec.training.tokens_per_round
     on_the_way_s = (state_bytes + SOURCES * traced_bytes) / BYTES_PER_S
     return AUDIT_S + on_the_way_s + max(report_units(spec, stage) for stage in stages) / FLOPS_PER_S

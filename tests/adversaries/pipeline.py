@@ -42,18 +42,26 @@ class Keeper:
         self._refuse(round_)
         path = trace_path(self.state_dir / "traces", round_)
         try:
-            begin, found = read_index(path)[digest]
+            return _entry(path, digest)
         except KeyError as error:
             raise EvidenceMissing("not kept") from error
-        return path.read_bytes()[begin : begin + found]
 
     async def state(self, round_: int, part: str, *, after: bool, limit: int) -> bytes:
         self._refuse(round_)
+        if part == "gradient":
+            path = trace_path(self.state_dir / "gradients", round_)
+            (name,) = read_index(path)
+            return _entry(path, name)
         return (version_path(self.state_dir, round_ + after) / f"{part}.safetensors").read_bytes()
 
     def _refuse(self, round_: int) -> None:
         if self.withholds(round_):
             raise EvidenceMissing("withheld")
+
+
+def _entry(path: Path, name: bytes) -> bytes:
+    begin, size = read_index(path)[name]
+    return path.read_bytes()[begin : begin + size]
 
 
 @dataclass

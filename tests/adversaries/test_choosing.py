@@ -26,7 +26,7 @@ from tests.integration.network import pack_text, tiny_spec
 
 ADDRESS = "0x70997970C51812dc3A010C7d01b50e0d17dc79C8"
 STAGES, INNER, LAST = 3, 1, 2
-RARE = "0.05"
+RARE = "0.12"
 """A rate of audits at which cheating pays who has little to lose."""
 
 

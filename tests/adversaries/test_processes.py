@@ -94,7 +94,7 @@ def test_who_stays_under_the_tolerance_passes_every_audit(tmp_path: Path) -> Non
 
 @pytest.mark.long
 def test_who_adapts_to_rare_audits_isn_t_paid_once_one_is_drawn(tmp_path: Path) -> None:
-    with scene(tmp_path, 1, "adaptive:0.01", audit_rate="0.08") as case:
+    with scene(tmp_path, 1, "adaptive:0.01", audit_rate="0.19") as case:
         adapted = case.cheater.wait_for("adapted")
         assert adapted.fields["share"] == 1
         assert adapted.fields["profit"] > 0

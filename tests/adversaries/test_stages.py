@@ -1,7 +1,7 @@
 """Every way of cheating on a stage, by the real trainer: which audits convict it, and that nobody else is convicted."""
 
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -21,6 +21,7 @@ from tests.integration.network import pack_text, tiny_spec
 
 ADDRESS = "0x70997970C51812dc3A010C7d01b50e0d17dc79C8"
 ROUNDS = 3
+MICROBATCHES = 4
 FIRST, INNER, LAST = 0, 1, 2
 ONE, WHOLE, LOSS, DATA = Kind.MICROBATCH, Kind.ROUND, Kind.LOSS, Kind.DATA
 
@@ -35,24 +36,33 @@ CAUGHT_BY: dict[tuple[str, int], set[Kind]] = {
     ("cached", INNER): {ONE, WHOLE},
     ("cached", LAST): {LOSS, WHOLE},
     ("copied", INNER): {ONE, WHOLE},
-    ("no-backward", FIRST): {WHOLE},  # it sends nothing back
+    ("no-backward", FIRST): {ONE, WHOLE},
     ("no-backward", INNER): {ONE, WHOLE},
     ("no-backward", LAST): {LOSS, WHOLE},
+    ("no-weight-gradients", FIRST): {ONE, WHOLE},
+    ("no-weight-gradients", INNER): {ONE, WHOLE},
+    ("no-weight-gradients", LAST): {LOSS, WHOLE},
     ("biased", INNER): {ONE, WHOLE},
     ("biased", LAST): {LOSS, WHOLE},
     ("low-precision", INNER): {ONE, WHOLE},
     ("low-precision", LAST): {LOSS, WHOLE},
     ("false-loss", LAST): {LOSS, WHOLE},
     ("wrong-data", FIRST): {DATA, ONE, WHOLE},
-    ("scaled-gradient", INNER): {WHOLE},
-    ("flipped-gradient", INNER): {WHOLE},
+    ("scaled-gradient", INNER): {ONE, WHOLE},
+    ("flipped-gradient", INNER): {ONE, WHOLE},
+    ("hidden-gradient", INNER): {ONE, WHOLE},
+    ("hidden-gradient", LAST): {LOSS, WHOLE},
+    ("unseen-gradient", INNER): {WHOLE},
     ("stale", INNER): {ONE, WHOLE},
     ("stale", LAST): {LOSS, WHOLE},
-    ("no-step", FIRST): {WHOLE},
-    ("no-step", INNER): {WHOLE},
-    ("false-root", INNER): {WHOLE},
+    ("no-step", FIRST): {ONE, WHOLE},
+    ("no-step", INNER): {ONE, WHOLE},
+    ("no-step", LAST): {LOSS, WHOLE},
+    ("false-root", INNER): {ONE, WHOLE},
 }
 """The audits of a unit that was cheated on that convict, by kind and stage."""
+IN_THE_LAST_LINE = "hidden-gradient"
+"""What is false in the whole round shows there alone. What others have in it alone stands out, to all audits."""
 
 
 @pytest.fixture(scope="module")
@@ -86,20 +96,35 @@ def test_it_is_caught_in_the_first_round_that_it_cheats_in(
         for round_ in range(ROUNDS):
             assert not told, "until now it worked honestly"
             pipeline.train(round_)
-            verdicts = {unit: pipeline.audit(unit) for unit in pipeline.units(round_)}
-            failed = {unit for unit, outcome in verdicts.items() if outcome.verdict is Verdict.FAILED}
-            assert failed == due(kind, stage, verdicts, told)
-            assert {verdicts[unit].verdict for unit in verdicts.keys() - failed} <= {Verdict.PASSED}
-            if failed:
+            if check_convicted(pipeline, round_, kind, told):
                 return
     raise AssertionError(f"it never cheated in {ROUNDS} rounds")
 
 
-def due(kind: str, stage: int, units: Any, told: Done) -> set[Audit]:
+@pytest.mark.parametrize("kind", ["zeros", "no-weight-gradients"])
+def test_of_single_microbatches_those_are_caught_that_are_false(
+    model: tuple[ModelSpec, Path], tmp_path: Path, told: Done, kind: str
+) -> None:
+    with cheating(model, tmp_path, f"{kind}:0.4", INNER) as pipeline:
+        pipeline.train(0)
+        failed = check_convicted(pipeline, 0, kind, told)
+        assert 0 < len(failed) - 1 < len(pipeline.sealed[0, INNER].hops)
+
+
+def check_convicted(pipeline: Pipeline, round_: int, kind: str, told: Done) -> set[Audit]:
+    """Audit all of a round: the units that fail. They are those that must, and the others pass."""
+    verdicts = {unit: pipeline.audit(unit).verdict for unit in pipeline.units(round_)}
+    failed = {unit for unit, verdict in verdicts.items() if verdict is Verdict.FAILED}
+    assert failed == due(kind, pipeline.at, verdicts, told)
+    assert {verdicts[unit] for unit in verdicts.keys() - failed} <= {Verdict.PASSED}
+    return failed
+
+
+def due(kind: str, stage: int, units: Iterable[Audit], told: Done) -> set[Audit]:
     """The units of these whose audits must convict."""
     if not told:
         return set()
-    numbers = {number for _, number in told}
+    numbers = {MICROBATCHES - 1} if kind == IN_THE_LAST_LINE else {number for _, number in told}
     return {
         unit
         for unit in units
@@ -123,7 +148,7 @@ def test_a_fraction_of_the_units_is_cheated_on_and_the_same_ones_again(
                 assert (pipeline.audit(unit).verdict is Verdict.FAILED) == lied
             runs.append((list(told), {unit: report.state_after for unit, report in pipeline.sealed.items()}))
     assert runs[0] == runs[1]
-    units = 4 * (1 if KINDS[text.partition(":")[0]].fraction == "rounds" else 4)
+    units = 4 * (1 if KINDS[text.partition(":")[0]].fraction == "rounds" else MICROBATCHES)
     assert 0 < len(runs[0][0]) < units
 
 

@@ -27,7 +27,7 @@ from commonweight.rules.answer import SESSION_BYTES
 from commonweight.rules.audits import NO_EVIDENCE, Audit, Verdict
 from commonweight.rules.canonical import canonical_json
 from commonweight.rules.epoch import audit_line, credit_report, make_opinion, make_statement
-from commonweight.rules.panel import audit_claim, opinion_receipt
+from commonweight.rules.panel import opinion_receipt
 from commonweight.rules.receipt import Domain, Receipt
 from commonweight.rules.report import report_receipt
 from commonweight.rules.spec import build_spec
@@ -223,7 +223,7 @@ class Epochs:
     def verdict_line(self, audit: Audit, verdict: Verdict, auditor: str = "coordinator") -> AuditLine:
         """By the auditor as the referee; without evidence."""
         reports = honest_reports(self.spec.stages, self.spec.training.microbatches_per_round, audit.round)
-        claim = audit_claim(audit, reports[audit.stage])
+        claim = reports[audit.stage].claim
         signature = self.signing(auditor)(opinion_receipt(self.model.model_id, audit, claim, verdict, NO_EVIDENCE))
         opinion = make_opinion(claim, verdict, auditor=self.address(auditor), signature=signature)
         return audit_line(audit, verdict, [opinion])

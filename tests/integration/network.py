@@ -48,7 +48,7 @@ def tiny_spec(
     """A model that trains a round in milliseconds: 16 wide, one layer for each stage."""
     return build_spec(
         {
-            "format": "commonweight.model/4",
+            "format": "commonweight.model/5",
             "name": "tiny",
             "seed": 7,
             "stages": stages,

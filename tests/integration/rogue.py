@@ -62,6 +62,8 @@ class Recording:
     """Digests of the codes that the worker sends on."""
     passed_up: list[bytes]
     """Digests of the gradients that it sends back."""
+    sketches: list[bytes]
+    """By microbatch, of its gradient up to then."""
     frozen_hash: bytes
     state_after: bytes
     """Of the worker's stage."""
@@ -74,7 +76,7 @@ def record(spec: ModelSpec) -> Recording:
     generator = torch.Generator().manual_seed(1)
     training = spec.training
     shape = (training.microbatch_sequences, training.sequence_length + 1)
-    activations, gradients, down, up = [], [], [], []
+    activations, gradients, down, up, sketches = [], [], [], [], []
     for number in range(training.microbatches_per_round):
         tokens = torch.randint(VOCABULARY, shape, generator=generator, dtype=torch.int32).to(torch.uint8)
         pending = []
@@ -91,6 +93,7 @@ def record(spec: ModelSpec) -> Recording:
             if gradient is not None:
                 (gradients if stage.index == 2 else up).append(gradient)
         assert len(gradients) == number + 1
+        sketches.append(stages[STAGE].sketch())
     stages[STAGE].step()
     return Recording(
         spec=spec,
@@ -98,6 +101,7 @@ def record(spec: ModelSpec) -> Recording:
         gradients=[encode(0, number, (gradient,)) for number, gradient in enumerate(gradients)],
         passed_down=[digest(code) for _, code in down],
         passed_up=[digest(gradient) for gradient in up],
+        sketches=sketches,
         frozen_hash=stages[STAGE].frozen_hash,
         state_after=stages[STAGE].state_root(),
     )
@@ -270,6 +274,7 @@ class Bench:
         report = report_from_proto((await self.event("report")).report)
         assert [hop.activation_out for hop in report.hops] == recording.passed_down
         assert [hop.gradient_out for hop in report.hops] == recording.passed_up
+        assert [hop.sketch for hop in report.hops] == recording.sketches
         assert report.state_after == recording.state_after
         return report
 

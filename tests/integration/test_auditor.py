@@ -20,7 +20,7 @@ from commonweight.identity import NodeIdentity, recover_address
 from commonweight.rules.audits import NO_EVIDENCE, Audit, Kind, Verdict
 from commonweight.rules.canonical import canonical_json
 from commonweight.rules.merkle import keccak
-from commonweight.rules.panel import audit_claim, opinion_receipt, recording_receipt
+from commonweight.rules.panel import opinion_receipt, recording_receipt
 from commonweight.rules.receipt import Domain, Receipt
 from commonweight.wire import attachment as attachment_module
 from commonweight.wire import referee as referee_module
@@ -188,7 +188,7 @@ def order(audit: Audit) -> pb.AuditOrder:
 
 
 def claim(audit: Audit) -> bytes:
-    return audit_claim(audit, honest_report(audit.round, audit.stage, STAGES, MICROBATCHES))
+    return honest_report(audit.round, audit.stage, STAGES, MICROBATCHES).claim
 
 
 def signer(receipt: Receipt, signature: bytes) -> str:

@@ -19,7 +19,7 @@ from commonweight.model.operators import tensor_hash, write_arguments
 from commonweight.rules.answer import Answer
 from commonweight.rules.audits import NO_EVIDENCE, Audit, Kind, Verdict
 from commonweight.rules.canonical import canonical_json
-from commonweight.rules.panel import audit_claim, known_bad_report, opinion_receipt, recording_receipt
+from commonweight.rules.panel import known_bad_report, opinion_receipt, recording_receipt
 from commonweight.rules.recording import OperatorRecord, join_hashes
 from commonweight.rules.statement import to_hex
 from commonweight.watch.disputes import dispute_evidence
@@ -72,7 +72,7 @@ def known_bad_of(world: World, auditor: Key) -> bytes:
     """Evidence that its key has passed a report in which two outputs of stage 1 have changed places."""
     unit, signed = Audit(3, 1, Kind.ROUND), honest_reports(world.spec.stages, 4, 3)[1]
     shown = known_bad_report(unit, signed, bytes(32), is_last=False)
-    said = opinion_receipt(world.model.model_id, unit, audit_claim(unit, shown), Verdict.PASSED, NO_EVIDENCE)
+    said = opinion_receipt(world.model.model_id, unit, shown.claim, Verdict.PASSED, NO_EVIDENCE)
     return known_bad_evidence(
         spec_hash=world.spec.spec_hash,
         audit=unit,

@@ -32,7 +32,7 @@ from commonweight.wire.tls import Certificate, make_certificate, server_credenti
 from tests.integration.network import pack_text, tiny_spec
 from tests.unit import answers_world
 from tests.unit.answers_world import Kept, Model
-from tests.unit.referee_world import Node, World, WrongOutput, single, whole
+from tests.unit.referee_world import FalseGradient, Node, World, WrongOutput, single, whole
 
 DEADLINE_S = 60
 ROOT = Path(__file__).resolve().parents[2]
@@ -59,8 +59,8 @@ class Keeper(evidence_pb2_grpc.EvidenceServicer):
         elif request.WhichOneof("what") in ("answer", "version"):
             data = self.of_answer(request)
         else:
-            part = request.WhichOneof("what")
-            data = self.node.states.get((request.round, part.removesuffix("_after"), getattr(request, part)))
+            part, _, after = request.WhichOneof("what").partition("_")
+            data = self.node.states.get((request.round, part, bool(after) and getattr(request, f"{part}_after")))
         if data is None:
             await refuse(context, EvidenceMissing("It isn't kept here."))
         part = min(EVIDENCE_PART_BYTES, max(1, len(data) // 3))
@@ -251,6 +251,19 @@ async def test_fraud_is_shown_and_withholding_said(tmp_path):
         assert (await referee.audit(single(2, 0))).verdict == "passed"
 
 
+async def test_one_microbatch_shows_a_false_sum(tmp_path):
+    async with running(tmp_path, FalseGradient, 1) as referee:
+        await referee.start()
+        found = await referee.audit(single(1))
+        assert found.verdict == "failed"
+        assert "sketch of microbatch 0" in found.why
+        referee.world.nodes[1].states.pop((1, "gradient", False))
+        found = await referee.audit(single(1))
+        assert (found.verdict, found.evidence) == ("withheld", b"")
+        assert "the gradient of the round" in found.why
+        assert (await referee.audit(single(2))).verdict == "passed"
+
+
 async def test_it_replays_answers(tmp_path):
     async with running(tmp_path) as referee:
         await referee.start()
@@ -273,15 +286,16 @@ async def test_it_replays_answers(tmp_path):
 
 
 async def test_who_presents_another_certificate_is_not_believed(tmp_path):
-    """The neighbours serve the tensors; the state only its holder has."""
+    """The neighbours serve the tensors; state and gradient only their holder has."""
     async with running(tmp_path) as referee:
         await referee.start()
         referee.sources[1].certificate = referee.sources[0].certificate
-        found = await referee.audit(single(1, round_=0))
+        found = await referee.audit(whole(1, round_=0))
         assert found.verdict == "passed", found.why
-        found = await referee.audit(single(1))
-        assert found.verdict == "withheld"
-        assert "[WIRE_IDENTITY]" in found.why
+        for unit in (single(1), single(1, round_=0), whole(1)):
+            found = await referee.audit(unit)
+            assert found.verdict == "withheld"
+            assert "[WIRE_IDENTITY]" in found.why
 
 
 async def test_whatever_a_node_answers_is_its_own_fault(tmp_path):

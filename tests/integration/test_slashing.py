@@ -33,7 +33,7 @@ CHEAT, STAGE = "node-0", 0
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Epochs]:
     terms = {"seat_stake": SEAT_STAKE, "arbitration_s": ARBITRATION_S}
-    with Epochs(tmp_path_factory.mktemp("slashed"), {"microbatch_rate": "0.5"}, **terms) as epochs:
+    with Epochs(tmp_path_factory.mktemp("slashed"), {"microbatch_rate": "1"}, **terms) as epochs:
         take_seats(epochs.deployment, epochs.accounts, 2)
         yield epochs
 

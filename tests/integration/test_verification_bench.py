@@ -30,11 +30,13 @@ def test_audits_spare_the_honest_find_lies_and_cost_something() -> None:
     honest, lies, simulated, auditors, cost, bias = sections.values()
     for alarms in named(honest, "false alarms"):
         assert alarms.candidate.median == 0
+    for doubts in named(honest, "replayed the whole round within a class"):
+        assert doubts.candidate.median == 0
     assert sum(result.candidate.median for result in named(honest, "audits within a class")) >= TINY.audits
     assert any(result.candidate.median > 0 for result in named(honest, "other bits")), "another class is another class"
     for lie in LIES:
         (shown,) = (result for result in lies if result.name.startswith(f"{lie.name}, within a class"))
-        assert shown.candidate.median == 1
+        assert 0 < shown.candidate.median < 1 if lie.is_hidden else shown.candidate.median == 1
     (withheld,) = named(lies, "false root, across classes")
     assert withheld.candidate.median == 0
     assert "else withheld" in withheld.name

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from commonweight.rules.audits import Audit, Kind, Verdict, draw_audits, left_outstanding, paid_rounds
+from commonweight.rules.audits import WORK, Audit, Kind, Verdict, draw_audits, left_outstanding, paid_rounds
 from commonweight.rules.beacon import round_beacon, round_root
 from commonweight.rules.report import report_receipt
 from commonweight.rules.spec import ModelSpec, build_spec
@@ -47,9 +47,8 @@ def test_a_draw_is_a_pure_function_and_in_order(spec: ModelSpec, round_: int, be
     assert drawn == draw_audits(spec, round_, beacon, answers)
     assert [audit.order for audit in drawn] == sorted({audit.order for audit in drawn})
     assert all_units(spec, round_, answers).issuperset(drawn)
-    whole = {audit.stage for audit in drawn if audit.kind is Kind.ROUND}
-    single = {audit.kind for audit in drawn if audit.stage in whole and audit.microbatch is not None}
-    assert single <= {Kind.DATA, Kind.ANSWER}
+    stages = [audit.stage for audit in drawn if audit.kind in WORK]
+    assert len(stages) == len(set(stages)), "of a stage's round the whole is replayed, or one microbatch"
 
 
 @given(specs(4), hashes, hashes, counts, counts, rates)
@@ -74,20 +73,24 @@ def test_answers_are_drawn_by_themselves(
 def test_rates_of_0_and_1_are_never_and_always(spec: ModelSpec, beacon: bytes) -> None:
     units = all_units(spec, 3)
     rounds, texts = ({unit for unit in units if unit.kind is kind} for kind in (Kind.ROUND, Kind.DATA))
-    microbatches = units - rounds - texts
-    for values, expected in (
-        (("0", "0", "0"), set()),
-        (("1", "0", "0"), rounds),
-        (("1", "1", "1"), rounds | texts),
-        (("0", "1", "0"), microbatches),
-        (("0", "1", "1"), microbatches | texts),
-        (("0", "0", "1"), texts),
+    for values, whole, single, data in (
+        (("0", "0", "0"), False, False, False),
+        (("1", "0", "0"), True, False, False),
+        (("1", "1", "1"), True, False, True),
+        (("0", "1", "0"), False, True, False),
+        (("0", "1", "1"), False, True, True),
+        (("0", "0", "1"), False, False, True),
     ):
-        assert set(draw_audits(with_rates(spec, *values), 3, beacon)) == expected
+        drawn = set(draw_audits(with_rates(spec, *values), 3, beacon))
+        assert drawn <= units
+        assert drawn & rounds == (rounds if whole else set())
+        assert drawn & texts == (texts if data else set())
+        singles = sorted(audit.stage for audit in drawn - rounds - texts)
+        assert singles == (list(range(spec.stages)) if single else []), "one in each stage's round"
 
 
 @given(specs(4), hashes, rates, rates, st.integers(1, 3))
-def test_each_unit_is_drawn_by_itself(spec: ModelSpec, beacon: bytes, rate: str, other: str, more: int) -> None:
+def test_each_kind_is_drawn_by_itself(spec: ModelSpec, beacon: bytes, rate: str, other: str, more: int) -> None:
     """Whatever the rates of other kinds, the number of microbatches, and the round's number."""
     base = with_rates(spec, "0", rate, other)
     drawn = set(draw_audits(base, 3, beacon))
@@ -95,9 +98,22 @@ def test_each_unit_is_drawn_by_itself(spec: ModelSpec, beacon: bytes, rate: str,
     assert set(draw_audits(with_rates(spec, "0", "0", other), 3, beacon)) == texts
     assert set(draw_audits(with_rates(spec, "0", rate, "0"), 3, beacon)) == drawn - texts
     count = spec.training.microbatches_per_round
-    longer = with_rates(base, microbatches_per_round=count + more)
-    assert {each for each in draw_audits(longer, 3, beacon) if (each.microbatch or 0) < count} == drawn
+    longer = set(draw_audits(with_rates(base, microbatches_per_round=count + more), 3, beacon))
+    assert {audit for audit in longer if audit.kind is Kind.DATA and (audit.microbatch or 0) < count} == texts
+    assert {audit.stage for audit in longer if audit.kind in WORK} == {audit.stage for audit in drawn - texts}
     assert {each.order[1:] for each in draw_audits(base, 4, beacon)} == {each.order[1:] for each in drawn}
+
+
+@given(specs(4), hashes, rates, rates)
+def test_a_round_that_is_drawn_whole_takes_the_place_of_its_microbatch(
+    spec: ModelSpec, beacon: bytes, whole: str, single: str
+) -> None:
+    """And changes nothing of the stages that aren't."""
+    drawn = set(draw_audits(with_rates(spec, whole, single, "0"), 3, beacon))
+    rounds = {audit for audit in drawn if audit.kind is Kind.ROUND}
+    assert rounds == set(draw_audits(with_rates(spec, whole, "0", "0"), 3, beacon))
+    alone = set(draw_audits(with_rates(spec, "0", single, "0"), 3, beacon))
+    assert drawn - rounds == {audit for audit in alone if audit.stage not in {each.stage for each in rounds}}
 
 
 @given(specs(4), hashes)
@@ -116,9 +132,10 @@ def test_units_are_drawn_as_often_as_their_rate_says(rate: str) -> None:
         assert abs(count - rounds * expected) < 4 * sqrt(rounds * expected * (1 - expected))
 
     for unit in all_units(spec, 0, 3):
-        # A stage that is replayed whole needs no audit of its single microbatches.
+        # One microbatch, each as likely, of the stages whose round isn't drawn whole.
         single = unit.kind in (Kind.MICROBATCH, Kind.LOSS)
-        check(sum(unit in each for each in drawn), p * (1 - p) if single else p)
+        count = spec.training.microbatches_per_round
+        check(sum(unit in each for each in drawn), p * (1 - p) / count if single else p)
     for pair in (
         {Audit(0, 1, Kind.ROUND), Audit(0, 2, Kind.ROUND)},
         {Audit(0, 0, Kind.DATA, n) for n in (0, 1)},
@@ -130,23 +147,26 @@ def test_units_are_drawn_as_often_as_their_rate_says(rate: str) -> None:
 
 
 def test_another_output_of_any_stage_draws_anew() -> None:
-    """Half of 1,280 units at even odds: who changes what it signs can't keep what it was dealt."""
+    """Half of 512 texts and 1,024 rounds at even odds: who changes what it signs can't keep what it was dealt."""
     spec = changed(
         stages=4,
-        training={"microbatches_per_round": 256},
+        training={"microbatches_per_round": 2},
         verification={"round_rate": "0", "microbatch_rate": "0.5", "data_rate": "0.5"},
     )
-    model_id, tip, value = mark("model"), mark("tip"), mark("value")
-    outputs = [report_receipt(model_id, 1, report, tip).output for report in honest_reports(4, 256, 0)]
+    model_id, tip = mark("model"), mark("tip")
+    outputs = [report_receipt(model_id, 1, report, tip).output for report in honest_reports(4, 2, 0)]
 
-    def draw(outputs: Sequence[bytes]) -> set[Audit]:
-        return set(draw_audits(spec, 0, round_beacon(value, round_root(outputs))))
+    def draw(outputs: Sequence[bytes]) -> set[tuple[int, int, int]]:
+        """Round, stage and, of texts, which; of work not which microbatch, so that it is all or nothing."""
+        root = round_root(outputs)
+        drawn = (each for n in range(256) for each in draw_audits(spec, n, round_beacon(mark("value", n), root)))
+        return {(each.round, each.stage, -1 if each.kind in WORK else each.microbatch or 0) for each in drawn}
 
     drawn = draw(outputs)
-    assert 0.45 < len(drawn) / 1280 < 0.55
+    assert 0.45 < len(drawn) / 1536 < 0.55
     for stage in range(4):
         other = draw([*outputs[:stage], mark("other"), *outputs[stage + 1 :]])
-        assert 0.45 < len(drawn ^ other) / 1280 < 0.55
+        assert 0.45 < len(drawn ^ other) / 1536 < 0.55
 
 
 def test_other_answers_draw_the_audits_of_answers_anew_and_no_others() -> None:
@@ -178,7 +198,7 @@ def cases(draw: st.DrawFn, verdicts: Sequence[Verdict] = tuple(Verdict)) -> Case
 
 def clears(passed: Audit, withheld: Kind) -> bool:
     """Whether who passed the one has shown what the other would have."""
-    return passed.kind is withheld or (passed.kind is Kind.ROUND and withheld is Kind.MICROBATCH)
+    return passed.kind is withheld or (passed.kind is Kind.ROUND and withheld in WORK)
 
 
 def reference(reported: Sequence[int], verdicts: Mapping[Audit, Verdict], outstanding: frozenset[Kind]) -> set[int]:

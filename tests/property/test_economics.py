@@ -1,8 +1,9 @@
 """Whether cheating pays: formulas against each other, and by brute force against `draw_audits` and `paid_rounds`."""
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from fractions import Fraction
-from itertools import permutations, product
+from itertools import accumulate, pairwise, permutations, product
 from math import inf, isclose
 from typing import Any
 
@@ -18,8 +19,6 @@ from commonweight.rules.beacon import hash_chain, round_beacon
 from commonweight.rules.economics import (
     Cheat,
     audit_cost,
-    audit_expense,
-    audit_reward,
     audits_pay,
     chance_caught,
     cheating_profit,
@@ -109,13 +108,13 @@ def test_chance_caught_is_that_of_at_least_one(risk: float, times: int) -> None:
 
 
 def test_audits_cost_and_number() -> None:
-    spec = spec_with(round="0.02", microbatch="0.005", data="0.05", stages=3)
-    middle = {Kind.ROUND: Fraction(3, 5), Kind.MICROBATCH: Fraction(2352, 1000)}
+    spec = spec_with(round="0.02", microbatch="0.3", data="0.05", stages=3)
+    middle = {Kind.ROUND: Fraction(3, 5), Kind.MICROBATCH: Fraction(882, 100)}
     assert expected_audits(spec, 1) == middle
     assert expected_audits(spec, 0) == middle | {Kind.DATA: Fraction(24)}
-    assert expected_audits(spec, 2) == {Kind.ROUND: Fraction(3, 5), Kind.LOSS: Fraction(2352, 1000)}
+    assert expected_audits(spec, 2) == {Kind.ROUND: Fraction(3, 5), Kind.LOSS: Fraction(882, 100)}
     assert audit_cost(spec, Kind.ROUND) == Fraction(1, 50)
-    assert audit_cost(spec, Kind.LOSS) == Fraction(98, 100) * Fraction(5, 1000) * Fraction(2, 3)
+    assert audit_cost(spec, Kind.LOSS) == Fraction(98, 100) * Fraction(3, 10) / 16
     assert audit_cost(spec, Kind.DATA) == 0
 
 
@@ -131,15 +130,21 @@ def test_the_number_of_audits_is_that_of_the_draws() -> None:
     assert all(abs(counts[key] / epochs - n) < 4 * float(n / epochs) ** 0.5 for key, n in expected.items())
 
 
-def draws(spec: ModelSpec) -> Iterator[tuple[float, bool, frozenset[int]]]:
-    """Every draw of one stage's round with its probability: whether the whole round, and else which microbatches."""
+def draws(spec: ModelSpec) -> Iterator[tuple[float, Audit | None]]:
+    """Every draw of one stage's round with its probability: the whole round, one microbatch, or nothing."""
     whole, single = float(spec.verification.round_rate), float(spec.verification.microbatch_rate)
-    yield whole, True, frozenset()
     microbatches = spec.training.microbatches_per_round
-    for drawn in product((False, True), repeat=microbatches):
-        n = sum(drawn)
-        probability = (1 - whole) * single**n * (1 - single) ** (microbatches - n)
-        yield probability, False, frozenset(i for i, is_drawn in enumerate(drawn) if is_drawn)
+    yield whole, Audit(0, 1, Kind.ROUND)
+    for number in range(microbatches):
+        yield (1 - whole) * single / microbatches, Audit(0, 1, Kind.LOSS, number)
+    yield (1 - whole) * (1 - single), None
+
+
+def shows(audit: Audit | None, cheat: Cheat, bad: int) -> bool:
+    """Whether it looks at something false if the first `bad` microbatches are."""
+    if audit is None or not bad:
+        return False
+    return audit.microbatch is None or cheat is Cheat.STEP or audit.microbatch < bad
 
 
 some_rates = st.sampled_from(["0", "0.05", "0.3", "0.9", "1"])
@@ -148,15 +153,9 @@ some_rates = st.sampled_from(["0", "0.05", "0.3", "0.9", "1"])
 @given(some_rates, some_rates, probabilities, st.integers(0, 4))
 def test_round_risk_is_that_of_all_draws(whole: str, single: str, power: float, bad: int) -> None:
     spec = spec_with(microbatches=4, round=whole, microbatch=single, data=single)
-
-    def found(count: int) -> float:
-        return 1 - (1 - power) ** count
-
-    by_hand = sum(
-        p * found(bool(bad) if is_whole else len(drawn & set(range(bad)))) for p, is_whole, drawn in draws(spec)
-    )
-    assert isclose(round_risk(spec, Cheat.WORK, bad, power), by_hand, abs_tol=1e-9)
-    assert isclose(round_risk(spec, Cheat.STEP, bad, power), float(whole) * power * bool(bad), abs_tol=1e-9)
+    for cheat in (Cheat.WORK, Cheat.STEP):
+        by_hand = power * sum(p for p, audit in draws(spec) if shows(audit, cheat, bad))
+        assert isclose(round_risk(spec, cheat, bad, power), by_hand, abs_tol=1e-9)
     assert isclose(round_risk(spec, Cheat.TEXT, bad, power), 1 - (1 - float(single) * power) ** bad, abs_tol=1e-9)
 
 
@@ -170,54 +169,144 @@ def test_scattered_risk_is_that_of_rounds_with_so_many_false_microbatches(
     assert isclose(scattered_risk(spec, share, power), mean, abs_tol=1e-9)
 
 
-@given(st.integers(1, 3), some_rates, some_rates, probabilities, st.sampled_from([Cheat.WORK, Cheat.STEP]))
-def test_share_paid_is_what_paid_rounds_leaves_over_all_draws(
-    rounds: int, whole: str, single: str, share: float, cheat: Cheat
+@given(st.integers(1, 12), some_rates, some_rates, st.integers(1, 12))
+def test_what_a_lie_saves_is_no_larger_than_what_a_drawn_audit_shows_of_it(
+    microbatches: int, whole: str, single: str, bad: int
 ) -> None:
-    """In the long run: of every epoch that may follow, with whatever is outstanding by then."""
-    spec = spec_with(rounds=rounds, microbatches=2, round=whole, microbatch=single)
-    merged: dict[tuple[bool, bool, bool], float] = {}
-    for (p, is_whole, drawn), is_bad in product(draws(spec), (False, True)):
-        outcome = is_bad, is_whole, bool(drawn)
-        merged[outcome] = merged.get(outcome, 0) + p * (share if is_bad else 1 - share)
+    """That is why withholding doesn't pay: a false part of the round is shown by as many of the audits of parts."""
+    spec, bad = spec_with(microbatches=microbatches, round=whole, microbatch=single), min(bad, microbatches)
+    drawn = round_risk(spec, Cheat.WORK, microbatches)
+    assert drawn == round_risk(spec, Cheat.STEP, bad)
+    assert round_risk(spec, Cheat.WORK, bad) >= drawn * bad / microbatches - 1e-12
+
+
+def long_run(spec: ModelSpec, odds: dict[tuple[Kind | None, bool], float]) -> float:
+    """The share of rounds that are paid in the long run, by the rules: of every epoch that may follow, with whatever is
+    outstanding by then. `odds` of a round: what is drawn of it, and whether that is withheld.
+    """
+    rounds = spec.economics.rounds_per_epoch
     epochs = []
-    for played in product(merged.items(), repeat=rounds):
+    for played in product(odds.items(), repeat=rounds):
         probability, verdicts = 1.0, {}
-        for round_, ((is_bad, is_whole, is_single), p) in enumerate(played):
+        for round_, ((kind, is_withheld), p) in enumerate(played):
             probability *= p
-            shown = is_bad and (is_whole or cheat is Cheat.WORK)
-            if is_whole or is_single:
-                audit = Audit(round_, 1, Kind.ROUND) if is_whole else Audit(round_, 1, Kind.LOSS, 0)
-                verdicts[audit] = Verdict.WITHHELD if shown else Verdict.PASSED
+            if kind is not None:
+                audit = Audit(round_, 1, kind, None if kind is Kind.ROUND else 0)
+                verdicts[audit] = Verdict.WITHHELD if is_withheld else Verdict.PASSED
         epochs.append((probability, verdicts))
     states = [frozenset(), frozenset({Kind.ROUND}), frozenset({Kind.LOSS}), frozenset({Kind.ROUND, Kind.LOSS})]
     chain, pay = np.zeros((4, 4)), np.zeros(4)
     for (before, outstanding), (p, verdicts) in product(enumerate(states), epochs):
         chain[before, states.index(left_outstanding(verdicts, outstanding))] += p
         pay[before] += p * len(paid_rounds(range(rounds), verdicts, outstanding)) / rounds
-    in_the_long_run = np.linalg.matrix_power(chain / chain.sum(axis=1, keepdims=True), 2**20)[0]
-    assert isclose(share_paid(spec, cheat, share), in_the_long_run @ pay, abs_tol=1e-6)
+    return float(np.linalg.matrix_power(chain / chain.sum(axis=1, keepdims=True), 2**20)[0] @ pay)
+
+
+def odds_of(spec: ModelSpec, cheat: Cheat, lies: dict[int, float]) -> dict[tuple[Kind | None, bool], float]:
+    """For `long_run`, where so many microbatches are false with these probabilities, and all that shows is withheld."""
+    odds: dict[tuple[Kind | None, bool], float] = {}
+    for (bad, weight), (p, audit) in product(lies.items(), draws(spec)):
+        outcome = audit.kind if audit else None, shows(audit, cheat, bad)
+        odds[outcome] = odds.get(outcome, 0) + p * weight
+    return odds
+
+
+@given(st.integers(1, 3), some_rates, some_rates, probabilities, st.sampled_from([Cheat.WORK, Cheat.STEP]))
+def test_share_paid_is_what_paid_rounds_leaves_over_all_draws(
+    rounds: int, whole: str, single: str, share: float, cheat: Cheat
+) -> None:
+    spec = spec_with(rounds=rounds, microbatches=2, round=whole, microbatch=single)
+    paid = long_run(spec, odds_of(spec, cheat, {0: 1 - share, 2: share}))
+    assert isclose(share_paid(spec, share), paid, abs_tol=1e-6)
+
+
+@given(st.integers(1, 3), some_rates, some_rates, st.lists(probabilities, min_size=4, max_size=4))
+def test_who_withholds_is_paid_for_no_more_than_is_true(
+    rounds: int, whole: str, single: str, weights: list[float]
+) -> None:
+    """However the lies are spread over rounds and microbatches: also where few audits but those of whole rounds show
+    them, and most of the others pass. So it doesn't pay, even if computing costs all that it earns.
+    """
+    spec = spec_with(rounds=rounds, microbatches=3, round=whole, microbatch=single)
+    weights = weights if sum(weights) > 0.1 else [1, 0, 0, 0]
+    lies = {bad: weight / sum(weights) for bad, weight in enumerate(weights)}
+    true = 1 - sum(bad * weight for bad, weight in lies.items()) / 3
+    if whole != "0" or single != "0":
+        assert long_run(spec, odds_of(spec, Cheat.WORK, lies)) <= true + 1e-6
 
 
 @given(st.integers(1, 60), some_rates, some_rates)
 def test_who_withholds_and_cheats_in_all_is_never_paid_again(rounds: int, whole: str, single: str) -> None:
     spec = spec_with(rounds=rounds, microbatches=4, round=whole, microbatch=single)
     for cheat, bad in ((Cheat.WORK, 4), (Cheat.STEP, 1)):
-        assert share_paid(spec, cheat, 1) == (round_risk(spec, cheat, bad) == 0)
-        assert share_paid(spec, cheat, 0) == pytest.approx(1)
-    assert share_paid(spec, Cheat.TEXT, 1) == 1
+        assert share_paid(spec, 1) == (round_risk(spec, cheat, bad) == 0)
+    assert share_paid(spec, 0) == 1
 
 
-@given(st.floats(1e-4, 1), st.integers(1, 40), st.integers(1, 4), st.floats(0, 1))
+@given(st.floats(1e-4, 1), probabilities, st.integers(1, 40), st.integers(1, 4), probabilities, probabilities)
 def test_withholding_brings_nothing_to_who_stays_and_a_bounded_sum_to_who_leaves(
-    risk: float, rounds: int, epochs: int, saved: float
+    risk: float, of_whole: float, rounds: int, epochs: int, saved: float, false: float
 ) -> None:
-    """By the best of all policies, at any rate, in epochs of any length, even if computing costs all that it earns."""
-    stays = best_withholding(risk, rounds, saved, epochs=epochs, stays=True)
+    """By the best of all policies, at any rate, in epochs of any length, even if computing costs all that it earns.
+
+    `of_whole`: the share of the audits that are of whole rounds, which show each lie; `false`: the part of a round that
+    is false, if it is, which is the share of the others that show it, and the most that is saved.
+    """
+    shown, saved = of_whole + (1 - of_whole) * false, saved * false
+    stays = best_withholding(risk, rounds, saved, shown=shown, epochs=epochs, stays=True)
     assert abs(stays.gain) < 1e-6
     assert not any(map(any, stays.cheats))
-    leaves = best_withholding(risk, rounds, saved, epochs=epochs)
-    assert -1e-9 <= leaves.gain <= leaving_gain(risk, saved) + 1e-6
+    leaves = best_withholding(risk, rounds, saved, shown=shown, epochs=epochs)
+    assert -1e-9 <= leaves.gain <= leaving_gain(risk, saved / false if false else 0) + 1e-6
+
+
+@pytest.mark.parametrize("epochs", [(4,), (2, 2), (1, 2, 1)])
+@pytest.mark.parametrize("rates", [("0.003", "0.31"), ("0.5", "0.02"), ("0.3", "0"), ("0", "0.9"), ("0.2", "1")])
+def test_no_policy_brings_who_stays_more_than_honesty(epochs: tuple[int, ...], rates: tuple[str, str]) -> None:
+    """By brute force, by `paid_rounds`: in every round none, one or both of two microbatches are false, whatever has
+    happened before; and what is drawn of it is withheld if it shows that, or served, or withheld though it is true.
+    After these epochs it is honest until an audit has passed.
+    """
+    spec = spec_with(microbatches=2, round=rates[0], microbatch=rates[1])
+    drawn = round_risk(spec, Cheat.STEP, 1)
+    starts = list(accumulate(epochs, initial=0))
+
+    def gain(history: tuple[tuple[int, Audit | None, bool], ...]) -> float:
+        paid, outstanding = 0, frozenset[Kind]()
+        for start, end in pairwise(starts):
+            verdicts = {
+                replace(audit, round=start + number): Verdict.WITHHELD if is_withheld else Verdict.PASSED
+                for number, (_, audit, is_withheld) in enumerate(history[start:end])
+                if audit is not None
+            }
+            paid += len(paid_rounds(range(start, end), verdicts, outstanding))
+            outstanding = left_outstanding(verdicts, outstanding)
+        saved = sum(bad for bad, _, _ in history) / 2
+        return paid - len(history) + saved - (1 / drawn - 1 if outstanding else 0)
+
+    def best(history: tuple[tuple[int, Audit | None, bool], ...]) -> float:
+        if len(history) == starts[-1]:
+            return gain(history)
+        return max(
+            sum(
+                p * max(best((*history, (bad, audit, it))) for it in withholding(audit, bad))
+                for p, audit in merged(bad)
+                if p
+            )
+            for bad in range(3)
+        )
+
+    def merged(bad: int) -> list[tuple[float, Audit | None]]:
+        """Audits of one microbatch count as one where both show what is false, or neither."""
+        whole, first, second, nothing = draws(spec)
+        return [whole, first, second, nothing] if bad == 1 else [whole, (first[0] + second[0], first[1]), nothing]
+
+    def withholding(audit: Audit | None, bad: int) -> tuple[bool, ...]:
+        if audit is None:
+            return (False,)
+        return (True,) if shows(audit, Cheat.WORK, bad) else (False, True)
+
+    assert best(()) == pytest.approx(0, abs=1e-9)
 
 
 def test_who_has_patience_and_leaves_gains_the_bound() -> None:
@@ -280,15 +369,12 @@ def test_waving_audits_through_doesn_t_pay_from_the_stake_and_the_rate_on(
     seats: int, rate: str, rounds: int, stake: float
 ) -> None:
     spec = spec_with(rounds=rounds, known_bad=rate)
+    epoch = rounds * report_units(spec, 0)
+    rewards = [audit_units(spec, Audit(0, 0, *unit)) / epoch for unit in ((Kind.ROUND, None), (Kind.MICROBATCH, 0))]
 
     def profit(found: float, stake: float) -> float:
-        """Of the audit that pays most to be passed unseen."""
-        return max(
-            cheating_profit(
-                found, reward=float(audit_reward(spec, kind)), stake=stake, saved=float(audit_expense(spec, kind))
-            )
-            for kind in (Kind.ROUND, Kind.MICROBATCH)
-        )
+        """Of the audit that pays most to be passed unseen; to replay it costs as much as it pays."""
+        return max(cheating_profit(found, reward=reward, stake=stake, saved=reward) for reward in rewards)
 
     found = known_bad_share(seats, shown_rate(spec))
     enough = waving_stake(spec, seats)

@@ -42,7 +42,7 @@ def with_field(path: str, value: Any) -> dict[str, Any]:
 
 
 FIELDS: dict[str, Any] = {
-    "format": "commonweight.model/4",
+    "format": "commonweight.model/5",
     "name": "example",
     "seed": 0,
     "stages": 2,

@@ -13,7 +13,7 @@ from commonweight.rules.audits import NO_EVIDENCE, Audit, Kind, Verdict
 from commonweight.rules.canonical import canonical_json
 from commonweight.rules.epoch import credit_report
 from commonweight.rules.merkle import keccak
-from commonweight.rules.panel import audit_claim, opinion_receipt, recording_receipt
+from commonweight.rules.panel import opinion_receipt, recording_receipt
 from commonweight.rules.receipt import Domain
 from commonweight.rules.recording import OperatorRecord, join_hashes
 from commonweight.rules.spec import ModelSpec
@@ -37,7 +37,7 @@ from tests.unit.tiny import tiny_spec
 from tools.build_vectors import answer_line, beacon_chain, honest_answer, mark, seal
 
 DEADLINE_S = 20
-SPEC = tiny_spec(stages=3, round_rate="0.2", microbatch_rate="0.4", data_rate="0.3", answer_rate="0.3")
+SPEC = tiny_spec(stages=3, round_rate="0.2", microbatch_rate="0.8", data_rate="0.3", answer_rate="0.3")
 PER_EPOCH = SPEC.economics.rounds_per_epoch
 STAGES, MICROBATCHES = SPEC.stages, SPEC.training.microbatches_per_round
 PLACE = Place(b"\xaa" * 32, Domain(31337, "0x5FbDB2315678afecb367f032d93F642f64180aa3"))
@@ -100,7 +100,7 @@ def is_true(order: pb.AuditOrder) -> bool:
     """Whether it shows what the provider has signed."""
     audit = unit_of(order)
     signed = honest_report(audit.round, audit.stage, STAGES, MICROBATCHES)
-    return audit_claim(audit, report_from_proto(order.report)) == audit_claim(audit, signed)
+    return report_from_proto(order.report) == signed
 
 
 def proof_against(order: pb.AuditOrder, spec: ModelSpec) -> bytes:
@@ -200,7 +200,7 @@ class Auditor:
     def opinion(self, order: pb.AuditOrder, verdict: str) -> pb.AuditOpinion:
         evidence = proof_against(order, self.bench.spec) if verdict == "failed" else b""
         found = pb.AuditOpinion(unit=order.unit, verdict=verdict, evidence=evidence, seconds=0.25, why=verdict)
-        claim = audit_claim(unit_of(order), report_from_proto(order.report))
+        claim = report_from_proto(order.report).claim
         evidence_hash = keccak(evidence) if evidence else NO_EVIDENCE
         receipt = opinion_receipt(PLACE.model_id, unit_of(order), claim, Verdict(verdict), evidence_hash)
         found.signature = self.key.sign_digest(receipt.digest(PLACE.domain))
@@ -210,7 +210,7 @@ class Auditor:
     def recording(self, order: pb.AuditOrder) -> pb.AuditRecording:
         assert self.recorded is not None
         hashes = join_hashes(self.class_, self.recorded) if self.recorded else b""
-        claim = audit_claim(unit_of(order), report_from_proto(order.report))
+        claim = report_from_proto(order.report).claim
         receipt = recording_receipt(PLACE.model_id, unit_of(order), claim, hashes)
         signature = self.key.sign_digest(receipt.digest(PLACE.domain))
         return pb.AuditRecording(unit=order.unit, operators=hashes, signature=signature)

@@ -1,6 +1,6 @@
 """Rounds that some nodes train, honestly or not, with what they report and keep of them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -52,8 +52,14 @@ class Node:
     def loss(self, microbatch: int, loss: float) -> float:
         return loss
 
+    def backward(self, microbatch: int, pending: Any, gradient: Tensor | None) -> Tensor | None:
+        return self.stage.backward(pending, gradient)
+
     def gradient(self, microbatch: int, gradient: Tensor) -> Tensor:
         return gradient
+
+    def sketch(self, microbatch: int) -> bytes:
+        return self.stage.sketch()
 
     def gradient_hash(self) -> bytes:
         return self.stage.gradient_hash()
@@ -100,11 +106,13 @@ class World:
             gradient = None
             for node, mine in zip(reversed(self.nodes), reversed(hops), strict=True):
                 mine[-1]["gradient_in"] = node.keep(gradient)
-                gradient = node.stage.backward(pending.pop(), gradient)
+                gradient = node.backward(number, pending.pop(), gradient)
                 gradient = None if gradient is None else node.gradient(number, gradient)
                 mine[-1]["gradient_out"] = node.keep(gradient)
+                mine[-1]["sketch"] = node.sketch(number)
         for node, mine, root in zip(self.nodes, hops, before, strict=True):
             summed = node.gradient_hash()
+            node.states[round_, "gradient", False] = safetensors.torch.save(node.stage.gradients())
             node.step()
             node.keep_state(round_, after=True)
             self.reports[round_, node.stage.index] = Report(
@@ -129,7 +137,7 @@ def batches_of(spec: ModelSpec, round_: int) -> list[Tensor]:
 
 
 def train(lie: Callable[..., Node] = Node, at: int = -1, spec: ModelSpec = SPEC, rounds: int = 2) -> World:
-    """Two rounds; the provider of stage `at` is a `lie`, from the second round on."""
+    """Two rounds; the provider of stage `at` is a `lie`."""
     world = World([(lie if index == at else Node)(spec, index) for index in range(spec.stages)])
     for round_ in range(rounds):
         world.train(round_, batches_of(spec, round_))
@@ -162,6 +170,82 @@ class WrongLoss(Node):
 class WrongHash(Node):
     def gradient_hash(self) -> bytes:
         return bytes(32)
+
+
+class FalseGradient(Node):
+    """Adds to the gradient of each microbatch what nobody asked for; its sketches are of this."""
+
+    where: Collection[int] = range(MICROBATCHES)
+    size = 1.0
+    """Beside the gradient's."""
+
+    def backward(self, microbatch: int, pending: Any, gradient: Tensor | None) -> Tensor | None:
+        back = super().backward(microbatch, pending, gradient)
+        if microbatch in self.where:
+            self.falsify()
+        return back
+
+    def falsify(self) -> None:
+        generator = torch.Generator().manual_seed(self.stage.index)
+        for gradient in self.stage.gradients().values():
+            length = self.size * gradient.norm() / gradient.numel() ** 0.5
+            gradient += length * torch.randn(gradient.shape, generator=generator)
+
+
+class HiddenGradient(FalseGradient):
+    """Does so in the last microbatch alone."""
+
+    where = (MICROBATCHES - 1,)
+
+
+class HugeGradient(HiddenGradient):
+    size = 20.0
+
+
+class OtherSum(FalseGradient):
+    """Does so when it has the sketches of what is true."""
+
+    where = ()
+
+    def gradient_hash(self) -> bytes:
+        self.falsify()
+        return super().gradient_hash()
+
+
+class OtherServed(OtherSum):
+    """Signs and serves another gradient than that which it has stepped with: the true one."""
+
+    def gradient_hash(self) -> bytes:
+        self.true = {name: tensor.clone() for name, tensor in self.stage.gradients().items()}
+        return super().gradient_hash()
+
+    def step(self) -> None:
+        for name, tensor in self.stage.gradients().items():
+            tensor.copy_(self.true[name])
+        super().step()
+
+
+class FalseSketch(Node):
+    """Computes what is due, and says that one microbatch gave something else."""
+
+    def sketch(self, microbatch: int) -> bytes:
+        return bytes(32) if microbatch == 1 else super().sketch(microbatch)
+
+
+class NoSketch(Node):
+    def sketch(self, microbatch: int) -> bytes:
+        return bytes(32)
+
+
+class Cancelling(Node):
+    """Sends to the stage before, where it can, almost the opposite of what it sent before."""
+
+    sent: Tensor
+
+    def gradient(self, microbatch: int, gradient: Tensor) -> Tensor:
+        if microbatch == 0:
+            self.sent = gradient
+        return self.sent * (1e-6 - 1) if microbatch == 1 else gradient
 
 
 class NoStep(Node):
@@ -200,14 +284,14 @@ class OtherStart(Node):
 
 
 class OtherRounding(Node):
-    """An honest machine of another class: every result is off by a rounding or so."""
+    """An honest machine of another class: every result is off by a rounding, or some where more is summed."""
 
     def __init__(self, spec: ModelSpec, index: int) -> None:
         super().__init__(spec, index)
         self.generator = torch.Generator().manual_seed(index)
 
-    def blur(self, tensor: Tensor) -> Tensor:
-        return tensor * (1 + 1e-7 * torch.randn(tensor.shape, generator=self.generator))
+    def blur(self, tensor: Tensor, size: float = 1e-7) -> Tensor:
+        return tensor * (1 + size * torch.randn(tensor.shape, generator=self.generator))
 
     def output(self, microbatch: int, output: Tensor) -> Tensor:
         return self.blur(output)
@@ -218,7 +302,17 @@ class OtherRounding(Node):
     def gradient(self, microbatch: int, gradient: Tensor) -> Tensor:
         return self.blur(gradient)
 
-    def gradient_hash(self) -> bytes:
-        for gradient in self.stage.gradients().values():
-            gradient.copy_(self.blur(gradient))
-        return super().gradient_hash()
+    def backward(self, microbatch: int, pending: Any, gradient: Tensor | None) -> Tensor | None:
+        back = super().backward(microbatch, pending, gradient)
+        for summed in self.stage.gradients().values():
+            summed.copy_(self.blur(summed, 3e-6))
+        return back
+
+
+class OtherStep(Node):
+    """An honest machine of another class, whose step alone is off by a rounding."""
+
+    def step(self) -> None:
+        super().step()
+        for parameter in self.stage.parameters().values():
+            parameter.copy_(parameter.nextafter(parameter + 1))

@@ -14,7 +14,6 @@ from commonweight.errors import WorkerDied
 from commonweight.identity import recover_address
 from commonweight.rules.audits import Audit, Kind
 from commonweight.rules.epoch import signed_receipt
-from commonweight.rules.panel import audit_claim
 from commonweight.rules.statement import to_hex
 from commonweight.wire.generated import control_pb2 as pb
 from commonweight.wire.messages import answer_from_proto, report_from_proto
@@ -96,7 +95,7 @@ async def test_all_that_is_drawn_is_decided_once_in_order_and_signed(bench: Benc
 def claim_of(audit: Audit) -> bytes:
     if audit.kind is Kind.ANSWER:
         return answer_of(audit).trace
-    return audit_claim(audit, honest_report(audit.round, audit.stage, STAGES, MICROBATCHES))
+    return honest_report(audit.round, audit.stage, STAGES, MICROBATCHES).claim
 
 
 @pytest.mark.parametrize("kind", [kind for kind in Kind if kind is not Kind.ANSWER])
@@ -201,7 +200,7 @@ async def test_a_coordinator_that_was_killed_goes_on_with_the_same_audits(bench:
 @pytest.mark.parametrize("kind", [Kind.ROUND, Kind.ANSWER])
 async def test_fraud_convicts_once_and_its_evidence_is_kept(bench: Bench, told: Told, kind: Kind) -> None:
     number, audit = one_of(kind)
-    text = b'{"format":"commonweight.fraud/1"}'
+    text = b'{"format":"commonweight.fraud/2"}'
 
     async def answer(order: pb.AuditOrder) -> pb.AuditOpinion:
         return await (saying("failed", text) if unit_of(order) == audit else passing)(order)
@@ -235,7 +234,7 @@ async def test_fraud_takes_a_second_referee_unless_the_provider_doesn_t_serve_ag
     bench: Bench, second: str | None, verdict: str
 ) -> None:
     number, audit = one_of(Kind.ROUND)
-    text = b'{"format":"commonweight.fraud/1"}'
+    text = b'{"format":"commonweight.fraud/2"}'
     later = dying if second is None else saying(second, text if second == "failed" else b"")
     answers, referees = iter((saying("failed", text), later)), []
 
@@ -255,7 +254,7 @@ async def test_fraud_takes_a_second_referee_unless_the_provider_doesn_t_serve_ag
 
 
 async def test_more_fraud_of_who_is_convicted_takes_one_referee(bench: Bench) -> None:
-    numbers, text = ROUNDS[:6], b'{"format":"commonweight.fraud/1"}'
+    numbers, text = ROUNDS[:6], b'{"format":"commonweight.fraud/2"}'
     bench.answer = saying("failed", text)
     bench.join()
     bench.seal(*numbers)
@@ -270,7 +269,7 @@ async def test_more_fraud_of_who_is_convicted_takes_one_referee(bench: Bench) ->
 
 
 async def test_evidence_is_served_to_anybody_by_its_hash(bench: Bench) -> None:
-    text = b'{"format":"commonweight.fraud/1"}'
+    text = b'{"format":"commonweight.fraud/2"}'
     name = to_hex(bench.evidence.put(text))
     client = TestClient(Starlette(routes=bench.evidence.routes()))
     assert client.get(f"/evidence/{name}.json").content == text

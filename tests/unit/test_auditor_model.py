@@ -4,11 +4,14 @@ import pytest
 
 from commonweight.bench.auditor_model import AuditorOutcome, simulate_auditors
 from commonweight.devnet.spec import devnet_spec
+from commonweight.rules.spec import build_spec
 
 
 @pytest.fixture(scope="module")
 def outcomes() -> dict[str, AuditorOutcome]:
-    spec = devnet_spec(4, 0, "0x" + "ab" * 32, 10**6, rounds_per_epoch=30)
+    fields = devnet_spec(4, 0, "0x" + "ab" * 32, 10**6, rounds_per_epoch=30).model_dump()
+    fields["verification"] |= {"round_rate": "0.003", "microbatch_rate": "0.31"}
+    spec = build_spec(fields)
     return {each.name: each for each in simulate_auditors(spec, epochs=150, seed=7, stake=1.0, cost=0.8)}
 
 

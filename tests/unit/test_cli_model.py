@@ -80,16 +80,19 @@ def rates(**changed: str) -> ModelSpec:
 
 
 def test_verification_is_told_in_words(spec_file: Path) -> None:
-    spec_file.write_bytes(canonical_json(rates(round="0.02", microbatch="0.005", data="0.05").model_dump()))
+    spec_file.write_bytes(canonical_json(rates(round="0.02", microbatch="0.05", data="0.05").model_dump()))
     lines = [" ".join(line.split()) for line in show(spec_file).splitlines()]
-    assert "whole round 2.00 % 0.6 2.00 %" in lines
-    assert "microbatch 0.50 % 2.352 0.33 %" in lines
+    assert "a whole round 2.00 % 0.6 2.00 %" in lines
+    assert "one microbatch and the step 5.00 % 1.47 0.31 %" in lines
     assert "text, on stage 0 5.00 % 24 0.00 %" in lines
-    assert "together 2.33 %" in lines
-    # 1 - 0.98^15, 1 - 0.98^30; and with a third of the auditors colluding (1/3) / (1 - (1 - 0.02 * 2/3)^30) - 1
-    assert "steps of rounds 26.14 % 45.45 % 0.006" in lines
+    assert "together 2.31 %" in lines
+    # Of a round that is drawn at 0.02 + 0.98 * 0.05 = 0.069: 1 - 0.931^15, 1 - 0.931^30; and with a third of the
+    # auditors colluding 1 / (1 - (1 - 0.069 * 2/3)^30) - 1. Of one microbatch of 16 at 0.02 + 0.049 / 16.
+    assert "whole rounds 65.78 % 88.29 % 0.322" in lines
+    assert "gradients or steps of rounds 65.78 % 88.29 % 0.000" in lines
+    assert "gradients of rounds, in one microbatch 29.53 % 50.34 % 0.000" in lines
     assert "text, on stage 0 > 99.99 % > 99.99 % 0.000" in lines
-    assert any("to who leaves for good at most 15.7 rounds' pay" in line for line in lines)  # (1/3) / 0.02 - 1
+    assert any("to who leaves for good at most 13.5 rounds' pay" in line for line in lines)  # 1 / 0.069 - 1
 
 
 @pytest.mark.parametrize(("rate", "count"), [("0.1", 44), ("0.01", 459), ("1", 1)])
@@ -109,7 +112,7 @@ def test_that_answers_aren_t_audited_is_told(spec_file: Path) -> None:
 
 
 def test_auditors_are_told_in_words(spec_file: Path) -> None:
-    spec = rates(round="0.02", microbatch="0.005", known_bad="0.1")
+    spec = rates(round="0.02", microbatch="0.08", known_bad="0.1")
     spec_file.write_bytes(canonical_json(spec.model_dump()))
     text = " ".join(show(spec_file).split())
     # 1/3 (1 - 0.1/2); 0.1 / 1.05; a round in 30: (1/30) / 0.0952 - 1/30; 0.0249 (2/3 · 1.05) of it
@@ -131,11 +134,12 @@ def test_without_known_bad_reports_no_stake_is_enough_for_auditors(spec_file: Pa
 
 
 def test_the_numbers_of_cheats_agree_with_each_other() -> None:
-    scattered, whole, step, text = cheats_of(rates(round="0.02", microbatch="0.005", data="0.05"))
-    assert [each.cheat for each in (scattered, whole, step, text)] == [Cheat.WORK, Cheat.WORK, Cheat.STEP, Cheat.TEXT]
-    assert 1 > scattered.caught > whole.caught > step.caught > 0
-    assert scattered.stake == whole.stake > step.stake > text.stake == 0
-    assert step.leaving > whole.leaving == scattered.leaving > text.leaving == 0
+    scattered, whole, one, step, text = cheats_of(rates(round="0.02", microbatch="0.05", data="0.05"))
+    assert [each.cheat for each in (scattered, whole, one, step)] == [Cheat.WORK] * 3 + [Cheat.STEP]
+    assert 1 > scattered.caught > whole.caught == step.caught > one.caught > 0
+    assert whole.round_risk == step.round_risk > one.round_risk > whole.round_risk / 16
+    assert scattered.stake == whole.stake > step.stake == one.stake == text.stake == 0
+    assert whole.leaving == scattered.leaving > step.leaving > one.leaving > text.leaving == 0
 
 
 def test_without_audits_no_stake_is_enough(spec_file: Path) -> None:
@@ -144,8 +148,8 @@ def test_without_audits_no_stake_is_enough(spec_file: Path) -> None:
         " ".join(line.split()) for line in show(spec_file).splitlines()
     ]
     verification = json.loads(show(spec_file, "--json"))["verification"]
-    assert [each["stake"] for each in verification["cheats"]] == [None, None, None, 0]
-    assert [each["leaving"] for each in verification["cheats"]] == [None, None, None, 0]
+    assert [each["stake"] for each in verification["cheats"]] == [None, None, None, None, 0]
+    assert [each["leaving"] for each in verification["cheats"]] == [None, None, None, None, 0]
     assert all(each["per_stage_and_epoch"] == each["of_stage_work"] == 0 for each in verification["audits"])
     assert (verification["auditors"], verification["least_known_bad_rate"]) == ([], None)
 

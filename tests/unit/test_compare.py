@@ -12,12 +12,14 @@ from commonweight.model.compare import (
     Deviation,
     compare_loss,
     compare_round,
+    compare_sketch,
     compare_travelled,
     relative_error,
     worst,
 )
 from commonweight.model.replay import Replayed, replay
 from commonweight.model.schedule import learning_rate
+from commonweight.model.sketch import pack_sketch
 from commonweight.model.stage import Stage
 from commonweight.rules.spec import ModelSpec
 from tests.unit.replay_world import ROUND, Trace, again, trained
@@ -103,6 +105,33 @@ def test_honest_machines_of_other_classes_agree(spec, round_, kind, monkeypatch)
         assert compare_travelled(f"input gradient {index}", claimed, replayed, spec).passed
     for index, (claimed, replayed) in enumerate(zip(theirs.losses, ours.losses, strict=True)):
         assert compare_loss(f"loss {index}", claimed, replayed, spec).passed
+
+
+def test_sketches_are_as_near_as_what_they_are_of(spec, round_):
+    tolerance = float(spec.verification.tolerance)
+    _, trace, _ = round_
+    gradient = {name.removeprefix("moment1."): moment for name, moment in trace.state.items() if "moment1." in name}
+    stage = Stage(spec, STAGE, blank=True)
+    generator = torch.Generator().manual_seed(0)
+    replayed = stage.sketched(gradient)
+
+    def deviation(error: float, size: float = replayed.norm) -> Deviation:
+        noise = {name: torch.randn(tensor.shape, generator=generator) for name, tensor in gradient.items()}
+        length = error * replayed.norm / stage.sketched(noise).norm
+        claimed = {name: tensor + length * noise[name] for name, tensor in gradient.items()}
+        sums = stage.sketched(claimed).sums
+        return compare_sketch("sketch", pack_sketch(sums), replayed.sums, size, spec)
+
+    assert all(deviation(tolerance).passed for _ in range(100))
+    assert not any(deviation(20 * tolerance).passed for _ in range(100))
+    assert deviation(100 * tolerance, 1000 * replayed.norm).passed, "parts that cancel leave their errors"
+    same, zero = pack_sketch(replayed.sums), torch.zeros(8, dtype=torch.float64)
+    assert compare_sketch("sketch", same, replayed.sums, replayed.norm, spec).error < 1e-6
+    assert compare_sketch("sketch", bytes(32), zero, 0.0, spec).passed
+    for bad in (math.nan, math.inf):
+        assert compare_sketch("sketch", pack_sketch(zero + bad), replayed.sums, replayed.norm, spec).error == math.inf
+        assert compare_sketch("sketch", same, zero + bad, math.nan, spec).error == math.inf
+    assert compare_sketch("sketch", same, zero, math.inf, spec).passed, "a size that overflows takes a neighbour"
 
 
 def test_a_half_precision_boundary_may_round_the_other_way(monkeypatch):

@@ -187,7 +187,7 @@ def test_what_doesn_t_add_up(changed: dict[str, Any], words: str) -> None:
 @pytest.mark.parametrize(
     "changed",
     [
-        {"format": "commonweight.fraud/1"},
+        {"format": "commonweight.fraud/2"},
         {"operators": "0x"},
         {"operators": "0x" + 63 * "1"},
         {"record": {"operator": "exit"}},

@@ -120,47 +120,43 @@ def test_a_round_that_was_sealed_isnt_sealed_otherwise(tmp_path: Path) -> None:
             draws.seal(sealed(0, (0, 1), **lie), signed(1))
 
 
-def gets_a_state(draws: Draws, auditor: bytes, round_: int) -> bool:
-    parameters = [draws.allows_parameters(auditor, round_, after=after) for after in (False, True)]
-    return any(parameters) or draws.allows_moments(auditor, round_)
+def draws_of(stage: int, directory: Path, round_: int) -> Draws:
+    """Of the holder of another stage."""
+    return replace(draws_at(directory, round_), stage=stage)
 
 
-def test_what_is_granted_is_what_it_takes(tmp_path: Path) -> None:
-    whole, single = find(STAGE, Kind.ROUND), find(STAGE, Kind.MICROBATCH)
-    for audit, after_it in ((whole, True), (single, False)):
-        draws = draws_at(tmp_path / audit.kind.value, audit.round)
-        assert draws.admitted() == set()
-        assert draws.grant(grant(audit)) == audit
-        assert draws.admitted() == {AUDITOR.der}
-        assert draws.allows_tensors(AUDITOR.der, audit.round)
-        assert draws.allows_parameters(AUDITOR.der, audit.round, after=False)
-        assert draws.allows_parameters(AUDITOR.der, audit.round, after=True) == after_it
-        assert draws.allows_moments(AUDITOR.der, audit.round) == after_it
-        assert not draws.allows_tensors(AUDITOR.der, audit.round + 1)
-        assert not gets_a_state(draws, AUDITOR.der, audit.round + 1)
-        assert not draws.allows_tensors(STRANGER.der, audit.round)
-        assert not gets_a_state(draws, STRANGER.der, audit.round)
+@pytest.mark.parametrize(
+    ("stage", "kind"), [(STAGE, Kind.ROUND), (STAGE, Kind.MICROBATCH), (STAGES - 1, Kind.LOSS)], ids=str
+)
+def test_what_is_granted_is_what_it_takes(tmp_path: Path, stage: int, kind: Kind) -> None:
+    audit = find(stage, kind)
+    draws = draws_of(stage, tmp_path, audit.round)
+    assert draws.admitted() == set()
+    assert draws.grant(grant(audit)) == audit
+    assert draws.admitted() == {AUDITOR.der}
+    assert draws.allows_tensors(AUDITOR.der, audit.round)
+    assert draws.allows_state(AUDITOR.der, audit.round)
+    for auditor, round_ in ((AUDITOR, audit.round + 1), (STRANGER, audit.round)):
+        assert not draws.allows_tensors(auditor.der, round_)
+        assert not draws.allows_state(auditor.der, round_)
 
 
+@pytest.mark.parametrize("kind", [Kind.ROUND, Kind.MICROBATCH], ids=str)
 @pytest.mark.parametrize("stage", [STAGE - 1, STAGE + 1])
-def test_a_neighbours_auditor_gets_tensors_and_no_state(tmp_path: Path, stage: int) -> None:
-    audit = find(stage, Kind.ROUND)
+def test_a_neighbours_auditor_gets_tensors_and_no_state(tmp_path: Path, stage: int, kind: Kind) -> None:
+    audit = find(stage, kind)
     draws = draws_at(tmp_path, audit.round)
     draws.grant(grant(audit))
     assert draws.allows_tensors(AUDITOR.der, audit.round)
-    assert not gets_a_state(draws, AUDITOR.der, audit.round)
+    assert not draws.allows_state(AUDITOR.der, audit.round)
 
 
 def test_an_auditor_of_tokens_gets_no_state(tmp_path: Path) -> None:
     audit = find(0, Kind.DATA)
-    head = type(ASSIGNMENT)()
-    head.CopyFrom(ASSIGNMENT)
-    head.stage = 0
-    draws = draws_at(tmp_path, audit.round)
-    own = replace(draws, stage=0)
-    own.grant(grant(audit))
-    assert own.allows_tensors(AUDITOR.der, audit.round)
-    assert not gets_a_state(own, AUDITOR.der, audit.round)
+    draws = draws_of(0, tmp_path, audit.round)
+    draws.grant(grant(audit))
+    assert draws.allows_tensors(AUDITOR.der, audit.round)
+    assert not draws.allows_state(AUDITOR.der, audit.round)
 
 
 def test_what_isnt_drawn_is_granted_to_nobody(tmp_path: Path) -> None:
@@ -259,7 +255,7 @@ def test_an_answer_that_is_drawn_is_for_its_auditor_and_for_nothing_else(tmp_pat
     assert draws.granted_answers(AUDITOR.der, 0) == {named(DRAWN).session: 0}
     assert draws.granted_answers(STRANGER.der, 0) == draws.granted_answers(AUDITOR.der, 1) == {}
     assert not draws.allows_tensors(AUDITOR.der, 0)
-    assert not gets_a_state(draws, AUDITOR.der, 0)
+    assert not draws.allows_state(AUDITOR.der, 0)
 
 
 def test_an_audit_of_training_opens_no_answers(tmp_path: Path) -> None:

@@ -1,11 +1,12 @@
 """Evidence over real connections: whom a node serves what, and what an auditor takes from a source."""
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import grpc
 import pytest
@@ -57,9 +58,10 @@ TIMEOUT_S = 20.0
 SHORT_S = 0.5
 NODE = make_certificate(NodeIdentity(b"\x31" * 32))
 TENSOR = bytes(range(256)) * (EVIDENCE_PART_BYTES // 256) + b"and a bit"
-PARAMETERS, MOMENTS = b"parameters" * 250_000, b"moments" * 500_000
+PARAMETERS, MOMENTS, GRADIENT = b"parameters" * 250_000, b"moments" * 500_000, b"gradient" * 250_000
 ANSWER, UNDRAWN = find_answer(STAGE), find_answer(STAGE, is_drawn=False)
-WHOLE, NEIGHBOURS = find(STAGE, Kind.ROUND), find(STAGE + 1)
+WHOLE, SINGLE, NEIGHBOURS = find(STAGE, Kind.ROUND), find(STAGE, Kind.MICROBATCH), find(STAGE + 1)
+STATE_PARTS: tuple[StatePart, ...] = get_args(StatePart)
 
 
 @pytest.fixture(autouse=True)
@@ -75,16 +77,17 @@ def digest(data: bytes) -> bytes:
 
 @asynccontextmanager
 async def a_node(folder: Path, *audits: Audit, answered: Sequence[int] = ()) -> AsyncIterator[tuple[Evidence, Source]]:
-    """A node for which these audits' rounds are sealed, with TENSOR and states in each, and its version published; with
-    `answers` those that are `answered`. Nothing is granted yet.
+    """A node for which these audits' rounds are sealed, with TENSOR, states and a gradient in each, and its version
+    published; with `answers` those that are `answered`. Nothing is granted yet.
     """
     rounds = sorted({audit.round for audit in audits})
     draws_at(folder, *rounds, answered=answered)
-    traces = Traces(folder / f"stage-{STAGE}" / "traces", 0)
     for round_ in rounds:
-        traces.begin(round_)
-        traces.add(digest(TENSOR), memoryview(TENSOR))
-        traces.finish()
+        for name, data in (("traces", TENSOR), ("gradients", GRADIENT + bytes([round_]))):
+            traces = Traces(folder / f"stage-{STAGE}" / name, 0)
+            traces.begin(round_)
+            traces.add(digest(data), memoryview(data))
+            traces.finish()
         for version in (round_, round_ + 1):
             path = version_path(folder / f"stage-{STAGE}", version)
             path.mkdir(exist_ok=True)
@@ -131,29 +134,18 @@ class Auditor:
         await self.client.close()
 
 
-async def test_an_auditor_gets_the_tensors_and_the_states_of_a_drawn_round(tmp_path: Path) -> None:
-    async with a_node(tmp_path, WHOLE) as (evidence, source), Auditor(source) as auditor:
-        await evidence.grant(grant(WHOLE))
-        assert await auditor.tensor(WHOLE.round) == TENSOR
-        for after in (False, True):
-            version = bytes([WHOLE.round + after])
-            assert await auditor.state(WHOLE.round, "parameters", after=after) == PARAMETERS + version
-            assert await auditor.state(WHOLE.round, "moments", after=after) == MOMENTS + version
-
-
-async def test_an_auditor_of_a_microbatch_gets_the_parameters_before_it_and_no_more(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("audit", [WHOLE, SINGLE], ids=str)
+async def test_an_auditor_gets_the_tensors_the_states_and_the_gradient_of_a_drawn_round(
+    tmp_path: Path, audit: Audit
 ) -> None:
-    monkeypatch.setattr(evidence_module, "GRANT_S", 0.1)
-    single = find(STAGE, Kind.MICROBATCH)
-    async with a_node(tmp_path, single) as (evidence, source), Auditor(source) as auditor:
-        await evidence.grant(grant(single))
-        assert await auditor.state(single.round) == PARAMETERS + bytes([single.round])
-        with pytest.raises(Refused, match="needs moments before round"):
-            await auditor.state(single.round, "moments")
-        for part in ("parameters", "moments"):
-            with pytest.raises(Refused, match=f"needs {part} after round"):
-                await auditor.state(single.round, part, after=True)
+    async with a_node(tmp_path, audit) as (evidence, source), Auditor(source) as auditor:
+        await evidence.grant(grant(audit))
+        assert await auditor.tensor(audit.round) == TENSOR
+        for after in (False, True):
+            version = bytes([audit.round + after])
+            assert await auditor.state(audit.round, "parameters", after=after) == PARAMETERS + version
+            assert await auditor.state(audit.round, "moments", after=after) == MOMENTS + version
+            assert await auditor.state(audit.round, "gradient", after=after) == GRADIENT + bytes([audit.round])
 
 
 async def test_an_auditor_of_an_answer_gets_its_trace_and_its_version(tmp_path: Path) -> None:
@@ -181,9 +173,9 @@ async def test_an_auditor_of_an_answer_gets_nothing_else(tmp_path: Path, monkeyp
             await auditor.version(0, 1)
         with pytest.raises(Refused, match="needs tensor"):
             await auditor.tensor(0)
-        for part in ("parameters", "moments"):
+        for part in STATE_PARTS:
             for after in (False, True):
-                with pytest.raises(Refused, match=f"needs {part}"):
+                with pytest.raises(Refused, match=f"needs (the )?{part}"):
                     await auditor.state(0, part, after=after)
 
 
@@ -213,7 +205,7 @@ async def test_a_trace_or_a_version_that_is_gone_is_missing(tmp_path: Path) -> N
 
 
 async def test_a_call_that_comes_before_its_grant_waits_for_it(tmp_path: Path) -> None:
-    earlier = find(STAGE, Kind.MICROBATCH)
+    earlier = SINGLE
     assert earlier.round != WHOLE.round
     async with a_node(tmp_path, earlier, WHOLE) as (evidence, source), Auditor(source) as auditor:
         await evidence.grant(grant(earlier))
@@ -246,7 +238,7 @@ async def test_a_unit_that_isnt_drawn_is_granted_to_nobody(tmp_path: Path, event
 
 
 @pytest.mark.parametrize("after", [False, True])
-@pytest.mark.parametrize("part", ["parameters", "moments"])
+@pytest.mark.parametrize("part", STATE_PARTS)
 async def test_a_neighbours_auditor_gets_no_state(
     tmp_path: Path, part: StatePart, after: bool, events: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -254,7 +246,7 @@ async def test_a_neighbours_auditor_gets_no_state(
     async with a_node(tmp_path, NEIGHBOURS) as (evidence, source), Auditor(source) as auditor:
         await evidence.grant(grant(NEIGHBOURS))
         assert await auditor.tensor(NEIGHBOURS.round) == TENSOR
-        with pytest.raises(Refused, match=f"No audit that needs {part}"):
+        with pytest.raises(Refused, match=f"No audit that needs (the )?{part}"):
             await auditor.state(NEIGHBOURS.round, part, after=after)
         assert events[-1][0] == "evidence.refused"
 
@@ -280,6 +272,19 @@ async def test_what_isnt_kept_is_said_to_be_missing(tmp_path: Path, events: list
         with pytest.raises(EvidenceMissing, match="isn't kept here: moments before round"):
             await auditor.state(WHOLE.round, "moments")
         assert events[-1][1]["code"] == "EVIDENCE_MISSING"
+
+
+@pytest.mark.parametrize("left", [None, 0, len(GRADIENT)])
+async def test_a_gradient_that_is_gone_or_cut_short_is_missing(tmp_path: Path, left: int | None) -> None:
+    async with a_node(tmp_path, SINGLE) as (evidence, source), Auditor(source) as auditor:
+        await evidence.grant(grant(SINGLE))
+        path = trace_path(tmp_path / f"stage-{STAGE}" / "gradients", SINGLE.round)
+        if left is None:
+            path.unlink()
+        else:
+            os.truncate(path, left)
+        with pytest.raises(EvidenceMissing, match=f"isn't kept here: the gradient of round {SINGLE.round}"):
+            await auditor.state(SINGLE.round, "gradient")
 
 
 async def test_a_rounds_trace_that_is_gone_is_missing(tmp_path: Path) -> None:

@@ -19,7 +19,10 @@ REPORT = honest_reports(SPEC.stages, 3, 5)[1]
 
 
 def evidence(difference: Difference, kind: Kind = Kind.MICROBATCH) -> bytes:
-    unit = Audit(5, 1, kind, difference.microbatch)
+    return evidence_of(Audit(5, 1, kind, difference.microbatch), difference)
+
+
+def evidence_of(unit: Audit, difference: Difference) -> bytes:
     return fraud_evidence(SPEC, unit, REPORT, difference, provider="theirs", auditor="ours")
 
 
@@ -34,6 +37,7 @@ def of_microbatch(**changed: Any) -> bytes:
     "difference",
     [
         Difference("gradient_out", 2, to_hex(REPORT.hops[2].gradient_out), "", 0.25, 1e-05, "A note."),
+        Difference("sketch", 1, to_hex(REPORT.hops[1].sketch), "0x" + 64 * "1", 0.5, 1e-05),
         Difference("loss", 0, repr(REPORT.hops[0].loss), "nan", float("nan"), 0.0),
         Difference("state_after", None, to_hex(REPORT.state_after), "0x" + 64 * "1", float("inf"), 1e16),
         Difference("gradient of layers.0.wq", None, to_hex(REPORT.state_after), "0x" + 64 * "1", 1e-300),
@@ -48,11 +52,25 @@ def test_what_a_referee_writes_is_read_and_adds_up(difference: Difference) -> No
 
 
 @pytest.mark.parametrize(
+    "difference",
+    [
+        Difference("sketch", 2, to_hex(REPORT.hops[2].sketch), "0x" + 64 * "1"),
+        Difference("gradient_hash", None, to_hex(REPORT.gradient_hash), "0x" + 64 * "1"),
+    ],
+)
+def test_an_audit_of_a_microbatch_may_find_what_is_false_elsewhere_in_the_round(difference: Difference) -> None:
+    """Where it replays the whole."""
+    found = parse_document(FraudEvidence, evidence_of(Audit(5, 1, Kind.MICROBATCH, 0), difference))
+    assert found.contradictions(1, SPEC.spec_hash) == []
+
+
+@pytest.mark.parametrize(
     ("changed", "words"),
     [
         ({"unit": {"stage": 0}}, "about stage 0, the proposal about stage 1"),
         ({"unit": {"kind": "answer"}}, "it is about an answer"),
         ({"hop": {"tokens": "0x" + 64 * "2"}}, "microbatch 2 is not in the report"),
+        ({"hop": {"sketch": "0x" + 64 * "2"}}, "microbatch 2 is not in the report"),
         ({"hop": {"loss": "0.5"}}, "microbatch 2 is not in the report"),
         ({"commitments": {"hops_root": "0x" + 64 * "2"}}, "microbatch 2 is not in the report"),
         ({"difference": {"signed": "0x" + 64 * "2"}}, "was signed, the report that it names has 0x"),
@@ -76,7 +94,7 @@ def test_evidence_about_another_model_is_none() -> None:
         b"",
         b"[]",
         b"null",
-        b'{"format":"commonweight.fraud/1"}',
+        b'{"format":"commonweight.fraud/2"}',
         b"[" * 60_000,
         b" " * (MAX_EVIDENCE_BYTES + 1),
         of_microbatch(difference={"error": "much"}),

@@ -9,14 +9,14 @@ import pytest
 from commonweight.errors import ConfigError, MalformedMessage
 from commonweight.identity import NodeIdentity
 from commonweight.rules.receipt import Domain
-from commonweight.rules.report import HOP_HASHES, Hop, Report, report_receipt
+from commonweight.rules.report import HOP_WORDS, Hop, Report, report_receipt
 from commonweight.wire.channel import CONTROL_MESSAGE_BYTES, join_address, split_address
 from commonweight.wire.generated import control_pb2
 from commonweight.wire.messages import MAX_HOPS, report_from_proto, report_to_proto, split_peer
 
 PEER = NodeIdentity(b"\x01" * 32).peer_id
-HOP = Hop(*(bytes([n]) * 32 for n in range(1, 6)), loss=0.1)
-REPORT = Report(2**40, 3, (HOP, Hop(*[bytes(32)] * 5, loss=0.0)), b"\x0a" * 32, b"\x0b" * 32, b"\x0c" * 32)
+HOP = Hop(*(bytes([n]) * 32 for n in range(1, 7)), loss=0.1)
+REPORT = Report(2**40, 3, (HOP, Hop(*[bytes(32)] * 6, loss=0.0)), b"\x0a" * 32, b"\x0b" * 32, b"\x0c" * 32)
 
 
 def test_a_report_survives_the_way_there_and_back_with_its_digest():
@@ -47,7 +47,7 @@ def test_a_hash_of_another_length_is_named(field, size):
         report_from_proto(message)
 
 
-@pytest.mark.parametrize("field", HOP_HASHES)
+@pytest.mark.parametrize("field", HOP_WORDS)
 def test_a_hash_of_a_hop_is_named_with_its_place(field):
     message = report_to_proto(REPORT)
     setattr(message.hops[1], field, bytes(20))

@@ -58,9 +58,7 @@ def recorded(
     batches, trace = work
     stage = stage or Stage(spec, STAGE, blank=True)
     stage.load(options.pop("state", trace.state), ROUND)
-    return record(
-        stage, batches[:count], trace.inputs[:count], trace.gradients[:count], whole=count == len(batches), **options
-    )
+    return record(stage, batches[:count], trace.inputs[:count], trace.gradients[:count], **options)
 
 
 def difference(ours: Recording, theirs: Recording) -> tuple[int, OperatorRecord, OperatorRecord]:
@@ -175,7 +173,7 @@ def test_where_tensors_came_from_is_no_difference(spec, work):
     wide[..., ::2] = trace.inputs[0]
     stage = Stage(spec, STAGE, blank=True)
     stage.load(trace.state, ROUND)
-    found = record(stage, [batches[0].T.contiguous().T], [wide[..., ::2]], [None], whole=False)
+    found = record(stage, [batches[0].T.contiguous().T], [wide[..., ::2]], [None])
     assert not wide[..., ::2].is_contiguous()
     assert found.records == recorded(spec, work).records
 

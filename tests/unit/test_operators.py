@@ -54,7 +54,7 @@ def test_each_operator_comes_out_the_same_again(monkeypatch: pytest.MonkeyPatch)
         for index, trace in enumerate(traces):
             stage = Stage(spec, index, blank=True)
             stage.load(trace.state, ROUND)
-            found: Any = record(stage, batches, trace.inputs, trace.gradients, whole=True)
+            found: Any = record(stage, batches, trace.inputs, trace.gradients)
             assert len(found.records) == len(found.tensors)
             for each, tensors in zip(found.records, found.tensors, strict=True):
                 false = each.model_copy(update={"outputs": ()})

@@ -40,13 +40,13 @@ def test_opinions_are_paid_like_the_work_that_they_repeat() -> None:
     """The other seat's holder isn't asked where the first passes the unit."""
     statement = statement_of(0, lambda _: Verdict.PASSED, auditors=SEATS)
     found = judged_by(statement)
-    assert sum(len(each.lines) for each in found.values()) == 3
+    assert sum(len(each.lines) for each in found.values()) == 4
     for each in found.values():
         assert (each.unpaid, each.units) == ((), each.paid * report_units(SPEC, 1))
         (line,) = (line for line in statement.accounts if line.account == each.account)
         assert (int(line.units), int(line.shares) > 0) == (each.units, True)
     panels = count_panels(statement)
-    assert (panels.seats, panels.by_seats, panels.by_referee, panels.passed_over) == (2, 3, 15, 0)
+    assert (panels.seats, panels.by_seats, panels.by_referee, panels.passed_over) == (2, 4, 14, 0)
     assert "known bad" not in panels.fields()
 
 
@@ -69,7 +69,7 @@ def test_opinions_that_decide_nothing_are_unpaid(verdict: Verdict, said: Verdict
 
 
 def test_what_is_overruled_and_disproven_costs_all_that_the_auditor_said() -> None:
-    """Of two opinions the first is wrong: the other, which is right, isn't paid either."""
+    """Of four opinions the first is wrong: the others, which are right, aren't paid either."""
     statement = statement_of(
         0,
         lambda _: Verdict.PASSED,
@@ -85,8 +85,8 @@ def test_what_is_overruled_and_disproven_costs_all_that_the_auditor_said() -> No
     assert distrusted.why == (
         f"convicted of fraud in epoch 0: as an auditor it said failed in {line.audit}, disproof {opinion.disproof}"
     )
-    assert (odd.units, len(odd.lines)) == (0, 2)
-    assert (even.unpaid, even.units) == ((), 2 * report_units(SPEC, 1))
+    assert (odd.units, len(odd.lines)) == (0, 4)
+    assert (even.unpaid, even.units) == ((), report_units(SPEC, 1))
     panels = count_panels(statement)
     assert (panels.overruled, panels.convicted) == (1, (Conviction(stage=1, node=ODD),))
     assert f"stage 1, auditor {ODD}" in str(panels.fields()["disproven"])
@@ -95,7 +95,7 @@ def test_what_is_overruled_and_disproven_costs_all_that_the_auditor_said() -> No
 def test_known_bad_reports_that_were_caught_and_passed() -> None:
     caught = statement_of(0, lambda _: Verdict.PASSED, auditors=SEATS, spec=TESTED)
     panels = count_panels(caught)
-    assert panels.fields()["known bad"] == "3 shown: 3 caught, 0 passed"
+    assert panels.fields()["known bad"] == "4 shown: 4 caught, 0 passed"
     assert all(each.unpaid == () for each in judged_by(caught).values())
     passed = statement_of(0, lambda _: Verdict.PASSED, auditors=SEATS, spec=TESTED, says=says(Verdict.PASSED))
     check_statement(TESTED, passed, Carried())
@@ -103,7 +103,7 @@ def test_known_bad_reports_that_were_caught_and_passed() -> None:
         "auditor_seats": 2,
         "opinions": None,
         "passed_over": 0,
-        "known_bad": {"shown": 3, "caught": 1, "passed": 2},
+        "known_bad": {"shown": 4, "caught": 0, "passed": 4},
         "convicted_auditors": [{"stage": 1, "node": ODD}],
         "equivocations": [],
     }

@@ -10,15 +10,15 @@ import pytest
 
 from commonweight.errors import MalformedMessage, Refused, UnplannedMessage
 from commonweight.identity import recover_address
-from commonweight.rules.audits import NO_EVIDENCE, Audit
+from commonweight.rules.audits import NO_EVIDENCE, Audit, Kind, Verdict
 from commonweight.rules.checking import check_statement
 from commonweight.rules.epoch import drawn_auditors, make_statement, signed_receipt
-from commonweight.rules.panel import audit_claim
+from commonweight.rules.panel import known_bad_report, opinion_receipt
 from commonweight.rules.spec import ModelSpec
 from commonweight.rules.statement import AuditLine, AuditorSeat, Carried, Conviction, to_hex
 from commonweight.watch.disputes import MAX_DISPUTE_BYTES, DisputeEvidence
 from commonweight.watch.fraud import parse_document
-from commonweight.watch.known_bad import KnownBadEvidence
+from commonweight.watch.known_bad import KnownBadEvidence, known_bad_evidence
 from commonweight.wire.generated import control_pb2 as pb
 from commonweight.wire.generated import referee_pb2
 from coordinator import auditing as auditing_module
@@ -50,8 +50,8 @@ from tools.build_vectors import beacon_chain, mark
 
 pytestmark = pytest.mark.asyncio
 
-RATES = {"round_rate": "0.2", "microbatch_rate": "0.4", "data_rate": "0.3", "answer_rate": "0.4"}
-FEW = {"round_rate": "0.1", "microbatch_rate": "0.05", "data_rate": "0"}
+RATES = {"round_rate": "0.2", "microbatch_rate": "0.8", "data_rate": "0.3", "answer_rate": "0.4"}
+FEW = {"round_rate": "0.1", "microbatch_rate": "0.15", "data_rate": "0"}
 """So that there are rounds with one audit."""
 SPEC = tiny_spec(stages=3, **FEW)
 KNOWN_BAD = tiny_spec(stages=3, **FEW, known_bad_rate="1")
@@ -158,7 +158,7 @@ async def test_nodes_let_whom_fetch_who_is_asked(bench: Bench) -> None:
 async def test_answers_are_shown_to_the_referee_alone_and_as_they_were_signed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    spec = tiny_spec(stages=3, microbatch_rate="0.4", answer_rate="1", known_bad_rate="1")
+    spec = tiny_spec(stages=3, microbatch_rate="0.8", answer_rate="1", known_bad_rate="1")
     with bench_of(spec, tmp_path, monkeypatch) as bench:
         auditors = bench.seated(3)
         bench.join()
@@ -228,7 +228,7 @@ async def test_who_says_what_can_t_be_is_hung_up_on_and_passed_over(bench: Bench
     [
         ("unit", "it is about the"),
         ("commitments", "its gradient_hash isn't that of the report"),
-        ("form", "isn't of the form commonweight.fraud/1"),
+        ("form", "isn't of the form commonweight.fraud/2"),
         ("size", "bytes; at most 65536 are read"),
     ],
 )
@@ -244,7 +244,7 @@ async def test_evidence_that_is_about_something_else_is_none(bench: Bench, wrong
         if wrong == "commitments":
             other.report.gradient_hash = mark("another")
         text = proof_against(other, SPEC)
-        evidence = {"form": b'{"format":"commonweight.fraud/2"}', "size": text + b" " * (1 << 17)}.get(wrong, text)
+        evidence = {"form": b'{"format":"commonweight.fraud/1"}', "size": text + b" " * (1 << 17)}.get(wrong, text)
         return pb.AuditOpinion(unit=order.unit, verdict="failed", evidence=evidence)
 
     liar.opinion = opinion  # type: ignore[method-assign]
@@ -396,7 +396,7 @@ async def test_who_replays_what_is_known_to_be_bad_says_so_and_the_next_decides(
         assert (first.verdict, second.verdict) == ("failed", "passed")
         assert line.is_known_bad(first)
         signed = honest_report(line.round, line.stage, STAGES, MICROBATCHES)
-        assert second.claim == to_hex(audit_claim(line.audit, signed))
+        assert second.claim == to_hex(signed.claim)
         assert wary.evidence.get(bytes.fromhex(first.evidence[2:])) is not None
         assert first.disproof == to_hex(NO_EVIDENCE)
         shown += 1
@@ -418,7 +418,7 @@ async def test_who_passes_what_is_known_to_be_bad_is_disproven(wary: Bench, told
     where = (line.stage, KNOWN_BAD.spec_hash, PLACE.model_id, PLACE.domain)
     assert evidence.contradictions(*where) == []
     assert (evidence.auditor, evidence.unit.audit) == (lazy.key.address, line.audit)
-    claims = [to_hex(side.claim(line.audit) or b"") for side in (evidence.shown, evidence.signed)]
+    claims = [to_hex(side.claim) for side in (evidence.shown, evidence.signed)]
     assert claims == [first.claim, second.claim]
     assert fields_of(told, "auditor.convicted") == [
         {
@@ -477,6 +477,27 @@ async def test_evidence_of_a_known_bad_audit_that_was_changed_shows_it(wary: Ben
         case "same":
             evidence = evidence.model_copy(update={"signed": evidence.shown})
     assert words in "; ".join(evidence.contradictions(stage, KNOWN_BAD.spec_hash, PLACE.model_id, PLACE.domain))
+
+
+async def test_who_replayed_one_microbatch_isn_t_disproven_by_what_was_exchanged_beside_it(wary: Bench) -> None:
+    auditor, signed = Auditor(wary, 0), honest_report(3, 1, STAGES, MICROBATCHES)
+    shown = known_bad_report(Audit(3, 1, Kind.MICROBATCH, 0), signed, bytes(32), is_last=False)
+    (same,) = (number for number in range(MICROBATCHES) if shown.hops[number] == signed.hops[number])
+    found = {}
+    for unit in (Audit(3, 1, Kind.MICROBATCH, number) for number in range(MICROBATCHES)):
+        said = opinion_receipt(PLACE.model_id, unit, shown.claim, Verdict.PASSED, NO_EVIDENCE)
+        text = known_bad_evidence(
+            spec_hash=KNOWN_BAD.spec_hash,
+            audit=unit,
+            signed=signed,
+            shown=shown,
+            auditor=auditor.key.address,
+            signature=to_hex(auditor.key.sign_digest(said.digest(PLACE.domain))),
+        )
+        evidence = parse_document(KnownBadEvidence, text)
+        found[unit.microbatch] = evidence.contradictions(1, KNOWN_BAD.spec_hash, PLACE.model_id, PLACE.domain)
+    assert [number for number, why in found.items() if why] == [same]
+    assert found[same] == [f"{Audit(3, 1, Kind.MICROBATCH, same)} doesn't look at what was exchanged"]
 
 
 async def test_who_was_convicted_is_passed_over_in_that_stage(wary: Bench) -> None:

@@ -87,7 +87,7 @@ ASSIGNMENT = pb.Assignment(spec=canonical_json(SPEC.model_dump()), model_id=byte
 ASSIGNMENT.settlement = "0x5FbDB2315678afecb367f032d93F642f64180aa3"
 DOMAIN = Domain(ASSIGNMENT.chain_id, ASSIGNMENT.settlement)
 HASH = b"\2" * 32
-REPORT = Report(5, 0, (Hop(HASH, HASH, HASH, HASH, HASH, loss=0.0),), HASH, HASH, HASH)
+REPORT = Report(5, 0, (Hop(*[HASH] * 6, loss=0.0),), HASH, HASH, HASH)
 CHAIN = hash_chain(HASH, SPEC.economics.rounds_per_epoch)
 PLAN = pb.RoundPlan(generation=1, round=5, beacon_tip=CHAIN[0])
 SALT = b"\3" * 32

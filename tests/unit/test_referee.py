@@ -13,12 +13,14 @@ import torch
 from torch import Tensor
 
 from commonweight.errors import PeerUnreachable
-from commonweight.model.hashing import MOMENTS_HASH
+from commonweight.model import sketch
+from commonweight.model.hashing import MOMENTS_HASH, tensors_hash
+from commonweight.model.replay import replay_microbatch
 from commonweight.model.stage import Stage
 from commonweight.rules.audits import Audit, Kind, Verdict
 from commonweight.rules.canonical import canonical_json
 from commonweight.rules.merkle import verify_proof
-from commonweight.rules.report import Hop, Report
+from commonweight.rules.report import HOP_WORDS, Hop, Report
 from commonweight.watch.fraud import MAX_EVIDENCE_BYTES
 from commonweight.wire.generated.control_pb2 import EvidenceSource
 from referee import auditor as auditor_module
@@ -29,11 +31,20 @@ from referee.nodes import NodeSource
 from tests.unit.referee_world import (
     MICROBATCHES,
     SPEC,
+    Cancelling,
+    FalseGradient,
+    FalseSketch,
     HalfPrecision,
+    HiddenGradient,
+    HugeGradient,
     Node,
+    NoSketch,
     NoStep,
     OtherRounding,
+    OtherServed,
     OtherStart,
+    OtherStep,
+    OtherSum,
     StaleWeights,
     Text,
     World,
@@ -94,7 +105,7 @@ def difference(outcome: Outcome) -> tuple[str, int | None]:
     evidence = json.loads(outcome.evidence)
     assert canonical_json(evidence) == outcome.evidence
     assert len(outcome.evidence) <= MAX_EVIDENCE_BYTES
-    assert evidence["format"] == "commonweight.fraud/1"
+    assert evidence["format"] == "commonweight.fraud/2"
     found = evidence["difference"]
     assert found["what"] in outcome.why
     if (hop := evidence["hop"]) is not None:
@@ -120,13 +131,17 @@ def test_only_what_is_needed_is_fetched(referee: Auditor, honest: World) -> None
     ids = SPEC.training.microbatch_sequences * (SPEC.training.sequence_length + 1)
     blind = Auditor(SPEC)
     assert judge(referee, honest, Audit(1, 0, Kind.DATA, 0)).fetched_bytes == 0
-    assert judge(referee, honest, single(1, round_=0)).fetched_bytes == 2 * tensor  # version 0 follows from the spec
-    assert judge(blind, honest, single(1, round_=0)).fetched_bytes == 2 * tensor + ids
-    parameters, moments = (len(honest.nodes[1].states[1, part, False]) for part in ("parameters", "moments"))
-    assert 1.5 * parameters < moments
-    assert judge(referee, honest, single(1)).fetched_bytes == 2 * tensor + parameters
-    assert judge(referee, honest, single(1), ELSEWHERE).fetched_bytes == 2 * tensor + parameters
-    assert judge(referee, honest, whole(1)).fetched_bytes == 2 * tensor * MICROBATCHES + parameters + moments
+    gradient = len(honest.nodes[1].states[1, "gradient", False])
+    of_start = judge(referee, honest, single(1, round_=0)).fetched_bytes
+    assert of_start == 2 * tensor + gradient, "version 0 follows from the spec"
+    assert judge(blind, honest, single(1, round_=0)).fetched_bytes == of_start + ids
+    state = sum(len(honest.nodes[1].states[1, part, False]) for part in ("parameters", "moments"))
+    assert judge(referee, honest, single(1)).fetched_bytes == 2 * tensor + state + gradient
+    assert judge(referee, honest, single(1), ELSEWHERE).fetched_bytes == 2 * tensor + state + gradient
+    assert judge(referee, honest, whole(1)).fetched_bytes == 2 * tensor * MICROBATCHES + state
+    after = sum(len(honest.nodes[1].states[1, part, True]) for part in ("parameters", "moments"))
+    other = judge(referee, train(OtherStep, 1), single(1), ELSEWHERE)
+    assert other.fetched_bytes == 2 * tensor + state + gradient + after
 
 
 @pytest.mark.parametrize(
@@ -149,18 +164,126 @@ def test_only_what_is_needed_is_fetched(referee: Auditor, honest: World) -> None
         (HalfPrecision, 2, single(2), ("loss", 1)),
         (OtherStart, 1, single(1, round_=0), ("state_before", None)),
         (OtherStart, 1, whole(1, 0), ("state_before", None)),
+        (NoStep, 0, single(0), ("state_after", None)),
+        (NoStep, 1, single(1, round_=0), ("state_after", None)),
+        (NoStep, 2, single(2), ("state_after", None)),
+        (OtherStep, 1, single(1), ("state_after", None)),
+        (FalseGradient, 0, single(0), ("sketch", 0)),
+        (FalseGradient, 1, single(1, 2), ("sketch", 0)),
+        (FalseGradient, 1, whole(1), ("sketch", 0)),
+        (FalseGradient, 2, single(2), ("sketch", 0)),
+        (HiddenGradient, 1, single(1, 2), ("sketch", 2)),
+        (HugeGradient, 1, single(1, 0), ("sketch", 2)),
+        (OtherSum, 1, single(1), ("gradient_hash", None)),
+        (FalseSketch, 1, single(1), ("sketch", 1)),
+        (FalseSketch, 1, single(1, 2), ("sketch", 1)),
+        (FalseSketch, 1, whole(1), ("sketch", 1)),
+        (NoSketch, 2, single(2), ("sketch", 0)),
     ],
 )
 def test_each_lie_is_named(referee: Auditor, lie: type[Node], stage: int, unit: Audit, expected: Any) -> None:
     assert difference(judge(referee, train(lie, stage), unit)) == expected
 
 
-def test_a_lie_convicts_nobody_else(referee: Auditor) -> None:
+def test_another_next_state_than_the_step_s_is_named(referee: Auditor, honest: World) -> None:
+    for stage in range(SPEC.stages):
+        other = honest.reports[1, stage].state_before
+        outcome = judge(referee, honest, single(stage), state_after=other)
+        assert difference(outcome) == ("state_after", None)
+        assert json.loads(outcome.evidence)["difference"]["signed"] == f"0x{other.hex()}"
+
+
+@pytest.mark.parametrize("bit", [0, 9, 100, 255])
+def test_a_sketch_is_signed_to_the_bit(referee: Auditor, honest: World, bit: int) -> None:
+    """Who looks at one microbatch can't tell rounding from a lie; who replays the round can."""
+    hops = honest.reports[1, 1].hops
+    packed = bytearray(hops[1].sketch)
+    packed[bit // 8] ^= 1 << bit % 8
+    changed = (hops[0], replace(hops[1], sketch=bytes(packed)), hops[2])
+    assert difference(judge(referee, honest, whole(1), hops=changed)) == ("sketch", 1)
+
+
+def test_what_is_false_in_one_microbatch_and_small_is_found_there(referee: Auditor) -> None:
+    world = train(HiddenGradient, 1)
+    assert [judge(referee, world, single(1, number)).verdict for number in range(MICROBATCHES)] == [
+        Verdict.PASSED,
+        Verdict.PASSED,
+        Verdict.FAILED,
+    ]
+
+
+class Replays:
+    """Counts the microbatches that are replayed."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.count = 0
+        monkeypatch.setattr(auditor_module, "replay_microbatch", self)
+
+    def __call__(self, *given: Any) -> Any:
+        self.count += 1
+        return replay_microbatch(*given)
+
+
+@pytest.mark.parametrize("lie", [Node, OtherRounding, OtherStep])
+def test_an_honest_round_is_not_replayed_for_one_microbatch(
+    referee: Auditor, monkeypatch: pytest.MonkeyPatch, lie: type[Node]
+) -> None:
+    world = train(lie, 1)
+    replays = Replays(monkeypatch)
+    for number in range(MICROBATCHES):
+        outcome = judge(referee, world, single(1, number), None if lie is Node else ELSEWHERE)
+        assert outcome.verdict is Verdict.PASSED
+        assert ("to the bit" in outcome.why) == (lie is Node)
+    assert replays.count == MICROBATCHES
+
+
+def test_the_largest_line_is_replayed_too(referee: Auditor, honest: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is honest here: nothing more is replayed."""
+    monkeypatch.setattr(sketch, "OUTLIER", 0.0)
+    replays = Replays(monkeypatch)
+    outcomes = [judge(referee, honest, single(1, number)) for number in range(MICROBATCHES)]
+    assert {outcome.verdict for outcome in outcomes} == {Verdict.PASSED}
+    assert replays.count == 2 * MICROBATCHES - 1
+
+
+@pytest.mark.parametrize("numerics", [None, ELSEWHERE])
+def test_a_doubt_that_is_not_confirmed_passes_and_is_told(
+    referee: Auditor, monkeypatch: pytest.MonkeyPatch, numerics: str | None
+) -> None:
+    world = train(OtherRounding if numerics else Node, 1)
+    monkeypatch.setattr(sketch, "ROUNDING", 0.0)
+    replays = Replays(monkeypatch)
+    outcome = judge(referee, world, single(1), numerics)
+    assert (outcome.verdict, outcome.evidence) == (Verdict.PASSED, b"")
+    assert outcome.why.startswith("the last sketch is ")
+    assert outcome.why.endswith("; but the whole round's replay agrees with what was signed.")
+    assert replays.count == 1 + MICROBATCHES
+
+
+@pytest.mark.parametrize("numerics", [None, ELSEWHERE])
+def test_neighbours_that_make_gradients_cancel_convict_nobody(referee: Auditor, numerics: str | None) -> None:
+    """What is left of two microbatches is a millionth of either, so nearly all of it is rounding."""
+    at = [Node, OtherRounding if numerics else Node, Cancelling]
+    world = World([kind(SPEC, index) for index, kind in enumerate(at)])
+    drawn = batches_of(SPEC, 0)
+    world.train(0, [drawn[0], drawn[0], drawn[2]])
+    blind = Auditor(SPEC)
+    for unit in (whole(1, 0), *(single(1, number, 0) for number in range(MICROBATCHES))):
+        outcome = judge(blind, world, unit, numerics)
+        assert outcome.verdict is Verdict.PASSED, (unit, outcome)
+
+
+@pytest.mark.parametrize(
+    ("lie", "found"),
+    [(WrongOutput, {single(1)})]
+    + [(lie, {single(1, n) for n in range(MICROBATCHES)}) for lie in (NoStep, FalseGradient)],
+)
+def test_a_lie_convicts_nobody_else(referee: Auditor, lie: type[Node], found: set[Audit]) -> None:
     """The neighbours computed with what they got."""
-    world = train(WrongOutput, 1)
+    world = train(lie, 1)
     verdicts = {unit: judge(referee, world, unit).verdict for unit in units(1)}
     failed = {unit for unit, verdict in verdicts.items() if verdict is Verdict.FAILED}
-    assert failed == {whole(1), single(1)}
+    assert failed == {whole(1), *found}
     assert set(verdicts.values()) == {Verdict.PASSED, Verdict.FAILED}
 
 
@@ -215,8 +338,11 @@ def test_who_signs_tokens_outside_the_vocabulary_has_lied(referee: Auditor) -> N
     assert difference(outcome) == ("tokens", 1)
 
 
-@pytest.mark.parametrize(("unit", "part"), [(single(1), "parameters"), (whole(1), "parameters"), (whole(1), "moments")])
-def test_a_state_that_nobody_serves_is_withheld(referee: Auditor, unit: Audit, part: str) -> None:
+PARTS = [(kind(1), part) for kind in (whole, single) for part in ("parameters", "moments")] + [(single(1), "gradient")]
+
+
+@pytest.mark.parametrize(("unit", "part"), PARTS)
+def test_a_part_that_nobody_serves_is_withheld(referee: Auditor, unit: Audit, part: str) -> None:
     world = train()
     served = world.nodes[1].states.pop((1, part, False))
     others = world.nodes[0].states[1, part, False], world.nodes[1].states[0, part, False]
@@ -225,7 +351,7 @@ def test_a_state_that_nobody_serves_is_withheld(referee: Auditor, unit: Audit, p
             world.nodes[1].states[1, part, False] = bytes_
         outcome = judge(referee, world, unit)
         assert outcome.verdict is Verdict.WITHHELD
-        assert f"the {part} before the round" in outcome.why
+        assert f"the {part} {'of' if part == 'gradient' else 'before'} the round (" in outcome.why
         assert "node 1" in outcome.why
         assert not outcome.evidence
 
@@ -250,12 +376,25 @@ def test_a_state_of_other_types_is_withheld(referee: Auditor) -> None:
     assert judge(referee, world, single(1)).verdict is Verdict.PASSED
 
 
-def test_a_microbatch_is_audited_without_the_moments(referee: Auditor) -> None:
+def test_a_gradient_that_is_not_the_signed_one_is_withheld(referee: Auditor) -> None:
+    """It is shown to none, so nobody's signature contradicts it: an audit of the whole round does."""
+    world = train(WrongHash, 1)
+    outcome = judge(referee, world, single(1))
+    assert outcome.verdict is Verdict.WITHHELD
+    assert f"Nobody served the gradient of the round ({bytes(32).hex()})" in outcome.why
+    assert "a gradient with hash" in outcome.why
+    assert difference(judge(referee, world, whole(1))) == ("gradient_hash", None)
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_a_gradient_that_is_no_number_leads_to_no_state(referee: Auditor, number: float) -> None:
+    """However it is signed and served."""
     world = train()
-    for node in world.nodes:
-        del node.states[1, "moments", False]
-    for stage in range(SPEC.stages):
-        assert judge(referee, world, single(stage)).verdict is Verdict.PASSED
+    gradient = safetensors.torch.load(world.nodes[1].states[1, "gradient", False])
+    next(iter(gradient.values())).view(-1)[0] = number
+    world.nodes[1].states[1, "gradient", False] = safetensors.torch.save(gradient)
+    outcome = judge(referee, world, single(1), gradient_hash=tensors_hash(gradient))
+    assert difference(outcome) == ("gradient_hash", None)
 
 
 def test_a_neighbour_serves_what_the_provider_withholds(referee: Auditor) -> None:
@@ -321,7 +460,16 @@ def test_another_numerics_class_passes_with_other_bits(referee: Auditor) -> None
         (HalfPrecision, 2, single(2), ("loss", 1)),
         (WrongGradient, 1, single(1), ("gradient_out", 1)),
         (NoStep, 1, whole(1, 0), ("gradient layers.2.ffn.norm.scale", None)),
+        (NoStep, 1, single(1, 0, 0), ("gradient layers.2.ffn.norm.scale", None)),
         (StaleWeights, 1, single(1), ("activation_out", 1)),
+        (FalseGradient, 1, single(1), ("sketch", 0)),
+        (HiddenGradient, 1, single(1, 2), ("sketch", 2)),
+        (HugeGradient, 1, single(1, 0), ("sketch", 2)),
+        (OtherSum, 1, single(1), ("gradient_hash", None)),
+        (OtherServed, 1, single(1), ("gradient_hash", None)),
+        (OtherServed, 1, whole(1), ("gradient_hash", None)),
+        (FalseSketch, 1, single(1), ("sketch", 1)),
+        (NoSketch, 1, single(1), ("sketch", 0)),
     ],
 )
 def test_another_numerics_class_is_no_excuse(
@@ -342,12 +490,13 @@ def test_another_numerics_class_must_serve_its_results(referee: Auditor) -> None
     outcome = judge(referee, world, single(1), ELSEWHERE)
     assert outcome.verdict is Verdict.WITHHELD
     assert "activation_out of microbatch 1" in outcome.why
-    world = train(OtherRounding, 1)
+    world = train(OtherStep, 1)
     for part in ("moments", "parameters"):
         del world.nodes[1].states[1, part, True]
-        outcome = judge(referee, world, whole(1), ELSEWHERE)
-        assert outcome.verdict is Verdict.WITHHELD
-        assert f"the {part} after the round" in outcome.why
+        for unit in (whole(1), single(1)):
+            outcome = judge(referee, world, unit, ELSEWHERE)
+            assert outcome.verdict is Verdict.WITHHELD
+            assert f"the {part} after the round" in outcome.why
 
 
 def test_another_version_0_of_another_class_is_undecided(referee: Auditor) -> None:
@@ -370,7 +519,7 @@ def test_evidence_measures_how_far_off_a_result_is(referee: Auditor) -> None:
 
 def test_the_evidence_of_the_largest_round_is_small() -> None:
     spec = tiny_spec(microbatches_per_round=4096)
-    hops = tuple(Hop(*(bytes(32),) * 5, loss=1 / 3) for _ in range(4096))
+    hops = tuple(Hop(*(bytes(32),) * len(HOP_WORDS), loss=1 / 3) for _ in range(4096))
     report = Report(0, 1, hops, bytes(32), bytes(32), bytes(32))
     found = Difference("loss", 7, repr(1 / 3), repr(2 / 3), 1.0, 0.0, "x" * 2000)
     evidence = fraud_evidence(spec, whole(1), report, found, provider="é" * 10_000, auditor="b")
@@ -420,7 +569,7 @@ def floats_alive() -> set[int]:
 
 
 @pytest.mark.parametrize("unit", [single(1), whole(1), single(2), whole(0), whole(1, 0)])
-@pytest.mark.parametrize("lie", [Node, WrongOutput, HalfPrecision])
+@pytest.mark.parametrize("lie", [Node, WrongOutput, HalfPrecision, FalseGradient, NoStep])
 def test_nothing_of_a_state_outlives_its_audit(
     referee: Auditor, monkeypatch: pytest.MonkeyPatch, unit: Audit, lie: type[Node]
 ) -> None:
@@ -429,30 +578,30 @@ def test_nothing_of_a_state_outlives_its_audit(
     gc.collect()
     before = floats_alive()
     seen: list[int] = []
-    load = Stage._take_over
+    load = Stage.load
 
     def spy(stage: Stage, *given: Any) -> None:
         load(stage, *given)
         seen.append(len(floats_alive() - before))
 
-    monkeypatch.setattr(Stage, "_take_over", spy)
+    monkeypatch.setattr(Stage, "load", spy)
     judge(referee, world, unit)
     assert floats_alive() <= before
-    stage = world.nodes[unit.stage].stage
-    least = len(stage.state() if unit.kind is Kind.ROUND else stage.parameters())
+    least = len(world.nodes[unit.stage].stage.state())
     assert all(count >= least for count in seen)
     assert seen or unit.round == 0
 
 
+@pytest.mark.parametrize(("unit", "step"), [(whole(1), "finish_round"), (single(1), "step_from")])
 def test_an_audit_that_breaks_off_leaves_nothing(
-    referee: Auditor, honest: World, monkeypatch: pytest.MonkeyPatch
+    referee: Auditor, honest: World, monkeypatch: pytest.MonkeyPatch, unit: Audit, step: str
 ) -> None:
-    judge(referee, honest, whole(1))
+    judge(referee, honest, unit)
     before = floats_alive()
 
-    def fail(stage: Stage) -> None:
+    def fail(*_: Any) -> None:
         raise RuntimeError("no")
 
-    monkeypatch.setattr(auditor_module, "finish_round", fail)
-    assert judge(referee, honest, whole(1)).verdict is Verdict.UNDECIDED
+    monkeypatch.setattr(auditor_module, step, fail)
+    assert judge(referee, honest, unit).verdict is Verdict.UNDECIDED
     assert floats_alive() <= before

@@ -10,7 +10,7 @@ from torch import Tensor
 from commonweight.errors import CheckpointError, MalformedMessage, NonFiniteTensor
 from commonweight.model.hashing import tensors_hash
 from commonweight.model.numerics import numerics_class
-from commonweight.model.replay import replay
+from commonweight.model.replay import replay, replay_microbatch, step_from
 from commonweight.model.stage import Stage, state_parts, train_round
 from tests.unit.replay_world import ROUND, again, trained
 from tests.unit.tiny import all_stages, random_batches, tiny_spec
@@ -67,12 +67,39 @@ def test_one_blank_stage_serves_many_replays():
         assert result.round.next_root == trace.next_root
 
 
-def test_part_of_a_round_leaves_no_gradient_of_a_weight():
+def test_parts_of_a_round_are_all_of_its_gradient():
     spec = tiny_spec()
     batches, traces = trained(spec)
-    stage = Stage(spec, 1, blank=True)
-    replay(stage, traces[1].state, ROUND, batches[:2], traces[1].inputs[:2], [None] * 2)
-    assert all(parameter.grad is None for parameter in stage.module.parameters())
+    stage, trace = Stage(spec, 1, blank=True), traces[1]
+    replay(stage, trace.state, ROUND, batches[:2], trace.inputs[:2], [None] * 2)
+    assert stage.gradient_hash() != trace.gradient_hash
+    replay_microbatch(stage, batches[2], trace.inputs[2], None)
+    assert stage.gradient_hash() == trace.gradient_hash
+    replay(stage, trace.state, ROUND, batches[:1], trace.inputs[:1], [None])
+    again(spec, 1, batches, trace)
+    assert stage.gradient_hash() != trace.gradient_hash, "a replay begins with none"
+
+
+@pytest.mark.parametrize("grad_clip", ["0", "0.01"])
+def test_a_round_s_gradient_alone_leads_to_its_next_state(grad_clip):
+    spec = tiny_spec(grad_clip=grad_clip)
+    batches, traces = trained(spec)
+    for index, trace in enumerate(traces):
+        stage = Stage(spec, index, blank=True)
+        stage.load(trace.state, ROUND)
+        for given in zip(batches, trace.inputs, trace.gradients, strict=True):
+            replay_microbatch(stage, *given)
+        gradient = {name: tensor.clone() for name, tensor in stage.gradients().items()}
+        stage.load(trace.state, ROUND)
+        replay_microbatch(stage, batches[1], trace.inputs[1], trace.gradients[1])  # is no part of it
+        root, state = step_from(stage, gradient)
+        assert root == trace.next_root == stage.state_root()
+        assert stage.root_of(ROUND + 1, *map(tensors_hash, state_parts(state))) == root
+        assert tensors_hash(gradient) == trace.gradient_hash, "it isn't clipped in place"
+        next(iter(gradient.values())).view(-1)[0] = torch.nan
+        with pytest.raises(NonFiniteTensor, match="round 3"):
+            step_from(stage, gradient)
+        assert stage.state_root() == root
 
 
 def test_nothing_of_the_state_outlives_the_audit():

@@ -4,12 +4,15 @@ from concurrent.futures import Future
 from pathlib import Path
 from queue import SimpleQueue
 
+import pytest
+import safetensors.torch
 import torch
 
 from commonweight.errors import CommonweightError
-from commonweight.model.replay import replay
+from commonweight.model.hashing import tensors_hash
+from commonweight.model.replay import finish_round, replay_microbatch, step_from
 from commonweight.model.stage import Stage
-from commonweight.rules.report import HOP_HASHES, NO_TENSOR
+from commonweight.rules.report import HOP_WORDS, NO_TENSOR
 from commonweight.wire.evidence import MAX_RETAINED_ROUNDS
 from commonweight.wire.tensors import digest
 from node.checkpoint import Checkpoints
@@ -19,7 +22,7 @@ from tests.unit.tiny import random_batches, tiny_spec
 
 torch.set_num_threads(1)
 
-SPEC = tiny_spec(stages=3)
+SPEC = tiny_spec(stages=3, grad_clip="1")
 TRAINING = SPEC.training
 SHAPE = (TRAINING.microbatch_sequences, TRAINING.sequence_length, SPEC.architecture.boundary_dim)
 
@@ -80,8 +83,8 @@ class Middle:
         self.inbox.put(Gradient(self.trainer.generation, self._answered, gradient, digest(gradient)))
         self._answered += 1
 
-    def trace(self, round_: int) -> dict[bytes, bytes]:
-        path = trace_path(self.folder / "traces", round_)
+    def trace(self, round_: int, of: str = "traces") -> dict[bytes, bytes]:
+        path = trace_path(self.folder / of, round_)
         content = path.read_bytes()
         return {name: content[begin : begin + size] for name, (begin, size) in read_index(path).items()}
 
@@ -95,7 +98,7 @@ def test_a_round_can_be_replayed_from_its_trace_and_the_state_before(tmp_path: P
     middle.forget(Forget(0, {0}))
     report = middle.train(1).report
     trace = middle.trace(1)
-    named = {getattr(hop, name) for hop in report.hops for name in HOP_HASHES}
+    named = {getattr(hop, name) for hop in report.hops for name in HOP_WORDS if name != "sketch"}
     assert NO_TENSOR not in named
     assert trace.keys() == named
 
@@ -103,45 +106,57 @@ def test_a_round_can_be_replayed_from_its_trace_and_the_state_before(tmp_path: P
         return torch.frombuffer(bytearray(trace[name]), dtype=dtype).view(shape)
 
     ids = TRAINING.microbatch_sequences, TRAINING.sequence_length + 1
-    stage, before = Stage(SPEC, 1), Stage(SPEC, 1)
-    Checkpoints(tmp_path, SPEC, 1).load(before, 1)
-    replayed = replay(
-        stage,
-        before.state(),
-        1,
-        [read(hop.tokens, torch.int32, *ids) for hop in report.hops],
-        [read(hop.activation_in, torch.float32, *SHAPE) for hop in report.hops],
-        [read(hop.gradient_in, torch.float32, *SHAPE) for hop in report.hops],
-    )
-    assert replayed.round is not None
-    assert (replayed.round.gradient_hash, replayed.round.next_root) == (report.gradient_hash, report.state_after)
-    assert [digest(output) for output in replayed.outputs if output is not None] == [
-        hop.activation_out for hop in report.hops
-    ]
+    stage = Stage(SPEC, 1)
+    Checkpoints(tmp_path, SPEC, 1).load(stage, 1)
+    for hop in report.hops:
+        output, input_gradient, _ = replay_microbatch(
+            stage,
+            read(hop.tokens, torch.int32, *ids),
+            read(hop.activation_in, torch.float32, *SHAPE),
+            read(hop.gradient_in, torch.float32, *SHAPE),
+        )
+        assert output is not None
+        assert input_gradient is not None
+        assert (digest(output), digest(input_gradient)) == (hop.activation_out, hop.gradient_out)
+        assert stage.sketch() == hop.sketch
+    replayed = finish_round(stage)
+    assert (replayed.gradient_hash, replayed.next_root) == (report.gradient_hash, report.state_after)
 
 
-def test_a_round_that_is_trained_again_has_the_trace_of_the_last_time(tmp_path: Path) -> None:
+def test_a_rounds_gradient_is_kept_as_it_was_before_clipping(tmp_path: Path) -> None:
+    middle = Middle(tmp_path)
+    report = middle.train(0).report
+    ((name, data),) = middle.trace(0, "gradients").items()
+    gradient = safetensors.torch.load(data)
+    assert name == tensors_hash(gradient) == report.gradient_hash
+    stage = Stage(SPEC, 1)
+    assert stage.sketched(gradient).norm > float(TRAINING.grad_clip)
+    assert step_from(stage, gradient)[0] == report.state_after
+
+
+def test_a_round_that_is_trained_again_has_the_trace_and_the_gradient_of_the_last_time(tmp_path: Path) -> None:
     middle = Middle(tmp_path)
     first = middle.train(0, generation=1).report
     last = middle.train(0, generation=2).report
     assert last.hops[0].activation_in in middle.trace(0)
     assert first.hops[0].activation_in not in middle.trace(0)
+    assert middle.trace(0, "gradients").keys() == {last.gradient_hash} != {first.gradient_hash}
 
 
-def test_versions_and_traces_stay_for_as_long_as_the_round_is_retained(tmp_path: Path) -> None:
+def test_versions_traces_and_gradients_stay_for_as_long_as_the_round_is_retained(tmp_path: Path) -> None:
     middle, retained = Middle(tmp_path), {0, 2}
     for round_ in range(7):
         middle.train(round_)
         middle.forget(Forget(round_, {each for each in retained if each <= round_}))
     assert middle.versions() == (1, 2, 3, 6, 7)
-    assert middle.trainer.traces.rounds() == [0, 2]
+    assert middle.trainer.traces.rounds() == middle.trainer.round_gradients.rounds() == [0, 2]
     restarted = Middle(tmp_path)
     restarted.train(7)
     assert restarted.versions() == (1, 2, 3, 6, 7, 8)
     restarted.forget(Forget(7, {2}))
     restarted.train(8)
     assert restarted.versions() == (2, 3, 8, 9)
-    assert restarted.trainer.traces.rounds() == [2, 8]
+    assert restarted.trainer.traces.rounds() == restarted.trainer.round_gradients.rounds() == [2, 8]
 
 
 def test_what_may_be_forgotten_interrupts_no_round(tmp_path: Path) -> None:
@@ -160,9 +175,12 @@ def test_a_coordinator_that_never_lets_go_costs_a_bounded_number_of_versions(tmp
     assert len(checkpoints.rounds()) == MAX_RETAINED_ROUNDS + 1
 
 
-def test_tracing_changes_nothing_in_what_is_reported(tmp_path: Path) -> None:
-    """A disk on which no trace can be written."""
+@pytest.mark.parametrize(("lost", "kept"), [("traces", "gradients"), ("gradients", "traces")])
+def test_what_is_kept_for_audits_changes_nothing_in_what_is_reported(tmp_path: Path, lost: str, kept: str) -> None:
+    """A disk on which one of them can't be written."""
     report = Middle(tmp_path / "kept").train(0).report
     (tmp_path / "full").mkdir()
-    (tmp_path / "full" / "traces").write_text("")
-    assert Middle(tmp_path / "full").train(0).report == report
+    (tmp_path / "full" / lost).write_text("")
+    middle = Middle(tmp_path / "full")
+    assert middle.train(0).report == report
+    assert middle.trace(0, kept)

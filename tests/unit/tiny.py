@@ -66,7 +66,7 @@ PARTS = {
 
 def tiny_spec(*, stages: int = 2, seed: int = 7, **changes: Any) -> ModelSpec:
     """A tiny spec; `changes` are fields of any of its parts."""
-    fields: dict[str, Any] = {"format": "commonweight.model/4", "name": "tiny", "seed": seed, "stages": stages}
+    fields: dict[str, Any] = {"format": "commonweight.model/5", "name": "tiny", "seed": seed, "stages": stages}
     for part, defaults in PARTS.items():
         fields[part] = defaults | {name: value for name, value in changes.items() if name in defaults}
     unknown = [name for name in changes if not any(name in part for part in PARTS.values())]

@@ -153,20 +153,22 @@ class AnswerPart(_message.Message):
     def __init__(self, round: _Optional[int] = ..., session: _Optional[bytes] = ..., fed: _Optional[int] = ..., ids: _Optional[bytes] = ..., taken: _Optional[bytes] = ..., passed: _Optional[bytes] = ..., temperature: _Optional[float] = ..., seed: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., nonce: _Optional[bytes] = ...) -> None: ...
 
 class Hop(_message.Message):
-    __slots__ = ("tokens", "activation_in", "activation_out", "gradient_in", "gradient_out", "loss")
+    __slots__ = ("tokens", "activation_in", "activation_out", "gradient_in", "gradient_out", "loss", "sketch")
     TOKENS_FIELD_NUMBER: _ClassVar[int]
     ACTIVATION_IN_FIELD_NUMBER: _ClassVar[int]
     ACTIVATION_OUT_FIELD_NUMBER: _ClassVar[int]
     GRADIENT_IN_FIELD_NUMBER: _ClassVar[int]
     GRADIENT_OUT_FIELD_NUMBER: _ClassVar[int]
     LOSS_FIELD_NUMBER: _ClassVar[int]
+    SKETCH_FIELD_NUMBER: _ClassVar[int]
     tokens: bytes
     activation_in: bytes
     activation_out: bytes
     gradient_in: bytes
     gradient_out: bytes
     loss: float
-    def __init__(self, tokens: _Optional[bytes] = ..., activation_in: _Optional[bytes] = ..., activation_out: _Optional[bytes] = ..., gradient_in: _Optional[bytes] = ..., gradient_out: _Optional[bytes] = ..., loss: _Optional[float] = ...) -> None: ...
+    sketch: bytes
+    def __init__(self, tokens: _Optional[bytes] = ..., activation_in: _Optional[bytes] = ..., activation_out: _Optional[bytes] = ..., gradient_in: _Optional[bytes] = ..., gradient_out: _Optional[bytes] = ..., loss: _Optional[float] = ..., sketch: _Optional[bytes] = ...) -> None: ...
 
 class CoordinatorMessage(_message.Message):
     __slots__ = ("assignment", "formation", "plan", "pause", "heartbeat", "sealed", "finished", "publish", "decode_peers", "audit", "enlisted", "order", "recording", "answer")

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x63ommonweight/v1/evidence.proto\x12\x0f\x63ommonweight.v1\"\x94\x01\n\x0f\x45videnceRequest\x12\r\n\x05round\x18\x01 \x01(\x04\x12\x10\n\x06tensor\x18\x02 \x01(\x0cH\x00\x12\x1a\n\x10parameters_after\x18\x03 \x01(\x08H\x00\x12\x17\n\rmoments_after\x18\x04 \x01(\x08H\x00\x12\x10\n\x06\x61nswer\x18\x05 \x01(\x0cH\x00\x12\x11\n\x07version\x18\x06 \x01(\x04H\x00\x42\x06\n\x04what\"*\n\x0c\x45videncePart\x12\x0c\n\x04size\x18\x01 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x32V\n\x08\x45vidence\x12J\n\x05\x46\x65tch\x12 .commonweight.v1.EvidenceRequest\x1a\x1d.commonweight.v1.EvidencePart0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x63ommonweight/v1/evidence.proto\x12\x0f\x63ommonweight.v1\"\xa8\x01\n\x0f\x45videnceRequest\x12\r\n\x05round\x18\x01 \x01(\x04\x12\x10\n\x06tensor\x18\x02 \x01(\x0cH\x00\x12\x1a\n\x10parameters_after\x18\x03 \x01(\x08H\x00\x12\x17\n\rmoments_after\x18\x04 \x01(\x08H\x00\x12\x10\n\x06\x61nswer\x18\x05 \x01(\x0cH\x00\x12\x11\n\x07version\x18\x06 \x01(\x04H\x00\x12\x12\n\x08gradient\x18\x07 \x01(\x08H\x00\x42\x06\n\x04what\"*\n\x0c\x45videncePart\x12\x0c\n\x04size\x18\x01 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x32V\n\x08\x45vidence\x12J\n\x05\x46\x65tch\x12 .commonweight.v1.EvidenceRequest\x1a\x1d.commonweight.v1.EvidencePart0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,9 +32,9 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'commonweight.v1.evidence_pb
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_EVIDENCEREQUEST']._serialized_start=52
-  _globals['_EVIDENCEREQUEST']._serialized_end=200
-  _globals['_EVIDENCEPART']._serialized_start=202
-  _globals['_EVIDENCEPART']._serialized_end=244
-  _globals['_EVIDENCE']._serialized_start=246
-  _globals['_EVIDENCE']._serialized_end=332
+  _globals['_EVIDENCEREQUEST']._serialized_end=220
+  _globals['_EVIDENCEPART']._serialized_start=222
+  _globals['_EVIDENCEPART']._serialized_end=264
+  _globals['_EVIDENCE']._serialized_start=266
+  _globals['_EVIDENCE']._serialized_end=352
 # @@protoc_insertion_point(module_scope)
