@@ -148,7 +148,7 @@ class HiddenGradient(DishonestGradient):
 
 
 class UnseenGradient(DishonestGradient):
-    """Adds as much as there is, in such a way that no sum of the sketch changes: the signs are public."""
+    """Adds as much as there is, in such a way that no sum of the sketch changes: the factors are public."""
 
     def change(self, gradient: Mapping[str, Tensor]) -> None:
         """In each row of a matrix, what the first column adds to a sum the second one takes from it."""
@@ -156,4 +156,6 @@ class UnseenGradient(DishonestGradient):
         rows = sum(len(part) for part in matrices.values())
         size = self.sketched(gradient).norm / math.sqrt(2 * rows)
         for name, part in matrices.items():
-            part[:, :2].add_(self._signs[name][:, :2] * torch.tensor([size, -size]).to(part))
+            first, second = self._factors[name][:, :2].unbind(1)
+            part[:, 0].add_(size * second)
+            part[:, 1].sub_(size * first)

@@ -91,8 +91,9 @@ class Traces:
     def _drop(self, error: OSError) -> None:
         with suppress(OSError):
             self._close()
-        with suppress(OSError):
-            self._scratch.unlink()
+        for path in (self._scratch, trace_path(self._folder, self._round)):  # the latter of an earlier training
+            with suppress(OSError):
+                path.unlink()
         emit("trace.dropped", round=self._round, message=f"{self._folder}: {error.strerror or error}")
 
     def _close(self) -> None:

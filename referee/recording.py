@@ -1,7 +1,4 @@
-"""One recording: fetch what the unit's round was computed from, and compute all of it again, noting each operator.
-
-That is so for a single microbatch, too: its audit may have ended in the step.
-"""
+"""One recording: fetch what an audit of the unit takes, and compute it again, noting each operator."""
 
 import asyncio
 import gc
@@ -24,8 +21,7 @@ from referee.sources import Evidence, Source, Withheld
 async def record_unit(
     auditor: Auditor, unit: Audit, report: Report, sources: Sequence[Source], tensors_of: int | None = None
 ) -> pb.Recording:
-    """The operators of the replay of a unit's round, with the record and the tensors of number `tensors_of`; or why
-    there are none.
+    """The operators of a unit's replay, with the record and the tensors of number `tensors_of`; or why there are none.
 
     Both are empty where the replay has no such operator; the tensors, too, where they are too large to be shown.
     Raises nothing. When this returns no tensor of the stage's state is left.
@@ -49,12 +45,13 @@ async def _record(
     if unit.kind is Kind.DATA:
         raise Undecidable("An audit of the tokens replays no operator.")
     case = Case(auditor, unit, report, evidence, exact=True)
-    numbers = range(len(report.hops))
+    numbers = range(len(report.hops)) if unit.microbatch is None else [unit.microbatch]
     stage, _ = await case.stage()
     tokens = [await case.tokens(stage, number) for number in numbers]
     codes = [None if stage.is_first else await case.taken("activation_in", number) for number in numbers]
     gradients = [None if stage.is_last else await case.taken("gradient_in", number) for number in numbers]
-    return await asyncio.to_thread(record, stage, tokens, codes, gradients, tensors_of)
+    summed = None if unit.microbatch is None else await case.gradient(stage)
+    return await asyncio.to_thread(record, stage, tokens, codes, gradients, summed, tensors_of)
 
 
 def _message(numerics: str, found: Recording, wanted: int | None) -> pb.Recording:

@@ -11,7 +11,6 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from commonweight.errors import NonFiniteTensor
 from commonweight.model.compare import (
     Deviation,
     compare_gradient,
@@ -190,18 +189,15 @@ def _judge_one(spec: ModelSpec, n: int, claimed: Made, replays: Replays, *, exac
     tolerance = 0.0 if exact else float(spec.verification.tolerance)
     whole = replays.sketched(claimed.gradient)
     found: list[Deviation] = []
-    outlier = signed.outlier(replays.alone(n).sketches[n])
-    for number in (n,) if outlier in (None, n) else (n, outlier):
+    outliers = signed.outliers(replays.alone(n).sketches[n])
+    for number in dict.fromkeys((n, *outliers)):
         replayed = replays.alone(number)
         found += compare_microbatch(spec, number, claimed, replayed, exact=exact)
         if not _passes(found):
             return Verdict.FAILED, found
         if signed.doubt_whole(whole) or signed.doubt_microbatch(number, replayed.sketches[number], tolerance):
             return None
-    try:
-        root, state = replays.step(claimed.gradient)
-    except NonFiniteTensor:
-        return None
+    root, state = replays.step(claimed.gradient)  # finite, or the whole was in doubt before
     if root == claimed.next_root:
         return Verdict.PASSED, found
     if exact:

@@ -288,7 +288,7 @@ def _print_auditors(spec: "ModelSpec") -> None:
         "Auditors besides the coordinator's referee, all there; without any it audits alone. One who is a friend of\n"
         "the provider's passes what is false where nobody was asked before him. To convict takes the referee, too.\n"
         "Stake: so that passing audits unseen costs what it saves. An audit pays like the work that it repeats, and\n"
-        f"costs as much. With the stake of the table above {enough}."
+        f"costs as much. With a stake of one epoch's reward {enough}."
     )
 
 

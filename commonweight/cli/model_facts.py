@@ -218,11 +218,8 @@ def panels_of(spec: ModelSpec) -> list[PanelFacts]:
 
 
 def least_known_bad_rate(spec: ModelSpec) -> float:
-    """Enough of them, with the most seats of PANELS, for a stake that makes cheating on work unprofitable; infinite
-    where none is.
-    """
-    stake = max(each.stake for each in cheats_of(spec))
-    return waving_rate(spec, max(PANELS), stake) if stake < inf else inf
+    """Enough of them, with the most seats of PANELS, for a stake of one epoch's reward."""
+    return waving_rate(spec, max(PANELS), 1.0)
 
 
 def to_json(spec: ModelSpec) -> dict[str, Any]:

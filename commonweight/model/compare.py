@@ -2,8 +2,10 @@
 
 Within one class hashes are compared, and nothing here is needed. Across classes each tensor is measured by the relative
 L2 distance from the replayed one; what follows elementwise from what is committed is measured in units of rounding.
+A round's sketches and its gradient, as signed, are measured by the length of all that was summed in them.
+
 AdamW amplifies differences of tiny gradients up to the learning rate, so single weights of two honest machines
-aren't comparable. Hence a round is checked in three parts, all from the committed states before and after it:
+aren't comparable. Hence a step is checked in three parts, all from the committed states before and after it:
 
 1. The clipped gradient, g = (m1' - beta1 m1) / (1 - beta1), against the replayed one.
 2. Second moments and parameters: they follow elementwise from m1, m1', m2, m2' by AdamW's formula, whoever computed.

@@ -7,7 +7,7 @@ operator's bits differ, so narrowing says nothing there.
 """
 
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from commonweight.errors import MessageTooLarge
 from commonweight.model.operators import tensor_hash, tensors_made, tensors_of, write_arguments
-from commonweight.model.replay import finish_round, replay_microbatch
+from commonweight.model.replay import finish_round, replay_microbatch, step_from
 from commonweight.model.stage import Stage
 from commonweight.rules.recording import MAX_OPERATORS, MAX_TENSORS_BYTES, OperatorRecord
 
@@ -44,14 +44,15 @@ def record(
     microbatches: Sequence[Tensor],
     inputs: Sequence[Tensor | None],
     output_gradients: Sequence[Tensor | None],
+    summed: Mapping[str, Tensor] | None = None,
     extract: int | None = None,
 ) -> Recording:
     """Every operator of a replay on what `stage` holds, and the tensors of record `extract`, if there is one.
 
-    Microbatches, inputs and gradients are as in `replay`; where they are all of a round, that is finished, too. Views,
-    which compute nothing, aren't recorded. The bits are those of a replay that isn't recorded. Raises what
-    `replay` does, MalformedMessage for an argument that can't be written down, and MessageTooLarge for more than
-    MAX_OPERATORS.
+    Microbatches, inputs and gradients are as in `replay`. Then comes the step, with the gradient `summed`, or else with
+    what the microbatches came to. Views, which compute nothing, aren't recorded. The bits are those of a replay that
+    isn't recorded. Raises what `replay` does, MalformedMessage for an argument that can't be written down, and
+    MessageTooLarge for more than MAX_OPERATORS.
     """
     recorder = _Recorder(extract)
     with recorder.attached(stage.module):
@@ -61,10 +62,12 @@ def record(
             assert tokens is not None
             with recorder:
                 replay_microbatch(stage, tokens, code, gradient)
-        if len(microbatches) == stage.spec.training.microbatches_per_round:
-            recorder.phase, recorder.microbatch = "step", None
-            with recorder:
+        recorder.phase, recorder.microbatch = "step", None
+        with recorder:
+            if summed is None:
                 finish_round(stage)
+            else:
+                step_from(stage, summed)
     return Recording(tuple(recorder.records), recorder.wanted)
 
 

@@ -21,7 +21,7 @@ from commonweight.model.decoder import Decoder
 from commonweight.model.hashing import state_root, tensors_hash
 from commonweight.model.initial import frozen_tensors, initialize
 from commonweight.model.schedule import learning_rate
-from commonweight.model.sketch import Sketched, pack_sketch, sketch_signs, sketch_sums
+from commonweight.model.sketch import Sketched, pack_sketch, sketch_factors, sketch_sums
 from commonweight.rules.spec import ModelSpec
 from commonweight.rules.stages import stage_layers
 
@@ -142,13 +142,13 @@ class Stage:
 
     def sketch(self) -> bytes:
         """Of the gradient accumulated so far, as a report has it after each microbatch (32 bytes)."""
-        return pack_sketch(sketch_sums(self.gradients(), self._signs))
+        return pack_sketch(sketch_sums(self.gradients(), self._factors))
 
     def sketched(self, gradient: Mapping[str, Tensor] | None = None) -> Sketched:
         """The gradient accumulated so far, or another one of this stage, by parameter name."""
         gradient = self.gradients() if gradient is None else gradient
         norm = torch.nn.utils.get_total_norm(list(gradient.values())).item()
-        return Sketched(sketch_sums(gradient, self._signs), norm)
+        return Sketched(sketch_sums(gradient, self._factors), norm)
 
     def step(self) -> float:
         """Clip, take one AdamW step at the round's learning rate, and be ready for the next round.
@@ -235,8 +235,10 @@ class Stage:
         return state_root(round_, self.frozen_hash, parameters_hash, moments_hash)
 
     @cached_property
-    def _signs(self) -> dict[str, Tensor]:
-        return sketch_signs({name: parameter.detach() for name, parameter in self._parameters.items()}, self.spec.seed)
+    def _factors(self) -> dict[str, Tensor]:
+        return sketch_factors(
+            {name: parameter.detach() for name, parameter in self._parameters.items()}, self.spec.seed
+        )
 
     @property
     def _adamw(self) -> AdamW:

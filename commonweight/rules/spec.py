@@ -137,7 +137,7 @@ class Verification(Record):
     """How much of the work is replayed, and what counts as the same result. See docs/verification.md."""
 
     round_rate: Rate = Field(description="of each stage's rounds: replayed whole, with the step that ends them")
-    microbatch_rate: Rate = Field(description="of each stage's other rounds: one microbatch of it, and the step")
+    microbatch_rate: Rate = Field(description="of each stage's other rounds: one microbatch of each, and the step")
     data_rate: Rate = Field(description="of the microbatches of the first stage: that their tokens are those due")
     answer_rate: Rate = Field(description="of each stage's parts of answers: codes, or chosen tokens")
     known_bad_rate: Rate = Field(description="of the units that seat holders audit: shown with a false report first")

@@ -43,7 +43,7 @@ Answer = TypeVar("Answer")
 def audit_limit_s(spec: ModelSpec) -> float:
     """Seconds for the audit of a whole round of the largest stage.
 
-    On the way are, where a doubt leads to the whole round, four states and the gradient, and from each source in vain
+    On the way are, where a doubt leads to the whole round, four states and two gradients, and from each source in vain
     what crossed the stage's sides; then there is the work.
     """
     stages = range(spec.stages)

@@ -244,7 +244,7 @@ async def test_evidence_that_is_about_something_else_is_none(bench: Bench, wrong
         if wrong == "commitments":
             other.report.gradient_hash = mark("another")
         text = proof_against(other, SPEC)
-        evidence = {"form": b'{"format":"commonweight.fraud/1"}', "size": text + b" " * (1 << 17)}.get(wrong, text)
+        evidence = {"form": b'{"format":"commonweight.fraud/2"}', "size": text + b" " * (1 << 17)}.get(wrong, text)
         return pb.AuditOpinion(unit=order.unit, verdict="failed", evidence=evidence)
 
     liar.opinion = opinion  # type: ignore[method-assign]

@@ -19,7 +19,7 @@ from commonweight.wire.generated.referee_pb2 import Recording
 from referee import recording
 from referee.auditor import Auditor
 from referee.recording import record_unit
-from tests.unit.referee_world import SPEC, Text, World, single, train, whole
+from tests.unit.referee_world import MICROBATCHES, SPEC, OtherSum, Text, World, single, train, whole
 
 torch.set_num_threads(1)
 
@@ -54,14 +54,18 @@ def test_another_process_records_the_same(referee: Auditor, honest: World) -> No
     assert theirs.stdout.split() == [found.operators.hex() for found in ours]
     assert not any(found.failure or found.record or found.tensors for found in ours)
     assert {found.operators[:HASH_BYTES] for found in ours} == {keccak(referee.numerics.encode())}
+    of_round, of_one = (recorded(referee, honest, unit(1)).operators for unit in (whole, single))
+    assert len(of_round) > 2 * len(of_one) > HASH_BYTES * MICROBATCHES
 
 
-def test_the_whole_round_of_a_microbatch_is_recorded(referee: Auditor, honest: World) -> None:
-    """Its audit may have ended in the sum, or in the step."""
-    of_round, of_one, of_other = (recorded(referee, honest, unit) for unit in (whole(1), single(1), single(1, 2)))
-    assert of_round == of_one == of_other
-    last = recorded(referee, honest, single(1), len(of_one.operators) // HASH_BYTES - 2)
+def test_of_one_microbatch_the_step_is_recorded_too(referee: Auditor, honest: World) -> None:
+    of_one = recorded(referee, honest, single(1)).operators
+    last = recorded(referee, honest, single(1), len(of_one) // HASH_BYTES - 2)
     assert OperatorRecord.model_validate_json(last.record).phase == "step"
+    world = train(OtherSum, 1)
+    false = recorded(referee, world, single(1)).operators
+    assert false != of_one
+    assert len(false) == len(of_one)
 
 
 def test_the_wanted_operator_can_be_run_again(referee: Auditor, honest: World) -> None:
@@ -92,7 +96,7 @@ def test_what_isn_t_there_is_told(referee: Auditor, honest: World, monkeypatch: 
     other = train()
     for node in other.nodes:
         node.tensors.clear()
-    assert "Nobody served activation_in of microbatch 0" in recorded(referee, other, single(1)).failure
+    assert "Nobody served activation_in of microbatch 1" in recorded(referee, other, single(1)).failure
 
     def broken(*_: Any, **__: Any) -> Any:
         raise ZeroDivisionError("a bug")
