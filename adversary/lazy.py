@@ -169,7 +169,4 @@ class NoWeightGradients(DishonestStage):
         if not self.cheat.picks(self.round, number):
             return super().backward(pending, gradient)
         self.cheat.done(self.round, number)
-        if pending.leaf is None:
-            return None
-        incoming = self._incoming(pending, gradient)
-        return self._outgoing(torch.autograd.grad(pending.result, pending.leaf, incoming)[0])
+        return self.input_gradient(pending, gradient)

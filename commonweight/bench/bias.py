@@ -78,18 +78,10 @@ def _uphill(stages: Sequence[Stage], tokens: Tensor, bias: Bias) -> dict[int, Te
         code = pending[-1].output if isinstance(pending[-1].output, Tensor) else None
     gradient, found = None, {}
     for stage in reversed(stages):
-        gradient = _input_gradient(stage, pending.pop(), gradient)
+        gradient = stage.input_gradient(pending.pop(), gradient)
         if gradient is not None and stage.index - 1 in bias.stages:
             found[stage.index - 1] = gradient
     return found
-
-
-def _input_gradient(stage: Stage, pending: Forward, gradient: Tensor | None) -> Tensor | None:
-    """What `Stage.backward` returns, without adding to the round's gradient."""
-    if pending.leaf is None:
-        return None
-    incoming = stage._incoming(pending, gradient)
-    return stage._outgoing(torch.autograd.grad(pending.result, pending.leaf, incoming)[0])
 
 
 def _step(stage: Stage, bias: Bias, random: torch.Generator) -> None:

@@ -109,6 +109,15 @@ def test_a_blank_stage_has_no_moments_until_it_is_loaded():
     assert blank.moments().keys() == stage.moments().keys()
 
 
+@pytest.mark.parametrize("compute", ["float32", "bfloat16"])
+def test_an_input_gradient_alone_adds_nothing(compute):
+    spec = tiny_spec(compute_dtype=compute)
+    stage, tokens, code = Stage(spec, 1), random_batches(spec)[0], torch.ones(2, 12, 6)
+    alone = stage.input_gradient(stage.forward(tokens, code), None)
+    assert all(parameter.grad is None for parameter in stage.module.parameters())
+    assert torch.equal(alone, stage.backward(stage.forward(tokens, code), None))
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("compute", ["float32", "bfloat16"])
 def test_what_crosses_a_boundary_has_its_dtype_and_shape(dtype, compute):
