@@ -30,7 +30,7 @@ from referee.auditor import Auditor
 from referee.nodes import NodeSource
 from referee.recording import record_unit
 
-NICENESS = 10
+NICENESS = 19
 
 
 async def serve(link: Link) -> None:

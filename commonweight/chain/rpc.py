@@ -103,6 +103,11 @@ class Chain:
         with self.errors("eth_blockNumber"):
             return int(self.w3.eth.block_number)
 
+    def block_hash(self) -> bytes:
+        """Of the latest block: what tells that the chain went on, or was reorganised."""
+        with self.errors("eth_getBlockByNumber"):
+            return bytes(self.w3.eth.get_block("latest")["hash"])
+
     def confirmed_block(self, confirmations: int) -> int:
         """The newest block on which at least `confirmations` others lie; negative while the chain is too short.
 

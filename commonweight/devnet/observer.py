@@ -66,9 +66,11 @@ class Observer:
         if source == DEVNET:
             with (self._folder.logs / f"{DEVNET}.jsonl").open("a") as log:
                 log.write(event.to_json() + "\n")
-        state = self.state = fold(self.state, source, event)
-        file = StateFile(pid=self._pid, start_time=self._start_time, state=state)
-        write_whole(self._folder.state, file.model_dump_json())
+        before, state = self.state, fold(self.state, source, event)
+        if state is not before:
+            self.state = state
+            file = StateFile(pid=self._pid, start_time=self._start_time, state=state)
+            write_whole(self._folder.state, file.model_dump_json())
         for watcher in self._watchers:
             watcher(state, source, event)
         for condition, future in self._waiting:

@@ -50,7 +50,7 @@ def devnet_spec(stages: int, seed: int, manifest_hash: str, tokens: int, *, roun
             "verification": {
                 "round_rate": "0.001",
                 "microbatch_rate": "0.306",
-                "data_rate": "0.05",
+                "data_rate": "0.02",
                 "answer_rate": "0.5",
                 "known_bad_rate": "0.1",
                 "tolerance": "0.00001",

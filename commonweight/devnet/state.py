@@ -179,11 +179,11 @@ class DevnetState(Frozen):
 
 
 def fold(state: DevnetState, source: str, event: Event) -> DevnetState:
-    """The state after `event` of the process named `source`; unknown events change nothing but its time.
+    """The state after `event` of the process named `source`; unknown events change nothing.
 
     Whether a round is sealed is the coordinator's to say: its word counts, a node's of the same name doesn't.
     """
-    state = state.but(updated=max(state.updated, event.time))
+    before, state = state, state.but(updated=max(state.updated, event.time))
     fields = event.fields
     match source, event.name:
         case "devnet", "devnet.started":
@@ -252,7 +252,7 @@ def fold(state: DevnetState, source: str, event: Event) -> DevnetState:
             line = f"{source}: {fields['message']}"
             return state.but(errors=(*state.errors, line)[-MAX_ERRORS:])
         case _:
-            return state
+            return before
 
 
 def _count(state: DevnetState, kind: str, what: str) -> DevnetState:

@@ -54,6 +54,7 @@ REPEATABLE = frozenset(
         "aten.new_full.default",
         "aten.nll_loss_backward.default",
         "aten.nll_loss_forward.default",
+        "aten.ones_like.default",
         "aten.pow.Tensor_Scalar",
         "aten.rsqrt.default",
         "aten.silu.default",
@@ -61,6 +62,7 @@ REPEATABLE = frozenset(
         "aten.slice_backward.default",
         "aten.stack.default",
         "aten.sub.Tensor",
+        "aten.sum.default",
         "aten.sum.dim_IntList",
     }
 )

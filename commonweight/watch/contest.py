@@ -36,6 +36,11 @@ class Contester:
     _told: set[tuple[int, bytes, str]] = field(default_factory=set)
     """Slash, evidence and why it can't be contested."""
 
+    @property
+    def has_open(self) -> bool:
+        """Whether one of the proposals may still be contested, or its window end."""
+        return bool(self._open)
+
     def contest(self, new: Iterable[int]) -> None:
         """Contest what isn't contested of `new` and of what came before, once each. Emits what became of it.
 

@@ -26,8 +26,11 @@ class SlashWatch:
     _next_block: int = 0
     _told: set[tuple[int, str, int, bytes]] = field(default_factory=set)
 
-    def look(self) -> None:
-        """Emit `slash.seen` for each proposal that this process hasn't told, then contest. Raises ChainError."""
+    def look(self) -> bool:
+        """Emit `slash.seen` for each proposal that this process hasn't told, then contest. Raises ChainError.
+
+        Returns whether it is done until the chain goes on: a proposal that can still be contested isn't.
+        """
         head = self.providers.chain.block_number()
         providers = self.providers.at(head)
         whose = {} if self.node is None else {"owner": providers.owner_of(self.node)}
@@ -52,3 +55,4 @@ class SlashWatch:
         if self.contester is not None:
             self.contester.contest(event.slash_id for event in found)
         self._next_block = head - BLOCKS_AGAIN
+        return self.contester is None or not self.contester.has_open

@@ -100,21 +100,29 @@ class Watcher:
             for look in (self.look_for_slashes, self.step):
                 looks.create_task(self._repeat(look))
 
-    async def _repeat(self, look: Callable[[], None]) -> None:
+    async def _repeat(self, look: Callable[[], bool]) -> None:
+        seen = b""
         while True:
             try:
-                await asyncio.to_thread(look)
+                head = await asyncio.to_thread(self.chain.block_hash)
+                if head != seen:  # a look takes a dozen requests, which some endpoints charge for
+                    is_done = await asyncio.to_thread(look)
+                    seen = head if is_done else b""
             except CommonweightError as error:
                 emit("watch.failed", code=error.code, message=error.args[0], retry_s=self.poll_s)
             await asyncio.sleep(self.poll_s)  # JSON-RPC over HTTP has nothing to wait on
 
-    def look_for_slashes(self) -> None:
-        """Tell the proposals to slash a seat that weren't told yet, and contest them. Raises ChainError."""
-        if self.model.terms.seat_stake:
-            self._slashes.look()
+    def look_for_slashes(self) -> bool:
+        """Tell the proposals to slash a seat that weren't told yet, and contest them. Raises ChainError.
 
-    def step(self) -> None:
+        Returns whether it is done until the chain goes on.
+        """
+        return not self.model.terms.seat_stake or self._slashes.look()
+
+    def step(self) -> bool:
         """Catch up with the final epochs, then judge the pending one. Raises ChainError where that can't be done.
+
+        Returns whether it is done until the chain goes on: otherwise a statement is still to come.
 
         All is read as it stood after one block. An endpoint that lags behind itself then refuses to answer; with an
         older number of one contract beside a newer one of another, an honest epoch would look wrong.
@@ -126,20 +134,21 @@ class Watcher:
             self._take_final(settlement, epoch)
         pending = settlement.pending()
         if pending is None or pending.epoch != epoch:
-            return
+            return True
         record, is_challenged = settlement.epoch(epoch), pending.challenger is not None
         if record is None or record.finalized:
-            return  # reorganised between the two looks
+            return False  # reorganised between the two looks
         if is_challenged and record == self._told:
-            return
+            return True
         try:
             fault = self._judge(settlement, record)
         except StatementUnavailable as error:
             if self.chain.timestamp() < record.finalizable_at - RESERVE * self.model.terms.window_s:
-                return  # it may still come
+                return False  # it may still come
             fault = Fault(error.code, error.args[0], "Its statement can't be had.")
         if fault is not None:
             self._dispute(record, fault, is_challenged)
+        return True
 
     @cached_property
     def _first_block(self) -> int:

@@ -227,7 +227,7 @@ async def test_it_replays_what_nodes_serve_and_ends_with_its_link(tmp_path):
     async with running(tmp_path) as referee:
         await referee.start()
         assert "1 thread" in referee.numerics
-        assert os.getpriority(os.PRIO_PROCESS, referee.process.pid) == os.getpriority(os.PRIO_PROCESS, 0) + 10
+        assert os.getpriority(os.PRIO_PROCESS, referee.process.pid) == 19
         for unit in (whole(0), whole(1), whole(2), single(0), Audit(1, 2, Kind.LOSS, 0), Audit(1, 0, Kind.DATA, 0)):
             found = await referee.audit(unit)
             assert (found.verdict, found.evidence) == ("passed", b""), found.why

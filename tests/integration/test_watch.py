@@ -323,6 +323,48 @@ def test_a_wrong_epoch_is_fetched_and_told_once_and_left_when_its_window_is_over
 
 
 @pytest.mark.asyncio
+async def test_a_chain_that_stands_still_is_looked_at_again_only_for_what_is_still_to_come(
+    epochs: Epochs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import asyncio
+
+    happened: asyncio.Queue[str] = asyncio.Queue()
+    loop = asyncio.get_running_loop()
+
+    def telling(what: str, call: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        def told(subject: Any) -> Any:
+            result = call(subject)
+            loop.call_soon_threadsafe(happened.put_nowait, what)
+            return result
+
+        return told
+
+    async def until(what: str, times: int) -> list[str]:
+        seen: list[str] = []
+        while seen.count(what) < times:
+            seen.append(await happened.get())
+        return seen
+
+    monkeypatch.setattr(Watcher, "poll_s", 0.01)
+    monkeypatch.setattr(Chain, "block_hash", telling("asked", Chain.block_hash))
+    monkeypatch.setattr(Watcher, "step", telling("looked", Watcher.step))
+    statement = epochs.statement(0)
+    await asyncio.to_thread(epochs.propose, statement, publish=False)
+    watcher = watcher_of(epochs, tmp_path)
+    watching = asyncio.create_task(watcher.run())
+    async with asyncio.timeout(30):
+        await until("looked", 3)
+        epochs.published.put(canonical_json(statement.model_dump()))
+        while watcher.store.get(statement.hash) is None:
+            await until("looked", 1)
+        assert (await until("asked", 50)).count("looked") <= 1  # the look that has stored it may just be ending
+        await asyncio.to_thread(epochs.chain.request, "evm_mine")
+        await until("looked", 1)
+    watching.cancel()
+    await asyncio.gather(watching, return_exceptions=True)
+
+
+@pytest.mark.asyncio
 async def test_a_disk_that_is_full_ends_no_watch(
     epochs: Epochs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
