@@ -7,13 +7,13 @@ from commonweight.bench.measure import Result, Summary
 from commonweight.bench.verification_model import WITHIN_EPOCHS
 from commonweight.bench.verification_workers import Worker
 from commonweight.bench.verification_world import World
-from commonweight.devnet.spec import devnet_spec
+from commonweight.devnet.spec import ROUNDS_PER_EPOCH, devnet_spec
 
 
 def simulated_cheats(world: World) -> list[Result]:
     """The suite of cheats: with the devnet's rounds per epoch, and with many."""
     bench = world.bench
-    plans = ((30, bench.epochs), (bench.long_epoch, max(WITHIN_EPOCHS, bench.epochs // 100)))
+    plans = ((ROUNDS_PER_EPOCH, bench.epochs), (bench.long_epoch, max(WITHIN_EPOCHS, bench.epochs // 100)))
     with Worker(TRAINED) as one, Worker(TRAINED) as other:
         for worker, (rounds, epochs) in zip((one, other), plans, strict=True):
             worker.tell("simulate", **_order(world, stages=1, rounds=rounds, epochs=epochs))
@@ -27,7 +27,7 @@ def simulated_cheats(world: World) -> list[Result]:
 def simulated_auditors(world: World) -> list[Result]:
     """Seat holders that don't audit as they should."""
     with Worker(TRAINED) as worker:
-        order = _order(world, stages=2, rounds=30, epochs=world.bench.epochs)
+        order = _order(world, stages=2, rounds=ROUNDS_PER_EPOCH, epochs=world.bench.epochs)
         outcomes = worker.ask("simulate_auditors", **order)
     return [result for outcome in outcomes for result in _results_of(outcome, outcome["name"], 0.0)]
 

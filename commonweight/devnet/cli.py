@@ -58,7 +58,7 @@ def up(
             + ".",
         ),
     ] = None,
-    rounds_per_epoch: Annotated[int, typer.Option(hidden=True)] = 30,
+    rounds_per_epoch: Annotated[int, typer.Option(hidden=True)] = 40,
 ) -> None:
     """Start a network that trains a small model, and own what it trains.
 

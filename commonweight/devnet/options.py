@@ -7,7 +7,7 @@ from typing import get_args
 from commonweight.chain.local import Backend, local_chain_command
 from commonweight.devnet.accounts import auditor_stages
 from commonweight.devnet.byzantine import Cheating, parse_byzantine
-from commonweight.devnet.spec import devnet_spec
+from commonweight.devnet.spec import ROUNDS_PER_EPOCH, devnet_spec
 from commonweight.errors import ConfigError
 from commonweight.rules.spec import ModelSpec
 
@@ -33,7 +33,7 @@ class DevnetOptions:
     report: Path | None = None
     live: bool = False
     """Redraw a view instead of printing lines."""
-    rounds_per_epoch: int = 30
+    rounds_per_epoch: int = ROUNDS_PER_EPOCH
     buyers: int = 1
     """Each asks the model something every few seconds, once there is a version to ask, and pays for it."""
     auditors: int = 1

@@ -226,8 +226,8 @@ def test_the_loop_closes_work_shares_answer_payment_revenue(tmp_path: Path) -> N
 
 @pytest.mark.long
 def test_who_cheats_loses_its_stake_and_owns_nothing(tmp_path: Path) -> None:
-    """Of 256 texts one in twenty is audited, by chance: none in one run of half a million."""
-    rounds = 16
+    """Of 1,024 texts 1.5 % are audited, by chance: none in one run of five million."""
+    rounds = 64
     with Devnet(tmp_path, "--rounds-per-epoch", str(rounds), "--byzantine", "0:wrong-data") as devnet:
         assert devnet.wait() == 0, "\n".join(devnet.printed)
     spec = parse_spec((devnet.folder / "spec.json").read_bytes())

@@ -40,7 +40,7 @@ def test_audits_spare_the_honest_find_lies_and_cost_something() -> None:
     (withheld,) = named(lies, "false root, across classes")
     assert withheld.candidate.median == 0
     assert "else withheld" in withheld.name
-    (caught,) = named(simulated, "30 rounds, lazy: all rounds: caught")
+    (caught,) = named(simulated, "40 rounds, lazy: all rounds: caught")
     assert caught.candidate.median == 1
     (convicted,) = named(auditors, "always cries fraud: caught")
     assert convicted.candidate.median == 1

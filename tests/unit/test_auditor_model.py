@@ -9,7 +9,7 @@ from commonweight.rules.spec import build_spec
 
 @pytest.fixture(scope="module")
 def outcomes() -> dict[str, AuditorOutcome]:
-    fields = devnet_spec(4, 0, "0x" + "ab" * 32, 10**6, rounds_per_epoch=30).model_dump()
+    fields = devnet_spec(4, 0, "0x" + "ab" * 32, 10**6).model_dump()
     fields["verification"] |= {"round_rate": "0.003", "microbatch_rate": "0.31"}
     spec = build_spec(fields)
     return {each.name: each for each in simulate_auditors(spec, epochs=150, seed=7, stake=1.0, cost=0.8)}
