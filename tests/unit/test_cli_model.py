@@ -20,7 +20,7 @@ from commonweight.rules.stages import boundary_bytes_per_token, stage_layers, st
 
 
 def spec_with(stages: int = 4, **architecture: Any) -> ModelSpec:
-    fields = devnet_spec(stages, 1, "0x" + "ab" * 32, 10**6).model_dump()
+    fields = devnet_spec(stages, 1, "0x" + "ab" * 32, 10**6, rounds_per_epoch=30).model_dump()
     fields["architecture"] |= architecture
     return build_spec(fields)
 
