@@ -58,7 +58,7 @@ def up(
             + ".",
         ),
     ] = None,
-    rounds_per_epoch: Annotated[int, typer.Option(hidden=True)] = 40,
+    rounds_per_epoch: Annotated[int | None, typer.Option(hidden=True)] = None,
 ) -> None:
     """Start a network that trains a small model, and own what it trains.
 
@@ -74,6 +74,7 @@ def up(
 
     from commonweight.devnet.options import UNATTENDED_EPOCHS, DevnetOptions
     from commonweight.devnet.run import run_devnet
+    from commonweight.devnet.spec import ROUNDS_PER_EPOCH
 
     console = Console(highlight=False)
     attended = console.is_terminal and not headless
@@ -85,7 +86,7 @@ def up(
         folder=folder,
         report=report,
         live=attended,
-        rounds_per_epoch=rounds_per_epoch,
+        rounds_per_epoch=ROUNDS_PER_EPOCH if rounds_per_epoch is None else rounds_per_epoch,
         buyers=buyers,
         auditors=auditors,
         byzantine=tuple(byzantine or ()),

@@ -42,7 +42,6 @@ REPEATABLE = frozenset(
         "aten.div.Tensor",
         "aten.embedding.default",
         "aten.embedding_dense_backward.default",
-        "aten.full_like.default",
         "aten.ge.Scalar",
         "aten.linalg_vector_norm.default",
         "aten.lt.Scalar",

@@ -113,26 +113,27 @@ class Stage:
         loss, so that float16 doesn't flush it to zero in a large round. Raises MalformedMessage for a wrong
         shape or dtype.
         """
-        # The same bits as with `incoming` for an argument, to compare whose shape torch imports a compiler: 35 MB.
-        torch.autograd.backward((pending.result * self._incoming(pending, gradient)).sum())
+        torch.autograd.backward(self._objective(pending, gradient))
         return None if pending.leaf is None else self._outgoing(pending.leaf.grad)
 
     def input_gradient(self, pending: Forward, gradient: Tensor | None) -> Tensor | None:
         """What `backward` returns, bit for bit, without adding to the round's gradient: cheaper by the products that
         only the weights' gradients need, and free on the first stage.
         """
-        incoming = self._incoming(pending, gradient)
+        objective = self._objective(pending, gradient)
         if pending.leaf is None:
             return None
-        return self._outgoing(torch.autograd.grad(pending.result, pending.leaf, incoming)[0])
+        return self._outgoing(torch.autograd.grad(objective, pending.leaf)[0])
 
-    def _incoming(self, pending: Forward, gradient: Tensor | None) -> Tensor:
+    def _objective(self, pending: Forward, gradient: Tensor | None) -> Tensor:
+        """The scalar to differentiate: its gradient is the microbatch's share of the round's."""
         if self.is_last:
             assert gradient is None, "the last stage starts the backward pass"
-            return torch.full_like(pending.result, 1 / self.spec.training.microbatches_per_round)
+            return pending.result * (1 / self.spec.training.microbatches_per_round)
         self._check_boundary("gradient", gradient, tuple(pending.result.shape))
         assert gradient is not None
-        return gradient.to(self.device, self.dtype) / self._gradient_scale
+        # A scalar: to compare the shape of a gradient that it is given, autograd imports a compiler of 35 MB.
+        return (pending.result * (gradient.to(self.device, self.dtype) / self._gradient_scale)).sum()
 
     def _outgoing(self, gradient: Tensor | None) -> Tensor:
         assert gradient is not None

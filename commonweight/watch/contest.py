@@ -38,7 +38,7 @@ class Contester:
 
     @property
     def has_open(self) -> bool:
-        """Whether one of the proposals may still be contested, or its window end."""
+        """Whether a proposal is left whose status may still change."""
         return bool(self._open)
 
     def contest(self, new: Iterable[int]) -> None:

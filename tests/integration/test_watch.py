@@ -1,5 +1,6 @@
 """The watcher against real proposals on a real chain: what it challenges, what it lets pass, and who gets the bond."""
 
+import asyncio
 import base64
 import json
 import sys
@@ -210,8 +211,6 @@ def test_a_challenge_that_a_reorganisation_takes_back_is_sent_again(epochs: Epoc
 
 @pytest.mark.asyncio
 async def test_a_statement_that_its_proposer_withholds_is_had_from_a_node(epochs: Epochs, tmp_path: Path) -> None:
-    import asyncio
-
     statement = epochs.statement(0)
     mirror = StatementStore(tmp_path / "a node's")
     mirror.put(canonical_json(statement.model_dump()))
@@ -326,8 +325,6 @@ def test_a_wrong_epoch_is_fetched_and_told_once_and_left_when_its_window_is_over
 async def test_a_chain_that_stands_still_is_looked_at_again_only_for_what_is_still_to_come(
     epochs: Epochs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import asyncio
-
     happened: asyncio.Queue[str] = asyncio.Queue()
     loop = asyncio.get_running_loop()
 
@@ -368,8 +365,6 @@ async def test_a_chain_that_stands_still_is_looked_at_again_only_for_what_is_sti
 async def test_a_disk_that_is_full_ends_no_watch(
     epochs: Epochs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import asyncio
-
     said: asyncio.Queue[str] = asyncio.Queue()
     loop = asyncio.get_running_loop()
     monkeypatch.setattr(
