@@ -96,7 +96,7 @@ def test_strides_are_those_of_the_record() -> None:
     ("what", "words"),
     [
         (made("aten.from_file.default", "/etc/passwd"), "no operator of a replay"),
-        (made("aten.full_like.default", NUMBERS, 1.0, strides=((8,),)), "2 dimensions has 1 strides"),
+        (made("aten.ones_like.default", NUMBERS, strides=((8,),)), "2 dimensions has 1 strides"),
         (made("aten.neg.default", NUMBERS, strides=()), "1 inputs, and strides of 0"),
         (made("aten.neg.default", NUMBERS, strides=((2**40, 1),)), "bytes"),
         (made("aten.neg.default", NUMBERS, strides=((1, 1),)), "Input 0 isn't the one"),
