@@ -87,17 +87,17 @@ class Silent(DishonestReplays):
 
 
 def false_evidence(spec: ModelSpec, order: pb.AuditOrder, made_up: bytes) -> bytes:
-    """That the replay of the unit had this hash in place of a signed one: `commonweight.fraud/2`."""
+    """That the replay of the unit had this hash in place of a signed one: `commonweight.fraud/3`."""
     audit, report = audit_from_proto(order.unit), report_from_proto(order.report)
     microbatch = audit.microbatch
     crossing = "gradient_out" if audit.stage == spec.stages - 1 else "activation_out"
-    what, lines = ("state_after", report) if microbatch is None else (crossing, report.hops[microbatch])
-    signed: bytes = getattr(lines, what)
+    what = "state_after" if microbatch is None else crossing
+    signed: bytes = getattr(report if microbatch is None else report.hops[report.position(microbatch)], what)
     evidence = FraudEvidence(
-        format="commonweight.fraud/2",
+        format="commonweight.fraud/3",
         spec_hash=to_hex(spec.spec_hash),
         unit=Unit.of(audit),
-        commitments=Commitments.of(report),
+        commitments=Commitments.of(report, spec.training.microbatches_per_round),
         hop=None if microbatch is None else SignedHop.of(report, microbatch),
         numerics=Numerics(provider=order.report.numerics, auditor=order.report.numerics),
         difference=Differs(

@@ -21,7 +21,8 @@ class Lazy(DishonestStage):
     def __init__(self, cheat: Cheat, spec: ModelSpec, index: int, **options: Any) -> None:
         """As `DishonestStage`."""
         super().__init__(cheat, spec, index, **options)
-        self._skipped: set[int] = set()
+        self._skipped: dict[Forward, int] = {}
+        """What waits to go back, of microbatches that weren't computed, and their numbers."""
 
     def can_make_up(self) -> bool:
         """Whether it knows what to send."""
@@ -42,19 +43,20 @@ class Lazy(DishonestStage):
         if not self.cheat.picks(self.round, number) or not self.can_make_up():
             return super().forward(tokens, code)
         self.cheat.done(self.round, number)
-        self._skipped.add(number)
         shape = (tokens.shape[0], tokens.shape[1] - 1, self.spec.architecture.boundary_dim)
         result = torch.empty(shape, dtype=self.boundary_dtype, device=self.device)
         if self.is_last:
-            return Forward(self.make_up_loss(number), None, result)
-        output = self.make_up("output", number, code, shape)
-        return Forward(output.to(self.device, self.boundary_dtype), None, result)
+            pending = Forward(self.make_up_loss(number), None, result)
+        else:
+            output = self.make_up("output", number, code, shape)
+            pending = Forward(output.to(self.device, self.boundary_dtype), None, result)
+        self._skipped[pending] = number
+        return pending
 
     def backward(self, pending: Forward, gradient: Tensor | None) -> Tensor | None:
         """As `Stage.backward`, in the units that aren't picked."""
-        number = self.returned
-        self.returned += 1
-        if number not in self._skipped:
+        number = self._skipped.pop(pending, None)
+        if number is None:
             return super().backward(pending, gradient)
         if self.is_first:
             return None
@@ -64,7 +66,7 @@ class Lazy(DishonestStage):
     def discard_gradients(self) -> None:
         """As `Stage.discard_gradients`."""
         super().discard_gradients()
-        self._skipped = set()
+        self._skipped = {}
 
 
 class Zeros(Lazy):

@@ -58,8 +58,7 @@ class Equivocator(DishonestNode):
 
     def make_session(self, worker: WorkerProcess, coordinator: Attachment) -> Session:
         """As `Node.make_session`, one that signs twice."""
-        parts = (self.config, worker, coordinator, self._watch, self._decoding, self._evidence)
-        return EquivocatingSession(self.cheat, self._told, *parts)
+        return EquivocatingSession(self.cheat, self._told, *self.session_parts(worker, coordinator))
 
 
 class EquivocatingSession(Session):
@@ -83,7 +82,7 @@ class EquivocatingSession(Session):
             return
         self._told.add(round_)
         report.CopyFrom(self._last.report)
-        report.gradient_hash = self._cheat.made_up_hash(round_)
+        report.gradient_hash = report.round_gradient_hash = self._cheat.made_up_hash(round_)
         receipt = await self.receipt(self._last.generation, report)
         signature = self._config.identity.sign_digest(receipt.digest(await self.domain()))
         other = pb.SignedReport(generation=self._last.generation, report=report, signature=signature)
@@ -182,7 +181,7 @@ class Flooder(DishonestNode):
 
     def make_session(self, worker: WorkerProcess, coordinator: Attachment) -> Session:
         """As `Node.make_session`, one that lets it begin."""
-        return FloodSession(self, self.config, worker, coordinator, self._watch, self._decoding, self._evidence)
+        return FloodSession(self, *self.session_parts(worker, coordinator))
 
     def begin(self, assignment: pb.Assignment) -> None:
         """It knows its model now. Later calls change nothing."""

@@ -13,7 +13,7 @@ from auditor.orders import read_order
 from commonweight.errors import MalformedMessage, PeerUnreachable, Refused, UnplannedMessage
 from commonweight.events import emit
 from commonweight.identity import NodeIdentity
-from commonweight.rules.audits import NO_EVIDENCE, Verdict
+from commonweight.rules.audits import NO_EVIDENCE, Audit, Verdict
 from commonweight.rules.merkle import HASH_BYTES, keccak
 from commonweight.rules.panel import opinion_receipt, recording_receipt
 from commonweight.rules.receipt import Domain, Receipt
@@ -154,18 +154,18 @@ class Session:
 
     async def judge(self, order: pb.AuditOrder) -> pb.AuditOpinion:
         """Its opinion on a unit, signed."""
-        audit, report = read_order(self._model.spec, order)
+        audit, claim = self._read(order)
         kind, microbatch = audit.kind.value, audit.microbatch
-        emit("audit.ordered", round=audit.round, stage=audit.stage, kind=kind, microbatch=microbatch)
+        unit = {"round": audit.round, "stage": audit.stage, "replica": audit.replica}
+        emit("audit.ordered", **unit, kind=kind, microbatch=microbatch)
         found = await self._replays.judge(order)
         evidence_hash = keccak(found.evidence) if found.evidence else NO_EVIDENCE
         verdict = Verdict(found.verdict)
-        receipt = opinion_receipt(self._model.model_id, audit, report.claim, verdict, evidence_hash)
+        receipt = opinion_receipt(self._model.model_id, audit, claim, verdict, evidence_hash)
         found.signature = self._sign(receipt)
         emit(
             "audit.answered",
-            round=audit.round,
-            stage=audit.stage,
+            **unit,
             kind=kind,
             microbatch=microbatch,
             verdict=found.verdict,
@@ -178,19 +178,26 @@ class Session:
 
     async def record(self, order: pb.AuditOrder) -> pb.AuditRecording:
         """The recording of its replay of a unit, signed; an empty one where it couldn't."""
-        audit, report = read_order(self._model.spec, order)
+        audit, claim = self._read(order)
         recorded = await self._replays.record(order)
         emit(
             "audit.recorded",
             round=audit.round,
             stage=audit.stage,
+            replica=audit.replica,
             kind=audit.kind.value,
             microbatch=audit.microbatch,
             operators=max(0, len(recorded.operators) // HASH_BYTES - 1),  # the first hash is of the class
             why=recorded.failure[:500],
         )
-        receipt = recording_receipt(self._model.model_id, audit, report.claim, recorded.operators)
+        receipt = recording_receipt(self._model.model_id, audit, claim, recorded.operators)
         return pb.AuditRecording(unit=order.unit, operators=recorded.operators, signature=self._sign(receipt))
+
+    def _read(self, order: pb.AuditOrder) -> tuple[Audit, bytes]:
+        """The unit, and the claim about it."""
+        spec = self._model.spec
+        audit, report = read_order(spec, order)
+        return audit, report.commitments(spec.training.microbatches_per_round).claim
 
     def _sign(self, receipt: Receipt) -> bytes:
         return self._identity.sign_digest(receipt.digest(self._model.domain))

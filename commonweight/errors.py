@@ -20,7 +20,8 @@
     │   ├── NoRoom               WIRE_NO_ROOM
     │   ├── StageLost            WIRE_STAGE_LOST
     │   ├── CommitmentBroken     WIRE_COMMITMENT
-    │   └── EvidenceMissing      EVIDENCE_MISSING
+    │   ├── EvidenceMissing      EVIDENCE_MISSING
+    │   └── StateUnavailable     WIRE_NO_STATE
     ├── ChainError                         exit 4   the chain or the account on it
     │   ├── RpcUnreachable       CHAIN_UNREACHABLE
     │   ├── WrongChain           CHAIN_WRONG_ID
@@ -171,6 +172,12 @@ class EvidenceMissing(WireError):
     """What an audit needs, and this node doesn't keep, or not any more."""
 
     code = "EVIDENCE_MISSING"
+
+
+class StateUnavailable(WireError):
+    """A version or a gradient of a stage that a node doesn't keep (any more), or that no node serves as it should."""
+
+    code = "WIRE_NO_STATE"
 
 
 class ChainError(CommonweightError):

@@ -71,7 +71,7 @@ class AnswerLedger:
     def record_part(self, part: RecordedPart, limit: int) -> bool:
         """A stage has said its part of an answer. Whether this is what counts: False where it has said another before.
 
-        Nothing is recorded once the answer is sealed or dropped. `limit`: so many of a stage wait at most; the next one
+        Nothing is recorded once the answer is sealed or dropped. `limit`: so many of a node wait at most; the next one
         takes the place of the oldest of which no gateway has reported the answer, or else of the oldest.
         """
         with transaction(self._engine) as session:
@@ -82,9 +82,9 @@ class AnswerLedger:
             known = session.scalar(select(PartRow).where(PartRow.session == part.session, PartRow.stage == part.stage))
             if known is not None:
                 return (known.node, known.part) == (part.node, part.message)
-            if session.scalars(select(func.count()).where(PartRow.stage == part.stage)).one() >= limit:
+            if session.scalars(select(func.count()).where(PartRow.node == part.node)).one() >= limit:
                 is_reported = exists().where(ServedRow.session == PartRow.session)
-                least = select(PartRow).where(PartRow.stage == part.stage).order_by(is_reported, PartRow.number)
+                least = select(PartRow).where(PartRow.node == part.node).order_by(is_reported, PartRow.number)
                 session.delete(session.scalars(least.limit(1)).one())
             session.add(
                 PartRow(
@@ -98,11 +98,14 @@ class AnswerLedger:
             )
             return True
 
-    def complete_answers(self, stages: int, limit: int) -> list[tuple[Reported, tuple[RecordedPart, ...]]]:
-        """Reported answers of which all stages have said their parts, in the order of the reports, at most `limit`; the
-        parts in stage order.
+    def complete_answers(
+        self, stages: int, nodes: Collection[str], limit: int
+    ) -> list[tuple[Reported, tuple[RecordedPart, ...]]]:
+        """Reported answers of which all stages have said their parts, each by one of these nodes, in the order of the
+        reports, at most `limit`; the parts in stage order.
         """
-        complete = select(PartRow.session).group_by(PartRow.session).having(func.count() == stages)
+        said = select(PartRow.session).where(PartRow.node.in_(nodes))
+        complete = said.group_by(PartRow.session).having(func.count() == stages)
         with transaction(self._engine) as session:
             take_turn(session)  # so that no part makes room for another between the two looks
             reported = session.scalars(
@@ -145,7 +148,8 @@ class AnswerLedger:
         with transaction(self._engine) as session:
             line = session.get_one(AnswerRow, (round_, index)).line
             version = AnswerLine.model_validate(line, strict=False).version
-            credited = session.get_one(ReportRow, (version - 1, stage)).credited
+            reports = select(ReportRow).where(ReportRow.round == version - 1, ReportRow.stage == stage)
+            credited = session.scalars(reports.limit(1)).one().credited  # their states are equal
             part = session.get_one(UnauditedPartRow, (round_, index, stage)).part
             return part, bytes.fromhex(str(credited["state_after"])[2:])
 

@@ -49,7 +49,10 @@ class AttendingNode:
                 self.training.open_pipes(self.member, message.pipes_open.generation)
             case "pipes_failed":
                 failed = message.pipes_failed
-                self.training.break_pipes(self.member, failed.generation, f"{failed.code}: {failed.why}"[:500])
+                peer = address_of(failed.peer_id) if failed.peer_id else None
+                self.training.break_pipes(self.member, failed.generation, f"{failed.code}: {failed.why}"[:500], peer)
+            case "version":
+                self.training.note_version(self.member, message.version.round)
             case "report":
                 self._take_report(message.report)
             case "version_ready":
@@ -63,15 +66,21 @@ class AttendingNode:
 
     def _take_report(self, signed: pb.SignedReport) -> None:
         report, member = report_from_proto(signed.report), self.member
+        microbatches = self.training.spec.training.microbatches_per_round
         if len(signed.report.numerics) > MAX_NUMERICS:
             raise MalformedMessage(f"numerics: at most {MAX_NUMERICS} characters.")
+        if report.hops and (last := max(report.load)) >= microbatches:
+            raise MalformedMessage(f"hops: microbatch {last} of a round of {microbatches}; they count from 0.")
+        if report.hops and not (busy_s := signed.report.busy_seconds) / len(report.hops) > 0:
+            raise MalformedMessage(f"busy_seconds: nobody computes {len(report.hops)} microbatches in {busy_s} s.")
         place, tip = self.training.place, self.training.tip_of(report.round)
         if tip is None:
             raise Refused(
                 f"The report is of round {report.round}, which has no beacon tip now; round {self.training.round} is "
                 "being trained."
             )
-        receipt = report_receipt(place.model_id, signed.generation, report, tip)
+        commitments = report.commitments(microbatches)
+        receipt = report_receipt(place.model_id, signed.generation, report.round, report.stage, commitments, tip)
         signer = recover_address(receipt.digest(place.domain), signed.signature)
         if signer != member.node:
             raise Refused(f"The report of round {report.round} is signed by {signer}, not by {member.node}.")

@@ -5,12 +5,14 @@ was killed goes on with the same. An auditor or a referee that dies costs time, 
 """
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 from commonweight.events import emit
 from commonweight.failpoints import failpoint
-from commonweight.rules.audits import Audit, Verdict
+from commonweight.rules.audits import Audit, Kind, Verdict
 from commonweight.rules.beacon import hash_chain
 from commonweight.rules.panel import Standing
 from commonweight.rules.spec import ModelSpec
@@ -20,7 +22,7 @@ from coordinator.beacons import beacon_seed
 from coordinator.draws import Draw, draw
 from coordinator.ledger import Ledger
 from coordinator.members import Member
-from coordinator.panel import Given, Panel
+from coordinator.panel import MAX_ATTEMPTS, Given, Panel, ProviderGone
 
 MAX_ROUNDS_AHEAD = 8
 """No round is planned that is so many beyond the oldest one with open audits: their traces fill the nodes' disks."""
@@ -37,6 +39,8 @@ class Auditing:
     """Called when there is a fraud to slash for."""
     _open: dict[int, Draw] = field(default_factory=dict)
     """By round, where audits aren't decided."""
+    _put_off: Counter[Audit] = field(default_factory=Counter)
+    """How often, because the provider had gone away in the midst of it."""
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def resume(self) -> None:
@@ -57,13 +61,14 @@ class Auditing:
 
     def joined(self, stage: int, member: Member) -> None:
         """As `Audits.joined`. The node may not have heard of the rounds that are open: the last seal was cut off."""
-        self.panel.holders.joined(stage, member)
+        self.panel.holders.joined(member)
+        self._changed.set()
         for _, drawn in sorted(self._open.items()):
-            member.send(pb.CoordinatorMessage(sealed=self.announcement(drawn, stage)))
+            member.send(pb.CoordinatorMessage(sealed=self.announcement(drawn, stage, member.node)))
 
-    def lost(self, stage: int) -> None:
+    def lost(self, member: Member) -> None:
         """As `Audits.lost`."""
-        self.panel.holders.lost(stage)
+        self.panel.holders.lost(member)
 
     def sealed(self, drawn: Draw) -> None:
         """As `Audits.sealed`."""
@@ -74,18 +79,24 @@ class Auditing:
                     "audit.drawn",
                     round=audit.round,
                     stage=audit.stage,
+                    replica=audit.replica,
                     kind=audit.kind.value,
                     microbatch=audit.microbatch,
                 )
             self._changed.set()
 
-    def announcement(self, drawn: Draw, stage: int) -> pb.RoundSealed:
+    def announcement(self, drawn: Draw, stage: int, node: str) -> pb.RoundSealed:
         """As `Audits.announcement`."""
-        return drawn.announcement(stage, self.retained)
+        return drawn.announcement(stage, node, self.retained)
 
     def obstacle(self, round_: int) -> str | None:
         """As `Audits.obstacle`."""
-        oldest = min(self._open, default=round_)
+        under_way = (
+            number
+            for number, drawn in self._open.items()
+            if any(not self._patience_s(drawn, audit) for audit in drawn.audits)
+        )
+        oldest = min(under_way, default=round_)
         if round_ - oldest <= MAX_ROUNDS_AHEAD:
             return None
         return (
@@ -108,27 +119,60 @@ class Auditing:
     # The audits
 
     async def run(self, decided: Callable[[], None]) -> None:
-        """Audit what is drawn, the oldest round first, until cancelled; `decided` is called after each verdict."""
+        """Audit what is drawn, the oldest round first, until cancelled; `decided` is called after each verdict.
+
+        What is drawn of a provider that is gone is put off until it is back, or waited for no longer.
+        """
         try:
             while True:
-                await self._until(lambda: bool(self._open))
-                drawn = self._open[min(self._open)]
-                await self._audit(drawn, drawn.audits[0])
+                self._changed.clear()
+                if (due := self._due()) is None:
+                    await self._wait_for_change()
+                    continue
+                try:
+                    await self._audit(*due)
+                except ProviderGone:
+                    self._put_off[due[1]] += 1
+                    continue
                 decided()
                 self._changed.set()
         finally:
             await self.panel.replays.stop()
 
+    def _due(self) -> tuple[Draw, Audit] | None:
+        """What to audit next."""
+        open_ = ((drawn, audit) for _, drawn in sorted(self._open.items()) for audit in drawn.audits)
+        return next((each for each in open_ if not self._patience_s(*each)), None)
+
+    def _patience_s(self, drawn: Draw, audit: Audit) -> float:
+        """How long the unit's provider is still waited for; of text nothing of it is needed. Who goes away whenever it
+        is asked gains nothing by it.
+        """
+        if audit.kind is Kind.DATA or not self._waits(audit):
+            return 0.0
+        return self.panel.holders.patience_s(drawn.sealed.provider(audit).node)
+
+    def _waits(self, audit: Audit) -> bool:
+        return self._put_off[audit] < MAX_ATTEMPTS
+
+    async def _wait_for_change(self) -> None:
+        """Until something is drawn, a node comes or goes, or one isn't waited for any longer."""
+        waits_s = [self._patience_s(drawn, audit) for drawn in self._open.values() for audit in drawn.audits]
+        with suppress(TimeoutError):
+            async with asyncio.timeout(min(waits_s, default=None)):
+                await self._changed.wait()
+
     async def _audit(self, drawn: Draw, audit: Audit) -> None:
-        line, given = await self.panel.decide(drawn, audit)
+        line, given = await self.panel.decide(drawn, audit, waits=self._waits(audit))
+        del self._put_off[audit]
         failpoint("audit.deciding")
         await asyncio.to_thread(self.ledger.record_verdict, line, last=len(drawn.audits) == 1)
         failpoint("audit.decided")
-        if rest := drawn.audits[1:]:
+        if rest := tuple(each for each in drawn.audits if each != audit):
             self._open[drawn.round] = replace(drawn, audits=rest)
         else:
             del self._open[drawn.round]
-        node = drawn.sealed.reports[audit.stage].node
+        node = drawn.sealed.provider(audit).node
         _tell_verdict(node, line, given)
         if _tell_convicted(node, line):
             self.convicted()
@@ -144,6 +188,7 @@ def _tell_verdict(node: str, line: AuditLine, given: Sequence[Given]) -> None:
         "audit.decided",
         round=line.round,
         stage=line.stage,
+        replica=line.replica,
         kind=line.kind,
         microbatch=line.microbatch,
         node=node,

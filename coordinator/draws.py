@@ -3,9 +3,9 @@
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from commonweight.rules.audits import Audit, draw_audits
+from commonweight.rules.audits import Audit
 from commonweight.rules.beacon import seal_salt
-from commonweight.rules.epoch import sealed_beacon, sealed_commitments
+from commonweight.rules.epoch import audits_drawn_by, sealed_beacon, sealed_commitments
 from commonweight.rules.spec import ModelSpec
 from commonweight.rules.statement import SealedRound
 from commonweight.wire.generated import control_pb2 as pb
@@ -30,24 +30,30 @@ class Draw:
         return self.sealed.round
 
     @property
-    def stages(self) -> frozenset[int]:
-        """Of which something was drawn."""
-        return frozenset(audit.stage for audit in self.audits)
+    def replicas(self) -> frozenset[tuple[int, int]]:
+        """Of which something was drawn: stage, and number among its reports."""
+        return frozenset((audit.stage, audit.replica) for audit in self.audits)
 
-    def announcement(self, stage: int, retained: Iterable[int]) -> pb.RoundSealed:
-        """What the stage's node is told. `retained`: the rounds whose audits aren't decided."""
-        message = pb.RoundSealed(salt=seal_salt(self.seed, self.round, stage), retained=retained)
+    def announcement(self, stage: int, node: str, retained: Iterable[int]) -> pb.RoundSealed:
+        """What a node of the stage is told. `retained`: the rounds whose audits aren't decided."""
+        message = pb.RoundSealed(retained=retained)
+        for replica, line in enumerate(self.sealed.replicas(stage)):
+            if line.node == node:
+                message.replica, message.salt = replica, seal_salt(self.seed, self.round, stage, replica)
         message.MergeFrom(self.told)
         return message
 
 
 def draw(spec: ModelSpec, sealed: SealedRound, tip: bytes, seed: bytes) -> Draw:
     """All that the round's beacon draws: the same whenever it is asked. `tip` and `seed` are the epoch's."""
-    beacon = sealed_beacon(sealed, tip, seed)
+    beacon = sealed_beacon(spec, sealed, tip, seed)
     told = pb.RoundSealed(
         round=sealed.round,
         beacon=bytes.fromhex(sealed.beacon[2:]),
-        commitments=sealed_commitments(sealed, tip, seed),
+        stages=(
+            pb.SealedStage(commitments=commitments, loads=(line.commitments.load for line in sealed.replicas(stage)))
+            for stage, commitments in enumerate(sealed_commitments(spec, sealed, tip, seed))
+        ),
         answers=(
             pb.SealedAnswer(
                 session=bytes.fromhex(line.session[2:]),
@@ -55,9 +61,9 @@ def draw(spec: ModelSpec, sealed: SealedRound, tip: bytes, seed: bytes) -> Draw:
                 prompt_tokens=line.prompt_tokens,
                 fed=line.fed,
                 traces=(bytes.fromhex(part.trace[2:]) for part in line.parts),
+                replicas=(part.replica for part in line.parts),
             )
             for line in sealed.answers
         ),
     )
-    audits = draw_audits(spec, sealed.round, beacon, len(sealed.answers), sealed.answers_root)
-    return Draw(sealed, seed, beacon, audits, told)
+    return Draw(sealed, seed, beacon, audits_drawn_by(spec, sealed, beacon), told)

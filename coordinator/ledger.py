@@ -57,7 +57,8 @@ class Progress:
     generation: int
     round: int
     """Next to be sealed."""
-    seats: dict[int, str]
+    seats: Mapping[str, int]
+    """By node."""
     roots: tuple[bytes, ...]
     """Of each stage at the start of `round`; empty before the first."""
 
@@ -91,16 +92,17 @@ class Ledger(AnswerLedger):
                 )
             last = session.scalar(select(ReportRow.round).order_by(ReportRow.round.desc()).limit(1))
             reports = () if last is None else _sealed(session, last, last + 1)[0].reports
+            states = {report.stage: report.state_after for report in reports}  # in order
             return Progress(
                 generation=row.generation,
                 round=0 if last is None else last + 1,
-                seats={seat.stage: seat.node for seat in session.scalars(select(SeatRow))},
-                roots=tuple(bytes.fromhex(report.state_after[2:]) for report in reports),
+                seats={seat.node: seat.stage for seat in session.scalars(select(SeatRow))},
+                roots=tuple(bytes.fromhex(state[2:]) for state in states.values()),
             )
 
     def record_seat(self, stage: int, node: str) -> None:
-        """This node holds this stage from now on. Raises LedgerError if either has another partner."""
-        with transaction(self._engine, f"Stage {stage} is held already, or {node} holds another one.") as session:
+        """This node holds this stage from now on. Raises LedgerError if it holds one already."""
+        with transaction(self._engine, f"{node} holds a stage already.") as session:
             session.add(SeatRow(stage=stage, node=node))
 
     def record_generation(self, generation: int) -> None:
@@ -116,19 +118,23 @@ class Ledger(AnswerLedger):
             return row.seed
 
     def record_round(
-        self, sealed: SealedRound, unaudited: Mapping[int, bytes], unaudited_parts: UnauditedParts
+        self, sealed: SealedRound, unaudited: Mapping[tuple[int, int], bytes], unaudited_parts: UnauditedParts
     ) -> None:
-        """A round is sealed, with the credit of every stage, and with its answers. Raises LedgerError if it, or one of
-        these, is sealed already.
+        """A round is sealed, with the credit of every replica, and with its answers. Raises LedgerError if it, or one
+        of these, is sealed already.
 
-        `unaudited`: by stage, the whole reports of the stages of which something was drawn; `unaudited_parts`, the
-        whole parts of answers that were drawn.
+        `unaudited`: by stage and replica, the whole reports of those of which something was drawn; `unaudited_parts`,
+        the whole parts of answers that were drawn.
         """
         rows: list[Table] = [RoundRow(round=sealed.round, beacon=sealed.beacon)]
         rows += [
-            ReportRow(round=sealed.round, stage=report.stage, credited=report.model_dump()) for report in sealed.reports
+            ReportRow(round=sealed.round, stage=report.stage, node=report.node, credited=report.model_dump())
+            for report in sealed.reports
         ]
-        rows += [UnauditedRow(round=sealed.round, stage=stage, report=report) for stage, report in unaudited.items()]
+        rows += [
+            UnauditedRow(round=sealed.round, stage=stage, replica=replica, report=report)
+            for (stage, replica), report in unaudited.items()
+        ]
         already = f"Round {sealed.round} is sealed already; it can't be credited twice."
         with transaction(self._engine, already) as session:
             take_turn(session)
@@ -145,10 +151,10 @@ class Ledger(AnswerLedger):
         with transaction(self._engine) as session:
             return tuple(session.scalars(select(UnauditedRow.round).distinct().order_by(UnauditedRow.round)))
 
-    def unaudited_report(self, round_: int, stage: int) -> bytes:
-        """The whole report of a stage with audits that aren't decided."""
+    def unaudited_report(self, round_: int, stage: int, replica: int) -> bytes:
+        """The whole report of a replica with audits that aren't decided."""
         with transaction(self._engine) as session:
-            return session.get_one(UnauditedRow, (round_, stage)).report
+            return session.get_one(UnauditedRow, (round_, stage, replica)).report
 
     def record_verdict(self, line: AuditLine, *, last: bool) -> None:
         """An audit is decided; `last`: of its round, whose whole reports and parts aren't kept any longer.
@@ -158,6 +164,7 @@ class Ledger(AnswerLedger):
         row = VerdictRow(
             round=line.round,
             stage=line.stage,
+            replica=line.replica,
             kind=line.kind,
             microbatch=-1 if line.microbatch is None else line.microbatch,
             convicts=bool(_frauds(line, "")),
@@ -181,8 +188,9 @@ class Ledger(AnswerLedger):
         with transaction(self._engine) as session:
             rows = session.scalars(select(VerdictRow).where(VerdictRow.convicts))
             for line in sorted(map(_line, rows), key=lambda line: line.audit.order):
-                credited = session.get_one(ReportRow, (line.round, line.stage)).credited
-                for fraud in _frauds(line, str(credited["node"])):
+                nodes = select(ReportRow.node).where(ReportRow.round == line.round, ReportRow.stage == line.stage)
+                provider = sorted(session.scalars(nodes))[line.replica]
+                for fraud in _frauds(line, provider):
                     found.setdefault((fraud.stage, fraud.node), fraud)
         return tuple(found.values())
 
@@ -263,11 +271,9 @@ def _frauds(line: AuditLine, provider: str) -> list[Fraud]:
 
 def _sealed(session: Session, first: int, end: int) -> tuple[SealedRound, ...]:
     by_round: dict[int, list[CreditedReport]] = {}
-    for row in session.scalars(
-        select(ReportRow)
-        .where(ReportRow.round >= first, ReportRow.round < end)
-        .order_by(ReportRow.round, ReportRow.stage)
-    ):
+    rows = session.scalars(select(ReportRow).where(ReportRow.round >= first, ReportRow.round < end))
+    # Not the database's order of text: that of some locales isn't ours.
+    for row in sorted(rows, key=lambda row: (row.round, row.stage, row.node)):
         by_round.setdefault(row.round, []).append(CreditedReport.model_validate(row.credited))
     beacons = select(RoundRow).where(RoundRow.round >= first, RoundRow.round < end)
     values = {row.round: row.beacon for row in session.scalars(beacons)}

@@ -79,7 +79,7 @@ class Follower(Protocol):
     def joined(self, stage: int, member: Member) -> None:
         """A node has taken its seat."""
 
-    def lost(self, stage: int) -> None:
+    def lost(self, member: Member) -> None:
         """Its connection is gone."""
 
     async def sealed(self, round_: int) -> None:
@@ -119,14 +119,14 @@ class Audits(Protocol):
     def joined(self, stage: int, member: Member) -> None:
         """As `Follower.joined`."""
 
-    def lost(self, stage: int) -> None:
+    def lost(self, member: Member) -> None:
         """As `Follower.lost`."""
 
     def sealed(self, draw: Draw) -> None:
         """This round is sealed and in the ledger."""
 
-    def announcement(self, draw: Draw, stage: int) -> pb.RoundSealed:
-        """What the node of a stage is told of a sealed round."""
+    def announcement(self, draw: Draw, stage: int, node: str) -> pb.RoundSealed:
+        """What a node of a stage is told of a sealed round."""
 
     def obstacle(self, round_: int) -> str | None:
         """Why the round can't be planned before more audits are decided; None if it can."""

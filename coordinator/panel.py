@@ -12,13 +12,13 @@ from dataclasses import dataclass, replace
 from commonweight.chain.keys import Key
 from commonweight.errors import MalformedMessage, Refused, WireError
 from commonweight.identity import recover_address
-from commonweight.rules.audits import NO_EVIDENCE, Audit, Verdict
+from commonweight.rules.audits import NO_EVIDENCE, Audit, Kind, Verdict
 from commonweight.rules.epoch import audit_line, drawn_auditors, make_opinion
 from commonweight.rules.merkle import keccak
 from commonweight.rules.panel import Owner, Standing, left_to_ask, opinion_receipt, settled_verdict
 from commonweight.rules.spec import ModelSpec
 from commonweight.rules.statement import AuditLine, Conviction, Opinion, to_hex
-from commonweight.watch.fraud import FraudEvidence, parse_document
+from commonweight.watch.fraud import Commitments, FraudEvidence, parse_document
 from commonweight.watch.known_bad import known_bad_evidence
 from commonweight.watch.store import StatementStore
 from commonweight.wire.generated import control_pb2 as pb
@@ -35,6 +35,10 @@ Judge = Callable[[pb.AuditOrder], Awaitable[pb.AuditOpinion]]
 """How the referee comes to its opinion."""
 MAX_ATTEMPTS = 3
 """At one opinion, where the provider goes away meanwhile."""
+
+
+class ProviderGone(Exception):
+    """Whose work is to be audited is gone, and may still come back."""
 
 
 @dataclass(frozen=True)
@@ -75,16 +79,18 @@ class Panel:
     """DER, that the referee presents to nodes."""
     disputes: Disputes
 
-    async def decide(self, drawn: Draw, audit: Audit) -> tuple[AuditLine, tuple[Given, ...]]:
+    async def decide(self, drawn: Draw, audit: Audit, *, waits: bool = True) -> tuple[AuditLine, tuple[Given, ...]]:
         """What an audit of a sealed round comes to, and the opinions that say so.
 
-        Where there is fraud, or an opinion is disproven, the evidence is kept when this returns.
+        Where there is fraud, or an opinion is disproven, the evidence is kept when this returns. Raises ProviderGone
+        where the provider may still come back, and that is to be waited for (`waits`); what was said until then is
+        asked again.
         """
         epoch = audit.round // self.spec.economics.rounds_per_epoch
         await self.panels.commit(epoch)
         left: Sequence[Owner] = drawn_auditors(drawn.sealed, audit, drawn.beacon, self.panels.auditors(epoch))
-        signed, false, convicted = await asyncio.to_thread(self._look_up, audit, drawn.seed)
-        provider = Conviction(stage=audit.stage, node=drawn.sealed.reports[audit.stage].node)
+        signed, false, convicted = await asyncio.to_thread(self._look_up, drawn, audit)
+        provider = Conviction(stage=audit.stage, node=signed.provider)
         # More fraud costs who is convicted nothing more, so there a second replay would only take time.
         judge = self.replays.judge if provider in convicted else self.replays.judge_twice
         given: list[Given] = []
@@ -92,7 +98,7 @@ class Panel:
         while verdict is None:
             owner, *left = left_to_ask(left, sum(each.claim is signed for each in given))
             shown = signed if false is None or given or owner is None else false
-            if (found := await self._opinion(owner, shown, signed, judge, convicted)) is not None:
+            if (found := await self._opinion(owner, shown, signed, judge, convicted, waits=waits)) is not None:
                 given.append(found)
             verdict = settled_verdict([(each.opinion.owner, each.verdict) for each in given if each.claim is signed])
         line = audit_line(audit, verdict, [each.opinion for each in given])
@@ -109,29 +115,37 @@ class Panel:
         standing = line.standing_of(each.opinion)
         return standing is Standing.FALSE or (standing is not Standing.PAID and each.opinion.verdict != line.verdict)
 
-    def _look_up(self, audit: Audit, seed: bytes) -> tuple[Claim, Claim | None, Collection[Conviction]]:
+    def _look_up(self, drawn: Draw, audit: Audit) -> tuple[Claim, Claim | None, Collection[Conviction]]:
         """What the provider claims, what is shown first in its stead, and who isn't asked."""
-        signed = signed_claim(self.ledger, audit)
-        return signed, false_claim(self.spec, seed, signed), self.ledger.convicted()
+        signed = signed_claim(self.spec, self.ledger, drawn.sealed, audit)
+        return signed, false_claim(self.spec, drawn.seed, signed), self.ledger.convicted()
 
     async def _opinion(
-        self, owner: str | None, shown: Claim, signed: Claim, judge: Judge, convicted: Collection[Conviction]
+        self,
+        owner: str | None,
+        shown: Claim,
+        signed: Claim,
+        judge: Judge,
+        convicted: Collection[Conviction],
+        *,
+        waits: bool,
     ) -> Given | None:
         """That of who has this seat, or of the referee (None) in its stead where the provider is gone for good; None
         where nobody is there for the seat, or what they say can't be used.
         """
         audit, found = shown.audit, None
         for _ in range(MAX_ATTEMPTS):
-            if not await self.holders.can_serve(audit):
-                gone = f"The provider was gone for {GRACE_S:g} s."
+            if (provider := self.holders.provider(shown)) is None and audit.kind is not Kind.DATA:
+                if waits and self.holders.patience_s(shown.provider):
+                    raise ProviderGone(shown.provider)
+                gone = f"The provider was gone for {GRACE_S:g} s, or in each of {MAX_ATTEMPTS} attempts."
                 return self._of_referee(signed, pb.AuditOpinion(verdict=Verdict.WITHHELD.value, why=gone))
-            provider = self.holders.provider(audit)
             if owner is None:
                 found = self._of_referee(shown, await judge(self.holders.order(shown, self.certificate)))
             else:
                 member = self.auditors.of_owner(owner, audit.round, audit.stage, convicted)
                 found = None if member is None else await self._of_seat(member, shown)
-            if found is None or found.verdict is not Verdict.WITHHELD or self.holders.provider(audit) is provider:
+            if found is None or found.verdict is not Verdict.WITHHELD or self.holders.provider(shown) is provider:
                 break
             # It went away meanwhile; what it has on its disk it can still serve.
         if found is not None and found.found.evidence:
@@ -193,12 +207,13 @@ class Panel:
 
     def _check_evidence(self, claim: Claim, text: bytes) -> None:
         """That it is about what was shown; whether it is true shows a replay."""
-        evidence, report = parse_document(FraudEvidence, text), claim.report
+        evidence = parse_document(FraudEvidence, text)
+        due = Commitments.of(claim.report, self.spec.training.microbatches_per_round).model_dump()
         wrong = evidence.contradictions(claim.audit.stage, self.spec.spec_hash)
         if evidence.unit.audit != claim.audit:
             wrong.append(f"it is about {evidence.unit.audit}")
         for name, value in evidence.commitments.model_dump().items():
-            if value != to_hex(getattr(report, name)):
+            if value != due[name]:
                 wrong.append(f"its {name} isn't that of the report")
         if wrong:
             raise Refused(f"The evidence that {claim.audit} failed can't be any: {'; '.join(wrong)}."[:500])
@@ -208,7 +223,7 @@ class Panel:
         standing, evidence = line.standing_of(each.opinion), None
         if each.member is not None and standing is Standing.FALSE:
             evidence = known_bad_evidence(
-                spec_hash=self.spec.spec_hash,
+                spec=self.spec,
                 audit=line.audit,
                 signed=signed.report,
                 shown=each.claim.report,

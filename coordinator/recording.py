@@ -11,6 +11,7 @@ from commonweight.rules import rounds
 from commonweight.rules.answer import Answer, find_disagreement
 from commonweight.rules.audits import Kind
 from commonweight.rules.epoch import answers_per_round, credit_report, credited_receipt
+from commonweight.rules.receipt import Receipt
 from commonweight.rules.report import report_receipt
 from commonweight.rules.spec import ModelSpec
 from commonweight.rules.statement import (
@@ -39,9 +40,9 @@ class Recorder:
     tips: Tips
 
     def store(
-        self, effects: Iterable[rounds.Effect], accepted: Mapping[int, Submission], versions: Collection[int]
+        self, effects: Iterable[rounds.Effect], accepted: Mapping[str, Submission], versions: Collection[int]
     ) -> Draw | None:
-        """Record what must survive. `accepted`: by stage, the reports of the round. `versions`: those whose answers may
+        """Record what must survive. `accepted`: by node, the reports of the round. `versions`: those whose answers may
         be sealed. Of a sealed round: what it draws.
         """
         drawn: Draw | None = None
@@ -50,30 +51,29 @@ class Recorder:
                 case rounds.Seated(node, stage):
                     self.ledger.record_seat(stage, node)
                     failpoint("ledger.seated")
-                case rounds.Form(generation, _):
+                case rounds.Form(generation):
                     self.ledger.record_generation(generation)
                     failpoint("ledger.formed")
                 case rounds.Seal(round_, reports):
                     failpoint("ledger.sealing")
-                    drawn = self._seal(round_, [accepted[report.stage] for report in reports], versions)
+                    drawn = self._seal(round_, [accepted[node] for node in reports], versions)
                     failpoint("ledger.sealed")
         return drawn
 
     def store_equivocation(self, later: Submission, accepted: Submission | None) -> bool:
         """Record that a node has signed two results of one unit, if it has, and once; whether it was recorded.
 
-        `later` was refused, though its node holds the stage; `accepted`: what was taken for that stage in the round
+        `later` was refused, though its node holds the stage; `accepted`: what was taken from that node in the round
         that is being trained.
         """
         report, model_id = later.report, self.place.model_id
         tip = self.tips.tip(report.round)
         assert tip is not None, "its signature was checked"
-        receipt = report_receipt(model_id, later.generation, report, tip)
+        receipt = self._receipt(later, tip)
         if accepted is not None and accepted.report.round == report.round:
-            first = report_receipt(model_id, accepted.generation, accepted.report, tip)
+            first = self._receipt(accepted, tip)
             signature = accepted.signature
-        elif sealed := self.ledger.sealed_rounds(report.round, report.round + 1):
-            credited = sealed[0].reports[report.stage]
+        elif (credited := self._credited(later)) is not None:
             first = credited_receipt(model_id, report.round, credited, tip)
             signature = bytes.fromhex(credited.signature[2:])
         else:
@@ -92,18 +92,42 @@ class Recorder:
             emit("provider.equivocated", node=later.node, stage=report.stage, round=report.round)
         return new
 
-    def _seal(self, round_: int, submissions: list[Submission], versions: Collection[int]) -> Draw:
+    def _receipt(self, submission: Submission, tip: bytes) -> Receipt:
+        report = submission.report
+        commitments = report.commitments(self.spec.training.microbatches_per_round)
+        return report_receipt(self.place.model_id, submission.generation, report.round, report.stage, commitments, tip)
+
+    def _credited(self, submission: Submission) -> CreditedReport | None:
+        """What its node is credited with in the same round and stage."""
+        report = submission.report
+        lines = (
+            line
+            for sealed in self.ledger.sealed_rounds(report.round, report.round + 1)
+            for line in sealed.replicas(report.stage)
+        )
+        return next((line for line in lines if line.node == submission.node), None)
+
+    def _seal(self, round_: int, submissions: Iterable[Submission], versions: Collection[int]) -> Draw:
         tip = self.tips.tip(round_)
         assert tip is not None, "the reports are signed over it"
-        complete = self._complete_answers([submission.node for submission in submissions], versions)
+        # Who has only shadowed the round isn't paid for it.
+        worked = [submission for submission in submissions if submission.report.hops]
+        worked.sort(key=lambda submission: (submission.report.stage, submission.node))
+        replicas: dict[int, list[Submission]] = {}
+        for submission in worked:
+            replicas.setdefault(submission.report.stage, []).append(submission)
+        numbers = {each.node: number for of_stage in replicas.values() for number, each in enumerate(of_stage)}
+        complete = self._complete_answers(numbers, versions)
         sealed = SealedRound(
             round=round_,
             beacon=to_hex(self.tips.value(round_)),
-            reports=tuple(self._credit(submission) for submission in submissions),
+            reports=tuple(self._credit(submission) for submission in worked),
             answers=tuple(line for line, _ in complete),
         )
         drawn = draw(self.spec, sealed, tip, self.tips.seed(round_))
-        unaudited = {stage: submissions[stage].message.SerializeToString() for stage in drawn.stages}
+        unaudited = {
+            (stage, replica): replicas[stage][replica].message.SerializeToString() for stage, replica in drawn.replicas
+        }
         units = [(audit.answer, audit.stage) for audit in drawn.audits if audit.kind is Kind.ANSWER]
         unaudited_parts = {(n, stage): complete[n][1][stage].message for n, stage in units}
         self.ledger.record_round(sealed, unaudited, unaudited_parts)
@@ -112,19 +136,21 @@ class Recorder:
         return drawn
 
     def _complete_answers(
-        self, nodes: Sequence[str], versions: Collection[int]
+        self, replicas: Mapping[str, int], versions: Collection[int]
     ) -> list[tuple[AnswerLine, tuple[RecordedPart, ...]]]:
-        """What can be sealed with a round of these nodes, in order, with the whole parts. What never can is dropped."""
+        """What can be sealed with a round, in order, with the whole parts. What never can is dropped. `replicas`: of
+        each node that is credited in the round, its number among its stage's; answers of others wait.
+        """
         for reported, stages in self.ledger.drop_versions(versions):
             missing = sorted(set(range(self.spec.stages)) - stages)
-            why = (
-                f"stages {missing} haven't said their parts" if missing else "it was reported too late, or others first"
-            )
+            late = "it was reported too late, others were first, or whoever said a part has worked in no round since"
+            why = f"stages {missing} haven't said their parts" if missing else late
             _tell_dropped(reported, f"its version isn't kept any more: {why}")
         found: list[tuple[AnswerLine, tuple[RecordedPart, ...]]] = []
         faults: list[tuple[Reported, str]] = []
-        for reported, parts in self.ledger.complete_answers(self.spec.stages, answers_per_round(self.spec)):
-            line = _line_or_fault(reported, parts, nodes)
+        limit = answers_per_round(self.spec)
+        for reported, parts in self.ledger.complete_answers(self.spec.stages, replicas, limit):
+            line = _line_or_fault(reported, parts, replicas)
             if isinstance(line, AnswerLine):
                 found.append((line, parts))
             else:
@@ -147,20 +173,18 @@ class Recorder:
         )
 
 
-def _line_or_fault(reported: Reported, parts: Sequence[RecordedPart], nodes: Sequence[str]) -> AnswerLine | str:
-    """The line of a reported answer of which all stages have said their parts, or why it can't be sealed with a round
-    of these nodes. Whatever the ledger has of it, the round goes on.
+def _line_or_fault(reported: Reported, parts: Sequence[RecordedPart], replicas: Mapping[str, int]) -> AnswerLine | str:
+    """The line of a reported answer of which all stages have said their parts, or why it can't be sealed. Whatever the
+    ledger has of it, the round goes on.
     """
     try:
         answers = [answer_from_proto(pb.AnswerPart.FromString(part.message)) for part in parts]
-        return _fault(reported, parts, answers, nodes) or _line(reported, parts, answers)
+        return _fault(reported, answers) or _line(reported, parts, answers, replicas)
     except (ValueError, DecodeError) as error:
         return f"what the ledger has of it is no answer: {error}"[:500]
 
 
-def _fault(
-    reported: Reported, parts: Sequence[RecordedPart], answers: Sequence[Answer], nodes: Sequence[str]
-) -> str | None:
+def _fault(reported: Reported, answers: Sequence[Answer]) -> str | None:
     if why := find_disagreement(answers):
         return why
     if (version := answers[0].version) != reported.version:
@@ -169,11 +193,12 @@ def _fault(
         return f"the gateway reports a prompt of {reported.prompt_tokens} tokens, the stages one of {prompt}"
     if (delivered := reported.prompt_tokens + reported.completion_tokens) > answers[0].fed + 1:
         return f"the gateway reports {delivered} tokens; {answers[0].fed} were fed to the stages"
-    strangers = [part.stage for part, node in zip(parts, nodes, strict=True) if part.node != node]
-    return f"stage {strangers[0]} has another node by now" if strangers else None
+    return None
 
 
-def _line(reported: Reported, parts: Sequence[RecordedPart], answers: Sequence[Answer]) -> AnswerLine:
+def _line(
+    reported: Reported, parts: Sequence[RecordedPart], answers: Sequence[Answer], replicas: Mapping[str, int]
+) -> AnswerLine:
     return AnswerLine(
         session=to_hex(reported.session),
         version=reported.version,
@@ -183,7 +208,7 @@ def _line(reported: Reported, parts: Sequence[RecordedPart], answers: Sequence[A
         gateway=reported.gateway,
         signature=to_hex(reported.signature),
         parts=tuple(
-            AnswerPart(trace=to_hex(answer.trace), signature=to_hex(part.signature))
+            AnswerPart(replica=replicas[part.node], trace=to_hex(answer.trace), signature=to_hex(part.signature))
             for part, answer in zip(parts, answers, strict=True)
         ),
     )

@@ -35,13 +35,14 @@ from coordinator.auditing import Auditing
 from coordinator.auditors import Auditors
 from coordinator.beacons import Beacons
 from coordinator.disputes import Disputes
+from coordinator.gateways import ServingService
 from coordinator.holders import Holders
 from coordinator.ledger import Ledger
 from coordinator.members import Place
 from coordinator.panel import Panel
 from coordinator.seats import Seats, recheck_seats
 from coordinator.service import Admission, ControlService, EnrolmentService
-from coordinator.serving import Serving, ServingService
+from coordinator.serving import Serving
 from coordinator.settlement import Settlement
 from coordinator.slashing import Slashing
 from coordinator.training import Training

@@ -64,8 +64,8 @@ class Seats:
     def standing(self, node: str, wished_account: str, holds: int | None = None) -> Standing:
         """A node's standing. `wished_account` is who is to be paid where the model asks for no stake.
 
-        `holds`: the stage that is the node's already. Whose stake in it was slashed keeps it: nobody else has its
-        state, so hanging up on a convicted provider would stop the model; it is trained with, unpaid.
+        `holds`: the stage that is the node's already. Whose stake in it was slashed keeps it: maybe nobody else
+        has its state, so hanging up on a convicted provider could stop the model; it is trained with, unpaid.
 
         Raises Refused where the node's owner holds no seat with its stake intact, PeerUnreachable where the chain can't
         be asked: the node comes back.

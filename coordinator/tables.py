@@ -22,11 +22,11 @@ class ModelRow(Table):
 
 
 class SeatRow(Table):
-    """Who holds a stage, for good."""
+    """The stage that a node holds, for good."""
 
     __tablename__ = "seats"
-    stage: Mapped[int] = mapped_column(Counter, primary_key=True, autoincrement=False)
-    node: Mapped[str] = mapped_column(String(42), unique=True)
+    node: Mapped[str] = mapped_column(String(42), primary_key=True)
+    stage: Mapped[int] = mapped_column(Counter)
 
 
 class BeaconRow(Table):
@@ -46,20 +46,23 @@ class RoundRow(Table):
 
 
 class ReportRow(Table):
-    """One stage's credited work in one sealed round, as the epoch's statement will show it before its audits."""
+    """One replica's credited work in one sealed round, as the epoch's statement will show it before its audits."""
 
     __tablename__ = "reports"
     round: Mapped[int] = mapped_column(Counter, primary_key=True, autoincrement=False)
     stage: Mapped[int] = mapped_column(Counter, primary_key=True, autoincrement=False)
+    node: Mapped[str] = mapped_column(String(42), primary_key=True)
     credited: Mapped[dict[str, object]] = mapped_column(JSON)
 
 
 class UnauditedRow(Table):
-    """A whole report, hops and all, of a stage of which something was drawn; until its round's audits are decided."""
+    """A whole report, hops and all, of a replica of which something was drawn; until its round's audits are decided."""
 
     __tablename__ = "unaudited"
     round: Mapped[int] = mapped_column(Counter, primary_key=True, autoincrement=False)
     stage: Mapped[int] = mapped_column(Counter, primary_key=True, autoincrement=False)
+    replica: Mapped[int] = mapped_column(Counter, primary_key=True, autoincrement=False)
+    """Its number among the stage's reports."""
     report: Mapped[bytes] = mapped_column(LargeBinary)
 
 
@@ -69,6 +72,7 @@ class VerdictRow(Table):
     __tablename__ = "verdicts"
     round: Mapped[int] = mapped_column(Counter, primary_key=True, autoincrement=False)
     stage: Mapped[int] = mapped_column(Counter, primary_key=True, autoincrement=False)
+    replica: Mapped[int] = mapped_column(Counter, primary_key=True, autoincrement=False)
     kind: Mapped[str] = mapped_column(String(16), primary_key=True)
     microbatch: Mapped[int] = mapped_column(Counter, primary_key=True, autoincrement=False)
     """-1: the whole round."""
@@ -78,7 +82,7 @@ class VerdictRow(Table):
 
 
 class EquivocationRow(Table):
-    """Two receipts for one unit of work, both signed by the node that holds the stage: fraud that proves itself."""
+    """Two receipts for one unit of work, both signed by a node that holds the stage: fraud that proves itself."""
 
     __tablename__ = "equivocations"
     stage: Mapped[int] = mapped_column(Counter, primary_key=True, autoincrement=False)
@@ -131,7 +135,7 @@ class PartRow(Table):
     node: Mapped[str] = mapped_column(String(42))
     part: Mapped[bytes] = mapped_column(LargeBinary)
     signature: Mapped[bytes] = mapped_column(LargeBinary(65))
-    __table_args__ = (UniqueConstraint("session", "stage"), Index("parts_in_order", "stage", "number"))
+    __table_args__ = (UniqueConstraint("session", "stage"), Index("parts_in_order", "node", "number"))
 
 
 class AnswerRow(Table):

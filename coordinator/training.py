@@ -5,22 +5,26 @@ reconnect, and the round that was being trained is trained again.
 """
 
 import asyncio
+import math
 import time
 
 from commonweight.errors import CommonweightError, Refused
 from commonweight.events import emit
 from commonweight.rules import rounds
-from commonweight.rules.canonical import canonical_json
 from commonweight.rules.rounds import RoundState, advance
 from commonweight.rules.spec import ModelSpec
 from commonweight.wire.generated import control_pb2 as pb
 from coordinator.draws import Draw
+from coordinator.handover import Handover
 from coordinator.ledger import Ledger, Progress
 from coordinator.members import Audits, Follower, Member, Place, Submission, Tips
+from coordinator.plans import formations, round_plan, seat_assignment
 from coordinator.recording import Recorder
 
 FORM_S = 150.0
 """For every node to load its stage and open its pipes; longer than a node waits for its neighbour."""
+NEWCOMERS_S = 3.0
+"""Between two rounds, for newcomers to fetch the state that the next begins with, and to open their pipes."""
 REPORT_S = 60.0
 """From the first report of a round to the last."""
 MAX_REFORM_DELAY_S = 5.0
@@ -49,16 +53,18 @@ class Training:
         self.place = place
         self._recorder = Recorder(spec, place, ledger, tips)
         self._end_round = end_round
+        self._handover = Handover()
         self._state = RoundState(
+            stages=spec.stages,
             microbatches=spec.training.microbatches_per_round,
-            seats=tuple(progress.seats.get(stage) for stage in range(spec.stages)),
+            seats=progress.seats,
             round=progress.round,
             generation=progress.generation,
             roots=progress.roots,
         )
         self._members: dict[str, Member] = {}
-        self._accepted: dict[int, Submission] = {}
-        """By stage: what came with the reports that the state holds."""
+        self._accepted: dict[str, Submission] = {}
+        """By node: what came with the reports that the state holds."""
         self._events: asyncio.Queue[tuple[rounds.Event, Member, Submission | None]] = asyncio.Queue()
         self._due: rounds.Train | None = None
         """To be planned as soon as nothing stands in its way."""
@@ -88,7 +94,7 @@ class Training:
 
     def stage_of(self, node: str) -> int | None:
         """The stage that it holds, connected or not."""
-        return self._state.seats.index(node) if node in self._state.seats else None
+        return self._state.seats.get(node)
 
     def join(self, member: Member) -> None:
         """A node has connected and said who it is."""
@@ -109,17 +115,22 @@ class Training:
         member.send(error)
         self.leave(member)  # one that doesn't even read this counts no longer, either
 
+    def note_version(self, member: Member, round_: int) -> None:
+        """The node has the state that is ready to train this round."""
+        self._events.put_nowait((rounds.HasVersion(member.node, round_), member, None))
+
     def open_pipes(self, member: Member, generation: int) -> None:
         """The node's pipes are open."""
         self._events.put_nowait((rounds.Ready(member.node, generation), member, None))
 
-    def break_pipes(self, member: Member, generation: int, why: str) -> None:
-        """The node's pipes don't open, or broke."""
-        self._events.put_nowait((rounds.Broken(member.node, generation, why), member, None))
+    def break_pipes(self, member: Member, generation: int, why: str, peer: str | None = None) -> None:
+        """The node's pipes don't open, or broke. `peer`: with which node; None where it is no pipe's fault."""
+        self._events.put_nowait((rounds.Broken(member.node, generation, why, peer), member, None))
 
     def submit(self, member: Member, submission: Submission) -> None:
-        """A report whose signature is the node's."""
-        event = rounds.Reported(member.node, submission.generation, submission.report)
+        """A report whose signature is the node's, with seconds of work where it has microbatches."""
+        busy_s = submission.message.busy_seconds
+        event = rounds.Reported(member.node, submission.generation, submission.report, busy_s)
         self._events.put_nowait((event, member, submission))
 
     def say_finished(self) -> None:
@@ -130,116 +141,131 @@ class Training:
     async def run(self) -> None:
         """Advance until cancelled. Raises Refused when the rules say that a person must look."""
         while True:
+            event: rounds.Event
+            member: Member | None
             try:
                 async with asyncio.timeout_at(self._deadline):
                     event, member, submission = await self._events.get()
             except TimeoutError:
-                self._hang_up_on_the_late()
-                continue
-            current = self._members.get(member.node)
+                self._deadline = None
+                if not self._waits_for_newcomers and not self._waits_for_shadows:
+                    self._hang_up_on_the_late()
+                    continue
+                event, member, submission = rounds.Waited(self._state.generation), None, None
+            current = None if member is None else self._members.get(member.node)
             if not isinstance(event, rounds.Joined) and current is not member:
                 continue  # it comes from a connection that no longer counts
             state, effects = advance(self._state, event)
             accepted = dict(self._accepted)
             if submission is not None:
-                accepted.setdefault(submission.report.stage, submission)  # the rules, too, keep the first
+                accepted.setdefault(submission.node, submission)  # the rules, too, keep the first
             versions = frozenset() if self._follower is None else self._follower.kept
             drawn = await asyncio.to_thread(self._recorder.store, effects, accepted, versions)
             if submission is not None and any(isinstance(effect, rounds.Refused) for effect in effects):
                 await self._look_for_equivocation(submission)
             self._state = state
-            self._accepted = {stage: accepted[stage] for stage in state.reports}
-            self._set_deadline(event, effects)
+            self._accepted = {node: accepted[node] for node in state.reports}
+            self._set_deadline(effects)
             match event:
-                case rounds.Joined(node) if current is None and node in state.online:
+                case rounds.Joined(node) if current is None and member is not None and node in state.online:
                     self._members[node] = member
-                    stage = state.seats.index(node)
-                    member.send(pb.CoordinatorMessage(assignment=self._assign(stage)))
+                    stage = state.seats[node]
+                    member.send(pb.CoordinatorMessage(assignment=seat_assignment(self.spec, self.place, stage)))
                     self._audits.joined(stage, member)
                     if self._follower is not None:
                         self._follower.joined(stage, member)
                     emit("node.joined", node=node, stage=stage, data_address=member.data_address)
-                case rounds.Lost(node):
+                case rounds.Lost(node) if member is not None:
                     del self._members[node]
-                    self._audits.lost(state.seats.index(node))
+                    self._audits.lost(member)
                     if self._follower is not None:
-                        self._follower.lost(state.seats.index(node))
-                    emit("node.lost", node=node, stage=state.seats.index(node))
+                        self._follower.lost(member)
+                    emit("node.lost", node=node, stage=state.seats[node])
             for effect in effects:
                 await self._act(effect, member, accepted, drawn)
+            self._handover.tell(state, self._members)
+            self.reconsider()
 
-    def _set_deadline(self, event: rounds.Event, effects: tuple[rounds.Effect, ...]) -> None:
-        """Once pipes are to be formed, all must be ready in time; once one has reported, so must the others."""
-        if self._state.phase not in (rounds.Phase.FORMING, rounds.Phase.TRAINING):
+    def _set_deadline(self, effects: tuple[rounds.Effect, ...]) -> None:
+        """Once a generation is to be formed, all must be ready in time; once one has reported its work, so must the
+        others.
+        """
+        state, now = self._state, asyncio.get_running_loop().time()
+        if state.phase is rounds.Phase.FORMING:
+            if any(isinstance(effect, rounds.Form) for effect in effects):
+                self._deadline = now + (NEWCOMERS_S if self._waits_for_newcomers else FORM_S)
+        elif self._waits_for_shadows:
+            self._deadline = min(self._deadline or math.inf, now + NEWCOMERS_S)
+        elif state.phase is rounds.Phase.TRAINING and any(report.hops for report in state.reports.values()):
+            self._deadline = self._deadline or now + REPORT_S
+        else:
             self._deadline = None
-        elif any(isinstance(effect, rounds.Form) for effect in effects):
-            self._deadline = asyncio.get_running_loop().time() + FORM_S
-        elif any(isinstance(effect, rounds.Train) for effect in effects):
-            self._deadline = None
-        elif isinstance(event, rounds.Reported) and self._deadline is None and self._state.reports:
-            self._deadline = asyncio.get_running_loop().time() + REPORT_S
+
+    @property
+    def _waits_for_newcomers(self) -> bool:
+        """Between two rounds of a generation."""
+        return self._state.phase is rounds.Phase.FORMING and bool(self._state.members)
+
+    @property
+    def _waits_for_shadows(self) -> bool:
+        """Of all members only some without a load haven't reported."""
+        missing = self._state.members - self._state.reports.keys()
+        return self._state.phase is rounds.Phase.TRAINING and bool(missing) and not any(map(self._state.works, missing))
 
     def _hang_up_on_the_late(self) -> None:
-        self._deadline = None
-        forming = self._state.phase is rounds.Phase.FORMING
-        why = f"its pipes weren't open within {FORM_S:g} s" if forming else f"its report came {REPORT_S:g} s too late"
-        for stage, node in enumerate(self._state.seats):
-            late = node not in self._state.ready if forming else stage not in self._state.reports
-            if late and node is not None and (member := self._members.get(node)) is not None:
-                self.hang_up(member, Refused(f"This node holds up the others: {why}."))
+        state = self._state
+        if state.phase is rounds.Phase.FORMING:
+            late, why = state.crew - state.ready, f"its pipes weren't open within {FORM_S:g} s"
+        else:
+            late, why = state.members - state.reports.keys(), f"its report came {REPORT_S:g} s too late"
+        for node in sorted(late & self._members.keys()):
+            self.hang_up(self._members[node], Refused(f"This node holds up the others: {why}."))
 
     async def _look_for_equivocation(self, refused: Submission) -> None:
         report = refused.report
         if self.stage_of(refused.node) != report.stage or self.tip_of(report.round) is None:
             return
-        accepted = self._accepted.get(report.stage)
+        accepted = self._accepted.get(refused.node)
         if await asyncio.to_thread(self._recorder.store_equivocation, refused, accepted):
             self._audits.equivocated()
 
     async def _act(
-        self, effect: rounds.Effect, member: Member, accepted: dict[int, Submission], drawn: Draw | None
+        self, effect: rounds.Effect, member: Member | None, accepted: dict[str, Submission], drawn: Draw | None
     ) -> None:
         match effect:
             case rounds.Refused(node, why):
+                assert member is not None, "it has said something"
                 emit("node.refused", node=node, why=why)
                 member.send(Refused(why))
+            case rounds.Form(generation, round_, crew) if self._waits_for_newcomers or self._state.assignment:
+                newcomers = sorted(crew - self._state.ready)
+                emit("generation.extended", generation=generation, round=round_, nodes=newcomers)
+                self._introduce()
             case rounds.Form(generation, round_):
                 delay_s = min(0.1 * 2 ** min(self._failed_generations, 10) - 0.1, MAX_REFORM_DELAY_S)
                 self._failed_generations += 1
                 asyncio.get_running_loop().call_later(delay_s, self._form, generation, round_)
             case rounds.Train():
                 self._due = effect
-                self.reconsider()
             case rounds.Pause(generation, why):
                 emit("generation.paused", generation=generation, why=why)
-                self._broadcast(pb.CoordinatorMessage(pause=pb.Pause(generation=generation, why=why)))
+                for each in self.members:
+                    each.send(pb.CoordinatorMessage(pause=pb.Pause(generation=generation, why=why)))
             case rounds.Seal(_, reports):
                 assert drawn is not None, "storing the seal drew them"
-                await self._announce(drawn, [accepted[report.stage] for report in reports])
+                await self._announce(drawn, [accepted[node] for node in reports])
             case rounds.Stop(why):
                 emit("training.stopped", why=why)
                 raise Refused(f"Training stopped in round {self._state.round}. {why}")
-
-    def _assign(self, stage: int) -> pb.Assignment:
-        return pb.Assignment(
-            spec=canonical_json(self.spec.model_dump()),
-            stage=stage,
-            model_id=self.place.model_id,
-            chain_id=self.place.domain.chain_id,
-            settlement=self.place.domain.settlement,
-        )
 
     def _form(self, generation: int, round_: int) -> None:
         if generation != self._state.generation or self._state.phase is not rounds.Phase.FORMING:
             return  # it was lost while it waited
         emit("generation.formed", generation=generation, round=round_)
-        in_order = [self._members[node] for node in self._state.seats if node is not None]
-        for stage, member in enumerate(in_order):
-            formation = pb.Formation(generation=generation, round=round_)
-            if stage > 0:
-                formation.previous.CopyFrom(_neighbour(in_order[stage - 1]))
-            if stage + 1 < len(in_order):
-                formation.next.CopyFrom(_neighbour(in_order[stage + 1]))
+        self._introduce()
+
+    def _introduce(self) -> None:
+        for member, formation in formations(self._state, self._members):
             member.send(pb.CoordinatorMessage(formation=formation))
 
     def reconsider(self) -> None:
@@ -255,19 +281,27 @@ class Training:
         if why is not None and why != self._waits_for:
             emit("training.waiting", round=due.round, why=why)
         self._waits_for = why
-        if why is None:
+        if why is None and tip is not None:
             self._due = None
             self._started_s = time.monotonic()
-            plan = pb.RoundPlan(generation=due.generation, round=due.round, beacon_tip=tip)
-            self._broadcast(pb.CoordinatorMessage(plan=plan))
+            plan = round_plan(self._state, tip)
+            for node, member in self._members.items():
+                if node in self._state.members:
+                    member.send(pb.CoordinatorMessage(plan=plan))
 
     async def _announce(self, drawn: Draw, submissions: list[Submission]) -> None:
         self._audits.sealed(drawn)
         round_ = drawn.round
         self._failed_generations = 0
         seconds = time.monotonic() - self._started_s
-        tokens = self.spec.training.tokens_per_round
-        losses = [hop.loss for hop in submissions[-1].report.hops]
+        tokens, last = self.spec.training.tokens_per_round, self.spec.stages - 1
+        losses = [hop.loss for each in submissions if each.report.stage == last for hop in each.report.hops]
+        states = {each.report.stage: each.report.state_after.hex() for each in submissions}
+
+        def crossed(boundary: int) -> int:
+            down = sum(each.message.bytes_down for each in submissions if each.report.stage == boundary)
+            return down + sum(each.message.bytes_up for each in submissions if each.report.stage == boundary + 1)
+
         emit(
             "round.sealed",
             round=round_,
@@ -277,24 +311,14 @@ class Training:
             seconds=round(seconds, 3),
             tokens=tokens,
             tokens_per_s=round(tokens / seconds, 1),
-            bytes_per_token=[
-                round((above.message.bytes_down + below.message.bytes_up) / tokens, 2)
-                for above, below in zip(submissions, submissions[1:], strict=False)
-            ],
-            state_roots=[submission.report.state_after.hex() for submission in submissions],
+            bytes_per_token=[round(crossed(boundary) / tokens, 2) for boundary in range(last)],
+            replicas=[len(drawn.sealed.replicas(stage)) for stage in range(self.spec.stages)],
+            state_roots=[state for _, state in sorted(states.items())],
         )
-        for stage, node in enumerate(self._state.seats):
-            if node in self._members:
-                self._members[node].send(pb.CoordinatorMessage(sealed=self._audits.announcement(drawn, stage)))
+        for node, member in self._members.items():
+            sealed = self._audits.announcement(drawn, self._state.seats[node], node)
+            member.send(pb.CoordinatorMessage(sealed=sealed))
         if self._follower is not None:
             await self._follower.sealed(round_)
         async with self._sealed:
             self._sealed.notify_all()
-
-    def _broadcast(self, message: pb.CoordinatorMessage) -> None:
-        for member in self._members.values():
-            member.send(message)
-
-
-def _neighbour(member: Member) -> pb.Neighbour:
-    return pb.Neighbour(peer_id=member.peer_id, data_address=member.data_address, certificate=member.certificate)

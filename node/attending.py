@@ -8,6 +8,7 @@ from commonweight.errors import ConfigError, Refused, WireError, WorkerDied, err
 from commonweight.events import emit
 from commonweight.rules.receipt import Domain, Receipt
 from commonweight.rules.report import report_receipt
+from commonweight.rules.spec import parse_spec
 from commonweight.wire.attachment import Attachment
 from commonweight.wire.generated import control_pb2 as pb
 from commonweight.wire.generated import worker_pb2
@@ -15,6 +16,8 @@ from commonweight.wire.messages import report_from_proto
 from node.config import NodeConfig
 from node.decoding import Decoding
 from node.evidence import Evidence
+from node.orders import Orders
+from node.state import StageState
 from node.supervisor import WorkerProcess
 from node.watching import Watch
 
@@ -30,8 +33,11 @@ class Session:
         watch: Watch,
         decoding: Decoding,
         evidence: Evidence,
+        state: StageState,
     ) -> None:
         self._config = config
+        self._state = state
+        self._orders = Orders(worker, state)
         self._evidence = evidence
         self._decoding = decoding
         self._watch = watch
@@ -55,12 +61,20 @@ class Session:
                 case "assignment":
                     await self._start(message.assignment)
                 case "formation":
-                    self._generation = message.formation.generation
-                    await self._worker.send(worker_pb2.WorkerCommand(formation=message.formation))
+                    formation = message.formation
+                    if formation.generation != self._generation:
+                        self._generation = formation.generation
+                        await self._orders.drop()
+                    await self._orders.give(worker_pb2.WorkerCommand(formation=formation), formation.round)
                 case "plan":
                     await self._plan(message.plan)
+                case "version":
+                    await self._state.want(message.version)
+                case "replicas":
+                    self._state.grant(message.replicas)
                 case "pause":
                     emit("generation.paused", generation=message.pause.generation, why=message.pause.why)
+                    await self._orders.drop()
                     await self._worker.send(worker_pb2.WorkerCommand(pause=message.pause))
                 case "sealed":
                     await self.seal(message.sealed)
@@ -82,6 +96,8 @@ class Session:
             match event.WhichOneof("body"):
                 case "pipes_open":
                     self._coordinator.send(pb.NodeMessage(pipes_open=event.pipes_open))
+                case "started":
+                    await self._state.derived(event.started.frozen_hash)
                 case "report":
                     self._coordinator.send(pb.NodeMessage(report=await self.sign(event.report)))
                 case "failure" if event.failure.fatal:
@@ -95,11 +111,18 @@ class Session:
                         message=failure.message,
                         generation=failure.generation,
                     )
-                    failed = pb.PipesFailed(generation=failure.generation, code=failure.code, why=failure.message)
+                    failed = pb.PipesFailed(
+                        generation=failure.generation,
+                        code=failure.code,
+                        why=failure.message,
+                        peer_id=failure.peer_id,
+                    )
                     self._coordinator.send(pb.NodeMessage(pipes_failed=failed))
 
     async def pause(self) -> None:
         """The coordinator is gone: what is in flight is void."""
+        await self._orders.drop()
+        await self._state.end()
         try:
             pause = pb.Pause(generation=self._generation, why="the coordinator is gone")
             await self._worker.send(worker_pb2.WorkerCommand(pause=pause))
@@ -128,6 +151,7 @@ class Session:
             await self._worker.send(worker_pb2.WorkerCommand(start=start))
         self._watch.begin(assignment)
         self._evidence.begin(assignment)
+        self._state.begin(assignment, self._coordinator.send)
         self._decoding.begin(assignment, self._coordinator.send)
         if not self._assigned.done():
             self._assigned.set_result(assignment)
@@ -135,7 +159,7 @@ class Session:
     async def _plan(self, plan: pb.RoundPlan) -> None:
         with _telling(plan.round):
             await self._evidence.plan(plan)
-        await self._worker.send(worker_pb2.WorkerCommand(plan=plan))
+        await self._orders.give(worker_pb2.WorkerCommand(plan=plan), plan.round)
 
     async def seal(self, sealed: pb.RoundSealed) -> None:
         """The coordinator has sealed a round."""
@@ -154,12 +178,14 @@ class Session:
     async def receipt(self, generation: int, report: pb.StageReport) -> Receipt:
         """What a report's signature is over."""
         assignment = await self._assigned
-        tip = self._evidence.tip(report.round)
-        return report_receipt(assignment.model_id, generation, report_from_proto(report), tip)
+        tip, said = self._evidence.tip(report.round), report_from_proto(report)
+        commitments = said.commitments(parse_spec(assignment.spec).training.microbatches_per_round)
+        return report_receipt(assignment.model_id, generation, said.round, said.stage, commitments, tip)
 
     async def sign(self, message: worker_pb2.WorkerReport) -> pb.SignedReport:
         """The worker's report, with the node's signature."""
         receipt = await self.receipt(message.generation, message.report)
+        is_loaded = bool(message.report.hops)
         self.rounds += 1
         emit("round.trained", round=message.report.round, seconds=round(message.report.seconds, 3))
         signature = await asyncio.to_thread(
@@ -169,6 +195,7 @@ class Session:
             message.generation,
             message.report.round,
             receipt,
+            is_loaded=is_loaded,
         )
         return pb.SignedReport(generation=message.generation, report=message.report, signature=signature)
 

@@ -4,6 +4,7 @@
     FOLDER/round-00000041/moments.safetensors       Stage.moments()
     FOLDER/round-00000041/meta.json                 what it is of, and its state root
     FOLDER/.writing-…                               one that was never finished; removed
+    FOLDER/.fetching-…                              one that is being fetched from other replicas: see fetching.py
 
 A checkpoint appears whole or not at all: it is written beside its place, synced to the disk and renamed.
 Whatever goes wrong while writing, the ones before stay.
@@ -14,40 +15,28 @@ import shutil
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Annotated, Literal
 
 import safetensors.torch
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 from safetensors import SafetensorError
 from torch import Tensor
 
 from commonweight.disk import sync
 from commonweight.errors import CheckpointError, MalformedMessage
 from commonweight.events import emit
-from commonweight.model.hashing import MOMENTS_HASH, state_root, tensors_hash, with_moments_hash
+from commonweight.model.hashing import tensors_hash, with_moments_hash
 from commonweight.model.initial import draw_frozen
 from commonweight.model.stage import Stage
-from commonweight.rules.canonical import canonical_json, parse_json
 from commonweight.rules.spec import ModelSpec
+from commonweight.rules.state import MOMENTS_HASH, state_root
 from commonweight.wire.evidence import MAX_RETAINED_ROUNDS
 from commonweight.wire.tensors import to_bytes
+from node.meta import meta_bytes, read_meta
 from node.published import META_FILE, MOMENTS_FILE, PARAMETERS_FILE, version_path
 
 KEPT = 2
 """How many checkpoints stay in any case: the last, and the one before in case it is found damaged."""
-
-_MAX_META_BYTES = 64 * 1024
-
-
-class _Meta(BaseModel):
-    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
-
-    format: Literal["commonweight.checkpoint/2"]
-    model: Annotated[str, Field(pattern=r"^0x[0-9a-f]{64}$", description="the spec's hash")]
-    stage: Annotated[int, Field(ge=0)]
-    round: Annotated[int, Field(ge=0, description="ready to train this one")]
-    state_root: Annotated[str, Field(pattern=r"^0x[0-9a-f]{64}$")]
 
 
 class Checkpoints:
@@ -124,14 +113,7 @@ class Checkpoints:
                 moments_hash = hashing_moments.result()
                 _save_file(with_moments_hash(parameters, moments_hash), temporary / PARAMETERS_FILE)
                 root = stage.root_of(stage.round, hashing_parameters.result(), moments_hash)
-            meta = _Meta(
-                format="commonweight.checkpoint/2",
-                model=self._model,
-                stage=self.index,
-                round=stage.round,
-                state_root="0x" + root.hex(),
-            )
-            (temporary / META_FILE).write_bytes(canonical_json(meta.model_dump()))
+            (temporary / META_FILE).write_bytes(meta_bytes(self._spec, self.index, stage.round, root))
             sync(temporary / META_FILE)
             sync(temporary)
             if final.exists():
@@ -176,7 +158,7 @@ class Checkpoints:
         path = self.path_of(round_)
         try:
             data = (path / META_FILE).read_bytes()
-            meta = _Meta.model_validate(parse_json(data, str(path / META_FILE), _MAX_META_BYTES))
+            meta = read_meta(data, str(path / META_FILE))
             parameters = safetensors.torch.load_file(path / PARAMETERS_FILE, device=device)
             moments = safetensors.torch.load_file(path / MOMENTS_FILE, device=device) if whole else {}
         except FileNotFoundError as error:

@@ -6,6 +6,7 @@ takes; if the worker dies it is started again from its checkpoint.
 """
 
 import asyncio
+from typing import Any
 
 from commonweight.errors import PeerUnreachable, WorkerDied
 from commonweight.events import emit
@@ -17,6 +18,7 @@ from node.attending import Session
 from node.config import NodeConfig
 from node.decoding import DecodeConfig, Decoding
 from node.evidence import Evidence
+from node.state import StageState
 from node.supervisor import DecoderProcess, WorkerProcess
 from node.watching import Watch
 
@@ -41,6 +43,7 @@ class Node:
         )
         self._decoding = Decoding(decode, config.identity, self.start_decoder)
         self._evidence = self.make_evidence()
+        self._state = StageState(config.directory, self.certificate)
         self._watch = Watch(config.identity.address, config.payout, config.directory, config.watch)
         self._started: tuple[bytes, int] | None = None
         """Spec and stage that the worker was started with."""
@@ -65,7 +68,11 @@ class Node:
 
     def make_session(self, worker: WorkerProcess, coordinator: Attachment) -> Session:
         """What obeys the coordinator during one attachment."""
-        return Session(self.config, worker, coordinator, self._watch, self._decoding, self._evidence)
+        return Session(*self.session_parts(worker, coordinator))
+
+    def session_parts(self, worker: WorkerProcess, coordinator: Attachment) -> tuple[Any, ...]:
+        """What a session is made of."""
+        return self.config, worker, coordinator, self._watch, self._decoding, self._evidence, self._state
 
     async def run(self) -> None:
         """Take part until the coordinator has no more work, or until cancelled."""
@@ -75,7 +82,7 @@ class Node:
             peer_id=self.config.identity.peer_id,
             payout=self.config.payout,
         )
-        await self._evidence.listen(self.config.evidence_listen)
+        await self._evidence.listen(self.config.evidence_listen, self._state.offering)
         parts = [asyncio.create_task(self._train()), asyncio.create_task(self._decoding.run())]
         try:
             done, _ = await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
@@ -87,6 +94,7 @@ class Node:
             await asyncio.gather(*parts, return_exceptions=True)
             await self._watch.close()
             await self._evidence.close()
+            self._state.offering.close()
             if self._worker is not None:
                 await self._worker.stop()
 

@@ -90,26 +90,27 @@ class Draws:
 
         Hearing of a round again changes nothing, but for what is retained. Traces of answers that can't be audited any
         more are removed. Raises MalformedMessage, or CommitmentBroken where the value doesn't follow from the tip, or
-        the round was sealed with another output, or with another trace of an answer, than this node's.
+        the round was sealed with another output, or with another trace of an answer, than this node's, or without it.
         """
         check_form(message, self.spec)
         with self._lock:
             if signed is None or self._known is None:
                 return  # lost with the disk: there is nothing to check it with, and so nothing to serve
-            if signed.round < message.round:
+            if message.salt and signed.round < message.round:
                 raise CommitmentBroken(f"Round {message.round} was sealed; this node has signed no report of it.")
             rounds = {each.round: each for each in self._known.rounds}
-            sealed, before = Sealed.of(message), rounds.get(message.round)
+            sealed, before = Sealed.of(message, self.spec), rounds.get(message.round)
             if before is not None and before.model_copy(update={"drawn_answers": ()}) != sealed:
                 raise CommitmentBroken(
                     f"Round {sealed.round} was sealed before with another beacon, other commitments or other answers."
                 )
             over = [answer for each in rounds.values() for answer in each.drawn_answers]
-            if before is None and signed.round == sealed.round and self._epoch(sealed.round) == self._known.epoch:
+            is_own = signed.round == sealed.round and signed.is_loaded
+            if before is None and is_own and self._epoch(sealed.round) == self._known.epoch:
                 self._check_output(message, signed)
                 self._check_value(sealed)
                 own = self._own_answers(message)
-                drawn = {audit.answer for audit in self._draw(sealed) if self._is_own_answer(audit)}
+                drawn = {audit.answer for audit in self._draw(sealed) if self._is_own_answer(sealed, audit)}
                 mine = tuple(answer for answer in own if answer.index in drawn)
                 rounds[sealed.round] = sealed.model_copy(update={"drawn_answers": mine})
                 over += own
@@ -130,10 +131,10 @@ class Draws:
         """
         audit = audit_from_proto(message.unit)
         peer_id_of(message.auditor)
-        if abs(audit.stage - self.stage) > 1:
-            raise UnplannedMessage(f"Stage {audit.stage} is no neighbour of this node's stage {self.stage}.")
         with self._lock:
             sealed = self._sealed(audit.round)
+            if sealed is not None and not self._is_concerned(sealed, audit):
+                raise UnplannedMessage(f"{audit}: it is neither this node's, nor a neighbour's.")
             if sealed is None or audit not in self._draw(sealed):
                 raise UnplannedMessage(
                     f"Round {audit.round}, stage {audit.stage}, {audit.kind.value} isn't drawn, by all this node knows."
@@ -157,6 +158,11 @@ class Draws:
         """
         return any(audit.stage == self.stage and audit.kind in WORK for audit in self._granted(auditor, round_))
 
+    def _is_concerned(self, sealed: Sealed, audit: Audit) -> bool:
+        """Whether it is this node's, or one of a neighbouring stage."""
+        is_own = (audit.stage, audit.replica) == (self.stage, sealed.replica)
+        return is_own or abs(audit.stage - self.stage) == 1
+
     def granted_answers(self, auditor: bytes, round_: int) -> dict[bytes, int]:
         """The answers, sealed with the round, whose trace here it may fetch, and their versions' parameters: by session
         the version.
@@ -173,29 +179,32 @@ class Draws:
         """Of this node's or a neighbour's round."""
         return [audit for audit, der in self._grants.copy().items() if der == auditor and audit.round == round_]
 
-    def _is_own_answer(self, audit: Audit) -> bool:
-        return audit.kind is Kind.ANSWER and audit.stage == self.stage
+    def _is_own_answer(self, sealed: Sealed, audit: Audit) -> bool:
+        return audit.kind is Kind.ANSWER and (audit.stage, audit.replica) == (self.stage, sealed.replica)
 
     def _drawn_answer(self, audit: Audit) -> OwnAnswer | None:
         """What this node has that the audit looks at."""
         sealed = self._sealed(audit.round)
-        if sealed is None or not self._is_own_answer(audit):
+        if sealed is None or not self._is_own_answer(sealed, audit):
             return None
         return next((each for each in sealed.drawn_answers if each.index == audit.answer), None)
 
     def _check_output(self, message: pb.RoundSealed, signed: Signed) -> None:
         own = blinded(bytes.fromhex(signed.output[2:]), message.salt)
-        if message.commitments[self.stage] != own:
+        commitments = message.stages[self.stage].commitments
+        if not message.salt or commitments[message.replica : message.replica + 1] != [own]:
             raise CommitmentBroken(
-                f"Round {message.round} was sealed with {to_hex(message.commitments[self.stage])} of stage "
-                f"{self.stage}, which isn't what this node signed in generation {signed.generation}: with the salt "
-                f"that came it is {to_hex(own)}."
+                f"Round {message.round} was sealed with {[to_hex(each) for each in commitments]!r:.300} of stage "
+                f"{self.stage}. What this node signed in generation {signed.generation} isn't replica "
+                f"{message.replica} of these: with the salt that came ({len(message.salt)} bytes) it is {to_hex(own)}."
             )
 
     def _own_answers(self, message: pb.RoundSealed) -> list[OwnAnswer]:
         """Those that this node knows, drawn or not: a trace that is lost can neither be checked nor served."""
         own = []
         for index, sealed in enumerate(message.answers):
+            if sealed.replicas[self.stage] != message.replica:
+                continue
             part = read_part(self.answers, sealed.round, sealed.session)
             if part is None:
                 continue
@@ -229,8 +238,9 @@ class Draws:
     def _draw(self, sealed: Sealed) -> frozenset[Audit]:
         if sealed.round not in self._drawn:
             beacon = round_beacon(bytes.fromhex(sealed.value[2:]), bytes.fromhex(sealed.root[2:]))
-            answers = sealed.answer_count, bytes.fromhex(sealed.answers_root[2:])
-            self._drawn[sealed.round] = frozenset(draw_audits(self.spec, sealed.round, beacon, *answers))
+            answers = sealed.answers, bytes.fromhex(sealed.answers_root[2:])
+            drawn = draw_audits(self.spec, sealed.round, beacon, sealed.loads, *answers)
+            self._drawn[sealed.round] = frozenset(drawn)
         return self._drawn[sealed.round]
 
     @property

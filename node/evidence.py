@@ -22,14 +22,15 @@ from commonweight.errors import (
     WireError,
 )
 from commonweight.events import emit
-from commonweight.wire.channel import PIPE_FRAME_BYTES, PIPE_PING_TIMEOUT_MS, serve
+from commonweight.wire.channel import PIPE_FRAME_BYTES, PIPE_PING_TIMEOUT_MS, Servicer, serve
 from commonweight.wire.evidence import EVIDENCE_PART_BYTES
-from commonweight.wire.generated import control_pb2, evidence_pb2_grpc
+from commonweight.wire.generated import control_pb2, evidence_pb2_grpc, state_pb2_grpc
 from commonweight.wire.generated import evidence_pb2 as pb
 from commonweight.wire.status import refuse
 from commonweight.wire.tls import Certificate, certificate_of, server_credentials
 from node.answers import answer_path
 from node.draws import Draws
+from node.offering import Offering
 from node.published import MOMENTS_FILE, PARAMETERS_FILE, version_path
 from node.receipts import Signed
 from node.traces import read_index, trace_path
@@ -59,12 +60,23 @@ class Evidence(evidence_pb2_grpc.EvidenceServicer):
         self._index = lru_cache(maxsize=4)(read_index)  # a trace that may be fetched never changes
         self._server: grpc.aio.Server | None = None
 
-    async def listen(self, address: str) -> None:
-        """Serve on host:port. Raises ConfigError where that can't be."""
+    async def listen(self, address: str, offering: Offering | None = None) -> None:
+        """Serve on host:port, and on the same port what the node offers to other replicas of its stage.
+
+        Raises ConfigError where that can't be.
+        """
+        servicers: list[Servicer] = [(evidence_pb2_grpc.add_EvidenceServicer_to_server, self)]
+        if offering is not None:
+            servicers.append((state_pb2_grpc.add_StageStateServicer_to_server, offering))
+
+        def admitted() -> set[bytes]:
+            auditors = self._draws.admitted() if self._draws else set()
+            return auditors | offering.admitted() if offering else auditors
+
         self._server, self.port = await serve(
-            [(evidence_pb2_grpc.add_EvidenceServicer_to_server, self)],
+            servicers,
             address,
-            server_credentials(self._certificate, lambda: self._draws.admitted() if self._draws else ()),
+            server_credentials(self._certificate, admitted),
             max_message_bytes=PIPE_FRAME_BYTES,
             ping_timeout_ms=PIPE_PING_TIMEOUT_MS,
         )
@@ -166,7 +178,7 @@ class Evidence(evidence_pb2_grpc.EvidenceServicer):
                 return trace.open("rb"), position, size
             if kind == "gradient":
                 trace = trace_path(folder / "gradients", request.round)
-                ((position, size),) = self._index(trace).values()
+                position, size = self._index(trace)[request.gradient]
                 return trace.open("rb"), position, size
             if kind == "answer":
                 version = draws.granted_answers(auditor, request.round)[request.answer]
@@ -195,7 +207,7 @@ def _what(request: pb.EvidenceRequest) -> str:
     if kind == "tensor":
         return f"tensor {request.tensor.hex()[:16]}… of round {request.round}"
     if kind == "gradient":
-        return f"the gradient of round {request.round}"
+        return f"gradient {request.gradient.hex()[:16]}… of round {request.round}"
     if kind == "answer":
         return f"the trace of session {request.answer.hex()}, sealed with round {request.round}"
     if kind == "version":

@@ -1,22 +1,26 @@
-"""What flows over a stage's pipes: the plan, the credit, and the frames that wait to be sent.
+"""What flows over a stage's pipes: what may come, and the frames that wait to be sent.
 
-What comes in is checked against the plan before anything is allocated for it: microbatches come strictly in order, in
-the spec's shapes, and never more than may be in flight.
+What comes in is checked against the round's plan before anything is allocated for it: the planned microbatches, in the
+spec's shapes, never more than may be in flight; and slices of the round's gradient, of the sizes that are due.
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor
 
-from commonweight.errors import UnplannedMessage
+from commonweight.errors import MalformedMessage, UnplannedMessage
 from commonweight.model.boundary import boundary_plan, tokens_plan
 from commonweight.rules.spec import ModelSpec
+from commonweight.wire.channel import PIPE_PART_BYTES
 from commonweight.wire.generated import pipe_pb2 as pb
-from commonweight.wire.pipe import Assembler
+from commonweight.wire.pipe import Assembled, Assembler
+from commonweight.wire.tensors import check_finite, to_bytes
 
 Plan = tuple[tuple[torch.dtype, tuple[int, ...]], ...]
+FLOAT_BYTES = 4
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,8 @@ class StagePlan:
     spec: ModelSpec
     stage: int
     frozen_hash: bytes
+    numbers: int
+    """Of the stage's gradient."""
 
     @property
     def activation(self) -> Plan:
@@ -39,41 +45,118 @@ class StagePlan:
 
 
 class Flow:
-    """What comes over one direction of a pipe: which microbatch is next, and how many may come."""
+    """What comes over one direction of a pipe between neighbours."""
 
-    def __init__(self, plan: Plan, microbatches: int, first_round: int, credit: int) -> None:
-        """`credit`: how many may come before the first `grant`."""
+    def __init__(self, plan: Plan, window: int | None = None) -> None:
+        """`window`: so many may have come that aren't answered; None: any number of those that may come."""
         self._plan = plan
-        self._microbatches = microbatches
-        self._next = first_round * microbatches
-        self._credit = credit
-        self.assembler = Assembler(self._expect)
+        self._window = window
+        self._unanswered = 0
+        self._round = -1
+        self._due: set[int] = set()
+        self._assembler = Assembler(self._expect)
 
-    def arrived(self) -> None:
-        """The microbatch that was expected is here."""
-        self._next += 1
-        self._credit -= 1
+    def begin(self, round_: int, due: Iterable[int] = ()) -> None:
+        """Of this round these microbatches may come from now on."""
+        self._round, self._due, self._unanswered = round_, set(due), 0
 
-    def grant(self) -> None:
-        """One more may come."""
-        self._credit += 1
+    def allow(self, microbatch: int) -> None:
+        """This one, too."""
+        self._due.add(microbatch)
+
+    def answer(self) -> None:
+        """One that has come was answered."""
+        self._unanswered -= 1
+
+    def add(self, frame: pb.PipeFrame) -> Assembled | None:
+        """Take the next frame; returns the microbatch that it completes. Raises WireError for what may not come."""
+        assembled = self._assembler.add(frame)
+        if assembled is not None:
+            self._due.discard(assembled.microbatch)
+            self._unanswered += 1
+        return assembled
 
     def _expect(self, round_: int, microbatch: int) -> Plan | None:
-        if (round_, microbatch) != divmod(self._next, self._microbatches):
+        if round_ != self._round or microbatch not in self._due:
             return None
-        if self._credit <= 0:
+        if self._window is not None and self._unanswered >= self._window:
             raise UnplannedMessage(
-                f"microbatch {microbatch} of round {round_} came before its turn: no more may be in flight."
+                f"microbatch {microbatch} of round {round_} came before its turn: {self._window} are in flight."
             )
         return self._plan
 
 
-@dataclass
+@dataclass(frozen=True, eq=False)
+class Slice:
+    """A slice of the round's gradient, as another replica has sent it."""
+
+    round: int
+    summed: bool
+    """Whether it is the sender's slice, summed; otherwise what the sender adds to this node's."""
+    numbers: Tensor
+    """float32; shares the memory of what was received: never change it in place."""
+
+
+class SliceFlow:
+    """What comes over a pipe from another replica: at most one slice of either kind in a round, one after another."""
+
+    def __init__(self) -> None:
+        self._round = -1
+        self._due: dict[bool, int] = {}
+        self._buffer = bytearray()
+        self._received = 0
+
+    def begin(self, round_: int, due: Mapping[bool, int]) -> None:
+        """Of this round these may come from now on: by `Slice.summed`, how many numbers."""
+        self._round, self._due, self._received = round_, dict(due), 0
+
+    def add(self, frame: pb.PipeFrame) -> Slice | None:
+        """Take the next frame; returns the slice that it completes. Raises WireError for what may not come."""
+        if frame.WhichOneof("body") != "slice":
+            raise MalformedMessage("A frame with a slice is due on the pipe between replicas; this one has none.")
+        part, summed = frame.slice, frame.slice.summed
+        data = part.data  # each access to the field copies it
+        size = FLOAT_BYTES * self._due.get(summed, 0)
+        if part.round != self._round or not size:
+            raise UnplannedMessage(f"A slice (summed: {summed}) of round {part.round} isn't due.")
+        if part.offset != self._received or not 0 < len(data) <= min(PIPE_PART_BYTES, size - part.offset):
+            raise MalformedMessage(
+                f"A part of {len(data)} bytes at byte {part.offset} of a slice of {size}; due is byte {self._received}."
+            )
+        if not self._received:
+            self._buffer = bytearray(size)
+        self._buffer[part.offset : part.offset + len(data)] = data
+        self._received += len(data)
+        if self._received < size:
+            return None
+        del self._due[summed]
+        buffer, self._buffer, self._received = self._buffer, bytearray(), 0
+        numbers = torch.frombuffer(buffer, dtype=torch.float32)
+        check_finite(numbers)
+        return Slice(part.round, summed, numbers)
+
+
+def slice_frames(round_: int, summed: bool, numbers: Tensor) -> list[pb.PipeFrame]:
+    """The frames of a slice: contiguous float32 on the CPU."""
+    view = to_bytes(numbers)
+    return [
+        pb.PipeFrame(
+            slice=pb.SliceFrame(
+                round=round_, summed=summed, offset=offset, data=bytes(view[offset : offset + PIPE_PART_BYTES])
+            )
+        )
+        for offset in range(0, view.nbytes, PIPE_PART_BYTES)
+    ]
+
+
+@dataclass(eq=False)
 class Pipe:
-    """An open stream to a neighbour."""
+    """An open stream to a peer of the same generation."""
 
     generation: int
-    flow: Flow
+    peer: str
+    """Its address."""
+    flow: Flow | SliceFlow
     outbox: "asyncio.Queue[pb.PipeFrame]" = field(default_factory=asyncio.Queue)
     bytes_sent: int = 0
     """Of frames since they were last counted."""

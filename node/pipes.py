@@ -1,6 +1,8 @@
-"""The data plane of a worker: one stream to the next stage, one from the previous, on the I/O thread's event loop.
+"""The data plane of a worker: one stream to each peer of its generation, on the I/O thread's event loop.
 
-Both are of one generation, and end with it. See flow.py for what they carry.
+Peers are the replicas of the stages before and after, and the other replicas of its own. The earlier stage opens the
+stream; between replicas who has the lower address. See flow.py for what they carry. Whatever becomes of a pipe, the
+others stay: whether the generation goes on without it is the coordinator's to say.
 """
 
 import asyncio
@@ -10,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
+from torch import Tensor
 
 from commonweight.errors import (
     CommonweightError,
@@ -20,6 +23,8 @@ from commonweight.errors import (
     WireError,
 )
 from commonweight.events import emit
+from commonweight.identity import address_of
+from commonweight.rules.averaging import slice_bounds
 from commonweight.rules.stages import in_flight_limit
 from commonweight.wire.channel import PIPE_FRAME_BYTES, PIPE_PING_TIMEOUT_MS, open_channel, serve
 from commonweight.wire.generated import control_pb2, pipe_pb2_grpc
@@ -27,33 +32,61 @@ from commonweight.wire.generated import pipe_pb2 as pb
 from commonweight.wire.pipe import Assembled
 from commonweight.wire.status import refuse, wire_error
 from commonweight.wire.tls import Certificate, peer_id_of, peer_of, server_credentials
-from node.flow import Flow, Pipe, StagePlan
+from node.flow import Flow, Pipe, Slice, SliceFlow, StagePlan, slice_frames
+from node.share import Share
 
 OPEN_S = 120.0
-"""For a pipe to open, from the formation on: the neighbour may still be loading its stage."""
+"""For a pipe to open, from the formation on: the peer may still be loading its stage."""
+PLAN_S = 120.0
+"""For the plan of a round of which a frame has come."""
+
+
+@dataclass(frozen=True)
+class Peer:
+    """One whom a formation names."""
+
+    stage: int
+    neighbour: control_pb2.Neighbour
+
+    @property
+    def node(self) -> str:
+        """Its address."""
+        return address_of(self.neighbour.peer_id)
 
 
 @dataclass
 class DataPlane:
-    """Both pipes of a stage. All methods run on the event loop."""
+    """All pipes of a node. All methods run on the event loop."""
 
     certificate: Certificate
     on_activation: Callable[[int, Assembled], None]
     on_gradient: Callable[[int, Assembled], None]
-    on_break: Callable[[int, CommonweightError], None]
-    """(generation, error); called once for each generation that can't go on."""
+    on_slice: Callable[[int, str, Slice], None]
+    """(generation, from whom, slice)."""
+    on_break: Callable[[int, CommonweightError, str], None]
+    """(generation, error, PeerId): a pipe of this generation doesn't open, or broke."""
     plan: StagePlan | None = None
-    previous: Pipe | None = None
-    next: Pipe | None = None
-    _formation: control_pb2.Formation | None = None
-    _refused: WireError | None = None
-    """Why the previous stage's hello for this formation isn't accepted."""
+    pipes: dict[str, Pipe] = field(default_factory=dict)
+    """The open ones, by the peer's address."""
+    _generation: int = 0
+    _peers: dict[str, Peer] = field(default_factory=dict)
+    """Whom the formation names."""
+    _broken: set[str] = field(default_factory=set)
+    """Those of them of whom `on_break` has told."""
+    _share: Share | None = None
+    """Of the last round that was planned in this generation."""
     _changed: asyncio.Condition = field(default_factory=asyncio.Condition)
-    _tasks: set["asyncio.Task[None]"] = field(default_factory=set)
+    _tasks: dict[str, "asyncio.Task[None]"] = field(default_factory=dict)
+    """By peer: what opens or serves the pipe with it."""
     _server: Any = None
 
+    @property
+    def node(self) -> str:
+        """Its own address."""
+        return address_of(self.certificate.peer_id)
+
     async def listen(self, address: str) -> int:
-        """Serve the previous stage; returns the port."""
+        """Serve the peers that open the streams; returns the port."""
         self._server, port = await serve(
             [(pipe_pb2_grpc.add_StagePipeServicer_to_server, _Service(self))],
             address,
@@ -63,35 +96,45 @@ class DataPlane:
         )
         return port
 
-    async def form(self, formation: control_pb2.Formation) -> None:
-        """Open the pipes of this generation. Raises WireError where they don't open in time."""
-        await self.close_pipes()
+    async def form(self, formation: control_pb2.Formation) -> bool:
+        """Open the pipes of this generation that aren't open, and end those with who isn't named any more.
+
+        True once all are open; False where some weren't in time, which is told by `on_break`, as is whatever else goes
+        wrong with one. Raises IdentityMismatch where a certificate isn't its peer's.
+        """
+        plan = self._need_plan()
+        if formation.generation != self._generation:
+            await self.close_pipes()
+        named = (formation.previous, formation.replicas, formation.next)
+        peers = [Peer(plan.stage - 1 + place, each) for place, neighbours in enumerate(named) for each in neighbours]
+        for peer in peers:
+            if (owner := peer_id_of(peer.neighbour.certificate)) != peer.neighbour.peer_id:
+                raise IdentityMismatch(f"A peer's certificate is of {owner}, not of {peer.neighbour.peer_id}.")
+        named_again = {peer.node for peer in peers if self._peers.get(peer.node) == peer} - self._broken
+        await self._end([node for node in self._tasks if node not in named_again])
         async with self._changed:
-            self._formation = formation
+            self._generation, self._peers = formation.generation, {peer.node: peer for peer in peers}
+            self._broken.clear()
             self._changed.notify_all()
+        for node, peer in self._peers.items():
+            if node not in self._tasks and self._dials(peer):
+                self._tasks[node] = asyncio.create_task(self._connect(peer))
         try:
-            async with asyncio.timeout(OPEN_S):
-                if formation.HasField("next"):
-                    await self._connect(formation)
-                if formation.HasField("previous"):
-                    async with self._changed:
-                        await self._changed.wait_for(lambda: self.previous is not None or self._refused is not None)
-                        if self._refused is not None:
-                            raise self._refused
+            async with asyncio.timeout(OPEN_S), self._changed:
+                await self._changed.wait_for(lambda: self.pipes.keys() >= self._peers.keys())
         except TimeoutError:
-            waits_for = formation.next if formation.HasField("next") and self.next is None else formation.previous
-            raise PeerUnreachable(
-                f"No pipe with {waits_for.peer_id} at {waits_for.data_address} within {OPEN_S:g} s. Check that this "
-                "address can be reached from here and that nothing filters the port."
-            ) from None
+            missing = sorted(self._peers.keys() - self.pipes.keys())
+            await self._end([node for node in missing if node in self._tasks])
+            for node in missing:
+                self._break(formation.generation, node, _unreached(self._peers[node].neighbour))
+            return False
+        return True
 
     async def close_pipes(self) -> None:
         """End the pipes of the present generation, without calling on_break."""
-        self._formation = self.previous = self.next = self._refused = None
-        tasks, self._tasks = self._tasks, set()
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        self._generation, self._peers, self._share = 0, {}, None
+        self._broken.clear()
+        await self._end(list(self._tasks))
 
     async def close(self) -> None:
         """End everything."""
@@ -99,23 +142,52 @@ class DataPlane:
         if self._server is not None:
             await self._server.stop(grace=0)
 
-    def send_down(self, frames: Sequence[pb.PipeFrame]) -> None:
-        """One microbatch's activation, to the next stage."""
-        if self.next is not None:
-            self.next.flow.grant()  # a gradient answers an activation
-            self.next.put(frames)
+    async def begin(self, share: Share) -> None:
+        """This round is planned: what it says may come from now on."""
+        async with self._changed:
+            self._share = share
+            for pipe in self.pipes.values():
+                self._expect(pipe, share)
+            self._changed.notify_all()
 
-    def send_up(self, frames: Sequence[pb.PipeFrame]) -> None:
-        """One microbatch's gradient, to the previous stage."""
-        if self.previous is not None:
-            self.previous.flow.grant()
-            self.previous.put(frames)
+    def send_down(self, microbatch: int, frames: Sequence[pb.PipeFrame]) -> None:
+        """One microbatch's activation, to who computes it on the next stage."""
+        if self._share is not None and (pipe := self.pipes.get(self._share.next[microbatch])) is not None:
+            assert isinstance(pipe.flow, Flow), "the next stage is a neighbour"
+            pipe.flow.allow(microbatch)  # a gradient answers an activation
+            pipe.put(frames)
 
-    async def _connect(self, formation: control_pb2.Formation) -> None:
-        plan = self._need_plan()
-        neighbour = formation.next
-        if (owner := peer_id_of(neighbour.certificate)) != neighbour.peer_id:
-            raise IdentityMismatch(f"The next stage's certificate is of {owner}, not of {neighbour.peer_id}.")
+    def send_up(self, microbatch: int, frames: Sequence[pb.PipeFrame]) -> None:
+        """One microbatch's gradient, to who has sent its activation."""
+        if self._share is not None and (pipe := self.pipes.get(self._share.previous[microbatch])) is not None:
+            assert isinstance(pipe.flow, Flow), "the previous stage is a neighbour"
+            pipe.flow.answer()
+            pipe.put(frames)
+
+    def send_slice(self, node: str, round_: int, summed: bool, numbers: Tensor) -> None:
+        """A slice of the round's gradient, to another replica."""
+        if (pipe := self.pipes.get(node)) is not None:
+            pipe.put(slice_frames(round_, summed, numbers))
+
+    def count_bytes(self, stage: int) -> int:
+        """Bytes sent to the replicas of a stage since the last call."""
+        return sum(pipe.count_bytes() for node, pipe in self.pipes.items() if self._stage_of(node) == stage)
+
+    def admitted(self) -> list[bytes]:
+        """The certificates (DER) that may connect: of who opens the streams. Called from gRPC's threads, too."""
+        return [peer.neighbour.certificate for peer in list(self._peers.values()) if not self._dials(peer)]
+
+    def _dials(self, peer: Peer) -> bool:
+        """Whether this node opens the stream with the peer."""
+        stage = self._need_plan().stage
+        return stage < peer.stage or (stage == peer.stage and self.node < peer.node)
+
+    def _stage_of(self, node: str) -> int | None:
+        peer = self._peers.get(node)
+        return None if peer is None else peer.stage
+
+    async def _connect(self, peer: Peer) -> None:
+        generation, neighbour = self._generation, peer.neighbour
         channel = open_channel(
             neighbour.data_address,
             self.certificate,
@@ -126,21 +198,24 @@ class DataPlane:
         try:
             await channel.channel_ready()
             call = pipe_pb2_grpc.StagePipeStub(channel).Open()
-            await call.write(pb.PipeFrame(hello=self._hello(formation.generation)))
+            await call.write(pb.PipeFrame(hello=self._hello(generation)))
             answer = await call.read()
             if answer is grpc.aio.EOF:
                 raise PeerUnreachable(f"{neighbour.peer_id} ended the pipe: {await call.details()}")
-            self._check_hello(answer, formation.generation, plan.stage + 1)
-        except BaseException as error:
+            self._check_hello(answer, generation, peer.stage)
+            pipe = await self._opened(generation, peer)
+            await self._pump(call, pipe)
+            raise PeerUnreachable(f"{neighbour.peer_id} ended the pipe: {await call.details()}")
+        except CommonweightError as error:
+            self._break(generation, peer.node, error)
+        except grpc.aio.AioRpcError as error:
+            self._break(generation, peer.node, wire_error(error, f"{neighbour.peer_id} at {neighbour.data_address}"))
+        finally:
             await channel.close()
-            if isinstance(error, grpc.aio.AioRpcError):
-                raise wire_error(error, f"{neighbour.peer_id} at {neighbour.data_address}") from error
-            raise
-        flow = Flow(plan.gradient, self._microbatches(), formation.round, credit=0)
-        self.next = pipe = Pipe(formation.generation, flow)
-        self._spawn(self._pump(call, channel, pipe))
 
-    async def _pump(self, call: Any, channel: grpc.aio.Channel, pipe: Pipe) -> None:
+    async def _pump(self, call: Any, pipe: Pipe) -> None:
+        """Write what is to be sent, and take what comes, until the stream ends."""
+
         async def write() -> None:
             while True:
                 await call.write(await pipe.outbox.get())
@@ -148,41 +223,83 @@ class DataPlane:
         writer = asyncio.create_task(write())
         try:
             while (frame := await call.read()) is not grpc.aio.EOF:
-                if (assembled := pipe.flow.assembler.add(frame)) is not None:
-                    pipe.flow.arrived()
-                    self.on_gradient(pipe.generation, assembled)
-            self._break(pipe.generation, PeerUnreachable(f"The next stage ended the pipe: {await call.details()}"))
-        except CommonweightError as error:
-            self._break(pipe.generation, error)
-        except grpc.aio.AioRpcError as error:
-            self._break(pipe.generation, wire_error(error, "The next stage"))
+                await self._take(pipe, frame)
         finally:
             writer.cancel()
             with suppress(asyncio.CancelledError, grpc.aio.AioRpcError, asyncio.InvalidStateError):
                 await writer
-            await channel.close()
 
-    def _spawn(self, pump: Any) -> None:
-        task = asyncio.create_task(pump)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+    async def _opened(self, generation: int, peer: Peer) -> Pipe:
+        """The pipe, from its hellos on."""
+        plan = self._need_plan()
+        flow: Flow | SliceFlow
+        if peer.stage > plan.stage:
+            flow = Flow(plan.gradient)
+        elif peer.stage < plan.stage:
+            flow = Flow(plan.activation, in_flight_limit(plan.spec, peer.stage))
+        else:
+            flow = SliceFlow()
+        async with self._changed:
+            self.pipes[peer.node] = pipe = Pipe(generation, peer.node, flow)
+            if self._share is not None:
+                self._expect(pipe, self._share)
+            self._changed.notify_all()
+        return pipe
 
-    def _break(self, generation: int, error: CommonweightError) -> None:
-        if self._formation is not None and self._formation.generation == generation:
-            self._formation = None
-            self.on_break(generation, error)
+    def _expect(self, pipe: Pipe, share: Share) -> None:
+        """What the peer may send in the round."""
+        plan, flow = self._need_plan(), pipe.flow
+        if isinstance(flow, Flow):
+            due = share.from_previous(pipe.peer) if self._stage_of(pipe.peer) == plan.stage - 1 else ()
+            flow.begin(share.round, due)
+            return
+        senders, sizes = share.contributors, {}
+        if pipe.peer in senders:
+            for summed, summer in ((False, share.node), (True, pipe.peer)):
+                if summer in senders:
+                    begin, end = slice_bounds(plan.numbers, len(senders), senders.index(summer))
+                    sizes[summed] = end - begin
+        flow.begin(share.round, sizes)
 
-    def admitted(self) -> list[bytes]:
-        """The certificates (DER) that may connect: the previous stage's. Called from gRPC's threads, too."""
-        formation = self._formation
-        return [formation.previous.certificate] if formation is not None and formation.HasField("previous") else []
+    async def _take(self, pipe: Pipe, frame: pb.PipeFrame) -> None:
+        """A frame has come. One of a round that isn't planned yet waits for its plan, and what follows with it."""
+        body = frame.WhichOneof("body")
+        if body in ("tensor", "slice"):
+            await self._wait_for_plan(getattr(frame, body).round)
+        if isinstance(pipe.flow, SliceFlow):
+            if (complete := pipe.flow.add(frame)) is not None:
+                self.on_slice(pipe.generation, pipe.peer, complete)
+        elif (assembled := pipe.flow.add(frame)) is not None:
+            is_activation = self._stage_of(pipe.peer) == self._need_plan().stage - 1
+            (self.on_activation if is_activation else self.on_gradient)(pipe.generation, assembled)
+
+    async def _wait_for_plan(self, round_: int) -> None:
+        if self._share is not None and round_ <= self._share.round:
+            return
+        try:
+            async with asyncio.timeout(PLAN_S), self._changed:
+                await self._changed.wait_for(lambda: self._share is not None and round_ <= self._share.round)
+        except TimeoutError:
+            raise UnplannedMessage(f"A frame of round {round_} came; no plan of it within {PLAN_S:g} s.") from None
+
+    def _break(self, generation: int, node: str, error: CommonweightError) -> None:
+        """Tell of it, once for each peer, unless the generation is over or goes on without the peer."""
+        self.pipes.pop(node, None)
+        if generation == self._generation and node in self._peers.keys() - self._broken:
+            self._broken.add(node)
+            self.on_break(generation, error, self._peers[node].neighbour.peer_id)
+
+    async def _end(self, nodes: Sequence[str]) -> None:
+        tasks = [self._tasks.pop(node) for node in nodes]
+        for node in nodes:
+            self.pipes.pop(node, None)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     def _need_plan(self) -> StagePlan:
         assert self.plan is not None, "the stage is loaded before its pipes open"
         return self.plan
-
-    def _microbatches(self) -> int:
-        return self._need_plan().spec.training.microbatches_per_round
 
     def _hello(self, generation: int) -> pb.PipeHello:
         plan = self._need_plan()
@@ -200,11 +317,11 @@ class DataPlane:
         expected.stage = stage
         for name in ("generation", "spec_hash", "stage", "frozen_hash"):
             if (found := getattr(frame.hello, name)) != (wanted := getattr(expected, name)):
-                raise UnplannedMessage(f"The neighbour's {name} is {_show(found)}; here it is {_show(wanted)}.")
+                raise UnplannedMessage(f"The peer's {name} is {_show(found)}; here it is {_show(wanted)}.")
 
 
 class _Service(pipe_pb2_grpc.StagePipeServicer):
-    """The end of the pipe that the previous stage opens."""
+    """The end of a pipe that the peer opens."""
 
     def __init__(self, plane: DataPlane) -> None:
         self._plane = plane
@@ -222,8 +339,7 @@ class _Service(pipe_pb2_grpc.StagePipeServicer):
             emit("pipe.refused", peer=context.peer(), code=refusal.code, message=refusal.args[0])
             await refuse(context, refusal)
         failure: asyncio.Queue[CommonweightError] = asyncio.Queue()
-        reader = asyncio.create_task(self._read(requests, pipe, failure))
-        plane._tasks.add(reader)
+        plane._tasks[pipe.peer] = reader = asyncio.create_task(self._read(requests, pipe, failure))
         try:
             yield pb.PipeFrame(hello=plane._hello(pipe.generation))
             while not reader.done():
@@ -237,52 +353,49 @@ class _Service(pipe_pb2_grpc.StagePipeServicer):
                 await refuse(context, failure.get_nowait())
         finally:
             reader.cancel()
-            plane._tasks.discard(reader)
             # A lost connection cancels this call, maybe before the reader has seen it.
-            plane._break(pipe.generation, PeerUnreachable("The previous stage ended the pipe."))
+            if plane.pipes.get(pipe.peer) is pipe:
+                plane._break(pipe.generation, pipe.peer, PeerUnreachable(f"{pipe.peer} ended the pipe."))
 
     async def _accept(self, frame: pb.PipeFrame, context: grpc.aio.ServicerContext) -> Pipe:
         plane = self._plane
         generation = frame.hello.generation
-        async with plane._changed:  # the neighbour's formation may have come before ours
-            await plane._changed.wait_for(
-                lambda: plane._formation is not None and plane._formation.generation >= generation
-            )
-            formation = plane._formation
-            assert formation is not None
-            plan = plane._need_plan()
-            peer_id = peer_of(context, plane.admitted)
-            if peer_id != formation.previous.peer_id:
-                raise IdentityMismatch(f"{peer_id} opened the pipe of {formation.previous.peer_id}.")
-            if plane.previous is not None:
-                raise UnplannedMessage(f"The pipe of generation {formation.generation} is open already.")
+        async with plane._changed:  # the peer's formation may have come before ours
+            await plane._changed.wait_for(lambda: plane._generation >= generation)
+            node = address_of(peer_of(context, plane.admitted))
+            peer = plane._peers.get(node)
+            if peer is None:
+                raise IdentityMismatch(f"{node} opened a pipe; it is no peer of generation {plane._generation}.")
+            if node in plane.pipes:
+                raise UnplannedMessage(f"The pipe of generation {plane._generation} with {node} is open already.")
             try:
-                plane._check_hello(frame, formation.generation, plan.stage - 1)
+                plane._check_hello(frame, plane._generation, peer.stage)
             except WireError as error:
-                if frame.WhichOneof("body") != "hello" or generation == formation.generation:
-                    plane._refused = error  # not just a hello from a generation that is over
-                    plane._changed.notify_all()
+                if frame.WhichOneof("body") != "hello" or generation == plane._generation:
+                    plane._break(plane._generation, node, error)  # not just a hello from a generation that is over
                 raise
-            credit = in_flight_limit(plan.spec, plan.stage - 1)
-            flow = Flow(plan.activation, plane._microbatches(), formation.round, credit)
-            plane.previous = pipe = Pipe(generation, flow)
-            plane._changed.notify_all()
-            return pipe
+        return await plane._opened(generation, peer)
 
     async def _read(
         self, requests: AsyncIterator[pb.PipeFrame], pipe: Pipe, failure: "asyncio.Queue[CommonweightError]"
     ) -> None:
+        plane = self._plane
         try:
             async for frame in requests:
-                if (assembled := pipe.flow.assembler.add(frame)) is not None:
-                    pipe.flow.arrived()
-                    self._plane.on_activation(pipe.generation, assembled)
-            self._plane._break(pipe.generation, PeerUnreachable("The previous stage ended the pipe."))
+                await plane._take(pipe, frame)
+            plane._break(pipe.generation, pipe.peer, PeerUnreachable(f"{pipe.peer} ended the pipe."))
         except CommonweightError as error:
             failure.put_nowait(error)
-            self._plane._break(pipe.generation, error)
+            plane._break(pipe.generation, pipe.peer, error)
         except grpc.RpcError as error:
-            self._plane._break(pipe.generation, PeerUnreachable(f"The pipe from the previous stage broke: {error}"))
+            plane._break(pipe.generation, pipe.peer, PeerUnreachable(f"The pipe broke: {error}"))
+
+
+def _unreached(peer: control_pb2.Neighbour) -> PeerUnreachable:
+    return PeerUnreachable(
+        f"No pipe with {peer.peer_id} at {peer.data_address} within {OPEN_S:g} s. Check that this address can be "
+        "reached from here and that nothing filters the port."
+    )
 
 
 def _show(value: object) -> str:

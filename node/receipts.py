@@ -27,6 +27,8 @@ class Signed(Record):
     round: Number
     output: Hash
     """Of its receipt."""
+    is_loaded: bool
+    """Whether it was of any work; otherwise the node shadowed the round, and is credited nothing."""
 
 
 @dataclass
@@ -50,9 +52,10 @@ class Receipts:
                 "it; to sign twice for one unit costs the seat's stake."
             ) from error
 
-    def promise(self, generation: int, round_: int, output: bytes) -> None:
+    def promise(self, generation: int, round_: int, output: bytes, *, is_loaded: bool) -> None:
         """Note that this output is about to be signed. Raises StateError where an older or another one would be."""
-        last, wanted = self.last, Signed(generation=generation, round=round_, output=to_hex(output))
+        last = self.last
+        wanted = Signed(generation=generation, round=round_, output=to_hex(output), is_loaded=is_loaded)
         if last == wanted:
             return
         if last is not None and (generation, round_) <= (last.generation, last.round):

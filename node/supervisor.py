@@ -7,8 +7,6 @@ from asyncio.subprocess import Process
 from collections.abc import Sequence
 from typing import ClassVar, Generic, Self, TypeVar
 
-from google.protobuf.message import Message
-
 from commonweight.errors import WireError, WorkerDied
 from commonweight.events import emit
 from commonweight.wire.generated import worker_pb2
@@ -20,8 +18,8 @@ START_S = 60.0
 STOP_S = 10.0
 """For a child to finish the operation it is in."""
 
-C = TypeVar("C", bound=Message)
-E = TypeVar("E", bound=Message)
+C = TypeVar("C", worker_pb2.WorkerCommand, worker_pb2.DecoderCommand)
+E = TypeVar("E", worker_pb2.WorkerEvent, worker_pb2.DecoderEvent)
 
 
 class Child(ABC, Generic[C, E]):

@@ -1,26 +1,30 @@
 """The compute side of a worker: trains its stage, round by round, on the main thread and on nothing else.
 
-It reads one queue, which holds in order what the coordinator wants and what neighbours sent. Within a round it follows
-1F1B: a gradient that is there goes first, and no more microbatches are sent on than `in_flight_limit` says.
+It reads one queue, which holds in order what the coordinator wants and what peers sent. Within a round it follows
+1F1B: a gradient that is there goes first, and no more microbatches are sent on than `in_flight_limit` says. Then the
+stage's replicas add up their gradients, and step.
 """
 
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, Self
 
 import safetensors.torch
+import torch
 from torch import Tensor
 
 from commonweight.errors import CheckpointError, CommonweightError, NonFiniteTensor, PeerUnreachable
 from commonweight.model.data import Dataset
 from commonweight.model.numerics import numerics_class
 from commonweight.model.stage import Forward, Stage
+from commonweight.rules.averaging import slice_bounds
 from commonweight.rules.report import NO_TENSOR, Hop, Report
 from commonweight.rules.spec import ModelSpec
 from commonweight.rules.stages import in_flight_limit
@@ -28,10 +32,15 @@ from commonweight.wire.generated.pipe_pb2 import PipeFrame
 from commonweight.wire.pipe import digest, encode
 from commonweight.wire.tensors import to_bytes
 from node.checkpoint import Checkpoints
+from node.flow import FLOAT_BYTES, Slice
+from node.share import Share
 from node.traces import Traces
 
 STALL_S = 120.0
 """A round in which nothing arrives for this long is given up."""
+SLICE_S = 30.0
+"""For a slice of the gradient from another replica, and its bytes at MIN_BYTES_PER_S beside."""
+MIN_BYTES_PER_S = 1 << 20
 NO_GENERATION = 0
 """Generations count from 1."""
 
@@ -47,10 +56,14 @@ class Restore:
 
 @dataclass(frozen=True)
 class TrainRound:
-    """Train this round."""
+    """Train a round."""
 
-    generation: int
-    round: int
+    share: Share
+
+    @property
+    def generation(self) -> int:
+        """In which it was planned."""
+        return self.share.generation
 
 
 @dataclass(frozen=True)
@@ -93,11 +106,21 @@ class Gradient:
 
 
 @dataclass(frozen=True)
+class Arrived:
+    """A slice of the round's gradient from another replica."""
+
+    generation: int
+    node: str
+    slice: Slice
+
+
+@dataclass(frozen=True)
 class Quit:
     """End the process."""
 
 
-Item = Restore | TrainRound | Abandon | Forget | Activation | Gradient | Quit
+FromPeer = Activation | Gradient | Arrived
+Item = Restore | TrainRound | Abandon | Forget | FromPeer | Quit
 
 
 @dataclass(frozen=True)
@@ -107,16 +130,20 @@ class TrainedRound:
     generation: int
     report: Report
     seconds: float
+    busy_s: float
+    """Of them, that it computed on its load."""
 
 
 @dataclass
 class Outlet:
     """Where the trainer's results go; each call returns at once and is safe from the compute thread."""
 
-    send_down: Callable[[Sequence[PipeFrame]], None]
+    send_down: Callable[[int, Sequence[PipeFrame]], None]
     """One microbatch's activation (token ids, code), to the next stage."""
-    send_up: Callable[[Sequence[PipeFrame]], None]
+    send_up: Callable[[int, Sequence[PipeFrame]], None]
     """One microbatch's gradient, to the previous stage."""
+    send_slice: Callable[[str, int, bool, Tensor], None]
+    """(to whom, round, whether it is summed, its numbers)."""
     report: Callable[[TrainedRound], None]
     fail: Callable[[int, CommonweightError, bool], None]
     """(generation, error, whether the worker ends)."""
@@ -134,6 +161,7 @@ class _Interrupted(Exception):
 class _Pending:
     """A microbatch that was sent on and waits for its gradient."""
 
+    microbatch: int
     forward: Forward
     hop: dict[str, Any]
 
@@ -147,7 +175,7 @@ class Trainer:
     checkpoints: Checkpoints
     traces: Traces
     round_gradients: Traces
-    """Of each round one entry: what it was stepped with, before clipping, by parameter."""
+    """Of each round what it was stepped with, before clipping, by parameter; and this node's part of that."""
     dataset: Dataset | None
     """On the first stage."""
     inbox: "SimpleQueue[Item]"
@@ -158,8 +186,12 @@ class Trainer:
     """With Stage's arguments: the stage at version 0."""
     generation: int = NO_GENERATION
     _root: bytes = b""
+    _busy_s: float = 0.0
+    """That it computed in this round."""
     _activations: deque[Activation] = field(default_factory=deque)
     _gradients: deque[Gradient] = field(default_factory=deque)
+    _slices: dict[tuple[str, bool], Slice] = field(default_factory=dict)
+    """By the sender, and whether it is summed."""
 
     @classmethod
     def open(
@@ -211,9 +243,11 @@ class Trainer:
                     done.set_result(None)
                 except CommonweightError as error:
                     done.set_exception(error)
-            case TrainRound(generation, round_) if generation == self.generation:
+            case TrainRound(share) if share.generation == self.generation:
+                generation = share.generation
                 try:
-                    self.outlet.report(self._train(round_))
+                    self._restore(share.round)  # who trains for the first time has fetched it meanwhile
+                    self.outlet.report(self._train(share))
                 except CommonweightError as error:
                     self._abandon()
                     # Numbers that overflow here may be a neighbour's doing: no reason to end this node.
@@ -224,7 +258,7 @@ class Trainer:
                 self.checkpoints.retain(retained)
                 self.traces.retain(round_, retained)
                 self.round_gradients.retain(round_, retained)
-            case Activation(generation) | Gradient(generation) if generation == self.generation:
+            case Activation() | Gradient() | Arrived() if item.generation == self.generation:
                 self._keep(item)
 
     def _abandon(self) -> None:
@@ -235,6 +269,7 @@ class Trainer:
     def _forget(self) -> None:
         self._activations.clear()
         self._gradients.clear()
+        self._slices.clear()
         self.stage.discard_gradients()
 
     def _restore(self, round_: int) -> None:
@@ -246,48 +281,54 @@ class Trainer:
             self._root = b""
         self._root = self._root or self.stage.state_root()
 
-    def _keep(self, item: Activation | Gradient) -> None:
-        if isinstance(item, Activation):
-            self._activations.append(item)
-        else:
-            self._gradients.append(item)
+    def _keep(self, item: FromPeer) -> None:
+        match item:
+            case Activation():
+                self._activations.append(item)
+            case Gradient():
+                self._gradients.append(item)
+            case Arrived(_, node, slice_):
+                self._slices[node, slice_.summed] = slice_
 
-    def _train(self, round_: int) -> TrainedRound:
+    def _train(self, share: Share) -> TrainedRound:
         started_s = time.monotonic()
-        count = self.spec.training.microbatches_per_round
         limit = in_flight_limit(self.spec, self.stage.index)
-        in_flight: deque[_Pending] = deque()
+        to_draw = deque(share.load if self.stage.is_first else ())
+        in_flight: dict[int, _Pending] = {}
         hops: list[Hop] = []
-        forwarded = 0
-        self.traces.begin(round_)
-        while len(hops) < count:
+        self._busy_s = 0.0
+        self.traces.begin(share.round)
+        while len(hops) < len(share.load):
             self._drain()
             if self._gradients:
-                hops.append(self._backward(round_, len(hops), in_flight.popleft(), self._gradients.popleft()))
-            elif forwarded < count and len(in_flight) < limit and (self.stage.is_first or self._activations):
-                pending = self._forward(round_, forwarded)
-                forwarded += 1
+                gradient = self._gradients.popleft()
+                hops.append(self._backward(share.round, in_flight.pop(gradient.microbatch), gradient))
+            elif len(in_flight) < limit and (to_draw or self._activations):
+                pending = self._forward(share.round, to_draw.popleft() if to_draw else None)
                 if self.stage.is_last:
-                    hops.append(self._backward(round_, len(hops), pending, None))
+                    hops.append(self._backward(share.round, pending, None))
                 else:
-                    in_flight.append(pending)
+                    in_flight[pending.microbatch] = pending
             else:
-                self._wait(round_)
-        return self._finish(round_, tuple(hops), started_s)
+                self._wait(share.round)
+        return self._finish(share, tuple(hops), started_s)
 
-    def _forward(self, round_: int, microbatch: int) -> _Pending:
-        if self.dataset is not None:
-            tokens, code = self.dataset.microbatch(round_, microbatch), None
+    def _forward(self, round_: int, drawn: int | None) -> _Pending:
+        """`drawn`: the microbatch whose tokens are to be drawn; None: the one that came first."""
+        if drawn is not None:
+            assert self.dataset is not None, "the first stage has the text"
+            microbatch, tokens, code = drawn, self.dataset.microbatch(round_, drawn), None
             digests = digest(tokens), NO_TENSOR
         else:
             arrived = self._activations.popleft()
-            assert arrived.microbatch == microbatch, "the pipe delivers in order"
-            tokens, code, digests = arrived.tokens, arrived.code, arrived.digests
+            microbatch, tokens, code = arrived.microbatch, arrived.tokens, arrived.code
+            digests = arrived.digests
         hop: dict[str, Any] = {"tokens": digests[0], "activation_in": digests[1], "activation_out": NO_TENSOR}
-        forward = self.stage.forward(tokens, code)
+        with self._computing():
+            forward = self.stage.forward(tokens, code)
         if isinstance(forward.output, Tensor):
             output = forward.output.cpu()
-            self.outlet.send_down(encode(round_, microbatch, (tokens, output)))
+            self.outlet.send_down(microbatch, encode(round_, microbatch, (tokens, output)))
             hop |= {"activation_out": self._trace(output), "loss": 0.0}
         else:
             if not math.isfinite(forward.output):
@@ -299,22 +340,28 @@ class Trainer:
         self._trace(tokens, digests[0])
         if code is not None:
             self._trace(code, digests[1])
-        return _Pending(forward, hop)
+        return _Pending(microbatch, forward, hop)
 
-    def _backward(self, round_: int, microbatch: int, pending: _Pending, gradient: Gradient | None) -> Hop:
-        assert gradient is None or gradient.microbatch == microbatch, "the pipe delivers in order"
+    def _backward(self, round_: int, pending: _Pending, gradient: Gradient | None) -> Hop:
         hop = pending.hop
         hop["gradient_in"] = NO_TENSOR if gradient is None else gradient.digest
         hop["gradient_out"] = NO_TENSOR
-        result = self.stage.backward(pending.forward, None if gradient is None else gradient.gradient)
+        with self._computing():
+            result = self.stage.backward(pending.forward, None if gradient is None else gradient.gradient)
         if result is not None:
             result = result.cpu()
-            self.outlet.send_up(encode(round_, microbatch, (result,)))
+            self.outlet.send_up(pending.microbatch, encode(round_, pending.microbatch, (result,)))
             hop["gradient_out"] = self._trace(result)
         hop["sketch"] = self.stage.sketch()
         if gradient is not None:
             self._trace(gradient.gradient, gradient.digest)
-        return Hop(**hop)
+        return Hop(microbatch=pending.microbatch, **hop)
+
+    @contextmanager
+    def _computing(self) -> Iterator[None]:
+        started_s = time.monotonic()
+        yield
+        self._busy_s += time.monotonic() - started_s
 
     def _trace(self, tensor: Tensor, known: bytes | None = None) -> bytes:
         """Keep what has crossed a side of the stage; its digest, which may be known."""
@@ -322,23 +369,63 @@ class Trainer:
         self.traces.add(name, to_bytes(tensor))
         return name
 
-    def _finish(self, round_: int, hops: tuple[Hop, ...], started_s: float) -> TrainedRound:
-        gradient_hash = self._keep_gradient(round_)
-        before = self._root
+    def _finish(self, share: Share, hops: tuple[Hop, ...], started_s: float) -> TrainedRound:
+        round_, before = share.round, self._root
+        self.round_gradients.begin(round_)
+        own_hash = self._keep_gradient() if hops else NO_TENSOR
+        if len(share.members) > 1:
+            self.stage.replace_gradient(self._sum(share))
+        round_hash = own_hash if share.members == (share.node,) else self._keep_gradient()
         self.stage.step()
         self._root = self.checkpoints.save(self.stage)
         self.traces.finish()
         self.round_gradients.finish()
-        report = Report(round_, self.stage.index, hops, gradient_hash, before, self._root)
-        return TrainedRound(self.generation, report, time.monotonic() - started_s)
+        report = Report(round_, self.stage.index, hops, own_hash, round_hash, before, self._root)
+        return TrainedRound(share.generation, report, time.monotonic() - started_s, self._busy_s)
 
-    def _keep_gradient(self, round_: int) -> bytes:
-        """Keep what the round is to be stepped with; its hash."""
+    def _keep_gradient(self) -> bytes:
+        """Keep the gradient as it is now; its hash."""
         gradient_hash = self.stage.gradient_hash()
         gradient = {name: tensor.contiguous() for name, tensor in self.stage.gradients().items()}
-        self.round_gradients.begin(round_)
         self.round_gradients.add(gradient_hash, memoryview(safetensors.torch.save(gradient)))
         return gradient_hash
+
+    def _sum(self, share: Share) -> Tensor:
+        """The sum of all contributors' gradients: see commonweight/rules/averaging.py."""
+        adders, numbers = share.contributors, self.stage.numbers
+        bounds = {node: slice_bounds(numbers, len(adders), index) for index, node in enumerate(adders)}
+        others = [node for node in share.members if node != share.node]
+        total = torch.empty(numbers)
+        if share.node in adders:
+            own = self.stage.flat_gradient()
+            for node in others:
+                if node in adders:
+                    self.outlet.send_slice(node, share.round, False, own[slice(*bounds[node])])
+            begin, end = bounds[share.node]
+            parts = [own[begin:end] if node == share.node else self._slice(node, False, end - begin) for node in adders]
+            summed = parts[0].clone()
+            for part in parts[1:]:
+                summed += part
+            for node in others:
+                self.outlet.send_slice(node, share.round, True, summed)
+            total[begin:end] = summed
+        for node in adders:
+            if node != share.node:
+                begin, end = bounds[node]
+                total[begin:end] = self._slice(node, True, end - begin)
+        return total
+
+    def _slice(self, node: str, summed: bool, numbers: int) -> Tensor:
+        """A slice from another replica, once it has come."""
+        deadline = time.monotonic() + SLICE_S + numbers * FLOAT_BYTES / MIN_BYTES_PER_S
+        while numbers and (node, summed) not in self._slices:
+            try:
+                self._take(self.inbox.get(timeout=max(0.0, deadline - time.monotonic())))
+            except Empty:
+                raise PeerUnreachable(
+                    f"{node}, another replica of stage {self.stage.index}, sent no slice of the gradient in time."
+                ) from None
+        return self._slices.pop((node, summed)).numbers if numbers else torch.empty(0)
 
     def _drain(self) -> None:
         while not self.inbox.empty():
@@ -353,9 +440,9 @@ class Trainer:
             ) from None
 
     def _take(self, item: Item) -> None:
-        if isinstance(item, Activation | Gradient | Abandon) and item.generation != self.generation:
+        if isinstance(item, FromPeer | Abandon) and item.generation != self.generation:
             return  # of a generation that is over
-        if isinstance(item, Activation | Gradient):
+        if isinstance(item, FromPeer):
             self._keep(item)
         elif isinstance(item, Forget):
             self._serve(item)

@@ -69,17 +69,28 @@ class Watch:
         if self.config is not None:
             self._task = asyncio.create_task(self._run(spec, assignment, self.config), name="watch")
 
-    def sign(self, identity: NodeIdentity, domain: Domain, generation: int, round_: int, receipt: Receipt) -> bytes:
-        """The node's signature of its report, which waits for the disk: call it off the event loop.
+    def sign(
+        self,
+        identity: NodeIdentity,
+        domain: Domain,
+        generation: int,
+        round_: int,
+        receipt: Receipt,
+        *,
+        is_loaded: bool,
+    ) -> bytes:
+        """The node's signature of its report, which waits for the disk: call it off the event loop. A report without a
+        load is credited nothing, and so not kept.
 
         Raises StateError where it has signed for this unit, or a later one.
         """
         assert self.receipts is not None, "a report comes after the assignment"
         with self._signing:
-            self.receipts.promise(generation, round_, receipt.output)
+            self.receipts.promise(generation, round_, receipt.output, is_loaded=is_loaded)
             signature = identity.sign_digest(receipt.digest(domain))
-            own = OwnReceipt(round=round_, stage=receipt.stage, generation=generation, signature=to_hex(signature))
-            self.receipts.signed(own)
+            if is_loaded:
+                own = OwnReceipt(round=round_, stage=receipt.stage, generation=generation, signature=to_hex(signature))
+                self.receipts.signed(own)
         return signature
 
     @property

@@ -27,11 +27,14 @@ from commonweight.wire.link import Link, connect_link
 from commonweight.wire.messages import report_to_proto
 from commonweight.wire.pipe import Assembled
 from commonweight.wire.tls import Certificate, peer_id_of
-from node.flow import StagePlan
+from node.flow import Slice, StagePlan
 from node.pipes import DataPlane
+from node.share import read_share
 from node.trainer import (
+    NO_GENERATION,
     Abandon,
     Activation,
+    Arrived,
     Forget,
     Gradient,
     Item,
@@ -60,6 +63,8 @@ class Worker:
         self._numerics = ""
         self._plane: DataPlane | None = None
         self._forming: asyncio.Task[None] | None = None
+        self._generation = NO_GENERATION
+        """The last that was formed."""
 
     async def run(self) -> None:
         """Serve the control process until it closes the link."""
@@ -87,9 +92,10 @@ class Worker:
                 await self._stop_forming()
                 self._forming = asyncio.create_task(self._form(command.formation))
             case "plan":
-                self._inbox.put(TrainRound(command.plan.generation, command.plan.round))
+                await self._plan(command.plan)
             case "pause":
                 await self._stop_forming()
+                self._generation = NO_GENERATION
                 self._inbox.put(Abandon(command.pause.generation))
                 if self._plane is not None:
                     await self._plane.close_pipes()
@@ -100,7 +106,7 @@ class Worker:
 
     async def _listen(self, command: worker_pb2.WorkerListen) -> None:
         certificate = Certificate(command.certificate, command.private_key, peer_id_of(command.certificate))
-        self._plane = DataPlane(certificate, self._take_activation, self._take_gradient, self._break)
+        self._plane = DataPlane(certificate, self._take_activation, self._take_gradient, self._take_slice, self._break)
         port = await self._plane.listen(command.address)
         self._events.put_nowait(worker_pb2.WorkerEvent(listening=worker_pb2.WorkerListening(port=port)))
 
@@ -116,33 +122,50 @@ class Worker:
                 device=command.device,
                 inbox=self._inbox,
                 outlet=Outlet(
-                    send_down=lambda frames: self._call(plane.send_down, frames),
-                    send_up=lambda frames: self._call(plane.send_up, frames),
+                    send_down=lambda *sent: self._call(plane.send_down, *sent),
+                    send_up=lambda *sent: self._call(plane.send_up, *sent),
+                    send_slice=lambda *sent: self._call(plane.send_slice, *sent),
                     report=lambda trained: self._call(self._report, trained),
                     fail=lambda generation, error, fatal: self._call(self._fail, generation, error, fatal),
                 ),
             )
         )
-        plane.plan = StagePlan(spec, command.stage, trainer.stage.frozen_hash)
+        plane.plan = StagePlan(spec, command.stage, trainer.stage.frozen_hash, trainer.stage.numbers)
         self._numerics = trainer.numerics
         self._trainers.put(trainer)
+        started = worker_pb2.WorkerStarted(frozen_hash=trainer.stage.frozen_hash)
+        self._events.put_nowait(worker_pb2.WorkerEvent(started=started))
 
     def open_trainer(self, spec: ModelSpec, index: int, **options: Any) -> Trainer:
         """As `Trainer.open`; runs on a thread of its own."""
         return Trainer.open(spec, index, **options)
 
     async def _form(self, formation: control_pb2.Formation) -> None:
-        """Open the pipes and go to the round's state, both at once; then say so."""
+        """Open the pipes, and in a new generation go to the round's state, both at once; then say so."""
         assert self._plane is not None, "listen comes before a formation"
         restored: Future[None] = Future()
-        self._inbox.put(Restore(formation.generation, formation.round, restored))
+        if formation.generation == self._generation:
+            restored.set_result(None)
+        else:
+            self._generation = formation.generation
+            self._inbox.put(Restore(formation.generation, formation.round, restored))
         try:
-            await asyncio.gather(self._plane.form(formation), asyncio.wrap_future(restored))
+            are_open, _ = await asyncio.gather(self._plane.form(formation), asyncio.wrap_future(restored))
         except CommonweightError as error:
             self._fail(formation.generation, error, fatal=restored.done() and restored.exception() is error)
-        else:
+            return
+        if are_open:
             opened = control_pb2.PipesOpen(generation=formation.generation)
             self._events.put_nowait(worker_pb2.WorkerEvent(pipes_open=opened))
+
+    async def _plan(self, plan: control_pb2.RoundPlan) -> None:
+        plane = self._plane
+        assert plane is not None, "listen comes before a plan"
+        here = plane.plan
+        assert here is not None, "start comes before a plan"
+        share = read_share(plan, here.spec, here.stage, plane.node)
+        await plane.begin(share)
+        self._inbox.put(TrainRound(share))
 
     async def _stop_forming(self) -> None:
         task, self._forming = self._forming, None
@@ -158,9 +181,11 @@ class Worker:
     def _take_gradient(self, generation: int, arrived: Assembled) -> None:
         self._inbox.put(Gradient(generation, arrived.microbatch, arrived.tensors[0], arrived.digests[0]))
 
-    def _break(self, generation: int, error: CommonweightError) -> None:
-        self._inbox.put(Abandon(generation))
-        self._fail(generation, error, fatal=False)
+    def _take_slice(self, generation: int, node: str, arrived: Slice) -> None:
+        self._inbox.put(Arrived(generation, node, arrived))
+
+    def _break(self, generation: int, error: CommonweightError, peer_id: str) -> None:
+        self._fail(generation, error, fatal=False, peer_id=peer_id)
 
     def _call(self, method: Callable[..., None], *arguments: Any) -> None:
         """Run a method on the event loop; for the compute thread."""
@@ -168,16 +193,22 @@ class Worker:
 
     def _report(self, trained: TrainedRound) -> None:
         assert self._plane is not None, "a round was trained over its pipes"
-        down, up = self._plane.next, self._plane.previous
+        stage = trained.report.stage
         message = report_to_proto(
-            trained.report, trained.seconds, down.count_bytes() if down else 0, up.count_bytes() if up else 0
+            trained.report,
+            trained.seconds,
+            trained.busy_s,
+            self._plane.count_bytes(stage + 1),
+            self._plane.count_bytes(stage - 1),
         )
         message.numerics = self._numerics
         report = worker_pb2.WorkerReport(generation=trained.generation, report=message)
         self._events.put_nowait(worker_pb2.WorkerEvent(report=report))
 
-    def _fail(self, generation: int, error: CommonweightError, fatal: bool) -> None:
-        failure = worker_pb2.WorkerFailure(generation=generation, code=error.code, message=error.args[0], fatal=fatal)
+    def _fail(self, generation: int, error: CommonweightError, fatal: bool, peer_id: str = "") -> None:
+        failure = worker_pb2.WorkerFailure(
+            generation=generation, code=error.code, message=error.args[0], fatal=fatal, peer_id=peer_id
+        )
         self._events.put_nowait(worker_pb2.WorkerEvent(failure=failure))
 
     async def _send_events(self) -> None:

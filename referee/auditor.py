@@ -11,9 +11,12 @@ What makes it fail is always the provider's own signature:
 The first difference ends the audit, before anything later is fetched: fraud that is shown isn't undone by what else
 may be withheld.
 
-An audit of one microbatch looks at the round's end, too, by the signed gradient: whether it has the microbatch's part
-in it (commonweight/model/sketch.py), and leads to the signed state. Where that is in doubt the whole round is replayed,
-which decides.
+An audit of one microbatch looks at the round's end, too, by the signed gradients: whether the one of the replica's load
+has the microbatch's part in it (commonweight/model/sketch.py), and whether the round's leads to the signed state. Where
+that is in doubt the whole load is replayed, which decides.
+
+Where a stage has one replica the round's gradient is its load's. Otherwise it is taken as it was signed: that it is the
+sum over the replicas no audit shows.
 """
 
 import asyncio
@@ -40,11 +43,11 @@ from commonweight.model.compare import (
 )
 from commonweight.model.data import Dataset
 from commonweight.model.numerics import numerics_class
-from commonweight.model.replay import finish_round, replay_microbatch, step_from
+from commonweight.model.replay import replay_microbatch, step_from
 from commonweight.model.sketch import SignedSketches, pack_sketch
 from commonweight.model.stage import Stage
 from commonweight.rules.audits import Audit, Kind, Verdict
-from commonweight.rules.report import NO_TENSOR, Report
+from commonweight.rules.report import NO_TENSOR, Hop, Report
 from commonweight.rules.spec import ModelSpec
 from commonweight.rules.statement import to_hex
 from commonweight.wire.tensors import check_finite, digest
@@ -129,7 +132,7 @@ class Case:
     def __init__(self, auditor: Auditor, unit: Audit, report: Report, evidence: Evidence, *, exact: bool) -> None:
         spec = auditor.spec
         assert (unit.round, unit.stage) == (report.round, report.stage), "the report is of the unit's round and stage"
-        assert len(report.hops) == spec.training.microbatches_per_round, "a report has all hops of its round"
+        assert report.hops, "who has no load isn't audited"
         self._spec, self._dataset, self._device = spec, auditor.dataset, auditor.device
         self._unit, self._report, self._evidence, self._exact = unit, report, evidence, exact
         self._deviations: list[Deviation] = []
@@ -145,7 +148,7 @@ class Case:
             case Kind.MICROBATCH | Kind.LOSS, int(microbatch):
                 if doubt := await self._check_one(microbatch):
                     await self._check_round()
-                    return f"{doubt}; but the whole round's replay agrees with what was signed."
+                    return f"{doubt}; but the whole load's replay agrees with what was signed."
             case kind, microbatch:
                 raise AssertionError(f"an audit ({kind.value}) of microbatch {microbatch}")
         if self._deviations:
@@ -164,7 +167,7 @@ class Case:
         self._check_tokens(microbatch, due)
 
     def _check_tokens(self, microbatch: int, due: Tensor) -> None:
-        signed, found = self._report.hops[microbatch].tokens, digest(due)
+        signed, found = self._hop(microbatch).tokens, digest(due)
         if signed != found:
             raise Contradicted(
                 Difference(
@@ -176,40 +179,44 @@ class Case:
         """Compare all that can be told without the other microbatches: why the rest is in doubt, or nothing."""
         stage, before = await self.stage()
         await self._check_microbatch(stage, microbatch)
+        report = self._report
         try:
-            gradient = await self.gradient(stage)
+            gradient = await self.gradient(stage, report.gradient_hash)
         except Withheld as missing:
             if not self._exact:
                 raise
-            return str(missing)  # the whole round tells without it
+            return str(missing)  # the whole load tells without it
         self._compared += 2
-        return await self._doubt_gradient(stage, microbatch, gradient) or await self._doubt_step(
-            stage, gradient, before
-        )
+        if doubt := await self._doubt_gradient(stage, microbatch, gradient):
+            return doubt
+        if report.round_gradient_hash != report.gradient_hash:
+            gradient = await self.gradient(stage, report.round_gradient_hash)
+        return await self._doubt_step(stage, gradient, before)
 
-    async def gradient(self, stage: Stage) -> dict[str, Tensor]:
-        """That of the round that was signed, by parameter."""
-        found = await self._evidence.gradient(stage, self._report.gradient_hash)
+    async def gradient(self, stage: Stage, signed: bytes) -> dict[str, Tensor]:
+        """The one with this hash, by parameter."""
+        found = await self._evidence.gradient(stage, signed)
         return {name: tensor.to(self._device) for name, tensor in found.items()}
 
     async def _doubt_gradient(self, stage: Stage, microbatch: int, gradient: dict[str, Tensor]) -> str:
         """`stage` has the microbatch's own gradient."""
-        signed = SignedSketches([hop.sketch for hop in self._report.hops])
+        report = self._report
+        signed = SignedSketches([hop.sketch for hop in report.hops])
         tolerance = 0.0 if self._exact else float(self._spec.verification.tolerance)
         whole = await asyncio.to_thread(stage.sketched, gradient)
         own = await asyncio.to_thread(stage.sketched)
-        doubt = signed.doubt_whole(whole) or signed.doubt_microbatch(microbatch, own, tolerance)
-        for outlier in signed.outliers(own):
+        doubt = signed.doubt_whole(whole) or signed.doubt_microbatch(report.position(microbatch), own, tolerance)
+        for outlier in (report.hops[position].microbatch for position in signed.outliers(own)):
             if doubt or outlier == microbatch:
                 continue
             stage.discard_gradients()
             await self._check_microbatch(stage, outlier)
-            doubt = signed.doubt_microbatch(outlier, await asyncio.to_thread(stage.sketched), tolerance)
+            another = await asyncio.to_thread(stage.sketched)
+            doubt = signed.doubt_microbatch(report.position(outlier), another, tolerance)
         return doubt
 
     async def _doubt_step(self, stage: Stage, gradient: dict[str, Tensor], before: dict[str, Tensor] | None) -> str:
-        """`gradient` is finite, or it was in doubt before."""
-        root, state = await asyncio.to_thread(step_from, stage, gradient)
+        root, state = await self._step(stage, gradient)
         if root == self._report.state_after:
             return ""
         if before is None:
@@ -223,36 +230,42 @@ class Case:
     async def _check_round(self) -> None:
         stage, before = await self.stage()
         size = 0.0
-        for microbatch in range(len(self._report.hops)):
-            await self._check_microbatch(stage, microbatch)
+        report = self._report
+        for hop in report.hops:
+            await self._check_microbatch(stage, hop.microbatch)
             sketched = await asyncio.to_thread(stage.sketched)
             size = hypot(size, sketched.norm)
-            self._check_sketch(microbatch, sketched.sums, size)
-        report = self._report
-        if before is not None:
-            await self._check_gradient(stage, size)
-        try:
-            replayed = await asyncio.to_thread(finish_round, stage)
-        except NonFiniteTensor as error:
-            raise Contradicted(
-                Difference("state_after", None, to_hex(report.state_after), "", note=error.args[0])
-            ) from error
+            self._check_sketch(hop, sketched.sums, size)
+        await self._check_gradient(stage, size)
+        is_own = report.round_gradient_hash == report.gradient_hash
+        gradient = None if is_own else await self.gradient(stage, report.round_gradient_hash)
+        root, state = await self._step(stage, gradient)
         self._compared += 2
+        if root == report.state_after:
+            return
         if before is None:
-            for what, found in (("gradient_hash", replayed.gradient_hash), ("state_after", replayed.next_root)):
-                if (signed := getattr(report, what)) != found:
-                    raise Contradicted(Difference(what, None, to_hex(signed), to_hex(found)))
-        elif replayed.next_root != report.state_after:
-            most = await self._compare_state(stage, before, replayed.next_state)
-            self._settle(most, None, to_hex(report.state_after), to_hex(replayed.next_root))
+            raise Contradicted(Difference("state_after", None, to_hex(report.state_after), to_hex(root)))
+        most = await self._compare_state(stage, before, state)
+        self._settle(most, None, to_hex(report.state_after), to_hex(root))
 
     async def _check_gradient(self, stage: Stage, size: float) -> None:
-        """Across classes: what was signed as the round's gradient is nothing else."""
+        """What was signed as the load's gradient is what `stage` has; across classes nothing else."""
         signed, own = self._report.gradient_hash, stage.gradients()
-        if (found := await asyncio.to_thread(stage.gradient_hash)) != signed:
-            claimed = await self.gradient(stage)
-            measured = await asyncio.to_thread(compare_gradient, "gradient", claimed, own, size, self._spec)
-            self._settle(measured, None, to_hex(signed), to_hex(found), "gradient_hash")
+        if (found := await asyncio.to_thread(stage.gradient_hash)) == signed:
+            return
+        if self._exact:
+            raise Contradicted(Difference("gradient_hash", None, to_hex(signed), to_hex(found)))
+        claimed = await self.gradient(stage, signed)
+        measured = await asyncio.to_thread(compare_gradient, "gradient", claimed, own, size, self._spec)
+        self._settle(measured, None, to_hex(signed), to_hex(found), "gradient_hash")
+
+    async def _step(self, stage: Stage, gradient: dict[str, Tensor] | None) -> tuple[bytes, dict[str, Tensor]]:
+        """The root and the state that a gradient leads to; None: that which `stage` has."""
+        try:
+            return await asyncio.to_thread(step_from, stage, gradient)
+        except NonFiniteTensor as error:
+            signed = to_hex(self._report.state_after)
+            raise Contradicted(Difference("state_after", None, signed, "", note=error.args[0])) from error
 
     async def _compare_state(self, stage: Stage, before: dict[str, Tensor], state: dict[str, Tensor]) -> Deviation:
         """How far the signed state after the round is from `state`, at the worst."""
@@ -289,8 +302,11 @@ class Case:
             "of U may differ between numerics classes. Run the referee on a machine like the nodes'."
         )
 
+    def _hop(self, microbatch: int) -> Hop:
+        return self._report.hops[self._report.position(microbatch)]
+
     async def _check_microbatch(self, stage: Stage, microbatch: int) -> None:
-        hop = self._report.hops[microbatch]
+        hop = self._hop(microbatch)
         tokens = await self.tokens(stage, microbatch)
         code = None if stage.is_first else await self.taken("activation_in", microbatch)
         gradient = None if stage.is_last else await self.taken("gradient_in", microbatch)
@@ -301,7 +317,7 @@ class Case:
 
     async def tokens(self, stage: Stage, microbatch: int) -> Tensor:
         """The tokens that were signed."""
-        signed = self._report.hops[microbatch].tokens
+        signed = self._hop(microbatch).tokens
         if self._dataset is not None:
             due = await asyncio.to_thread(self._dataset.microbatch, self._unit.round, microbatch)
             if stage.is_first:
@@ -317,7 +333,7 @@ class Case:
 
     async def taken(self, what: str, microbatch: int) -> Tensor:
         """The code or gradient that was signed as taken."""
-        signed: bytes = getattr(self._report.hops[microbatch], what)
+        signed: bytes = getattr(self._hop(microbatch), what)
         tensor = await self._evidence.tensor(f"{what} of microbatch {microbatch}", signed, boundary_plan(self._spec))
         try:
             check_finite(tensor)
@@ -327,7 +343,7 @@ class Case:
         return tensor
 
     async def _check_travelled(self, what: str, microbatch: int, replayed: Tensor | None) -> None:
-        signed: bytes = getattr(self._report.hops[microbatch], what)
+        signed: bytes = getattr(self._hop(microbatch), what)
         found = NO_TENSOR if replayed is None else digest(replayed)
         self._compared += 1
         if replayed is not None:
@@ -357,12 +373,12 @@ class Case:
             measured = compare_loss(f"loss of microbatch {microbatch}", signed, found, self._spec)
             self._settle(measured, microbatch, repr(signed), repr(found), "loss")
 
-    def _check_sketch(self, microbatch: int, replayed: Tensor, size: float) -> None:
+    def _check_sketch(self, hop: Hop, replayed: Tensor, size: float) -> None:
         """`size`: that of all gradients accumulated so far."""
         self._compared += 1
-        if (found := pack_sketch(replayed)) != (signed := self._report.hops[microbatch].sketch):
-            measured = compare_sketch(f"sketch after microbatch {microbatch}", signed, replayed, size, self._spec)
-            self._settle(measured, microbatch, to_hex(signed), to_hex(found), "sketch")
+        if (found := pack_sketch(replayed)) != (signed := hop.sketch):
+            measured = compare_sketch(f"sketch after microbatch {hop.microbatch}", signed, replayed, size, self._spec)
+            self._settle(measured, hop.microbatch, to_hex(signed), to_hex(found), "sketch")
 
     def _settle(
         self, measured: Deviation, microbatch: int | None, signed: str, found: str, what: str | None = None

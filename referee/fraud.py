@@ -62,14 +62,14 @@ class Difference:
 def fraud_evidence(
     spec: ModelSpec, unit: Audit, report: Report, difference: Difference, *, provider: str, auditor: str
 ) -> bytes:
-    """Canonical JSON, `commonweight.fraud/2`, at most MAX_EVIDENCE_BYTES. `provider` and `auditor` are the numerics
+    """Canonical JSON, `commonweight.fraud/3`, at most MAX_EVIDENCE_BYTES. `provider` and `auditor` are the numerics
     classes in which either computed.
     """
     evidence = FraudEvidence(
-        format="commonweight.fraud/2",
+        format="commonweight.fraud/3",
         spec_hash=to_hex(spec.spec_hash),
         unit=Unit.of(unit),
-        commitments=Commitments.of(report),
+        commitments=Commitments.of(report, spec.training.microbatches_per_round),
         hop=None if difference.microbatch is None else SignedHop.of(report, difference.microbatch),
         numerics=Numerics(provider=provider[:MAX_NUMERICS], auditor=auditor[:MAX_NUMERICS]),
         difference=Differs(
@@ -117,9 +117,9 @@ class AnswerDifference:
 def false_answer_evidence(
     spec: ModelSpec, unit: Audit, answer: Answer, version_root: bytes, difference: AnswerDifference
 ) -> bytes:
-    """Canonical JSON, `commonweight.false-answer/1`, at most MAX_EVIDENCE_BYTES."""
+    """Canonical JSON, `commonweight.false-answer/2`, at most MAX_EVIDENCE_BYTES."""
     evidence = FalseAnswerEvidence(
-        format="commonweight.false-answer/1",
+        format="commonweight.false-answer/2",
         spec_hash=to_hex(spec.spec_hash),
         unit=Unit.of(unit),
         part=SignedPart.of(answer),

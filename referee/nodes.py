@@ -43,6 +43,13 @@ class NodeSource:
             ),
         )
 
+    async def gradient(self, round_: int, signed: bytes, *, limit: int) -> bytes:
+        """As `Source.gradient`."""
+        return await self._ask(
+            limit,
+            lambda limit_s: self._client.fetch_gradient(self._node, round_, signed, max_bytes=limit, timeout_s=limit_s),
+        )
+
     async def answer(self, round_: int, session: bytes, *, limit: int) -> bytes:
         """As `Source.answer`."""
         return await self._ask(

@@ -45,12 +45,13 @@ async def _record(
     if unit.kind is Kind.DATA:
         raise Undecidable("An audit of the tokens replays no operator.")
     case = Case(auditor, unit, report, evidence, exact=True)
-    numbers = range(len(report.hops)) if unit.microbatch is None else [unit.microbatch]
+    numbers = [hop.microbatch for hop in report.hops] if unit.microbatch is None else [unit.microbatch]
     stage, _ = await case.stage()
     tokens = [await case.tokens(stage, number) for number in numbers]
     codes = [None if stage.is_first else await case.taken("activation_in", number) for number in numbers]
     gradients = [None if stage.is_last else await case.taken("gradient_in", number) for number in numbers]
-    summed = None if unit.microbatch is None else await case.gradient(stage)
+    is_own = unit.microbatch is None and report.gradient_hash == report.round_gradient_hash
+    summed = None if is_own else await case.gradient(stage, report.round_gradient_hash)
     return await asyncio.to_thread(record, stage, tokens, codes, gradients, summed, tensors_of)
 
 

@@ -17,10 +17,11 @@ from torch import Tensor
 
 from commonweight.errors import CommonweightError, MalformedMessage
 from commonweight.model.answers import Trace, split_trace, trace_bytes
-from commonweight.model.hashing import MOMENTS_HASH, tensors_hash, with_moments_hash
+from commonweight.model.hashing import tensors_hash, with_moments_hash
 from commonweight.model.stage import Stage, describe
 from commonweight.rules.answer import Answer, piece_hash
 from commonweight.rules.spec import ModelSpec
+from commonweight.rules.state import MOMENTS_HASH
 from commonweight.wire.evidence import StatePart
 from commonweight.wire.tensors import Plan, size_of, to_bytes
 
@@ -44,8 +45,13 @@ class Source(Protocol):
         """The tensor of this SHA-256 that crossed one of the node's sides; `size` bytes or an error."""
 
     async def state(self, round_: int, part: StatePart, *, after: bool, limit: int) -> bytes | bytearray:
-        """A part of the state of the node's stage before or after the round, or the gradient that leads from the one
-        to the other, in safetensors' format; at most `limit` bytes. With the parameters comes MOMENTS_HASH.
+        """A part of the state of the node's stage before or after the round, in safetensors' format; at most `limit`
+        bytes. With the parameters comes MOMENTS_HASH.
+        """
+
+    async def gradient(self, round_: int, signed: bytes, *, limit: int) -> bytes | bytearray:
+        """The gradient with this hash, of the node's load or what its stage was stepped with, in safetensors' format;
+        at most `limit` bytes.
         """
 
     async def answer(self, round_: int, session: bytes, *, limit: int) -> bytes | bytearray:
@@ -136,14 +142,19 @@ class Evidence:
         return await self._part("moments", due, check, after, moments_hash)
 
     async def gradient(self, stage: Stage, signed: bytes) -> dict[str, Tensor]:
-        """The gradient with this `tensors_hash` that the round was stepped with, by parameter. Raises Withheld."""
+        """The gradient of the round with this `tensors_hash`, by parameter. Raises Withheld."""
+        due = dict(stage.module.named_parameters())
 
-        def check(found: dict[str, Tensor]) -> dict[str, Tensor]:
+        def check(data: bytes | bytearray) -> dict[str, Tensor]:
+            found = read_tensors(data, due)
             if (came := tensors_hash(found)) != signed:
                 raise MalformedMessage(f"a gradient with hash {came.hex()} came.")
             return found
 
-        return await self._part("gradient", dict(stage.module.named_parameters()), check, False, signed)
+        def fetch(source: Source) -> Awaitable[bytes | bytearray]:
+            return source.gradient(self._round, signed, limit=_limit(due))
+
+        return await self._first(self._sources[:1], f"the gradient {signed.hex()}", fetch, check)
 
     async def state(self, stage: Stage, *, after: bool, root: bytes) -> dict[str, Tensor]:
         """The whole `Stage.state` with the signed root, before or after the round. Raises Withheld."""
@@ -161,8 +172,7 @@ class Evidence:
         def fetch(source: Source) -> Awaitable[bytes | bytearray]:
             return source.state(self._round, part, after=after, limit=_limit(due))
 
-        when = "of" if part == "gradient" else "after" if after else "before"
-        what = f"the {part} {when} the round ({signed.hex()})"
+        what = f"the {part} {'after' if after else 'before'} the round ({signed.hex()})"
         return await self._first(self._sources[:1], what, fetch, lambda data: check(read_tensors(data, due)))
 
     async def _first(

@@ -42,18 +42,21 @@ from commonweight.rules.audits import (
     left_outstanding,
     paid_rounds,
 )
+from commonweight.rules.averaging import slice_bounds
 from commonweight.rules.beacon import answers_root, blinded, hash_chain, round_beacon, round_root, seal_salt
 from commonweight.rules.canonical import canonical_json
 from commonweight.rules.emission import emission, split_emission
 from commonweight.rules.epoch import (
     audit_line,
     credit_report,
+    credited_load,
     drawn_auditors,
     drawn_audits,
     make_opinion,
     make_statement,
     sealed_beacon,
 )
+from commonweight.rules.load import Load, Loads, is_divided, pack_load, undivided
 from commonweight.rules.merkle import MerkleTree, settlement_leaf
 from commonweight.rules.panel import (
     Owner,
@@ -67,7 +70,7 @@ from commonweight.rules.panel import (
     settled_verdict,
 )
 from commonweight.rules.receipt import RECEIPT_TYPE, Domain, Receipt
-from commonweight.rules.report import HOP_WORDS, NO_TENSOR, Hop, Report, report_receipt, round_claim
+from commonweight.rules.report import HOP_WORDS, NO_TENSOR, Hop, Report, report_receipt
 from commonweight.rules.sampling import permute, sample_indices, window_count
 from commonweight.rules.spec import ModelSpec, build_spec
 from commonweight.rules.stages import head_flops, layer_flops, stage_layers, stage_units
@@ -392,11 +395,21 @@ def mark(*parts: object) -> bytes:
     return sha256("/".join(map(str, parts)).encode()).digest()
 
 
-def honest_reports(stages: int, microbatches: int, number: int) -> tuple[Report, ...]:
-    """The reports of all stages about one round that nobody disagrees about. Tests use it, too."""
+def share(microbatches: int, replicas: int, turn: int = 0) -> tuple[Load, ...]:
+    """The loads of so many replicas, who take turns. Tests use it, too."""
+    return tuple(tuple(j for j in range(microbatches) if (j + turn) % replicas == each) for each in range(replicas))
+
+
+def honest_reports(stages: int, microbatches: int, number: int, loads: Loads | None = None) -> tuple[Report, ...]:
+    """The reports about one round that nobody disagrees about, by stage, then by replica: without `loads` one of each
+    stage. Who has a part of the round adds up its last microbatches first. Tests use it, too.
+    """
 
     def crossing(kind: str, boundary: int, j: int) -> bytes:
         return NO_TENSOR if boundary in (0, stages) else mark(kind, number, boundary, j)
+
+    def gradient(stage: int, load: Load) -> bytes:
+        return mark("gradient", number, stage, *(load if len(load) < microbatches else ()))
 
     return tuple(
         Report(
@@ -404,6 +417,7 @@ def honest_reports(stages: int, microbatches: int, number: int) -> tuple[Report,
             stage=stage,
             hops=tuple(
                 Hop(
+                    microbatch=j,
                     tokens=mark("tokens", number, j),
                     activation_in=crossing("activation", stage, j),
                     activation_out=crossing("activation", stage + 1, j),
@@ -412,13 +426,15 @@ def honest_reports(stages: int, microbatches: int, number: int) -> tuple[Report,
                     sketch=mark("sketch", number, stage, j),
                     loss=max(5.5 - number / 8 + j / 64, 0.0) if stage == stages - 1 else 0.0,
                 )
-                for j in range(microbatches)
+                for j in (load if len(load) == microbatches else load[::-1])
             ),
-            gradient_hash=mark("gradient", number, stage),
+            gradient_hash=gradient(stage, load),
+            round_gradient_hash=mark("gradient", number, stage),
             state_before=mark("state", number, stage),
             state_after=mark("state", number + 1, stage),
         )
-        for stage in range(stages)
+        for stage, of_stage in enumerate(loads or undivided(stages, microbatches))
+        for load in of_stage
     )
 
 
@@ -459,8 +475,11 @@ def answer_line(
     gateway: str,
     served: Sign,
     signs: Sequence[Sign],
+    replicas: Sequence[int] | None = None,
 ) -> AnswerLine:
-    """An answer's line, signed by the gateway (`served`) and each stage's provider (`signs`). Tests use it, too."""
+    """An answer's line, signed by the gateway (`served`) and each stage's provider (`signs`), whose number among those
+    that report the stage is in `replicas`; without these 0. Tests use it, too.
+    """
     first, numbers = parts[0], (parts[0].prompt_tokens, completion_tokens)
     receipts = (
         answer_receipt(model_id, stage, each.version, each.session, each.prompt_tokens, each.fed, each.trace)
@@ -475,8 +494,8 @@ def answer_line(
         gateway=gateway,
         signature=to_hex(served(served_receipt(model_id, first.version, first.session, *numbers))),
         parts=tuple(
-            AnswerPart(trace=to_hex(each.trace), signature=to_hex(sign(receipt)))
-            for each, receipt, sign in zip(parts, receipts, signs, strict=True)
+            AnswerPart(replica=replica, trace=to_hex(each.trace), signature=to_hex(sign(receipt)))
+            for replica, each, receipt, sign in zip(replicas or [0] * len(parts), parts, receipts, signs, strict=True)
         ),
     )
 
@@ -512,13 +531,13 @@ def judged(
         return make_opinion(claim, said, **who, signature=signers[owner](receipt), evidence_hash=evidence)
 
     def line(sealed: SealedRound, audit: Audit) -> AuditLine:
-        ranking = drawn_auditors(sealed, audit, sealed_beacon(sealed, tip, seed), seats)
+        ranking = drawn_auditors(sealed, audit, sealed_beacon(spec, sealed, tip, seed), seats)
         gone = {each.node for each in before.convicted if each.stage == audit.stage} if before else set()
         left: Sequence[Owner] = [
             owner for owner in ranking if owner is None or (owner in signers and owner not in gone)
         ]
         claim, opinions = _sealed_claim(sealed, audit), []
-        if left[0] is not None and is_known_bad(spec, seed, audit):
+        if left[0] is not None and is_known_bad(spec, seed, audit, credited_load(spec, sealed.provider(audit))):
             owner, *left = left
             said = says(audit, str(owner), True) or Verdict.FAILED
             opinions.append(opinion(audit, owner, said, mark("false claim", audit.order)))
@@ -537,9 +556,7 @@ def _sealed_claim(sealed: SealedRound, audit: Audit) -> bytes:
     """What the opinions on a unit are to be on."""
     if audit.kind is Kind.ANSWER:
         return bytes.fromhex(sealed.answers[audit.answer].parts[audit.stage].trace[2:])
-    report = sealed.reports[audit.stage]
-    commitments = (report.hops_root, report.gradient_hash, report.state_before, report.state_after)
-    return round_claim(*(bytes.fromhex(text[2:]) for text in commitments))
+    return sealed.provider(audit).commitments.claim
 
 
 def _disproven(line: AuditLine, opinion: Opinion) -> Opinion:
@@ -548,10 +565,50 @@ def _disproven(line: AuditLine, opinion: Opinion) -> Opinion:
     return opinion.model_copy(update={"disproof": to_hex(mark("disproof", line.audit.order, opinion.auditor))})
 
 
-def tiny_reports(number: int) -> tuple[Report, ...]:
-    """Of the tiny model."""
-    spec = SPECS["tiny"]
-    return honest_reports(spec.stages, spec.training.microbatches_per_round, number)
+TINY_MICROBATCHES = TINY["training"]["microbatches_per_round"]
+
+
+def tiny_reports(number: int, replicas: int = 1) -> tuple[Report, ...]:
+    """Of the tiny model, with so many replicas of each stage."""
+    stages = TINY["stages"]
+    return honest_reports(stages, TINY_MICROBATCHES, number, [share(TINY_MICROBATCHES, replicas)] * stages)
+
+
+def build_load() -> Any:
+    """Loads as they are signed, which of them divide a round, and who sums what of its gradient."""
+    loads: list[tuple[int, Load]] = [
+        (1, (0,)),
+        (3, ()),
+        (3, (0, 2)),
+        (8, (7,)),
+        (9, (0, 8)),
+        (64, tuple(range(0, 64, 3))),
+        (4096, (0, 4095)),
+    ]
+    divided = [
+        (count, found)
+        for count in (1, 3, 8)
+        for found in (share(count, 1), share(count, 3), share(count, 2)[:1], (*share(count, 2), (0,)), ())
+    ]
+    return {
+        "loads": [
+            {"microbatches": count, "load": list(load), "packed": to_hex(pack_load(load, count))}
+            for count, load in loads
+        ],
+        "divided": [
+            {"microbatches": count, "loads": [list(load) for load in found], "is_divided": is_divided(found, count)}
+            for count, found in divided
+        ],
+        "slices": [
+            {
+                "numbers": numbers,
+                "contributors": count,
+                "bounds": [list(slice_bounds(numbers, count, index)) for index in range(count)],
+            }
+            for numbers in (1, 7, 4096, 10**9 + 7)
+            for count in (1, 2, 3, 7)
+        ],
+    }
 
 
 def build_report() -> Any:
@@ -559,14 +616,20 @@ def build_report() -> Any:
     model_id, tip = keccak(b"model"), keccak(b"tip")
     cases = [
         _report_case(domain, model_id, generation, report, tip)
-        for domain, generation in ((DOMAINS[0], 1), (DOMAINS[0], 2), (DOMAINS[1], 2**53 - 1))
-        for report in tiny_reports(3)
+        for domain, generation, replicas in ((DOMAINS[0], 1, 1), (DOMAINS[0], 2, 2), (DOMAINS[1], 2**53 - 1, 1))
+        for report in tiny_reports(3, replicas)
     ]
-    return {"cases": cases}
+    return {"microbatches": TINY_MICROBATCHES, "cases": cases}
+
+
+def tiny_receipt(model_id: bytes, generation: int, report: Report, beacon_tip: bytes) -> Receipt:
+    """Of a report about a round of the tiny model."""
+    commitments = report.commitments(TINY_MICROBATCHES)
+    return report_receipt(model_id, generation, report.round, report.stage, commitments, beacon_tip)
 
 
 def _report_case(domain: Domain, model_id: bytes, generation: int, report: Report, beacon_tip: bytes) -> Any:
-    receipt = report_receipt(model_id, generation, report, beacon_tip)
+    receipt, commitments = tiny_receipt(model_id, generation, report, beacon_tip), report.commitments(TINY_MICROBATCHES)
     return {
         "chain_id": domain.chain_id,
         "settlement": domain.settlement,
@@ -577,16 +640,15 @@ def _report_case(domain: Domain, model_id: bytes, generation: int, report: Repor
         "stage": report.stage,
         "hops": [
             {
+                "microbatch": hop.microbatch,
                 **{name: to_hex(getattr(hop, name)) for name in HOP_WORDS},
                 "loss_bits": to_hex(struct.pack(">d", hop.loss)),
-                "leaf": to_hex(hop.leaf(number)),
+                "leaf": to_hex(leaf),
             }
-            for number, hop in enumerate(report.hops)
+            for hop, leaf in zip(report.hops, report.leaves, strict=True)
         ],
-        "hops_root": to_hex(report.hops_root),
-        "gradient_hash": to_hex(report.gradient_hash),
-        "state_before": to_hex(report.state_before),
-        "state_after": to_hex(report.state_after),
+        **{name: to_hex(value) for name, value in vars(commitments).items()},
+        "claim": to_hex(commitments.claim),
         "beacon_tip": to_hex(beacon_tip),
         "unit": to_hex(receipt.unit),
         "output": to_hex(receipt.output),
@@ -598,7 +660,7 @@ def build_receipt() -> Any:
     """Signed receipts; those of one signer, domain, model, stage and unit with different outputs prove equivocation."""
     signers = [NodeIdentity(keccak(b"signer %d" % i)) for i in range(2)]
     model_id = keccak(b"model")
-    first, second = (report_receipt(model_id, 1, tiny_reports(3)[stage], keccak(b"tip")) for stage in (0, 1))
+    first, second = (tiny_receipt(model_id, 1, tiny_reports(3)[stage], keccak(b"tip")) for stage in (0, 1))
     other_output = keccak(b"another output")
     cases = [
         ("honest", DOMAINS[0], first, signers[0]),
@@ -637,8 +699,12 @@ def build_beacon() -> Any:
     chains = [(mark("seed", count), count) for count in (1, 2, 3, 10)] + [(bytes(32), 2), (b"\xff" * 32, 2)]
     rounds = []
     for count in (1, 2, 3, 8):
-        outputs, value = [mark("output", count, stage) for stage in range(count)], mark("value", count)
-        rounds += [_beacon_case(value, 5, given, answers) for given, answers in ((outputs, 0), (outputs[::-1], count))]
+        outputs, value = [[mark("output", count, stage)] for stage in range(count)], mark("value", count)
+        divided = [
+            [*own, *(mark("output", count, stage, n) for n in range(stage % 3))] for stage, own in enumerate(outputs)
+        ]
+        cases = ((outputs, 0), (outputs[::-1], count), (divided, 0))
+        rounds += [_beacon_case(value, 5, given, answers) for given, answers in cases]
     return {
         "chains": [
             {
@@ -652,19 +718,25 @@ def build_beacon() -> Any:
     }
 
 
-def _beacon_case(value: bytes, number: int, outputs: Sequence[bytes], answers: int) -> Any:
+def _beacon_case(value: bytes, number: int, outputs: Sequence[Sequence[bytes]], answers: int) -> Any:
     seed = mark("seed", value.hex())
-    salts = [seal_salt(seed, number, stage) for stage in range(len(outputs))]
-    commitments = [blinded(output, salt) for output, salt in zip(outputs, salts, strict=True)]
+    salts = [
+        [seal_salt(seed, number, stage, replica) for replica in range(len(of_stage))]
+        for stage, of_stage in enumerate(outputs)
+    ]
+    commitments = [
+        [blinded(output, salt) for output, salt in zip(*of_stage, strict=True)]
+        for of_stage in zip(outputs, salts, strict=True)
+    ]
     leaves = [mark("answer", value.hex(), index) for index in range(answers)]
     root = round_root(commitments)
     return {
         "value": to_hex(value),
         "seed": to_hex(seed),
         "round": number,
-        "outputs": [to_hex(output) for output in outputs],
-        "salts": [to_hex(salt) for salt in salts],
-        "commitments": [to_hex(commitment) for commitment in commitments],
+        "outputs": [list(map(to_hex, of_stage)) for of_stage in outputs],
+        "salts": [list(map(to_hex, of_stage)) for of_stage in salts],
+        "commitments": [list(map(to_hex, of_stage)) for of_stage in commitments],
         "round_root": to_hex(root),
         "beacon": to_hex(round_beacon(value, root)),
         "answer_leaves": [to_hex(leaf) for leaf in leaves],
@@ -733,18 +805,25 @@ def build_audits() -> Any:
             "spec": name,
             "round": number,
             "beacon": to_hex(beacon),
+            "loads": [
+                [to_hex(pack_load(load, SPECS[name].training.microbatches_per_round)) for load in of_stage]
+                for of_stage in loads
+            ],
             "answers": answers,
             "answers_root": to_hex(root),
             "audits": [_audit_fields(audit) for audit in drawn],
         }
         for name in (*names, "unaudited")
-        for number, beacon, answers in (
+        for number, beacon, count in (
             (0, bytes(32), 0),
             *((number, mark("beacon", name, number), number % 5) for number in (0, 5, 6, 7, 2**40)),
         )
+        for loads in (_draw_loads(SPECS[name], number),)
+        for answers in ([[index % len(of_stage) for of_stage in loads] for index in range(count)],)
         for root in (mark("answers", name, number) if answers else NO_ANSWERS,)
-        for drawn in (draw_audits(SPECS[name], number, beacon, answers, root),)
+        for drawn in (draw_audits(SPECS[name], number, beacon, loads, answers, root),)
     ]
+    assert {audit["replica"] for draw in draws for audit in draw["audits"]} == {0, 1, 2}
     kinds = {(draw["spec"], audit["kind"]) for draw in draws for audit in draw["audits"]}
     assert {kind for name, kind in kinds if name == "tiny"} == {kind.value for kind in Kind}
     return {
@@ -756,10 +835,17 @@ def build_audits() -> Any:
     }
 
 
+def _draw_loads(spec: ModelSpec, number: int) -> Loads:
+    """In odd rounds stages have up to three replicas."""
+    count = spec.training.microbatches_per_round
+    return [share(count, 1 + (number + stage) % 3 if number % 2 else 1, number) for stage in range(spec.stages)]
+
+
 PANEL_UNITS = (
     Audit(3, 0, Kind.ROUND),
     Audit(3, 1, Kind.MICROBATCH, 0),
     Audit(3, 2, Kind.LOSS, 2),
+    Audit(3, 2, Kind.ROUND, None, 1),
     Audit(2**40, 0, Kind.DATA, 2),
     Audit(3, 1, Kind.ANSWER, 7),
 )
@@ -784,13 +870,14 @@ def build_panel() -> Any:
         {
             **_audit_fields(audit),
             "seed": to_hex(seed),
-            "is_known_bad": is_known_bad(spec, seed, audit),
-            "claim": to_hex(report.claim),
-            "false_claim": to_hex(false.claim),
+            "load": list(report.load),
+            "is_known_bad": is_known_bad(spec, seed, audit, report.load),
+            "claim": to_hex(report.commitments(TINY_MICROBATCHES).claim),
+            "false_claim": to_hex(false.commitments(TINY_MICROBATCHES).claim),
         }
         for audit in PANEL_UNITS[:3]
         for seed in (mark("seed", number) for number in range(8))
-        for report in (tiny_reports(audit.round)[audit.stage],)
+        for report in known_bad_reports(audit)
         for false in (known_bad_report(audit, report, seed, is_last=audit.stage == spec.stages - 1),)
     ]
     assert {case["is_known_bad"] for case in known_bad} == {False, True}
@@ -842,8 +929,19 @@ def build_panel() -> Any:
     }
 
 
+def known_bad_reports(audit: Audit) -> tuple[Report, ...]:
+    """What the first replica may have reported of the unit: the whole round, or a part."""
+    return tuple(tiny_reports(audit.round, replicas)[audit.stage * replicas] for replicas in (1, 2))
+
+
 def _audit_fields(audit: Audit) -> Any:
-    return {"round": audit.round, "stage": audit.stage, "kind": audit.kind.value, "microbatch": audit.microbatch}
+    return {
+        "round": audit.round,
+        "stage": audit.stage,
+        "replica": audit.replica,
+        "kind": audit.kind.value,
+        "microbatch": audit.microbatch,
+    }
 
 
 def _verdict_fields(verdicts: dict[Audit, Verdict]) -> Any:
@@ -931,32 +1029,39 @@ SEATS = [AuditorSeat(stage=stage, owner=key.address) for stage in range(3) for k
 VERDICTS = {
     Audit(2, 0, Kind.ROUND): UNDECIDED,
     Audit(2, 1, Kind.MICROBATCH, 0): WITHHELD,
-    Audit(5, 2, Kind.ROUND): WITHHELD,
+    Audit(6, 1, Kind.MICROBATCH, 1): WITHHELD,
     Audit(7, 0, Kind.DATA, 0): WITHHELD,
-    Audit(7, 1, Kind.MICROBATCH, 2): WITHHELD,
+    Audit(7, 2, Kind.LOSS, 1): WITHHELD,
     Audit(8, 0, Kind.DATA, 0): UNDECIDED,
-    Audit(8, 0, Kind.DATA, 2): UNDECIDED,
-    Audit(8, 1, Kind.ANSWER, 0): UNDECIDED,
-    Audit(8, 1, Kind.ANSWER, 1): WITHHELD,
-    Audit(11, 0, Kind.ANSWER, 0): WITHHELD,
-    Audit(11, 1, Kind.ANSWER, 0): WITHHELD,
+    Audit(11, 0, Kind.ANSWER, 1): WITHHELD,
     Audit(12, 2, Kind.ROUND): FAILED,
-    Audit(14, 1, Kind.ANSWER, 0): WITHHELD,
-    Audit(17, 2, Kind.LOSS, 0): UNDECIDED,
+    Audit(13, 0, Kind.ANSWER, 0): UNDECIDED,
+    Audit(13, 1, Kind.ANSWER, 0): UNDECIDED,
+    Audit(14, 0, Kind.ANSWER, 1): WITHHELD,
+    Audit(14, 1, Kind.ANSWER, 1): WITHHELD,
+    Audit(16, 0, Kind.ANSWER, 0): UNDECIDED,
+    Audit(17, 2, Kind.LOSS, 1): UNDECIDED,
     Audit(19, 1, Kind.ANSWER, 0): FAILED,
+    Audit(25, 2, Kind.ROUND, None, 2): FAILED,
+    Audit(26, 1, Kind.ANSWER, 1, 1): WITHHELD,
+    Audit(27, 1, Kind.MICROBATCH, 0, 1): WITHHELD,
+    Audit(28, 1, Kind.MICROBATCH, 2, 0): WITHHELD,
 }
 """In the statements' epochs; the other audits pass."""
+STATEMENT_NODES = (((0,), (1,), (2,)), ((0,), (2,), (2,)), ((0,), (3,), (2,)), ((0,), (4, 5), (2, 6, 7)))
+"""Who reports in each epoch, by stage."""
 
 
 def build_statement() -> Any:
-    """The statements of three epochs: a provider comes, another goes; in the second one cheats.
+    """The statements of four epochs: a provider comes, another goes; in the second one cheats; in the last, stages have
+    several replicas.
 
     An audit is outstanding in each stage after the first: two providers pass another, that of stage 1 is gone.
     In the first no version is published, and nothing served; in the second answers' traces are withheld, and in the
     third a cheat is convicted by an answer.
     """
     before, statements = Carried(), []
-    for epoch in range(3):
+    for epoch in range(4):
         statements.append(_epoch_statement(SPECS["long-epoch"], epoch, before))
         before = statements[-1].carried()
     drawn = {line.audit for statement in statements for line in statement.audits}
@@ -975,6 +1080,23 @@ def _epoch_statement(spec: ModelSpec, epoch: int, before: Carried) -> Statement:
     def sign(key: NodeIdentity, receipt: Receipt) -> bytes:
         return key.sign_digest(receipt.digest(domain))
 
+    def credited(number: int) -> list[CreditedReport]:
+        nodes = [sorted(address(f"node {node}") for node in STATEMENT_NODES[epoch][stage]) for stage in range(3)]
+        loads = [share(TINY_MICROBATCHES, len(of_stage), number) for of_stage in nodes]
+        names = [node for of_stage in nodes for node in of_stage]
+        return [
+            credit_report(
+                spec,
+                report,
+                node=node,
+                owner=address(f"owner {(report.stage + epoch) % 4}"),
+                account=address(f"owner {(report.stage + epoch) % 4}"),
+                generation=number // 2 + 1,
+                signature=mark("signature", number, report.stage) * 2 + b"\x1b",
+            )
+            for node, report in zip(names, honest_reports(3, TINY_MICROBATCHES, number, loads), strict=True)
+        ]
+
     def answers(number: int) -> Iterator[AnswerLine]:
         for index in range(number % 3 if epoch else 0):
             session, fed = mark("session", number, index)[:16], min(3 + (number + index) % 16, 16)
@@ -986,28 +1108,11 @@ def _epoch_statement(spec: ModelSpec, epoch: int, before: Carried) -> Statement:
                 gateway=GATEWAY.address,
                 served=partial(sign, GATEWAY),
                 signs=[lambda _, signature=signature: signature] * spec.stages,
+                replicas=[index % len(nodes) for nodes in STATEMENT_NODES[epoch]],
             )
 
-    rounds = [
-        seal(
-            spec,
-            number,
-            (
-                credit_report(
-                    spec,
-                    report,
-                    node=address(f"node {report.stage + (epoch if report.stage == 1 else 0)}"),
-                    owner=address(f"owner {(report.stage + epoch) % 4}"),
-                    account=address(f"owner {(report.stage + epoch) % 4}"),
-                    generation=number // 2 + 1,
-                    signature=mark("signature", number, report.stage) * 2 + b"\x1b",
-                )
-                for report in tiny_reports(number)
-            ),
-            answers(number),
-        )
-        for number in range(first, first + spec.economics.rounds_per_epoch)
-    ]
+    numbers = range(first, first + spec.economics.rounds_per_epoch)
+    rounds = [seal(spec, number, credited(number), answers(number)) for number in numbers]
     return make_statement(
         spec,
         chain_id=domain.chain_id,
@@ -1029,9 +1134,9 @@ def _epoch_statement(spec: ModelSpec, epoch: int, before: Carried) -> Statement:
             says=lambda audit, owner, bad: Verdict.PASSED if bad and owner == SEATED[-1].address else None,
             before=before,
         ),
-        operator_earned=(10**7 + 1, 10**7 + 8, 3 * 10**7 + 5)[epoch],
+        operator_earned=(10**7 + 1, 10**7 + 8, 3 * 10**7 + 5, 5 * 10**7)[epoch],
         before=before,
-        accumulator_before=(0, 3**80, 3**90)[epoch],
+        accumulator_before=(0, 3**80, 3**90, 3**91)[epoch],
     )
 
 
@@ -1039,6 +1144,7 @@ BUILDERS: dict[str, Callable[[], Any]] = {
     "merkle": build_merkle,
     "emission": build_emission,
     "accounting": build_accounting,
+    "load": build_load,
     "spec": build_spec_vectors,
     "sampling": build_sampling,
     "shares": build_shares,

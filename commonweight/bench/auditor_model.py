@@ -12,6 +12,7 @@ from statistics import fmean, stdev
 from commonweight.bench.verification_model import STAGE, WITHIN_EPOCHS
 from commonweight.rules.audits import Audit, Kind, Verdict, draw_audits
 from commonweight.rules.beacon import hash_chain, round_beacon
+from commonweight.rules.load import undivided
 from commonweight.rules.panel import (
     Owner,
     Standing,
@@ -97,7 +98,7 @@ def simulate_auditors(spec: ModelSpec, *, epochs: int, seed: int, stake: float, 
     """Play every auditor against the same draws. `epochs`: a multiple of WITHIN_EPOCHS; `stake` and `cost`, what
     computing an epoch of the stage costs, are in rewards of an epoch of the stage.
     """
-    subjects = auditors()
+    subjects, loads = auditors(), undivided(spec.stages, spec.training.microbatches_per_round)
     randoms = [Random(f"{seed}/{number}") for number in range(len(subjects))]  # noqa: S311 - a simulation
     beacons = Random(seed)  # noqa: S311
     played: list[list[_Epoch]] = [[] for _ in subjects]
@@ -108,7 +109,7 @@ def simulate_auditors(spec: ModelSpec, *, epochs: int, seed: int, stake: float, 
             (audit, beacon)
             for number, value in enumerate(values)
             for beacon in (round_beacon(value, beacons.randbytes(32)),)
-            for audit in draw_audits(spec, number, beacon)
+            for audit in draw_audits(spec, number, beacon, loads)
             if audit.stage == STAGE and audit.kind is not Kind.DATA
         ]
         for subject, random, epochs_played in zip(subjects, randoms, played, strict=True):
@@ -131,14 +132,15 @@ def _play(
     spec: ModelSpec, subject: SimulatedAuditor, random: Random, seed: bytes, drawn: Sequence[tuple[Audit, bytes]]
 ) -> _Epoch:
     owners = [SUBJECT, *OTHERS[: subject.others]]
-    per_epoch = stage_units(spec, STAGE) * spec.training.microbatches_per_round * spec.economics.rounds_per_epoch
+    load = tuple(range(spec.training.microbatches_per_round))
+    per_epoch = stage_units(spec, STAGE) * len(load) * spec.economics.rounds_per_epoch
     orders, saved, unpaid, due = 0, subject.false_share, 0.0, 0.0
     is_convicted = is_friend_convicted = False
     for audit, beacon in drawn:
         truth = _truth(subject, spec, random, audit)
         left: Sequence[Owner] = rank_auditors(beacon, audit, owners)
         said: list[_Said] = []
-        if left[0] is not None and is_known_bad(spec, seed, audit):
+        if left[0] is not None and is_known_bad(spec, seed, audit, load):
             owner, *left = left
             said.append(_ask(subject, random, owner, truth, known_bad=True))
         while (decided := settled_verdict([(each.owner, each.verdict) for each in said if not each.known_bad])) is None:
@@ -148,7 +150,7 @@ def _play(
         for each in said:
             if each.owner == SUBJECT:
                 standing = opinion_standing(each.verdict, decided, known_bad=each.known_bad)
-                worth = audit_units(spec, audit) / per_epoch
+                worth = audit_units(spec, audit, load) / per_epoch
                 orders += 1
                 due += worth
                 unpaid += worth * (standing is not Standing.PAID)

@@ -38,6 +38,8 @@ class _Worker:
     process: Process
     link: Link
     certificate: Certificate
+    node: bytes
+    """Its address."""
     port: int = 0
 
     async def expect(self, kind: str) -> worker_pb2.WorkerEvent:
@@ -76,7 +78,9 @@ class PipelineWorkers:
 
     async def train(self, round_: int) -> list[StageRound]:
         """Train one round; the parts are in stage order. Rounds come one after another from 0."""
-        await self._broadcast(plan=control_pb2.RoundPlan(generation=1, round=round_))
+        count = self._spec.training.microbatches_per_round
+        stages = [control_pb2.StagePlan(members=[worker.node], assignment=[0] * count) for worker in self._workers]
+        await self._broadcast(plan=control_pb2.RoundPlan(generation=1, round=round_, stages=stages))
         async with asyncio.timeout(ROUND_S):
             events = [await worker.expect("report") for worker in self._workers]
         return [
@@ -88,9 +92,10 @@ class PipelineWorkers:
 
     async def _start(self) -> None:
         for _ in range(self._spec.stages):
-            certificate = make_certificate(NodeIdentity(secrets.token_bytes(32)))
+            identity = NodeIdentity(secrets.token_bytes(32))
             process, link = await spawn_worker([sys.executable, "-m", "node.worker"], threads=self._threads)
-            self._workers.append(_Worker(process, link, certificate))
+            address = bytes.fromhex(identity.address[2:])
+            self._workers.append(_Worker(process, link, make_certificate(identity), address))
         for worker in self._workers:
             listen = worker_pb2.WorkerListen(
                 address="127.0.0.1:0",
@@ -109,11 +114,10 @@ class PipelineWorkers:
             )
             await worker.link.send(worker_pb2.WorkerCommand(start=start))
         for stage, worker in enumerate(self._workers):
+            await worker.expect("started")
             formation = control_pb2.Formation(generation=1, round=0)
-            if stage > 0:
-                formation.previous.CopyFrom(_neighbour(self._workers[stage - 1]))
-            if stage + 1 < len(self._workers):
-                formation.next.CopyFrom(_neighbour(self._workers[stage + 1]))
+            formation.previous.extend(map(_neighbour, self._workers[:stage][-1:]))
+            formation.next.extend(map(_neighbour, self._workers[stage + 1 :][:1]))
             await worker.link.send(worker_pb2.WorkerCommand(formation=formation))
         for worker in self._workers:
             await worker.expect("pipes_open")

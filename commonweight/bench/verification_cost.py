@@ -53,11 +53,12 @@ def measure_cost(spec: ModelSpec, dataset: Dataset, file: Path, turns: int) -> d
     hashes = hash_crossing()
     sketched = summed.sketch()
     sides = zip(*(hashes[side::5] for side in range(5)), strict=True)
-    hops = tuple(Hop(a, b, c, d, e, sketched, 0.0) for a, b, c, d, e in sides)
+    hops = tuple(Hop(n, a, b, c, d, e, sketched, 0.0) for n, (a, b, c, d, e) in enumerate(sides))
 
     def receipt() -> None:
-        report = Report(taken.round, INNER, hops, made.gradient_hash, made.next_root, made.next_root)
-        KEY.sign_digest(report_receipt(bytes(32), 1, report, bytes(32)).digest(DOMAIN))
+        gradients, states = (made.gradient_hash,) * 2, (made.next_root,) * 2
+        commitments = Report(taken.round, INNER, hops, *gradients, *states).commitments(len(hops))
+        KEY.sign_digest(report_receipt(bytes(32), 1, taken.round, INNER, commitments, bytes(32)).digest(DOMAIN))
 
     def commit() -> None:
         tensors_hash(parameters)

@@ -12,6 +12,7 @@ from commonweight.bench.verification_workers import Worker
 from commonweight.bench.verification_world import World
 from commonweight.rules.audits import Audit, Kind, Verdict, draw_audits
 from commonweight.rules.beacon import blinded, hash_chain, round_beacon, round_root, seal_salt
+from commonweight.rules.load import undivided
 from commonweight.rules.spec import ModelSpec
 
 FALSE_ALARMS = 1e-4
@@ -66,6 +67,7 @@ def _audit_honest(world: World, spec: ModelSpec, count: int, random: Random) -> 
     exact: Counter[str] = Counter()
     across: Counter[str] = Counter()
     foreign = world.bench.foreign
+    loads = undivided(spec.stages, spec.training.microbatches_per_round)
     common: dict[str, Any] = {"spec": spec_file, "data": world.data, "folder": folder}
     with Worker(TRAINED) as provider:
         for number, rounds in enumerate(_epochs(spec)):
@@ -76,8 +78,8 @@ def _audit_honest(world: World, spec: ModelSpec, count: int, random: Random) -> 
             audits: list[Audit] = []
             for position, (round_, value) in enumerate(zip(rounds, values, strict=True)):
                 signed = outputs[position * spec.stages : (position + 1) * spec.stages]
-                told = [blinded(bytes.fromhex(each), seal_salt(seed, round_, n)) for n, each in enumerate(signed)]
-                audits += draw_audits(spec, round_, round_beacon(value, round_root(told)))
+                told = [[blinded(bytes.fromhex(each), seal_salt(seed, round_, n, 0))] for n, each in enumerate(signed)]
+                audits += draw_audits(spec, round_, round_beacon(value, round_root(told)), loads)
             units = [(a.round, a.stage, a.kind.value, a.microbatch) for a in audits][: count - exact["audits"]]
             with Worker(TRAINED) as same, Worker(foreign[number % len(foreign)]) as other:
                 for auditor, is_exact in ((same, True), (other, False)):

@@ -20,6 +20,7 @@ from commonweight.rules.economics import (
     round_risk,
     share_paid,
 )
+from commonweight.rules.load import undivided
 from commonweight.rules.spec import ModelSpec
 
 STAGE = 0
@@ -262,7 +263,8 @@ class _Epoch:
 def _draw_epoch(spec: ModelSpec, random: Random) -> list[list[Audit]]:
     """The audits of STAGE in each round of an epoch; the outputs that enter the beacon are random, too."""
     _, *values = hash_chain(random.randbytes(32), spec.economics.rounds_per_epoch)
-    rounds = (draw_audits(spec, n, round_beacon(value, random.randbytes(32))) for n, value in enumerate(values))
+    loads = undivided(spec.stages, spec.training.microbatches_per_round)
+    rounds = (draw_audits(spec, n, round_beacon(value, random.randbytes(32)), loads) for n, value in enumerate(values))
     return [[audit for audit in drawn if audit.stage == STAGE] for drawn in rounds]
 
 

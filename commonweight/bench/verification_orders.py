@@ -45,7 +45,7 @@ from commonweight.model.numerics import numerics_class
 from commonweight.model.sketch import pack_sketch
 from commonweight.model.stage import Stage, state_parts
 from commonweight.rules.audits import Audit, Kind
-from commonweight.rules.report import NO_TENSOR, Hop, Report, report_receipt
+from commonweight.rules.report import NO_TENSOR, Hop, Report
 from commonweight.rules.spec import ModelSpec, parse_spec
 from commonweight.wire.tensors import digest
 
@@ -285,6 +285,7 @@ def _commitment(round_: int, index: int, taken: Taken, made: Made, stage: Stage,
 
     hops = tuple(
         Hop(
+            n,
             digest(tokens),
             named(taken.codes[n]),
             named(made.outputs[n]),
@@ -296,5 +297,5 @@ def _commitment(round_: int, index: int, taken: Taken, made: Made, stage: Stage,
         for n, tokens in enumerate(taken.tokens)
     )
     before = stage.root_of(round_, *map(tensors_hash, state_parts(taken.state)))
-    report = Report(round_, index, hops, made.gradient_hash, before, made.next_root)
-    return report_receipt(bytes(32), 1, report, tip).output.hex()
+    report = Report(round_, index, hops, made.gradient_hash, made.gradient_hash, before, made.next_root)
+    return report.commitments(stage.spec.training.microbatches_per_round).output(tip).hex()

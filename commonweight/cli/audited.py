@@ -10,7 +10,7 @@ from commonweight.cli.place import Place
 from commonweight.cli.statements import Published, find_statement
 from commonweight.errors import StatementMismatch, StatementUnavailable
 from commonweight.rules.audits import TRAINING, Audit, Kind, Verdict, paid_rounds
-from commonweight.rules.statement import AuditLine, Conviction, CreditedReport, Statement
+from commonweight.rules.statement import AnswerLine, AuditLine, Conviction, CreditedReport, SealedRound, Statement
 
 SINCE_EARLIER = (
     "{} audit is outstanding since an earlier epoch, in which what it takes was withheld: nothing is paid until one "
@@ -44,7 +44,7 @@ class Audited:
     """Of its work, answers included."""
     unpaid: tuple[Unpaid, ...]
     answers: int = 0
-    """That were sealed with its rounds."""
+    """That went through it, and were sealed with its rounds."""
     answer_tokens: int = 0
     """Delivered with them, prompts included."""
     unpaid_answers: tuple[Unpaid, ...] = ()
@@ -114,8 +114,8 @@ def audited_work(published: Published, provider: Conviction, earlier: Earlier) -
     """What became of the work that `provider` did in the epoch."""
     statement = published.statement
     lines = {sealed.round: line for sealed in statement.rounds for line in sealed.reports if _is_by(line, provider)}
-    tokens = {sealed.round: sealed.delivered for sealed in statement.rounds if sealed.round in lines}
-    tokens = {number: count for number, count in tokens.items() if count}
+    answers = {sealed.round: _answers_by(provider, sealed) for sealed in statement.rounds}
+    tokens = {number: sum(line.delivered for line in of_round) for number, of_round in answers.items() if of_round}
     audits = _audits_of(statement, provider)
     training = [line for line in audits if Kind(line.kind) in TRAINING]
     of_answers = [line for line in audits if Kind(line.kind) is Kind.ANSWER]
@@ -127,7 +127,7 @@ def audited_work(published: Published, provider: Conviction, earlier: Earlier) -
         tuple(sorted(lines)),
         audits,
         case(sorted(lines), training, unpaid_rounds, TRAINING),
-        answers=sum(len(sealed.answers) for sealed in statement.rounds if sealed.round in lines),
+        answers=sum(map(len, answers.values())),
         answer_tokens=sum(tokens.values()),
         unpaid_answers=case(sorted(tokens), of_answers, unpaid_answers, {Kind.ANSWER}),
     )
@@ -194,8 +194,21 @@ def _is_by(line: CreditedReport, provider: Conviction) -> bool:
 
 def _audits_of(statement: Statement, provider: Conviction) -> tuple[AuditLine, ...]:
     """Of this provider's work."""
-    done = {sealed.round for sealed in statement.rounds for line in sealed.reports if _is_by(line, provider)}
-    return tuple(line for line in statement.audits if line.stage == provider.stage and line.round in done)
+    replicas = {sealed.round: _replica(provider, sealed) for sealed in statement.rounds}
+    lines = (line for line in statement.audits if line.stage == provider.stage)
+    return tuple(line for line in lines if replicas.get(line.round) == line.replica)
+
+
+def _answers_by(provider: Conviction, sealed: SealedRound) -> list[AnswerLine]:
+    """Those that went through this provider's stage on its node."""
+    own = _replica(provider, sealed)
+    return [line for line in sealed.answers for part in line.parts[provider.stage :][:1] if part.replica == own]
+
+
+def _replica(provider: Conviction, sealed: SealedRound) -> int | None:
+    """Which replica of its stage it was in the round; None where it has reported nothing."""
+    nodes = [line.node for line in sealed.replicas(provider.stage)]
+    return nodes.index(provider.node) if provider.node in nodes else None
 
 
 def _proofs(statement: Statement, convicted: Conviction) -> Iterator[str]:

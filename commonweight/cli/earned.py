@@ -286,6 +286,8 @@ def _seat_reason(place: Place, identity: Identity, proposed: EpochProposed | Non
             f"stage {taken[0].stage} was taken in block {taken[0].block_number}, after the epoch had been proposed in "
             f"block {proposed.block_number}"
         )
-    workers = {report.stage: report.node for sealed in statement.rounds for report in sealed.reports}
-    others = ", ".join(f"stage {stage} by {workers.get(stage, 'nobody')}" for stage in stages)
+    workers: dict[int, dict[str, None]] = {}
+    for report in (report for sealed in statement.rounds for report in sealed.reports):
+        workers.setdefault(report.stage, {})[report.node] = None
+    others = ", ".join(f"stage {stage} by {' and '.join(workers.get(stage, ['nobody']))}" for stage in stages)
     return f"there was a seat, but other nodes were assigned its work: {others}"

@@ -195,6 +195,7 @@ def _sources(each: Earned, why: Explanation) -> dict[str, Any]:
                 "round": receipt.round,
                 "stage": receipt.stage,
                 "generation": receipt.generation,
+                "load": receipt.load,
                 "node": receipt.node,
                 "unit": "0x" + receipt.unit.hex(),
                 "output": "0x" + receipt.output.hex(),
@@ -219,7 +220,7 @@ def _sources(each: Earned, why: Explanation) -> dict[str, Any]:
         "audits": [{**line.model_dump(), "node": work.provider.node} for work in each.audited for line in work.audits],
         "opinions": [
             {
-                **signed.line.model_dump(include={"round", "stage", "kind", "microbatch"}),
+                **signed.line.model_dump(include={"round", "stage", "replica", "kind", "microbatch"}),
                 **signed.opinion.model_dump(),
                 "standing": signed.line.standing_of(signed.opinion).value,
                 "holds": signed.holds,

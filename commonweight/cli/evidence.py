@@ -17,10 +17,10 @@ MAX_BYTES = MAX_DISPUTE_BYTES
 
 Evidence = FraudEvidence | FalseAnswerEvidence | KnownBadEvidence | DisputeEvidence
 KINDS: dict[str, tuple[type[Evidence], int]] = {
-    "commonweight.fraud/2": (FraudEvidence, MAX_EVIDENCE_BYTES),
-    "commonweight.false-answer/1": (FalseAnswerEvidence, MAX_EVIDENCE_BYTES),
-    "commonweight.known-bad/2": (KnownBadEvidence, MAX_EVIDENCE_BYTES),
-    "commonweight.dispute/1": (DisputeEvidence, MAX_DISPUTE_BYTES),
+    "commonweight.fraud/3": (FraudEvidence, MAX_EVIDENCE_BYTES),
+    "commonweight.false-answer/2": (FalseAnswerEvidence, MAX_EVIDENCE_BYTES),
+    "commonweight.known-bad/3": (KnownBadEvidence, MAX_EVIDENCE_BYTES),
+    "commonweight.dispute/2": (DisputeEvidence, MAX_DISPUTE_BYTES),
 }
 """By format: the form, and how many bytes it has at most."""
 
@@ -29,7 +29,7 @@ def parse_any(text: bytes) -> Evidence:
     """Of the kind that it says it is. Raises MalformedMessage."""
     fields = parse_json(text, "The evidence", MAX_BYTES)
     form = fields.get("format") if isinstance(fields, dict) else None
-    kind, limit = KINDS.get(str(form), KINDS["commonweight.fraud/2"])
+    kind, limit = KINDS.get(str(form), KINDS["commonweight.fraud/3"])
     return parse_document(kind, text, limit)
 
 

@@ -20,6 +20,8 @@ class SignedReceipt:
     round: int
     stage: int
     generation: int
+    load: str
+    """Its microbatches; see rules/load.py."""
     node: str
     unit: bytes
     output: bytes
@@ -120,6 +122,7 @@ def _receipts(place: Place, earned: Earned) -> tuple[SignedReceipt, ...]:
                     sealed.round,
                     line.stage,
                     line.generation,
+                    line.load,
                     line.node,
                     receipt.unit,
                     receipt.output,
@@ -135,10 +138,12 @@ def _answers(place: Place, earned: Earned) -> Iterator[SignedAnswer]:
     rounds = () if earned.published is None else earned.published.statement.rounds
     for sealed in rounds:
         for report in (report for report in sealed.reports if report.account == earned.account):
+            replica = sealed.replicas(report.stage).index(report)
             for line in sealed.answers:
-                receipt = line.part_receipt(place.model.model_id, report.stage)
-                signer = signer_of(receipt, domain, line.parts[report.stage].signature)
-                yield SignedAnswer(sealed.round, report.stage, report.node, line, signer == report.node)
+                if [part.replica for part in line.parts[report.stage :][:1]] == [replica]:
+                    receipt = line.part_receipt(place.model.model_id, report.stage)
+                    signer = signer_of(receipt, domain, line.parts[report.stage].signature)
+                    yield SignedAnswer(sealed.round, report.stage, report.node, line, signer == report.node)
 
 
 def _opinions(place: Place, earned: Earned) -> Iterator[SignedOpinion]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from commonweight.rules.epoch import drawn_auditors, sealed_beacon
 from commonweight.rules.panel import Owner, Standing, left_to_ask
+from commonweight.rules.spec import ModelSpec
 from commonweight.rules.statement import AuditLine, Conviction, EquivocationLine, Statement
 
 
@@ -64,7 +65,7 @@ class Panels:
         return fields
 
 
-def count_panels(statement: Statement) -> Panels:
+def count_panels(spec: ModelSpec, statement: Statement) -> Panels:
     """Of a statement that is right."""
     opinions = [(line, opinion) for line in statement.audits for opinion in line.opinions]
     disproven = {
@@ -75,7 +76,7 @@ def count_panels(statement: Statement) -> Panels:
         seats=len(statement.auditors),
         by_seats=len(opinions) - by_referee,
         by_referee=by_referee,
-        passed_over=sum(_passed_over(line, ranking) for line, ranking in _ranked(statement)),
+        passed_over=sum(_passed_over(line, ranking) for line, ranking in _ranked(spec, statement)),
         known_bad=Counter(opinion.verdict for line, opinion in opinions if line.is_known_bad(opinion)),
         overruled=sum(line.standing_of(opinion) is Standing.OVERRULED for line, opinion in opinions),
         convicted=tuple(sorted(disproven, key=lambda each: (each.stage, each.node))),
@@ -83,11 +84,11 @@ def count_panels(statement: Statement) -> Panels:
     )
 
 
-def _ranked(statement: Statement) -> Iterator[tuple[AuditLine, Sequence[Owner]]]:
+def _ranked(spec: ModelSpec, statement: Statement) -> Iterator[tuple[AuditLine, Sequence[Owner]]]:
     """Every audit, with who was to be asked."""
     rounds = {sealed.round: sealed for sealed in statement.rounds}
     tip, seed = bytes.fromhex(statement.beacon_tip[2:]), bytes.fromhex(statement.beacon_seed[2:])
-    beacons = {number: sealed_beacon(sealed, tip, seed) for number, sealed in rounds.items()}
+    beacons = {number: sealed_beacon(spec, sealed, tip, seed) for number, sealed in rounds.items()}
     for line in statement.audits:
         yield line, drawn_auditors(rounds[line.round], line.audit, beacons[line.round], statement.auditors)
 

@@ -12,7 +12,7 @@ from commonweight.cli.panels import Panels, count_panels
 from commonweight.cli.place import Place
 from commonweight.cli.statements import Published, find_statement
 from commonweight.errors import StatementMismatch
-from commonweight.rules.epoch import report_units
+from commonweight.rules.epoch import credited_load, report_units
 from commonweight.rules.spec import ModelSpec
 from commonweight.rules.statement import Carried, Conviction, Outstanding
 from commonweight.watch.judge import check_epoch
@@ -95,10 +95,10 @@ def _verified(spec: ModelSpec, published: Published) -> Verified:
         rounds=len(statement.rounds),
         reports=len(reports),
         audits=count_audits(statement.audits),
-        panels=count_panels(statement),
+        panels=count_panels(spec, statement),
         answers=count_answers(statement),
         unpaid_reports=len(unpaid),
-        unpaid_units=sum(report_units(spec, line.stage) for line in unpaid),
+        unpaid_units=sum(report_units(spec, line.stage, len(credited_load(spec, line))) for line in unpaid),
         convicted=statement.convicted,
         outstanding=statement.outstanding,
         accounts=len(statement.accounts),

@@ -35,19 +35,26 @@ class Account:
         return self.key.address
 
 
-def devnet_accounts(nodes: int, buyers: int = 0, auditors: Iterable[str] = ()) -> dict[str, Account]:
-    """All accounts of a devnet, by role; `auditors` are names. The first call imports eth_account: half a second."""
+def devnet_accounts(nodes: Iterable[str], buyers: int = 0, auditors: Iterable[str] = ()) -> dict[str, Account]:
+    """All accounts of a devnet, by role; `nodes` and `auditors` are names. The first call imports eth_account: half a
+    second.
+    """
     roles = {role: index for index, role in enumerate(FIXED)}
-    others = [node_name(index) for index in range(nodes)]
+    others = [*nodes]
     others += [buyer_name(index) for index in range(buyers)]
     others += auditors
     roles |= {role: FIRST_NODE + index for index, role in enumerate(others)}
     return {role: Account(role, devnet_key(index)) for role, index in roles.items()}
 
 
-def node_name(index: int) -> str:
-    """Of a provider's process, its account and its folder."""
-    return f"node-{index}"
+def node_name(stage: int, replica: int = 0) -> str:
+    """Of a replica's process, its account and its folder; a stage's first one has the stage's number alone."""
+    return f"node-{stage}-{replica}" if replica else f"node-{stage}"
+
+
+def node_stages(stages: int, replicas: int = 1) -> dict[str, int]:
+    """By the name of each provider's process, the stage in which it has its seat."""
+    return {node_name(stage, replica): stage for replica in range(replicas) for stage in range(stages)}
 
 
 def auditor_name(stage: int, index: int = 0) -> str:

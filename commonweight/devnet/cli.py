@@ -28,7 +28,8 @@ def devnet() -> None:
 
 @app.command("up")
 def up(
-    stages: Annotated[int, typer.Option(help="Stages of the model; each gets a node.")] = 4,
+    stages: Annotated[int, typer.Option(help="Stages of the model.")] = 4,
+    replicas: Annotated[int, typer.Option(metavar="R", help="Nodes of each stage, which divide its work.")] = 1,
     until_epoch: Annotated[
         int | None,
         typer.Option(metavar="N", help="End when N epochs are final. Without a terminal 3, with one never."),
@@ -80,6 +81,7 @@ def up(
     attended = console.is_terminal and not headless
     options = DevnetOptions(
         stages=stages,
+        replicas=replicas,
         until_epoch=until_epoch if attended or until_epoch is not None else UNATTENDED_EPOCHS,
         backend=backend,  # type: ignore[arg-type]
         seed=seed,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from commonweight.chain.child import Ready
 from commonweight.chain.keys import Key
-from commonweight.devnet.accounts import Account, node_name
+from commonweight.devnet.accounts import Account
 from commonweight.rules.spec import ModelSpec
 
 if TYPE_CHECKING:
@@ -157,18 +157,15 @@ def hand_out_money(deployment: Deployment, accounts: Mapping[str, Account]) -> N
     RevenueRouter(coordinator.chain, deployment.router, coordinator).set_cashier(accounts["gateway"].address, True)
 
 
-def take_seats(
-    deployment: Deployment, accounts: Mapping[str, Account], stages: int, auditors: Mapping[str, int] | None = None
-) -> None:
-    """Every stage's node, and the `auditors` (names and stages), bond their stakes and take seats. Raises ChainError.
+def take_seats(deployment: Deployment, accounts: Mapping[str, Account], seats: Mapping[str, int]) -> None:
+    """Nodes and auditors bond their stakes and take `seats`: by name, the stage. Raises ChainError.
 
     To be done before the coordinator starts: who holds a seat when it commits to an epoch's audits may do them.
     """
     from commonweight.chain.providers import ProviderRegistry
     from commonweight.chain.token import Token
 
-    nodes = {node_name(stage): stage for stage in range(stages)}
-    for name, stage in (nodes | dict(auditors or {})).items():
+    for name, stage in seats.items():
         sender = _sender(deployment.rpc_url, deployment.chain_id, accounts[name].key)
         Token(sender.chain, deployment.revenue_token, sender).approve(deployment.providers, SEAT_STAKE)
         providers = ProviderRegistry(sender.chain, deployment.providers, sender)

@@ -25,7 +25,6 @@ from commonweight.devnet.accounts import (
     buyer_name,
     devnet_accounts,
     key_file,
-    node_name,
     password_file,
     write_keys,
 )
@@ -118,7 +117,7 @@ class Network:
             contracts = start.create_task(self._deploy(group))
         deployment = self.deployment = await self._register(*contracts.result(), corpus.result())
         cheating = self.options.cheating
-        nodes = [node_name(stage) for stage in range(self.options.stages)]
+        nodes = self.options.node_stages
         auditors = self.options.auditor_stages
         for name in nodes:
             address, log, how = self._introduced(name)
@@ -194,13 +193,15 @@ class Network:
         options = self.options
         command = local_chain_command(
             options.backend,
-            accounts=FIRST_NODE + options.stages + options.auditors + options.buyers,
+            accounts=FIRST_NODE + len(options.node_stages) + options.auditors + options.buyers,
             log_file=self.folder.logs / "chain.log",
             parent_pid=os.getpid(),
         )
         chain = await self._start("chain", command)
         self._watch(group, self._need(chain, ready))
-        self.accounts = await asyncio.to_thread(devnet_accounts, options.stages, options.buyers, options.auditor_stages)
+        self.accounts = await asyncio.to_thread(
+            devnet_accounts, options.node_stages, options.buyers, options.auditor_stages
+        )
         await asyncio.to_thread(write_keys, self.folder.keys, self.accounts)
         answer = await ready
         self._observer.note("chain.ready", backend=answer.backend, rpc_url=answer.rpc_url, chain_id=answer.chain_id)
@@ -212,7 +213,9 @@ class Network:
         self.folder.spec.write_bytes(canonical_json(spec.model_dump()))
         deployment = await asyncio.to_thread(register_model, ready, contracts, spec, self.folder.spec, self.accounts)
         await asyncio.to_thread(hand_out_money, deployment, self.accounts)
-        await asyncio.to_thread(take_seats, deployment, self.accounts, self.options.stages, self.options.auditor_stages)
+        await asyncio.to_thread(
+            take_seats, deployment, self.accounts, self.options.node_stages | self.options.auditor_stages
+        )
         return deployment
 
     async def _start(self, name: str, command: list[str]) -> Child:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import get_args
 
 from commonweight.chain.local import Backend, local_chain_command
-from commonweight.devnet.accounts import auditor_stages
+from commonweight.devnet.accounts import auditor_stages, node_stages
 from commonweight.devnet.byzantine import Cheating, parse_byzantine
 from commonweight.devnet.spec import ROUNDS_PER_EPOCH, devnet_spec
 from commonweight.errors import ConfigError
@@ -23,7 +23,9 @@ class DevnetOptions:
     """
 
     stages: int = 4
-    """Of the model; each has a node of its own."""
+    """Of the model."""
+    replicas: int = 1
+    """Nodes of each stage."""
     until_epoch: int | None = None
     """End when this many epochs are final; None: when asked to."""
     backend: Backend = "auto"
@@ -44,7 +46,14 @@ class DevnetOptions:
     def __post_init__(self) -> None:
         if self.backend not in get_args(Backend):
             raise ConfigError(f"--backend {self.backend!r} is none of {', '.join(get_args(Backend))}.")
-        for name, least in (("stages", 1), ("seed", 0), ("rounds_per_epoch", 1), ("buyers", 0), ("auditors", 0)):
+        for name, least in (
+            ("stages", 1),
+            ("replicas", 1),
+            ("seed", 0),
+            ("rounds_per_epoch", 1),
+            ("buyers", 0),
+            ("auditors", 0),
+        ):
             if (value := getattr(self, name)) < least:
                 raise ConfigError(f"--{name.replace('_', '-')} {value} must be at least {least}.")
         if self.until_epoch is not None and self.until_epoch < 1:
@@ -56,6 +65,11 @@ class DevnetOptions:
         self.spec("0x" + "0" * 64, 2**20)
         parse_byzantine(self.byzantine, self.stages, self.auditors, self.buyers)
         local_chain_command(self.backend)
+
+    @property
+    def node_stages(self) -> dict[str, int]:
+        """By the name of each provider's process, the stage in which it has its seat."""
+        return node_stages(self.stages, self.replicas)
 
     @property
     def auditor_stages(self) -> dict[str, int]:

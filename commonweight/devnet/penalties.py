@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from commonweight.rules.epoch import report_units
+from commonweight.rules.epoch import credited_load, report_units
 from commonweight.rules.spec import ModelSpec
 from commonweight.rules.statement import Statement
 
@@ -61,5 +61,7 @@ def read_penalties(place: "Place", spec: ModelSpec, statements: Iterable[Stateme
         for sealed in statement.rounds:
             for report in sealed.reports:
                 if report.units == "0":
-                    unpaid[report.node] = unpaid.get(report.node, 0) + report_units(spec, report.stage)
+                    unpaid[report.node] = unpaid.get(report.node, 0) + report_units(
+                        spec, report.stage, len(credited_load(spec, report))
+                    )
     return Penalties(slashed, unpaid)

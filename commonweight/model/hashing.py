@@ -1,4 +1,4 @@
-"""What stages commit to, and what an audit compares: one hash for a set of named tensors, and one for a version."""
+"""What stages commit to, and what an audit compares: one hash for a set of named tensors."""
 
 from collections.abc import Mapping
 from hashlib import sha256
@@ -6,8 +6,7 @@ from hashlib import sha256
 import torch
 from torch import Tensor
 
-MOMENTS_HASH = "moments_hash"
-"""Beside a version's parameters, in a file or from a node: the `tensors_hash` of its moments, [32] of uint8."""
+from commonweight.rules.state import MOMENTS_HASH
 
 
 def tensors_hash(tensors: Mapping[str, Tensor]) -> bytes:
@@ -29,14 +28,6 @@ def tensors_hash(tensors: Mapping[str, Tensor]) -> bytes:
         flat = tensor.detach().contiguous().cpu().reshape(-1).view(torch.uint8)
         update(flat.numpy().data)
     return digest.digest()
-
-
-def state_root(round_: int, frozen_hash: bytes, parameters_hash: bytes, moments_hash: bytes) -> bytes:
-    """The hash of a stage's version that is ready to train `round_`, from the `tensors_hash`es of its parts.
-
-    With the 32 bytes of the moments' hash parameters are checked without the moments, which are twice as large.
-    """
-    return sha256(round_.to_bytes(8, "little") + frozen_hash + parameters_hash + moments_hash).digest()
 
 
 def with_moments_hash(parameters: Mapping[str, Tensor], moments_hash: bytes) -> dict[str, Tensor]:

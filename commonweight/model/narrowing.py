@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from commonweight.errors import MessageTooLarge
 from commonweight.model.operators import tensor_hash, tensors_made, tensors_of, write_arguments
-from commonweight.model.replay import finish_round, replay_microbatch, step_from
+from commonweight.model.replay import replay_microbatch, step_from
 from commonweight.model.stage import Stage
 from commonweight.rules.recording import MAX_OPERATORS, MAX_TENSORS_BYTES, OperatorRecord
 
@@ -64,10 +64,7 @@ def record(
                 replay_microbatch(stage, tokens, code, gradient)
         recorder.phase, recorder.microbatch = "step", None
         with recorder:
-            if summed is None:
-                finish_round(stage)
-            else:
-                step_from(stage, summed)
+            step_from(stage, summed)
     return Recording(tuple(recorder.records), recorder.wanted)
 
 

@@ -20,6 +20,7 @@ class ReplayedRound:
     """What a round ends with."""
 
     gradient_hash: bytes
+    """Of what its microbatches came to."""
     next_root: bytes
     """The state root after the step."""
     next_state: dict[str, Tensor]
@@ -52,7 +53,7 @@ def replay(
 
     `microbatches` are token ids [b, t + 1], `inputs` the codes from the stage before (None on the first),
     `output_gradients` what the stage after returned (None on the last). Where these are all microbatches of the
-    round, in order, the round is finished, too.
+    round, in the order in which they were added up, the round is finished, too.
 
     The caller has checked that `state` has the committed root (`stage.root_of`) and the tensors the committed digests.
     Raises CheckpointError where the state, MalformedMessage where a tensor doesn't fit the stage, and NonFiniteTensor
@@ -81,18 +82,19 @@ def replay_microbatch(
 
 
 def finish_round(stage: Stage) -> ReplayedRound:
-    """Hash the round's gradient, step, and hash the version that results. Raises NonFiniteTensor."""
+    """Hash the gradient, step with it, and hash the version that results. Raises NonFiniteTensor."""
     gradient_hash = stage.gradient_hash()
-    stage.step()
-    return ReplayedRound(gradient_hash, stage.state_root(), stage.state())
+    return ReplayedRound(gradient_hash, *step_from(stage, None))
 
 
-def step_from(stage: Stage, gradient: Mapping[str, Tensor]) -> tuple[bytes, dict[str, Tensor]]:
-    """Step `stage` with this gradient of the round, by parameter name: the next root, and the stage's own tensors.
+def step_from(stage: Stage, gradient: Mapping[str, Tensor] | None) -> tuple[bytes, dict[str, Tensor]]:
+    """Step `stage` with this gradient of the round, by parameter name; None: with what was added up in it. The next
+    root, and the stage's own tensors.
 
-    Raises NonFiniteTensor, and changes nothing, where the gradient isn't finite.
+    Raises NonFiniteTensor where the gradient isn't finite.
     """
-    for name, parameter in stage.module.named_parameters():
-        parameter.grad = gradient[name].clone()
+    if gradient is not None:
+        for name, parameter in stage.module.named_parameters():
+            parameter.grad = gradient[name].clone()
     stage.step()
     return stage.state_root(), stage.state()

@@ -18,12 +18,13 @@ from torch import Tensor
 from commonweight.errors import CheckpointError, MalformedMessage, NonFiniteTensor
 from commonweight.model.adamw import AdamW
 from commonweight.model.decoder import Decoder
-from commonweight.model.hashing import state_root, tensors_hash
+from commonweight.model.hashing import tensors_hash
 from commonweight.model.initial import frozen_tensors, initialize
 from commonweight.model.schedule import learning_rate
 from commonweight.model.sketch import Sketched, pack_sketch, sketch_factors, sketch_sums
 from commonweight.rules.spec import ModelSpec
 from commonweight.rules.stages import stage_layers
+from commonweight.rules.state import state_root
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -146,6 +147,23 @@ class Stage:
         found = {name: p.grad for name, p in self._parameters.items() if p.grad is not None}
         assert len(found) == len(self._parameters), "no microbatch has been through backward"
         return found
+
+    @property
+    def numbers(self) -> int:
+        """Of its gradient."""
+        return sum(parameter.numel() for parameter in self._parameters.values())
+
+    def flat_gradient(self) -> Tensor:
+        """The gradient accumulated so far as one vector on the CPU, a copy: see commonweight/rules/averaging.py."""
+        return torch.cat([gradient.flatten() for _, gradient in sorted(self.gradients().items())]).cpu()
+
+    def replace_gradient(self, flat: Tensor) -> None:
+        """Take this vector for the gradient; as `flat_gradient` has it."""
+        position = 0
+        for _, parameter in sorted(self._parameters.items()):
+            part = flat[position : position + parameter.numel()]
+            parameter.grad = part.view(parameter.shape).to(self.device, copy=True)
+            position += parameter.numel()
 
     def gradient_hash(self) -> bytes:
         """The `tensors_hash` of the round's gradient (32 bytes); to be taken before `step`."""

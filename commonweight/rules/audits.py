@@ -4,13 +4,14 @@ An audit replays a unit of work from what its provider and the neighbours have c
 is decided by the round's beacon alone (beacon.py), for everyone to recompute.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from fractions import Fraction
 from functools import lru_cache
 from math import ceil, inf
 
+from commonweight.rules.load import Load, Loads
 from commonweight.rules.merkle import keccak, word
 from commonweight.rules.spec import ModelSpec
 
@@ -24,7 +25,7 @@ class Kind(Enum):
     """What an audit looks at."""
 
     ROUND = "round"
-    """All microbatches of a stage's round, the sum of their gradients, and the step: the next state root."""
+    """All microbatches of a replica's round, the sum of their gradients, and the step: the next state root."""
     MICROBATCH = "microbatch"
     """One microbatch: the output, the gradient that was sent back, and its part of the round's gradient, by the sketch
     (commonweight/model/sketch.py); and the step from that gradient to the next state root.
@@ -67,11 +68,14 @@ class Audit:
     kind: Kind
     microbatch: int | None = None
     """None: the whole round. Of an answer its number among those that were sealed with the round."""
+    replica: int = 0
+    """Whose work it is: a number among those that reported the stage in the round, in order of their addresses."""
 
     def __str__(self) -> str:
         counted = "answer" if self.kind is Kind.ANSWER else "microbatch"
         microbatch = "" if self.microbatch is None else f", {counted} {self.microbatch}"
-        return f"the {self.kind.value} audit of round {self.round}, stage {self.stage}{microbatch}"
+        where = f"round {self.round}, stage {self.stage}, replica {self.replica}{microbatch}"
+        return f"the {self.kind.value} audit of {where}"
 
     @property
     def answer(self) -> int:
@@ -81,9 +85,10 @@ class Audit:
         return self.microbatch
 
     @property
-    def order(self) -> tuple[int, int, int, int]:
+    def order(self) -> tuple[int, int, int, int, int]:
         """Audits are listed in this order."""
-        return self.round, self.stage, _NUMBER[self.kind], -1 if self.microbatch is None else self.microbatch
+        microbatch = -1 if self.microbatch is None else self.microbatch
+        return self.round, self.stage, self.replica, _NUMBER[self.kind], microbatch
 
     @property
     def place(self) -> bytes:
@@ -92,36 +97,54 @@ class Audit:
 
 
 def draw_audits(
-    spec: ModelSpec, round_: int, beacon: bytes, answers: int = 0, answers_root: bytes = NO_ANSWERS
+    spec: ModelSpec,
+    round_: int,
+    beacon: bytes,
+    loads: Loads,
+    answers: Sequence[Sequence[int]] = (),
+    answers_root: bytes = NO_ANSWERS,
 ) -> tuple[Audit, ...]:
     """The audits of a round, in order, each kind with the rate that the spec has for it.
 
-    Of a stage's round either all is replayed, or one microbatch, each as likely as the others, or nothing. Tokens and
-    answers are drawn one by one. `answers`: so many were sealed with the round; each stage's part of one is a unit.
-    Their root is mixed in for them alone: the coordinator says which answers are sealed, and mustn't steer by it what
-    else is drawn.
+    Of a replica's round either all is replayed, or one microbatch, each as likely as the others, or nothing. Tokens and
+    answers are drawn one by one. `answers` were sealed with the round: of each, by stage, the replica whose part of it
+    is a unit. Their root is mixed in for them alone: the coordinator says which answers are sealed, and mustn't steer
+    by it what else is drawn.
     """
-    rates, microbatches = spec.verification, spec.training.microbatches_per_round
-    audits: list[Audit] = []
+    rates = spec.verification
+    mixed = keccak(beacon + answers_root) if answers else beacon
 
-    def chance(stage: int, kind: Kind, unit: int = -1) -> int:
-        mixed = keccak(beacon + answers_root) if kind is Kind.ANSWER else beacon
-        return int.from_bytes(keccak(mixed + _place(stage, _NUMBER[kind], unit)), "big")
+    def is_drawn(audit: Audit, rate: str) -> bool:
+        return _chance(mixed if audit.kind is Kind.ANSWER else beacon, audit.place) < rate_limit(rate)
 
-    def each(stage: int, kind: Kind, rate: str, units: int) -> list[Audit]:
-        limit = rate_limit(rate)
-        return [Audit(round_, stage, kind, unit) for unit in range(units) if chance(stage, kind, unit) < limit]
-
-    for stage in range(spec.stages):
+    def of_replica(stage: int, replica: int, load: Load) -> list[Audit]:
+        audits: list[Audit] = []
         single = Kind.LOSS if stage == spec.stages - 1 else Kind.MICROBATCH
-        if chance(stage, Kind.ROUND) < rate_limit(rates.round_rate):
-            audits.append(Audit(round_, stage, Kind.ROUND))
-        elif (number := chance(stage, single)) < rate_limit(rates.microbatch_rate):
-            audits.append(Audit(round_, stage, single, number % microbatches))
-        if stage == 0:
-            audits += each(stage, Kind.DATA, rates.data_rate, microbatches)
-        audits += each(stage, Kind.ANSWER, rates.answer_rate, answers)
-    return tuple(audits)
+        if is_drawn(whole := Audit(round_, stage, Kind.ROUND, None, replica), rates.round_rate):
+            audits.append(whole)
+        elif (number := _chance(beacon, _place(stage, replica, _NUMBER[single], -1))) < rate_limit(
+            rates.microbatch_rate
+        ):
+            audits.append(Audit(round_, stage, single, load[number % len(load)], replica))
+        texts = (Audit(round_, stage, Kind.DATA, microbatch, replica) for microbatch in (() if stage else load))
+        parts = (
+            Audit(round_, stage, Kind.ANSWER, number, replica)
+            for number, replicas in enumerate(answers)
+            if replicas[stage] == replica
+        )
+        audits += (text for text in texts if is_drawn(text, rates.data_rate))
+        return audits + [part for part in parts if is_drawn(part, rates.answer_rate)]
+
+    return tuple(
+        audit
+        for stage, of_stage in enumerate(loads)
+        for replica, load in enumerate(of_stage)
+        for audit in of_replica(stage, replica, load)
+    )
+
+
+def _chance(beacon: bytes, place: bytes) -> int:
+    return int.from_bytes(keccak(beacon + place), "big")
 
 
 @lru_cache
@@ -131,9 +154,9 @@ def rate_limit(rate: str) -> int:
 
 
 @lru_cache(maxsize=2**14)
-def _place(stage: int, kind: int, microbatch: int) -> bytes:
+def _place(stage: int, replica: int, kind: int, microbatch: int) -> bytes:
     """`microbatch`: -1 for a whole round."""
-    return word(stage) + word(kind) + word(microbatch + 1)
+    return word(stage) + word(replica) + word(kind) + word(microbatch + 1)
 
 
 def paid_rounds(

@@ -23,9 +23,9 @@ def hash_chain(seed: bytes, rounds: int) -> tuple[bytes, ...]:
     return tuple(backwards)[::-1]
 
 
-def seal_salt(seed: bytes, round_: int, stage: int) -> bytes:
-    """32 bytes that hide what a stage's provider has signed in a round until the epoch's seed is known to all."""
-    return keccak(seed + word(round_) + word(stage))
+def seal_salt(seed: bytes, round_: int, stage: int, replica: int) -> bytes:
+    """32 bytes that hide what a provider has signed in a round until the epoch's seed is known to all."""
+    return keccak(seed + word(round_) + word(stage) + word(replica))
 
 
 def blinded(output: bytes, salt: bytes) -> bytes:
@@ -33,9 +33,14 @@ def blinded(output: bytes, salt: bytes) -> bytes:
     return keccak(output + salt)
 
 
-def round_root(commitments: Sequence[bytes]) -> bytes:
-    """What all providers have committed to in a round: their receipts' outputs, blinded, in stage order."""
-    return MerkleTree([hash_leaf(stage, each) for stage, each in enumerate(commitments)]).root
+def round_root(commitments: Sequence[Sequence[bytes]]) -> bytes:
+    """What all providers have committed to in a round: their receipts' outputs, blinded, by stage, then by replica."""
+    leaves = (
+        hash_leaf(stage, replica, each)
+        for stage, of_stage in enumerate(commitments)
+        for replica, each in enumerate(of_stage)
+    )
+    return MerkleTree(list(leaves)).root
 
 
 def answers_root(leaves: Sequence[bytes]) -> bytes:

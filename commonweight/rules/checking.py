@@ -2,11 +2,19 @@
 
 from commonweight.errors import StatementMismatch
 from commonweight.rules.accounting import MAX_ACCUMULATOR
-from commonweight.rules.audits import NO_EVIDENCE, TRAINING, Audit, Verdict, draw_audits
+from commonweight.rules.audits import NO_EVIDENCE, TRAINING, Audit, Verdict
 from commonweight.rules.beacon import hash_chain
-from commonweight.rules.epoch import answers_per_round, drawn_auditors, make_statement, sealed_beacon
+from commonweight.rules.epoch import (
+    answers_per_round,
+    audits_drawn_by,
+    credited_load,
+    drawn_auditors,
+    make_statement,
+    sealed_beacon,
+    sealed_loads,
+)
+from commonweight.rules.load import is_divided
 from commonweight.rules.panel import MAX_SEATED, Standing, is_in_order, is_known_bad, settled_verdict
-from commonweight.rules.report import round_claim
 from commonweight.rules.spec import ModelSpec
 from commonweight.rules.statement import AuditLine, Carried, Conviction, SealedRound, Statement, to_hex
 
@@ -57,8 +65,8 @@ def check_statement(spec: ModelSpec, statement: Statement, before: Carried) -> N
         for line, right in zip(stated.reports, due.reports, strict=True):
             if line != right:
                 raise StatementMismatch(
-                    f"Round {stated.round} credits stage {line.stage} with {line.units} units; by the spec and the "
-                    f"audits it is worth {right.units}."
+                    f"Round {stated.round} credits {line.node} on stage {line.stage} with {line.units} units; by the "
+                    f"spec and the audits it is worth {right.units}."
                 )
     for listed, worth in zip(statement.audits, again.audits, strict=True):
         if listed != worth:
@@ -91,15 +99,16 @@ def check_statement(spec: ModelSpec, statement: Statement, before: Carried) -> N
 
 
 def _check_rounds(spec: ModelSpec, statement: Statement, before: Carried) -> None:
-    """Every round of the epoch, in order, each stage once, each stage going on from where it was."""
+    """Every round of the epoch, in order, each divided among the replicas of each stage, each stage going on from where
+    it was.
+    """
     first = statement.epoch * spec.economics.rounds_per_epoch
     expected = range(first, first + spec.economics.rounds_per_epoch)
     sealed_rounds = [sealed.round for sealed in statement.rounds]
     if len(sealed_rounds) != len(expected) or sealed_rounds != list(expected):
         raise StatementMismatch(f"Epoch {statement.epoch} has rounds {expected[0]} to {expected[-1]}.")
     for sealed in statement.rounds:
-        if [report.stage for report in sealed.reports] != list(range(spec.stages)):
-            raise StatementMismatch(f"Round {sealed.round} doesn't credit each of {spec.stages} stages once.")
+        _check_division(spec, sealed)
     generations = [report.generation for sealed in statement.rounds for report in sealed.reports]
     if generations != sorted(generations) or any(
         len({report.generation for report in sealed.reports}) != 1 for sealed in statement.rounds
@@ -116,7 +125,38 @@ def _check_rounds(spec: ModelSpec, statement: Statement, before: Carried) -> Non
                     f"Round {sealed.round} begins stage {report.stage} from state {report.state_before}; the round "
                     f"before it left it at {left}."
                 )
-            states[report.stage] = report.state_after
+        states = {report.stage: report.state_after for report in sealed.reports}
+
+
+def _check_division(spec: ModelSpec, sealed: SealedRound) -> None:
+    """Each microbatch was computed once on each stage, and the replicas of a stage stepped it alike."""
+    places = [(report.stage, report.node) for report in sealed.reports]
+    if places != sorted(set(places)):
+        raise StatementMismatch(f"Round {sealed.round} credits {places!r:.300}: each once, in order, is due.")
+    if {stage for stage, _ in places} != set(range(spec.stages)):
+        raise StatementMismatch(f"Round {sealed.round} doesn't credit each of {spec.stages} stages.")
+    try:
+        loads = sealed_loads(spec, sealed)
+    except ValueError as error:
+        raise StatementMismatch(f"Round {sealed.round} has a load that is none: {error}.") from error
+    for stage, of_stage in enumerate(loads):
+        if not all(of_stage) or not is_divided(of_stage, spec.training.microbatches_per_round):
+            raise StatementMismatch(
+                f"Round {sealed.round} is divided on stage {stage} into {[list(load) for load in of_stage]!r:.300}; "
+                f"due is each of {spec.training.microbatches_per_round} microbatches once."
+            )
+        ends = {
+            (report.round_gradient_hash, report.state_before, report.state_after) for report in sealed.replicas(stage)
+        }
+        if len(ends) > 1:
+            raise StatementMismatch(
+                f"Round {sealed.round} steps the replicas of stage {stage} in {len(ends)} different ways."
+            )
+        for report in sealed.replicas(stage):
+            if len(of_stage) == 1 and report.gradient_hash != report.round_gradient_hash:
+                raise StatementMismatch(
+                    f"Round {sealed.round} steps stage {stage} with another gradient than that of its one replica."
+                )
 
 
 def _check_draws(spec: ModelSpec, statement: Statement, before: Carried) -> None:
@@ -136,9 +176,9 @@ def _check_draws(spec: ModelSpec, statement: Statement, before: Carried) -> None
                 f"Round {sealed.round} has the beacon value {sealed.beacon}; due is {to_hex(value)}: its audits were "
                 "not chosen by the chain that was committed."
             )
-        beacon = sealed_beacon(sealed, tip, seed)
+        beacon = sealed_beacon(spec, sealed, tip, seed)
         rounds[sealed.round] = sealed, beacon
-        drawn += draw_audits(spec, sealed.round, beacon, len(sealed.answers), sealed.answers_root)
+        drawn += audits_drawn_by(spec, sealed, beacon)
     listed = [line.audit for line in statement.audits]
     for found, due in zip(listed, drawn, strict=False):
         if found != due:
@@ -161,10 +201,9 @@ def _panel_fault(
     if not is_in_order(owners, ranking):
         return f"opinions of {owners} in this order; the beacon ranks {list(ranking)} (None: the referee)."
     on_claim = [opinion for opinion in line.opinions if not line.is_known_bad(opinion)]
+    report = sealed.provider(line.audit)
     if line.audit.kind in TRAINING:
-        report = sealed.reports[line.stage]
-        commitments = (report.hops_root, report.gradient_hash, report.state_before, report.state_after)
-        if line.opinions[-1].claim != to_hex(round_claim(*(bytes.fromhex(text[2:]) for text in commitments))):
+        if line.opinions[-1].claim != to_hex(report.commitments.claim):
             return "the last opinion is not on the claim of the report that was sealed."
     else:
         part = sealed.answers[line.audit.answer].parts[line.stage]
@@ -175,7 +214,7 @@ def _panel_fault(
     if len(on_claim) < len(line.opinions):
         if line.opinions[0].owner is None:
             return "the referee's opinion is on another claim than the provider's."
-        if not is_known_bad(spec, bytes.fromhex(statement.beacon_seed[2:]), line.audit):
+        if not is_known_bad(spec, bytes.fromhex(statement.beacon_seed[2:]), line.audit, credited_load(spec, report)):
             return f"{line.opinions[0].auditor} was shown a false claim, though the seed doesn't draw one here."
     opinions = [(opinion.owner, Verdict(opinion.verdict)) for opinion in on_claim]
     if (seated := sum(owner is not None for owner, _ in opinions)) > MAX_SEATED:
@@ -231,6 +270,11 @@ def _check_answers(spec: ModelSpec, statement: Statement) -> None:
             sessions.add(line.session)
             if len(line.parts) != spec.stages:
                 raise StatementMismatch(f"{what}: {len(line.parts)} stages have signed, of {spec.stages}.")
+            for stage, part in enumerate(line.parts):
+                if part.replica >= (count := len(sealed.replicas(stage))):
+                    raise StatementMismatch(
+                        f"{what}: replica {part.replica} of stage {stage} has signed, of {count} that report it."
+                    )
             if line.version % per_epoch or not 0 < line.version <= sealed.round:
                 raise StatementMismatch(f"{what}: no version {line.version} was published by then.")
             # The last token isn't fed.

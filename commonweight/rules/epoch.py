@@ -18,9 +18,10 @@ from commonweight.rules.audits import (
 )
 from commonweight.rules.beacon import blinded, hash_chain, round_beacon, round_root, seal_salt
 from commonweight.rules.emission import emission, split_emission
+from commonweight.rules.load import Load, Loads, unpack_load
 from commonweight.rules.panel import Owner, Standing, audit_units, opinion_receipt, rank_auditors
 from commonweight.rules.receipt import Receipt
-from commonweight.rules.report import Report, round_receipt
+from commonweight.rules.report import Report, report_receipt
 from commonweight.rules.spec import ModelSpec
 from commonweight.rules.stages import stage_units
 from commonweight.rules.statement import (
@@ -55,61 +56,72 @@ def credit_report(
     spec: ModelSpec, report: Report, *, node: str, owner: str, account: str, generation: int, signature: bytes
 ) -> CreditedReport:
     """The line of a report, with the units that the spec says it is worth if it survives its audits."""
+    commitments = report.commitments(spec.training.microbatches_per_round)
     return CreditedReport(
         stage=report.stage,
         node=node,
         owner=owner,
         account=account,
         generation=generation,
-        hops_root=to_hex(report.hops_root),
-        gradient_hash=to_hex(report.gradient_hash),
-        state_before=to_hex(report.state_before),
-        state_after=to_hex(report.state_after),
+        **{name: to_hex(value) for name, value in vars(commitments).items()},
         signature=to_hex(signature),
-        units=str(report_units(spec, report.stage)),
+        units=str(report_units(spec, report.stage, len(report.hops))),
     )
 
 
 def credited_receipt(model_id: bytes, round_: int, line: CreditedReport, beacon_tip: bytes) -> Receipt:
     """What the provider of a credited line has signed."""
-    commitments = (line.hops_root, line.gradient_hash, line.state_before, line.state_after)
-    hashes = (*(bytes.fromhex(text[2:]) for text in commitments), beacon_tip)
-    return round_receipt(model_id, line.generation, round_, line.stage, hashes)
+    return report_receipt(model_id, line.generation, round_, line.stage, line.commitments, beacon_tip)
 
 
-def report_units(spec: ModelSpec, stage: int) -> int:
-    """Units of one stage for a whole round."""
-    return stage_units(spec, stage) * spec.training.microbatches_per_round
+def credited_load(spec: ModelSpec, line: CreditedReport) -> Load:
+    """The microbatches of a credited line. Raises ValueError where it names none of a round's."""
+    return unpack_load(line.commitments.load, spec.training.microbatches_per_round)
 
 
-def sealed_commitments(sealed: SealedRound, beacon_tip: bytes, seed: bytes) -> list[bytes]:
-    """What the providers have signed in the round, blinded, in stage order; `seed` is the epoch's."""
+def sealed_loads(spec: ModelSpec, sealed: SealedRound) -> Loads:
+    """Those of a sealed round; raises as `credited_load`."""
+    return [[credited_load(spec, line) for line in sealed.replicas(stage)] for stage in range(spec.stages)]
+
+
+def report_units(spec: ModelSpec, stage: int, microbatches: int) -> int:
+    """Units of so many microbatches of one stage."""
+    return stage_units(spec, stage) * microbatches
+
+
+def sealed_commitments(spec: ModelSpec, sealed: SealedRound, beacon_tip: bytes, seed: bytes) -> list[list[bytes]]:
+    """What the providers have signed in the round, blinded, by stage, then by replica; `seed` is the epoch's."""
     return [
-        blinded(
-            credited_receipt(bytes(32), sealed.round, line, beacon_tip).output,
-            seal_salt(seed, sealed.round, line.stage),
-        )
-        for line in sealed.reports
+        [
+            blinded(line.commitments.output(beacon_tip), seal_salt(seed, sealed.round, stage, replica))
+            for replica, line in enumerate(sealed.replicas(stage))
+        ]
+        for stage in range(spec.stages)
     ]
 
 
-def sealed_beacon(sealed: SealedRound, beacon_tip: bytes, seed: bytes) -> bytes:
+def sealed_beacon(spec: ModelSpec, sealed: SealedRound, beacon_tip: bytes, seed: bytes) -> bytes:
     """What chooses the round's audits, and who does them."""
-    root = round_root(sealed_commitments(sealed, beacon_tip, seed))
+    root = round_root(sealed_commitments(spec, sealed, beacon_tip, seed))
     return round_beacon(bytes.fromhex(sealed.beacon[2:]), root)
 
 
 def drawn_audits(spec: ModelSpec, sealed: SealedRound, beacon_tip: bytes, seed: bytes) -> tuple[Audit, ...]:
     """The audits that a sealed round's beacon draws, in order."""
-    beacon = sealed_beacon(sealed, beacon_tip, seed)
-    return draw_audits(spec, sealed.round, beacon, len(sealed.answers), sealed.answers_root)
+    return audits_drawn_by(spec, sealed, sealed_beacon(spec, sealed, beacon_tip, seed))
+
+
+def audits_drawn_by(spec: ModelSpec, sealed: SealedRound, beacon: bytes) -> tuple[Audit, ...]:
+    """The same, where the `sealed_beacon` is known."""
+    answers = [[part.replica for part in line.parts] for line in sealed.answers]
+    return draw_audits(spec, sealed.round, beacon, sealed_loads(spec, sealed), answers, sealed.answers_root)
 
 
 def drawn_auditors(
     sealed: SealedRound, audit: Audit, beacon: bytes, auditors: Iterable[AuditorSeat]
 ) -> tuple[Owner, ...]:
     """Who is to audit a unit of the round with this beacon, the first choice first, of an epoch with these seats."""
-    provider = sealed.reports[audit.stage].owner
+    provider = sealed.provider(audit).owner
     return rank_auditors(beacon, audit, {seat.owner for seat in auditors if seat.stage == audit.stage} - {provider})
 
 
@@ -142,6 +154,7 @@ def audit_line(audit: Audit, verdict: Verdict, opinions: Iterable[Opinion]) -> A
     return AuditLine(
         round=audit.round,
         stage=audit.stage,
+        replica=audit.replica,
         kind=audit.kind.value,
         microbatch=audit.microbatch,
         verdict=verdict.value,
@@ -159,11 +172,11 @@ def convictions(
     rounds: Iterable[SealedRound], audits: Iterable[AuditLine], equivocations: Iterable[EquivocationLine]
 ) -> frozenset[Conviction]:
     """Whose fraud is proven: work that failed its audit, opinions that were disproven, two results of one unit."""
-    nodes = {(sealed.round, line.stage): line.node for sealed in rounds for line in sealed.reports}
+    by_round = {sealed.round: sealed for sealed in rounds}
     found = {Conviction(stage=line.stage, node=line.node) for line in equivocations}
     for line in audits:
-        if Verdict(line.verdict) is Verdict.FAILED and (line.round, line.stage) in nodes:
-            found.add(Conviction(stage=line.stage, node=nodes[line.round, line.stage]))
+        if Verdict(line.verdict) is Verdict.FAILED and line.round in by_round:
+            found.add(Conviction(stage=line.stage, node=by_round[line.round].provider(line.audit).node))
         found |= {Conviction(stage=line.stage, node=opinion.auditor) for opinion in line.disproven}
     return frozenset(found)
 
@@ -173,14 +186,14 @@ def paid_reports(
     audits: Sequence[AuditLine],
     before: Carried,
     convicted: frozenset[Conviction],
-) -> frozenset[tuple[int, int]]:
-    """Round and stage of the reports that are paid; who is `convicted` in the epoch isn't paid for any of it."""
-    paid: set[tuple[int, int]] = set()
+) -> frozenset[tuple[int, Conviction]]:
+    """The rounds that each provider of a stage is paid for; who is `convicted` in the epoch isn't paid for any."""
+    paid: set[tuple[int, Conviction]] = set()
     for provider, numbers in _reported(rounds).items():
         if provider not in before.convicted | convicted:
-            verdicts = _own(provider, numbers, audits, TRAINING)
+            verdicts = _own(provider, rounds, audits, TRAINING)
             kinds = _outstanding_of(provider, before) & TRAINING
-            paid |= {(each, provider.stage) for each in paid_rounds(numbers, verdicts, kinds)}
+            paid |= {(each, provider) for each in paid_rounds(numbers, verdicts, kinds)}
     return frozenset(paid)
 
 
@@ -193,60 +206,78 @@ def paid_answers(
     """What every provider is paid for of the answers that were sealed with these rounds, by the same rule as its
     rounds: prompts and completions, as delivered.
     """
-    tokens: Counter[tuple[int, str, str]] = Counter()
-    answered = [sealed for sealed in rounds if sealed.answers]
-    for provider, numbers in _reported(answered).items():
+    delivered: dict[tuple[Conviction, str], Counter[int]] = {}
+    for sealed in rounds:
+        for line in sealed.answers:
+            for stage, part in enumerate(line.parts):
+                report = sealed.replicas(stage)[part.replica]
+                tokens = delivered.setdefault((_provider(report), report.account), Counter())
+                tokens[sealed.round] += line.delivered
+    served: Counter[tuple[int, str, str]] = Counter()
+    for (provider, account), tokens in delivered.items():
         if provider in before.convicted | convicted:
             continue
-        verdicts = _own(provider, numbers, audits, {Kind.ANSWER})
+        numbers = {each for (other, _), found in delivered.items() if other == provider for each in found}
+        verdicts = _own(provider, rounds, audits, {Kind.ANSWER})
         paid = paid_rounds(numbers, verdicts, _outstanding_of(provider, before) & {Kind.ANSWER})
-        for sealed in (sealed for sealed in answered if sealed.round in paid):
-            tokens[provider.stage, provider.node, sealed.reports[provider.stage].account] += sealed.delivered
+        served[provider.stage, provider.node, account] += sum(tokens[each] for each in paid)
     return tuple(
         ServedLine(stage=stage, node=node, account=account, tokens=count)
-        for (stage, node, account), count in sorted(tokens.items())
+        for (stage, node, account), count in sorted(served.items())
+        if count
     )
 
 
-def paid_opinions(spec: ModelSpec, line: AuditLine, convicted: frozenset[Conviction]) -> AuditLine:
-    """The line with the units that its opinions are worth."""
+def paid_opinions(spec: ModelSpec, sealed: SealedRound, line: AuditLine, convicted: frozenset[Conviction]) -> AuditLine:
+    """The line, of a unit of this round, with the units that its opinions are worth."""
+    worth = audit_units(spec, line.audit, credited_load(spec, sealed.provider(line.audit)))
 
     def units(opinion: Opinion) -> int:
         is_due = opinion.owner is not None and line.standing_of(opinion) is Standing.PAID
         is_trusted = Conviction(stage=line.stage, node=opinion.auditor) not in convicted
-        return audit_units(spec, line.audit) if is_due and is_trusted else 0
+        return worth if is_due and is_trusted else 0
 
     opinions = (opinion.model_copy(update={"units": str(units(opinion))}) for opinion in line.opinions)
     return line.model_copy(update={"opinions": tuple(opinions)})
 
 
 def outstanding_audits(
-    rounds: Iterable[SealedRound], audits: Sequence[AuditLine], before: Carried
+    rounds: Sequence[SealedRound], audits: Sequence[AuditLine], before: Carried
 ) -> frozenset[Outstanding]:
     """What every provider still has to pass after the epoch; those who reported nothing in it, what they had before."""
     reported = _reported(rounds)
     due = {each for each in before.outstanding if Conviction(stage=each.stage, node=each.node) not in reported}
-    for provider, numbers in reported.items():
-        verdicts = _own(provider, numbers, audits, frozenset(Kind))
+    for provider in reported:
+        verdicts = _own(provider, rounds, audits, frozenset(Kind))
         kinds = left_outstanding(verdicts, _outstanding_of(provider, before))
         due |= {Outstanding(stage=provider.stage, node=provider.node, kind=kind.value) for kind in kinds}
     return frozenset(due)
+
+
+def _provider(report: CreditedReport) -> Conviction:
+    return Conviction(stage=report.stage, node=report.node)
 
 
 def _reported(rounds: Iterable[SealedRound]) -> dict[Conviction, list[int]]:
     """The rounds that each provider of a stage has reported, ascending."""
     reported: dict[Conviction, list[int]] = {}
     for sealed in rounds:
-        for line in sealed.reports:
-            reported.setdefault(Conviction(stage=line.stage, node=line.node), []).append(sealed.round)
+        for report in sealed.reports:
+            reported.setdefault(_provider(report), []).append(sealed.round)
     return reported
 
 
 def _own(
-    provider: Conviction, rounds: Sequence[int], audits: Iterable[AuditLine], kinds: Collection[Kind]
+    provider: Conviction, rounds: Iterable[SealedRound], audits: Iterable[AuditLine], kinds: Collection[Kind]
 ) -> dict[Audit, Verdict]:
-    lines = (line for line in audits if line.stage == provider.stage and line.round in rounds)
-    return {line.audit: Verdict(line.verdict) for line in lines if Kind(line.kind) in kinds}
+    """What the audits of a provider's units in these rounds came to."""
+    by_round = {sealed.round: sealed for sealed in rounds}
+    lines = (line for line in audits if line.stage == provider.stage and Kind(line.kind) in kinds)
+    return {
+        line.audit: Verdict(line.verdict)
+        for line in lines
+        if line.round in by_round and by_round[line.round].provider(line.audit).node == provider.node
+    }
 
 
 def _outstanding_of(provider: Conviction, before: Carried) -> frozenset[Kind]:
@@ -283,14 +314,15 @@ def make_statement(
     equivocations = _new_equivocations(equivocations, before)
     convicted = before.convicted | convictions(rounds, audits, equivocations)
     paid = paid_reports(rounds, audits, before, convicted)
-    audits = [paid_opinions(spec, line, convicted) for line in audits]
+    by_round = {sealed.round: sealed for sealed in rounds}
+    audits = [paid_opinions(spec, by_round[line.round], line, convicted) for line in audits]
     rounds = [_with_units(spec, sealed, paid) for sealed in rounds]
     units: dict[str, int] = {}
     done = 0
     for sealed in rounds:
         for report in sealed.reports:
             units[report.account] = units.get(report.account, 0) + int(report.units)
-            done += report_units(spec, report.stage)
+            done += report_units(spec, report.stage, len(credited_load(spec, report)))
     minted = emission(spec.economics, epoch) * sum(units.values()) // done if done else 0
     for opinion in (opinion for line in audits for opinion in line.opinions):
         if opinion.account is not None:
@@ -317,7 +349,7 @@ def make_statement(
     )
     outstanding = outstanding_audits(rounds, audits, before)
     draft = Statement(
-        format="commonweight.statement/5",
+        format="commonweight.statement/6",
         chain_id=chain_id,
         settlement=settlement,
         model_id=to_hex(model_id),
@@ -351,13 +383,12 @@ def _new_equivocations(found: Iterable[EquivocationLine], before: Carried) -> tu
     return tuple(sorted(first.values(), key=lambda line: (line.stage, line.node)))
 
 
-def _with_units(spec: ModelSpec, sealed: SealedRound, paid: frozenset[tuple[int, int]]) -> SealedRound:
-    reports = (
-        line.model_copy(
-            update={"units": str(report_units(spec, line.stage) if (sealed.round, line.stage) in paid else 0)}
-        )
-        for line in sealed.reports
-    )
+def _with_units(spec: ModelSpec, sealed: SealedRound, paid: frozenset[tuple[int, Conviction]]) -> SealedRound:
+    def units(report: CreditedReport) -> int:
+        is_paid = (sealed.round, _provider(report)) in paid
+        return report_units(spec, report.stage, len(credited_load(spec, report))) if is_paid else 0
+
+    reports = (report.model_copy(update={"units": str(units(report))}) for report in sealed.reports)
     return sealed.model_copy(update={"reports": tuple(reports)})
 
 

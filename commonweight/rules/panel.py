@@ -15,6 +15,7 @@ from dataclasses import replace
 from enum import Enum
 
 from commonweight.rules.audits import Audit, Kind, Verdict, rate_limit
+from commonweight.rules.load import Load
 from commonweight.rules.merkle import keccak, word
 from commonweight.rules.receipt import Receipt
 from commonweight.rules.report import Report
@@ -48,9 +49,11 @@ def rank_auditors(beacon: bytes, audit: Audit, owners: Collection[str]) -> tuple
     return tuple(ranked[: ranked.index(None) + 1])
 
 
-def is_known_bad(spec: ModelSpec, seed: bytes, audit: Audit) -> bool:
-    """Whether the first seat holder who audits the unit is shown a false report; `seed` is the epoch's."""
-    if audit.kind in _REFEREES or spec.training.microbatches_per_round == 1 or spec.stages == 1:
+def is_known_bad(spec: ModelSpec, seed: bytes, audit: Audit, load: Load) -> bool:
+    """Whether the first seat holder who audits the unit is shown a false report; `seed` is the epoch's, `load` that of
+    whose work it is.
+    """
+    if audit.kind in _REFEREES or len(load) == 1 or spec.stages == 1:
         return False
     drawn = keccak(seed + word(audit.round) + audit.place)
     return int.from_bytes(drawn, "big") < rate_limit(spec.verification.known_bad_rate)
@@ -66,7 +69,7 @@ def known_bad_report(audit: Audit, report: Report, seed: bytes, *, is_last: bool
     count = len(report.hops)
     assert count > 1, "two microbatches change places"
     number = int.from_bytes(keccak(seed + word(audit.round) + audit.place + b"\x01"), "big")
-    one = number % count if audit.microbatch is None else audit.microbatch
+    one = number % count if audit.microbatch is None else report.position(audit.microbatch)
     other = (one + 1 + number // count % (count - 1)) % count
     hops = list(report.hops)
     for here, there in ((one, other), (other, one)):
@@ -134,10 +137,9 @@ def opinion_standing(opinion: Verdict, decided: Verdict, *, known_bad: bool) -> 
     return Standing.OVERRULED if decided in (Verdict.PASSED, Verdict.FAILED) else Standing.UNPAID
 
 
-def audit_units(spec: ModelSpec, audit: Audit) -> int:
-    """What an audit is worth: as much as the work that it repeats."""
-    microbatches = spec.training.microbatches_per_round if audit.microbatch is None else 1
-    return stage_units(spec, audit.stage) * microbatches
+def audit_units(spec: ModelSpec, audit: Audit, load: Load) -> int:
+    """What an audit is worth: as much as the work that it repeats. `load`: whose work is audited."""
+    return stage_units(spec, audit.stage) * (len(load) if audit.microbatch is None else 1)
 
 
 def is_in_order(owners: Iterable[Owner], ranking: Iterable[Owner]) -> bool:

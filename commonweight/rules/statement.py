@@ -5,7 +5,7 @@ recompute every number in it from the spec alone.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Annotated, Any, Literal
 
 from eth_hash.auto import keccak
@@ -20,6 +20,7 @@ from commonweight.rules.canonical import content_hash, parse_json
 from commonweight.rules.merkle import MerkleTree, settlement_leaf
 from commonweight.rules.panel import Standing, opinion_standing
 from commonweight.rules.receipt import Receipt
+from commonweight.rules.report import Commitments
 from commonweight.rules.spec import Hash, Record
 
 MAX_STATEMENT_BYTES = 64 * 1024 * 1024
@@ -44,31 +45,40 @@ Number = Annotated[int, Field(ge=0, le=2**53 - 1)]
 Signature = Annotated[str, Field(pattern=r"^0x[0-9a-f]{130}$")]
 Bytes16 = Annotated[str, Field(pattern=r"^0x[0-9a-f]{32}$")]
 """A session's id, or the nonce in it."""
+LoadBits = Annotated[str, Field(pattern=r"^0x([0-9a-f]{2})+$", max_length=1026)]
 KindName = Literal["round", "microbatch", "loss", "data", "answer"]
 VerdictName = Literal["passed", "failed", "withheld", "undecided"]
 
 
 class CreditedReport(Record):
-    """One stage's verified work in one round."""
+    """One replica's verified work in one round of a stage."""
 
     stage: Number
     node: Address
     owner: Address = Field(description="who answers for the node, and so doesn't audit it")
     account: Address = Field(description="who is paid for it")
     generation: Number = Field(description="the attempt at the round that was sealed")
+    load: LoadBits = Field(description="its microbatches, one bit each; see rules/load.py")
     hops_root: Hash
-    gradient_hash: Hash
+    gradient_hash: Hash = Field(description="of the sum over its microbatches")
+    round_gradient_hash: Hash = Field(description="of the sum over the stage's replicas")
     state_before: Hash
     state_after: Hash
     signature: Signature = Field(description="by the node, over the report's digest")
     units: Integer = Field(description="FLOPs; 0 where it isn't paid")
 
+    @property
+    def commitments(self) -> Commitments:
+        """What its provider has committed to."""
+        return Commitments(**{each.name: bytes.fromhex(getattr(self, each.name)[2:]) for each in fields(Commitments)})
+
 
 class AnswerPart(Record):
     """What went through one stage for an answer."""
 
+    replica: Number = Field(description="whose: among those that report the stage in this round")
     trace: Hash = Field(description="see rules/answer.py")
-    signature: Signature = Field(description="by the node that reports the stage in this round")
+    signature: Signature = Field(description="by that replica's node")
 
 
 class AnswerLine(Record):
@@ -106,12 +116,20 @@ class AnswerLine(Record):
 
 
 class SealedRound(Record):
-    """One round of the epoch, reports in stage order, and the answers that had come in when it was sealed."""
+    """One round of the epoch, and the answers that had come in when it was sealed."""
 
     round: Number
     beacon: Hash = Field(description="the value that was revealed when it was sealed")
-    reports: tuple[CreditedReport, ...]
+    reports: tuple[CreditedReport, ...] = Field(description="in order of stage and node; none without a load")
     answers: tuple[AnswerLine, ...] = ()
+
+    def replicas(self, stage: int) -> tuple[CreditedReport, ...]:
+        """The reports of one stage, in order."""
+        return tuple(report for report in self.reports if report.stage == stage)
+
+    def provider(self, audit: Audit) -> CreditedReport:
+        """The report whose work a unit of this round is."""
+        return self.replicas(audit.stage)[audit.replica]
 
     @property
     def delivered(self) -> int:
@@ -148,6 +166,7 @@ class AuditLine(Record):
 
     round: Number
     stage: Number
+    replica: Number = Field(description="whose work: a number among the stage's reports in the round")
     kind: KindName
     microbatch: Number | None = Field(description="null: the whole round; of an answer its number in the round")
     verdict: VerdictName
@@ -158,7 +177,7 @@ class AuditLine(Record):
     @property
     def audit(self) -> Audit:
         """The unit."""
-        return Audit(self.round, self.stage, Kind(self.kind), self.microbatch)
+        return Audit(self.round, self.stage, Kind(self.kind), self.microbatch, self.replica)
 
     @property
     def evidence(self) -> str:
@@ -237,7 +256,7 @@ class AccountLine(Record):
 class Statement(Record):
     """All of one epoch."""
 
-    format: Literal["commonweight.statement/5"]
+    format: Literal["commonweight.statement/6"]
     chain_id: Number
     settlement: Address
     model_id: Hash

@@ -34,11 +34,11 @@ MAX_DISPUTE_BYTES = 16 << 20
 
 
 class DisputeEvidence(Document):
-    """`commonweight.dispute/1`, see docs/protocol.md."""
+    """`commonweight.dispute/2`, see docs/protocol.md."""
 
-    format: Literal["commonweight.dispute/1"]
+    format: Literal["commonweight.dispute/2"]
     claim: Hash
-    """`Report.claim`: what the auditor held against its replay."""
+    """`Commitments.claim`: what the auditor held against its replay."""
     numerics: str = Field(max_length=200)
     """The class in which both computed."""
     auditor: Address
@@ -110,7 +110,7 @@ def dispute_evidence(
     if (found := b"" if not record else keccak(record)) != (due := operator_hash(ours, index)):
         raise MalformedMessage(f"The record of operator {index} has hash {found.hex()}; the recording has {due.hex()}.")
     evidence = DisputeEvidence(
-        format="commonweight.dispute/1",
+        format="commonweight.dispute/2",
         spec_hash=to_hex(spec_hash),
         unit=Unit.of(audit),
         claim=to_hex(claim),

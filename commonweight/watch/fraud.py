@@ -13,8 +13,9 @@ from commonweight.rules.audits import Audit, Kind
 from commonweight.rules.canonical import parse_json
 from commonweight.rules.merkle import MerkleTree, verify_proof
 from commonweight.rules.report import HOP_WORDS, Hop, Report
+from commonweight.rules.report import Commitments as SignedCommitments
 from commonweight.rules.spec import Hash, Record
-from commonweight.rules.statement import Bytes16, KindName, Number, to_hex
+from commonweight.rules.statement import Bytes16, KindName, LoadBits, Number, to_hex
 
 MAX_EVIDENCE_BYTES = 64 * 1024
 """Of evidence without tensors."""
@@ -28,34 +29,51 @@ class Unit(Record):
 
     round: Number
     stage: Number
+    replica: Number
     kind: KindName
     microbatch: Number | None
 
     @classmethod
     def of(cls, audit: Audit) -> "Unit":
-        return cls(round=audit.round, stage=audit.stage, kind=audit.kind.value, microbatch=audit.microbatch)
+        return cls(
+            round=audit.round,
+            stage=audit.stage,
+            replica=audit.replica,
+            kind=audit.kind.value,
+            microbatch=audit.microbatch,
+        )
 
     @property
     def audit(self) -> Audit:
-        return Audit(self.round, self.stage, Kind(self.kind), self.microbatch)
+        return Audit(self.round, self.stage, Kind(self.kind), self.microbatch, self.replica)
 
 
 class Commitments(Record):
-    """What the provider's receipt of the round is made of."""
+    """What the provider's receipt of the round is made of: the fields of rules.report.Commitments."""
 
+    load: LoadBits
     hops_root: Hash
     gradient_hash: Hash
+    round_gradient_hash: Hash
     state_before: Hash
     state_after: Hash
 
     @classmethod
-    def of(cls, report: Report) -> "Commitments":
-        return cls(**{name: to_hex(getattr(report, name)) for name in cls.model_fields})
+    def of(cls, report: Report, microbatches: int) -> "Commitments":
+        """Of a report on a round with so many microbatches."""
+        return cls(**{name: to_hex(value) for name, value in vars(report.commitments(microbatches)).items()})
+
+    @property
+    def signed(self) -> SignedCommitments:
+        """What the provider has committed to."""
+        return SignedCommitments(**{name: bytes.fromhex(text[2:]) for name, text in self.model_dump().items()})
 
 
 class SignedHop(Record):
     """A microbatch's line of the report, with its proof to the `hops_root`."""
 
+    position: Number
+    """Among the report's lines."""
     microbatch: Number
     tokens: Hash
     activation_in: Hash
@@ -68,16 +86,17 @@ class SignedHop(Record):
 
     @classmethod
     def of(cls, report: Report, microbatch: int) -> "SignedHop":
-        hop, tree = report.hops[microbatch], MerkleTree([each.leaf(number) for number, each in enumerate(report.hops)])
+        position = report.position(microbatch)
+        hop, tree = report.hops[position], MerkleTree(report.leaves)
         hashes = {name: to_hex(getattr(hop, name)) for name in HOP_WORDS}
-        proof = tuple(map(to_hex, tree.proof(microbatch)))
-        return cls(microbatch=microbatch, loss=repr(hop.loss), proof=proof, **hashes)
+        proof = tuple(map(to_hex, tree.proof(position)))
+        return cls(position=position, microbatch=microbatch, loss=repr(hop.loss), proof=proof, **hashes)
 
     @property
     def leaf(self) -> bytes:
         """In the report's tree."""
-        hop = Hop(**{name: bytes.fromhex(getattr(self, name)[2:]) for name in HOP_WORDS}, loss=float(self.loss))
-        return hop.leaf(self.microbatch)
+        hashes = {name: bytes.fromhex(getattr(self, name)[2:]) for name in HOP_WORDS}
+        return Hop(microbatch=self.microbatch, **hashes, loss=float(self.loss)).leaf(self.position)
 
     def leads_to(self, root: str) -> bool:
         """Whether it is one of the hops that `root` commits to."""
@@ -122,9 +141,9 @@ class Document(Record):
 
 
 class FraudEvidence(Document):
-    """`commonweight.fraud/2`, see docs/protocol.md."""
+    """`commonweight.fraud/3`, see docs/protocol.md."""
 
-    format: Literal["commonweight.fraud/2"]
+    format: Literal["commonweight.fraud/3"]
     commitments: Commitments
     hop: SignedHop | None
     numerics: Numerics
@@ -210,9 +229,9 @@ class AnswerDiffers(Record):
 
 
 class FalseAnswerEvidence(Document):
-    """`commonweight.false-answer/1`, see docs/protocol.md."""
+    """`commonweight.false-answer/2`, see docs/protocol.md."""
 
-    format: Literal["commonweight.false-answer/1"]
+    format: Literal["commonweight.false-answer/2"]
     part: SignedPart
     version_root: Hash
     difference: AnswerDiffers

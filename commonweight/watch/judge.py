@@ -12,7 +12,7 @@ from commonweight.rules.checking import check_statement
 from commonweight.rules.epoch import credited_receipt, signed_receipt
 from commonweight.rules.receipt import Domain, Receipt
 from commonweight.rules.spec import ModelSpec, Record
-from commonweight.rules.statement import AuditorSeat, Carried, Number, Statement, to_hex
+from commonweight.rules.statement import AuditorSeat, Carried, CreditedReport, Number, Statement, to_hex
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ def _check_reports(statement: Statement, proposal: Proposal) -> None:
             signer = signer_of(credited_receipt(model_id, sealed.round, line, tip), domain, line.signature)
             if signer != line.node:
                 raise StatementMismatch(
-                    f"Round {sealed.round} credits stage {line.stage} to node {line.node}; its report is signed by "
+                    f"Round {sealed.round} credits node {line.node} on stage {line.stage}; its report is signed by "
                     f"{signer or 'nobody'}."
                 )
             where = f"Round {sealed.round}, stage {line.stage}"
@@ -152,7 +152,7 @@ def _check_reports(statement: Statement, proposal: Proposal) -> None:
 
 
 def _check_answers(statement: Statement) -> None:
-    """Signed by the nodes that report the stages in the same round, and by the gateway.
+    """Signed by nodes that report the stages in the same round, and by the gateway.
 
     Whether the gateway is one isn't asked: whoever proposes epochs can make any key the router's cashier.
     """
@@ -160,11 +160,12 @@ def _check_answers(statement: Statement) -> None:
     for sealed in statement.rounds:
         for line in sealed.answers:
             where = f"Round {sealed.round}, answer {line.session}"
-            for report, part in zip(sealed.reports, line.parts, strict=True):
-                signer = signer_of(line.part_receipt(model_id, report.stage), domain, part.signature)
+            for stage, part in enumerate(line.parts):
+                report = sealed.replicas(stage)[part.replica]
+                signer = signer_of(line.part_receipt(model_id, stage), domain, part.signature)
                 if signer != report.node:
                     raise StatementMismatch(
-                        f"{where}: stage {report.stage}'s part is to be that of node {report.node}; it is signed by "
+                        f"{where}: stage {stage}'s part is to be that of node {report.node}; it is signed by "
                         f"{signer or 'nobody'}."
                     )
             signer = signer_of(line.delivery_receipt(model_id), domain, line.signature)
@@ -209,17 +210,18 @@ def _check_equivocations(statement: Statement) -> None:
 
 
 def _check_own(statement: Statement, own: Own) -> None:
-    lines = {(sealed.round, line.stage): line for sealed in statement.rounds for line in sealed.reports}
+    lines: dict[tuple[int, int], list[CreditedReport]] = {}
+    for sealed in statement.rounds:
+        for line in sealed.reports:
+            lines.setdefault((sealed.round, line.stage), []).append(line)
     for receipt in own.receipts:
-        line = lines.get((receipt.round, receipt.stage))
-        found = None if line is None else (line.node, line.generation, line.signature)
-        if (
-            line is None
-            or found != (own.node, receipt.generation, receipt.signature)
-            or line.account not in own.accounts
+        stated = lines.get((receipt.round, receipt.stage), [])
+        due = own.node, receipt.generation, receipt.signature
+        if not any(
+            (line.node, line.generation, line.signature) == due and line.account in own.accounts for line in stated
         ):
-            credited = "nobody" if line is None else f"{line.node} for {line.account} (generation {line.generation})"
+            credited = "; ".join(f"{line.node} for {line.account} (generation {line.generation})" for line in stated)
             raise StatementMismatch(
                 f"Round {receipt.round}, stage {receipt.stage} was sealed with the report of {own.node} (generation "
-                f"{receipt.generation}); the statement credits {credited}."
+                f"{receipt.generation}); the statement credits {credited or 'nobody'}."
             )

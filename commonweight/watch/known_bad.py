@@ -12,8 +12,8 @@ from commonweight.rules.audits import NO_EVIDENCE, Audit, Verdict
 from commonweight.rules.canonical import canonical_json
 from commonweight.rules.panel import opinion_receipt
 from commonweight.rules.receipt import Domain
-from commonweight.rules.report import Report, round_claim
-from commonweight.rules.spec import Record
+from commonweight.rules.report import Report
+from commonweight.rules.spec import ModelSpec, Record
 from commonweight.rules.statement import Address, Signature, to_hex
 from commonweight.watch.fraud import Commitments, Document, SignedHop, Unit
 from commonweight.watch.judge import signer_of
@@ -27,20 +27,20 @@ class Side(Record):
     """The microbatches in which the two differ, in order."""
 
     @classmethod
-    def of(cls, report: Report, microbatches: Iterable[int]) -> "Side":
-        hops = tuple(SignedHop.of(report, number) for number in microbatches)
-        return cls(commitments=Commitments.of(report), hops=hops)
+    def of(cls, spec: ModelSpec, report: Report, changed: Iterable[int]) -> "Side":
+        hops = tuple(SignedHop.of(report, microbatch) for microbatch in changed)
+        return cls(commitments=Commitments.of(report, spec.training.microbatches_per_round), hops=hops)
 
     @property
     def claim(self) -> bytes:
-        """Its `Report.claim`."""
-        return round_claim(**{name: bytes.fromhex(text[2:]) for name, text in self.commitments.model_dump().items()})
+        """That of its commitments."""
+        return self.commitments.signed.claim
 
 
 class KnownBadEvidence(Document):
-    """`commonweight.known-bad/2`, see docs/protocol.md."""
+    """`commonweight.known-bad/3`, see docs/protocol.md."""
 
-    format: Literal["commonweight.known-bad/2"]
+    format: Literal["commonweight.known-bad/3"]
     signed: Side
     """Of the provider's report."""
     shown: Side
@@ -86,17 +86,17 @@ class KnownBadEvidence(Document):
 
 
 def known_bad_evidence(
-    *, spec_hash: bytes, audit: Audit, signed: Report, shown: Report, auditor: str, signature: str
+    *, spec: ModelSpec, audit: Audit, signed: Report, shown: Report, auditor: str, signature: str
 ) -> bytes:
     """Canonical JSON, at most MAX_EVIDENCE_BYTES: `auditor` passes `shown`, and the provider has signed `signed`."""
     pairs = zip(signed.hops, shown.hops, strict=True)
-    changed = [number for number, (own, other) in enumerate(pairs) if own != other]
+    changed = [own.microbatch for own, other in pairs if own != other]
     evidence = KnownBadEvidence(
-        format="commonweight.known-bad/2",
-        spec_hash=to_hex(spec_hash),
+        format="commonweight.known-bad/3",
+        spec_hash=to_hex(spec.spec_hash),
         unit=Unit.of(audit),
-        signed=Side.of(signed, changed),
-        shown=Side.of(shown, changed),
+        signed=Side.of(spec, signed, changed),
+        shown=Side.of(spec, shown, changed),
         auditor=auditor,
         signature=signature,
     )

@@ -8,24 +8,27 @@
 A source is believed nothing, but only sizes are looked at here: what the bytes hash to is for who asked for them.
 """
 
+import asyncio
 from dataclasses import dataclass
 from typing import Literal
 
 import grpc
 
-from commonweight.errors import MalformedMessage, MessageTooLarge
+from commonweight.errors import MalformedMessage, MessageTooLarge, PeerUnreachable
 from commonweight.wire.channel import PIPE_FRAME_BYTES, PIPE_PART_BYTES, PIPE_PING_TIMEOUT_MS, open_channel
 from commonweight.wire.generated import evidence_pb2 as pb
 from commonweight.wire.generated import evidence_pb2_grpc
 from commonweight.wire.status import wire_error
 from commonweight.wire.tls import Certificate, check_certificate
 
-StatePart = Literal["parameters", "moments", "gradient"]
+StatePart = Literal["parameters", "moments"]
 
 EVIDENCE_PART_BYTES = PIPE_PART_BYTES
 """In one part, at most."""
 MAX_RETAINED_ROUNDS = 16
 """A node keeps evidence of so many sealed rounds at most, the last ones: who audits must be no further behind."""
+CONNECT_S = 5.0
+"""For a node that has just been started again to listen."""
 MAX_CONNECTIONS = 8
 """That an auditor keeps, to the sources that it has asked last: one audit has three."""
 
@@ -63,15 +66,20 @@ class EvidenceClient:
     async def fetch_state(
         self, source: Source, round_: int, part: StatePart, *, after: bool, max_bytes: int, timeout_s: float
     ) -> bytes:
-        """A part of the state of the source's stage before or after the round, or the gradient that leads from the one
-        to the other, in safetensors' format.
-        """
+        """A part of the state of the source's stage before or after the round, in safetensors' format."""
         if part == "parameters":
             request = pb.EvidenceRequest(round=round_, parameters_after=after)
-        elif part == "moments":
-            request = pb.EvidenceRequest(round=round_, moments_after=after)
         else:
-            request = pb.EvidenceRequest(round=round_, gradient=True)
+            request = pb.EvidenceRequest(round=round_, moments_after=after)
+        return await self._fetch(source, request, 1, max_bytes, timeout_s)
+
+    async def fetch_gradient(
+        self, source: Source, round_: int, gradient_hash: bytes, *, max_bytes: int, timeout_s: float
+    ) -> bytes:
+        """The gradient of the round that should have this hash, in safetensors' format: the sum over the source's load,
+        or what its stage was stepped with.
+        """
+        request = pb.EvidenceRequest(round=round_, gradient=gradient_hash)
         return await self._fetch(source, request, 1, max_bytes, timeout_s)
 
     async def fetch_answer(
@@ -90,8 +98,15 @@ class EvidenceClient:
         self, source: Source, request: pb.EvidenceRequest, least: int, most: int, timeout_s: float
     ) -> bytes:
         """What is sent. Nothing is kept of it before its size is known to be in range."""
-        stub = evidence_pb2_grpc.EvidenceStub(await self._channel(source))
-        call = stub.Fetch(request, timeout=timeout_s, wait_for_ready=True)
+        channel = await self._channel(source)
+        try:
+            async with asyncio.timeout(min(CONNECT_S, timeout_s)):
+                await channel.channel_ready()
+        except TimeoutError:
+            raise PeerUnreachable(
+                f"No connection with {source.peer_id} at {source.address} within {min(CONNECT_S, timeout_s):g} s."
+            ) from None
+        call = evidence_pb2_grpc.EvidenceStub(channel).Fetch(request, timeout=timeout_s, wait_for_ready=True)
         parts: list[bytes] = []
         size = received = 0
         try:

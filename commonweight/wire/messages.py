@@ -18,7 +18,11 @@ MAX_HOPS = 8192
 def audit_to_proto(audit: Audit) -> control_pb2.AuditUnit:
     """The message that names a unit of work."""
     return control_pb2.AuditUnit(
-        round=audit.round, stage=audit.stage, kind=audit.kind.value, microbatch=audit.microbatch
+        round=audit.round,
+        stage=audit.stage,
+        kind=audit.kind.value,
+        microbatch=audit.microbatch,
+        replica=audit.replica,
     )
 
 
@@ -32,22 +36,27 @@ def audit_from_proto(message: control_pb2.AuditUnit) -> Audit:
     except ValueError as error:
         raise MalformedMessage(f"There are no audits of kind {message.kind!r:.40}.") from error
     microbatch = message.microbatch if message.HasField("microbatch") else None
-    return Audit(message.round, message.stage, kind, microbatch)
+    return Audit(message.round, message.stage, kind, microbatch, message.replica)
 
 
 def report_to_proto(
-    report: Report, seconds: float = 0.0, bytes_down: int = 0, bytes_up: int = 0
+    report: Report, seconds: float = 0.0, busy_s: float = 0.0, bytes_down: int = 0, bytes_up: int = 0
 ) -> control_pb2.StageReport:
-    """The message for a report. `seconds` and the byte counts are for display and aren't signed."""
-    hops = [control_pb2.Hop(**{name: getattr(hop, name) for name in HOP_WORDS}, loss=hop.loss) for hop in report.hops]
+    """The message for a report. Seconds and byte counts aren't signed."""
+    hops = [
+        control_pb2.Hop(microbatch=hop.microbatch, **{name: getattr(hop, name) for name in HOP_WORDS}, loss=hop.loss)
+        for hop in report.hops
+    ]
     return control_pb2.StageReport(
         round=report.round,
         stage=report.stage,
         hops=hops,
         gradient_hash=report.gradient_hash,
+        round_gradient_hash=report.round_gradient_hash,
         state_before=report.state_before,
         state_after=report.state_after,
         seconds=seconds,
+        busy_seconds=busy_s,
         bytes_down=bytes_down,
         bytes_up=bytes_up,
     )
@@ -56,19 +65,23 @@ def report_to_proto(
 def report_from_proto(message: control_pb2.StageReport) -> Report:
     """The report in a message.
 
-    Raises MalformedMessage naming the field: a hash that isn't 32 bytes, no hops or more than MAX_HOPS, a
-    loss that isn't finite or is negative, a duration that isn't. Whether the report was *planned* (its round,
-    its number of hops, its stage) is the caller's to check.
+    Raises MalformedMessage naming the field: a hash that isn't 32 bytes, more than MAX_HOPS hops, two of one
+    microbatch, a loss that isn't finite or is negative, a duration that isn't. Whether the report was *planned* (its
+    round, its microbatches, its stage) is the caller's to check.
     """
-    if not 1 <= len(message.hops) <= MAX_HOPS:
-        raise MalformedMessage(f"hops: a report has 1 to {MAX_HOPS} hops; this one has {len(message.hops)}.")
-    if not (math.isfinite(message.seconds) and message.seconds >= 0):
-        raise MalformedMessage(f"seconds: {message.seconds} is not a duration.")
+    if len(message.hops) > MAX_HOPS:
+        raise MalformedMessage(f"hops: a report has at most {MAX_HOPS} hops; this one has {len(message.hops)}.")
+    if len({hop.microbatch for hop in message.hops}) < len(message.hops):
+        raise MalformedMessage("hops: two are of one microbatch.")
+    for name in ("seconds", "busy_seconds"):
+        if not (math.isfinite(spent := getattr(message, name)) and spent >= 0):
+            raise MalformedMessage(f"{name}: {spent} is not a duration.")
     return Report(
         round=message.round,
         stage=message.stage,
         hops=tuple(_hop(hop, f"hops[{number}]") for number, hop in enumerate(message.hops)),
         gradient_hash=_hash(message.gradient_hash, "gradient_hash"),
+        round_gradient_hash=_hash(message.round_gradient_hash, "round_gradient_hash"),
         state_before=_hash(message.state_before, "state_before"),
         state_after=_hash(message.state_after, "state_after"),
     )
@@ -141,7 +154,7 @@ def _hop(message: control_pb2.Hop, where: str) -> Hop:
     # The loss is hashed by its bits: a negative zero would make another report of the same loss.
     if not (math.isfinite(message.loss) and message.loss >= 0) or math.copysign(1.0, message.loss) < 0:
         raise MalformedMessage(f"{where}.loss: {message.loss} is not a cross entropy: finite and not negative.")
-    return Hop(**hashes, loss=message.loss)
+    return Hop(microbatch=message.microbatch, **hashes, loss=message.loss)
 
 
 def _hash(value: bytes, field: str) -> bytes:

@@ -50,7 +50,8 @@ def audit_limit_s(spec: ModelSpec) -> float:
     state_bytes = 5 * BYTES_PER_PARAMETER * max(stage_parameters(spec, stage) for stage in stages)
     traced_bytes = 2 * boundary_bytes_per_token(spec).sent * spec.training.tokens_per_round
     on_the_way_s = (state_bytes + SOURCES * traced_bytes) / BYTES_PER_S
-    return AUDIT_S + on_the_way_s + max(report_units(spec, stage) for stage in stages) / FLOPS_PER_S
+    flops = max(report_units(spec, stage, spec.training.microbatches_per_round) for stage in stages)
+    return AUDIT_S + on_the_way_s + flops / FLOPS_PER_S
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from commonweight.errors import (
     PeerUnreachable,
     Refused,
     StageLost,
+    StateUnavailable,
     UnplannedMessage,
     WireError,
 )
@@ -31,8 +32,9 @@ _CODES: tuple[tuple[type[CommonweightError], grpc.StatusCode], ...] = (
     (NoRoom, grpc.StatusCode.RESOURCE_EXHAUSTED),
     (StageLost, grpc.StatusCode.UNAVAILABLE),
     (EvidenceMissing, grpc.StatusCode.NOT_FOUND),
+    (StateUnavailable, grpc.StatusCode.NOT_FOUND),
 )
-_NAMED = (NotServed, NoRoom, StageLost, EvidenceMissing)
+_NAMED = (NotServed, NoRoom, StageLost, EvidenceMissing, StateUnavailable)
 """Said by the other side's code: gRPC has the same status for what it finds out by itself."""
 
 

@@ -24,6 +24,7 @@ from node.published import version_path
 from node.traces import read_index, trace_path
 from node.trainer import Activation, Gradient, Item, Outlet, Quit, Restore, TrainedRound, Trainer, TrainRound
 from referee.auditor import Auditor, Outcome
+from tests.unit.shares import undivided_share
 
 WAIT_S = 60.0
 GENERATION = 1
@@ -48,11 +49,11 @@ class Keeper:
 
     async def state(self, round_: int, part: str, *, after: bool, limit: int) -> bytes:
         self._refuse(round_)
-        if part == "gradient":
-            path = trace_path(self.state_dir / "gradients", round_)
-            (name,) = read_index(path)
-            return _entry(path, name)
         return (version_path(self.state_dir, round_ + after) / f"{part}.safetensors").read_bytes()
+
+    async def gradient(self, round_: int, signed: bytes, *, limit: int) -> bytes:
+        self._refuse(round_)
+        return _entry(trace_path(self.state_dir / "gradients", round_), signed)
 
     def _refuse(self, round_: int) -> None:
         if self.withholds(round_):
@@ -106,7 +107,8 @@ class Pipeline:
     def train(self, round_: int) -> None:
         """One round; its reports are in `sealed`."""
         for trainer in self.trainers:
-            trainer.inbox.put(TrainRound(GENERATION, round_))
+            share = undivided_share(self.spec, trainer.stage.index, GENERATION, round_)
+            trainer.inbox.put(TrainRound(share))
         for _ in self.trainers:
             trained = self.reports.get(timeout=WAIT_S)
             if isinstance(trained, CommonweightError):
@@ -143,8 +145,9 @@ class Pipeline:
             "device": "cpu",
             "inbox": inbox,
             "outlet": Outlet(
-                send_down=lambda frames: send(down, list(frames), stage + 1),
-                send_up=lambda frames: send(up, list(frames), stage - 1),
+                send_down=lambda _, frames: send(down, list(frames), stage + 1),
+                send_up=lambda _, frames: send(up, list(frames), stage - 1),
+                send_slice=lambda *_: None,
                 report=self.reports.put,
                 fail=lambda generation, error, fatal: self.reports.put(error),
             ),
@@ -154,7 +157,7 @@ class Pipeline:
         return Trainer.open(self.spec, stage, **options)
 
     def _expect(self, stage: int, direction: str) -> Any:
-        plan = getattr(StagePlan(self.spec, stage, b""), direction)
+        plan = getattr(StagePlan(self.spec, stage, b"", 0), direction)
         return lambda round_, microbatch: plan
 
     @staticmethod

@@ -15,7 +15,7 @@ from commonweight.chain.events import Slashed
 from commonweight.chain.providers import ProviderRegistry
 from commonweight.chain.sender import Sender
 from commonweight.chain.token import Token
-from commonweight.devnet.accounts import auditor_name, node_name
+from commonweight.devnet.accounts import auditor_name, node_name, node_stages
 from commonweight.devnet.byzantine import KINDS, Who
 from commonweight.devnet.deployment import SEAT_STAKE, take_seats
 from commonweight.errors import NotServed, StageLost
@@ -47,7 +47,7 @@ class StakedNetwork(Network):
 
     def __enter__(self) -> "StakedNetwork":
         super().__enter__()
-        take_seats(self.deployment, self.accounts, self.stages, self.auditor_stages)
+        take_seats(self.deployment, self.accounts, node_stages(self.stages) | self.auditor_stages)
         return self
 
     def coordinator_command(self, until_epoch: int) -> list[str]:

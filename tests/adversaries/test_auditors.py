@@ -77,7 +77,7 @@ def test_who_waves_everything_through_is_convicted_for_what_is_known_to_be_bad(t
         ((line, opinion), *_) = case.opinions(case.auditor, epoch)
         assert line.is_known_bad(opinion)
         evidence = case.evidence(opinion.disproof)
-        assert evidence["format"] == "commonweight.known-bad/2"
+        assert evidence["format"] == "commonweight.known-bad/3"
         case.coordinator.wait_for("audit.decided", lambda event: event.fields["round"] // 3 > epoch)
         accused = [event.fields["node"] for event in case.coordinator.events if event.name == "auditor.convicted"]
         assert set(accused) == {case.auditor}, "an honest one finds what is known to be bad"
@@ -99,8 +99,8 @@ def test_who_raises_false_alarms_is_overruled_and_harms_nobody_but_itself(tmp_pa
         assert case.auditor not in case.shares(epoch)
         ((line, opinion), *_) = case.opinions(case.auditor, epoch)
         assert (opinion.verdict, line.verdict) == ("failed", "passed")
-        assert case.evidence(opinion.disproof)["format"] == "commonweight.dispute/1"
-        assert case.evidence(opinion.evidence)["format"] == "commonweight.fraud/2"
+        assert case.evidence(opinion.disproof)["format"] == "commonweight.dispute/2"
+        assert case.evidence(opinion.evidence)["format"] == "commonweight.fraud/3"
         assert not [event for event in case.coordinator.events if event.name == "provider.convicted"]
 
 

@@ -13,6 +13,7 @@ from commonweight.chain.events import SlashProposed
 from commonweight.chain.providers import ProviderRegistry
 from commonweight.chain.records import SlashStatus
 from commonweight.chain.token import Token
+from commonweight.devnet.accounts import node_stages
 from commonweight.devnet.byzantine import Cheating
 from commonweight.devnet.deployment import REPORTER_BOND, SEAT_STAKE, take_seats
 from tests.integration.epochs import WINDOW_S, Epochs
@@ -27,7 +28,7 @@ ARBITRATION_S = 300
 def base(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Epochs]:
     folder = tmp_path_factory.mktemp("flooded")
     with Epochs(folder, seat_stake=SEAT_STAKE, arbitration_s=ARBITRATION_S) as epochs:
-        take_seats(epochs.deployment, epochs.accounts, 2)
+        take_seats(epochs.deployment, epochs.accounts, node_stages(2))
         yield epochs
 
 

@@ -31,6 +31,7 @@ from commonweight.rules.answer import SESSION_BYTES
 from commonweight.rules.audits import Audit, Verdict
 from commonweight.rules.canonical import canonical_json
 from commonweight.rules.epoch import credited_receipt, make_statement, report_units
+from commonweight.rules.load import pack_load
 from commonweight.rules.receipt import Domain, Receipt
 from commonweight.rules.spec import ModelSpec, build_spec
 from commonweight.rules.statement import (
@@ -174,19 +175,21 @@ def signing(world: World, key: Key) -> Callable[[Receipt], bytes]:
 
 
 def _signed(world: World, number: int, stage: int, node: Key, account: str) -> CreditedReport:
-    nothing = to_hex(bytes(32))
+    nothing, microbatches = to_hex(bytes(32)), world.spec.training.microbatches_per_round
     line = CreditedReport(
         stage=stage,
         node=node.address,
         owner=OWNER_OF.get(node.address, node.address),
         account=account,
         generation=1,
+        load=to_hex(pack_load(range(microbatches), microbatches)),
         hops_root=nothing,
         gradient_hash=nothing,
+        round_gradient_hash=nothing,
         state_before=nothing,
         state_after=nothing,
         signature=to_hex(bytes(65)),
-        units=str(report_units(world.spec, stage)),
+        units=str(report_units(world.spec, stage, microbatches)),
     )
     tip = beacon_chain(world.spec, number // world.spec.economics.rounds_per_epoch)[0]
     receipt = credited_receipt(world.model.model_id, number, line, tip)

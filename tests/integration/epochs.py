@@ -20,7 +20,7 @@ from commonweight.chain.rpc import Chain
 from commonweight.chain.sender import Sender
 from commonweight.chain.settlement import EpochSettlement
 from commonweight.chain.token import TestUSD
-from commonweight.devnet.accounts import Account, devnet_accounts
+from commonweight.devnet.accounts import Account, devnet_accounts, node_stages
 from commonweight.devnet.deployment import deploy_contracts, hand_out_money, register_model
 from commonweight.http import serving_http
 from commonweight.rules.answer import SESSION_BYTES
@@ -88,7 +88,7 @@ class Epochs:
         self.spec = build_spec(fields | {"verification": fields["verification"] | self.rates})
         self.spec_file = self.folder / "spec.json"
         self.spec_file.write_bytes(canonical_json(self.spec.model_dump()))
-        self.accounts: dict[str, Account] = devnet_accounts(2, 1)
+        self.accounts: dict[str, Account] = devnet_accounts(node_stages(2), 1)
         self.local = LocalChain.start("embedded", accounts=16)
         ready = Ready("embedded", self.local.rpc_url, self.local.port, self.local.chain_id, self.local.pid)
         contracts = deploy_contracts(ready.rpc_url, ready.chain_id, self.accounts)
@@ -152,7 +152,8 @@ class Epochs:
             reports = honest_reports(self.spec.stages, self.spec.training.microbatches_per_round, number)
             for stage, report in enumerate(reports):
                 sign = self.signing(signer if signer and stage == 0 else f"node-{stage}")
-                signature = sign(report_receipt(self.model.model_id, 1, report, tip))
+                commitments = report.commitments(self.spec.training.microbatches_per_round)
+                signature = sign(report_receipt(self.model.model_id, 1, number, stage, commitments, tip))
                 account = self.address((paid or {}).get(stage, f"node-{stage}"))
                 node = self.address(f"node-{stage}")
                 who = {"node": node, "owner": node, "account": account}
@@ -222,8 +223,8 @@ class Epochs:
 
     def verdict_line(self, audit: Audit, verdict: Verdict, auditor: str = "coordinator") -> AuditLine:
         """By the auditor as the referee; without evidence."""
-        reports = honest_reports(self.spec.stages, self.spec.training.microbatches_per_round, audit.round)
-        claim = reports[audit.stage].claim
+        microbatches = self.spec.training.microbatches_per_round
+        claim = honest_reports(self.spec.stages, microbatches, audit.round)[audit.stage].commitments(microbatches).claim
         signature = self.signing(auditor)(opinion_receipt(self.model.model_id, audit, claim, verdict, NO_EVIDENCE))
         opinion = make_opinion(claim, verdict, auditor=self.address(auditor), signature=signature)
         return audit_line(audit, verdict, [opinion])

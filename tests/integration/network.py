@@ -22,6 +22,7 @@ from commonweight.devnet.accounts import (
     auditor_stages,
     devnet_accounts,
     key_file,
+    node_stages,
     password_file,
     write_keys,
 )
@@ -202,7 +203,7 @@ class Network:
         self.spec_file = self.folder / "spec.json"
         self.spec_file.write_bytes(canonical_json(self.spec.model_dump()))
         self.auditor_stages = auditor_stages(self.stages, self.auditors)
-        self.accounts = devnet_accounts(self.stages + 1, auditors=self.auditor_stages)
+        self.accounts = devnet_accounts(node_stages(self.stages + 1), auditors=self.auditor_stages)
         (self.folder / "keys").mkdir()
         write_keys(self.folder / "keys", self.accounts)
         accounts = FIRST_NODE + self.stages + 1 + self.auditors

@@ -18,7 +18,7 @@ import grpc
 import torch
 from torch import Tensor
 
-from commonweight.identity import NodeIdentity
+from commonweight.identity import NodeIdentity, address_of
 from commonweight.model.stage import Stage
 from commonweight.rules.canonical import canonical_json
 from commonweight.rules.report import Report
@@ -196,8 +196,8 @@ class Bench:
         formation = control_pb2.Formation(generation=self.generation, round=round_)
         before = {"peer_id": previous.peer_id, "data_address": "127.0.0.1:9", "certificate": previous.der}
         after = {"peer_id": NEXT.peer_id, "data_address": f"127.0.0.1:{self.next_port}", "certificate": NEXT.der}
-        formation.previous.CopyFrom(control_pb2.Neighbour(**before))
-        formation.next.CopyFrom(control_pb2.Neighbour(**(after | fields)))
+        formation.previous.add(**before)
+        formation.next.add(**(after | fields))
         await self.command(formation=formation)
 
     def hello(self, stage: int, /, **fields: Any) -> pb.PipeFrame:
@@ -246,7 +246,12 @@ class Bench:
         return served
 
     async def plan(self, round_: int = 0) -> None:
-        await self.command(plan=control_pb2.RoundPlan(generation=self.generation, round=round_))
+        plan = control_pb2.RoundPlan(generation=self.generation, round=round_)
+        for trainer in (PREVIOUS, WORKER, NEXT):
+            member = bytes.fromhex(address_of(trainer.peer_id)[2:])
+            count = self.recording.spec.training.microbatches_per_round
+            plan.stages.add(members=[member], assignment=[0] * count)
+        await self.command(plan=plan)
 
     async def play(self, previous: Previous, served: Served) -> Report:
         """Both neighbours play the honest round; the worker's report of it, checked against the recording."""
@@ -305,6 +310,7 @@ async def a_worker(
         spec = canonical_json(recording.spec.model_dump())
         start = worker_pb2.WorkerStart(spec=spec, stage=STAGE, state_dir=str(folder), device="cpu")
         await bench.command(start=start)
+        assert (await bench.event("started")).frozen_hash == recording.frozen_hash
         yield bench
     finally:
         for channel in bench.channels:

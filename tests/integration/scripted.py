@@ -11,6 +11,7 @@ from commonweight.identity import NodeIdentity
 from commonweight.rules.answer import Answer, answer_receipt
 from commonweight.rules.receipt import Domain
 from commonweight.rules.report import Report, report_receipt
+from commonweight.rules.spec import parse_spec
 from commonweight.wire import PROTOCOL_VERSION
 from commonweight.wire.channel import join_address, open_channel
 from commonweight.wire.generated import control_pb2 as pb
@@ -36,6 +37,7 @@ class ScriptedNode:
         self.coordinator = coordinator
         self.certificate = make_certificate(identity)
         self.assignment = pb.Assignment()
+        self.version = pb.Version()
         self.tip = bytes(32)
         """Of the last plan: reports are signed over it."""
         self._outbox: asyncio.Queue[pb.NodeMessage | None] = asyncio.Queue()
@@ -68,16 +70,20 @@ class ScriptedNode:
 
     @asynccontextmanager
     async def seated(self) -> AsyncIterator["ScriptedNode"]:
-        """Joined, its assignment read. While its last connection still counts it comes back, as a node does."""
+        """Joined, its assignment read, and with the state that it is to have. While its last connection still counts it
+        comes back, as a node does.
+        """
         while True:
             async with self.attached():
                 self.send(join=self.join())
                 try:
                     self.assignment = await self.hear("assignment")
+                    self.version = await self.hear("version")
                 except grpc.aio.AioRpcError as error:
                     if "already connected" in (error.details() or ""):
                         continue
                     raise
+                self.send(version=pb.HasVersion(round=self.version.round))
                 yield self
                 return
 
@@ -120,13 +126,16 @@ class ScriptedNode:
 
     def sign(self, generation: int, report: Report) -> bytes:
         domain = Domain(self.assignment.chain_id, self.assignment.settlement)
-        receipt = report_receipt(self.assignment.model_id, generation, report, self.tip)
+        microbatches = parse_spec(self.assignment.spec).training.microbatches_per_round
+        said = (report.round, report.stage, report.commitments(microbatches), self.tip)
+        receipt = report_receipt(self.assignment.model_id, generation, *said)
         return self.identity.sign_digest(receipt.digest(domain))
 
     def signed(self, generation: int, report: Report, /, **fields: Any) -> pb.SignedReport:
         """As a message; `fields` replace its own."""
         signature = self.sign(generation, report)
-        right = {"generation": generation, "report": report_to_proto(report, 0.5), "signature": signature}
+        message = report_to_proto(report, 0.5, busy_s=0.5)
+        right = {"generation": generation, "report": message, "signature": signature}
         return pb.SignedReport(**(right | fields))
 
     def signed_answer(self, answer: Answer, /, **fields: Any) -> pb.SignedAnswer:

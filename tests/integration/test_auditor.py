@@ -27,7 +27,7 @@ from commonweight.wire import referee as referee_module
 from commonweight.wire.channel import serve
 from commonweight.wire.generated import control_pb2 as pb
 from commonweight.wire.generated import control_pb2_grpc
-from commonweight.wire.messages import report_to_proto
+from commonweight.wire.messages import audit_to_proto, report_to_proto
 from commonweight.wire.tls import enrolment_credentials, make_certificate, peer_of, server_credentials
 from tests.integration.fake_referee import EVIDENCE, OPERATORS
 from tests.integration.scripted import honest_report
@@ -183,12 +183,11 @@ def bench(events: list[Event]) -> Callable[[], Any]:
 
 def order(audit: Audit) -> pb.AuditOrder:
     report = report_to_proto(honest_report(audit.round, audit.stage, STAGES, MICROBATCHES))
-    unit = pb.AuditUnit(round=audit.round, stage=audit.stage, kind=audit.kind.value, microbatch=audit.microbatch)
-    return pb.AuditOrder(unit=unit, report=report)
+    return pb.AuditOrder(unit=audit_to_proto(audit), report=report)
 
 
 def claim(audit: Audit) -> bytes:
-    return honest_report(audit.round, audit.stage, STAGES, MICROBATCHES).claim
+    return honest_report(audit.round, audit.stage, STAGES, MICROBATCHES).commitments(MICROBATCHES).claim
 
 
 def signer(receipt: Receipt, signature: bytes) -> str:
@@ -229,8 +228,8 @@ async def test_it_answers_one_order_after_the_other_and_ends_with_the_training(b
     assert at.told("auditor.started") == [{"node": IDENTITY.address, "peer_id": IDENTITY.peer_id}]
     assert at.told("auditor.enlisted") == [{"model_id": "0x" + MODEL.hex()}]
     units = [
-        {"round": 3, "stage": 1, "kind": "round", "microbatch": None},
-        {"round": 4, "stage": 0, "kind": "microbatch", "microbatch": 1},
+        {"round": 3, "stage": 1, "replica": 0, "kind": "round", "microbatch": None},
+        {"round": 4, "stage": 0, "replica": 0, "kind": "microbatch", "microbatch": 1},
     ]
     assert at.told("audit.ordered") == units
     said = {"verdict": "passed", "why": "", "seconds": 0.0, "cpu_seconds": 0.0, "fetched_bytes": 0}
@@ -298,7 +297,7 @@ async def test_it_says_by_which_operators_it_came_to_its_opinion(bench: Any) -> 
         assert (recording.unit, recording.operators) == (order(WHOLE).unit, OPERATORS)
         receipt = recording_receipt(MODEL, WHOLE, claim(WHOLE), OPERATORS)
         assert signer(receipt, recording.signature) == IDENTITY.address
-    unit = {"round": 3, "stage": 1, "kind": "round", "microbatch": None}
+    unit = {"round": 3, "stage": 1, "replica": 0, "kind": "round", "microbatch": None}
     assert at.told("audit.recorded") == [unit | {"operators": 4, "why": ""}]
 
 

@@ -13,6 +13,7 @@ from eth_hash.auto import keccak
 from commonweight.chain.providers import ProviderRegistry
 from commonweight.chain.rpc import Chain
 from commonweight.chain.settlement import EpochSettlement
+from commonweight.devnet.accounts import node_stages
 from commonweight.devnet.deployment import SEAT_STAKE, take_seats
 from commonweight.errors import LedgerError
 from commonweight.rules.statement import AuditorSeat
@@ -28,7 +29,7 @@ DEADLINE_S = 60
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Epochs]:
     with Epochs(tmp_path_factory.mktemp("beacons"), seat_stake=SEAT_STAKE) as epochs:
-        take_seats(epochs.deployment, epochs.accounts, 2)
+        take_seats(epochs.deployment, epochs.accounts, node_stages(2))
         yield epochs
 
 

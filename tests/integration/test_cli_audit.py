@@ -49,8 +49,9 @@ def test_what_is_not_paid(world: World) -> None:
         {"kind": "round", "verdict": "failed", "count": 1},
         {"kind": "round", "verdict": "passed", "count": 3},
     ]
+    microbatches = world.spec.training.microbatches_per_round
     for each in (second, third):  # once convicted, always unpaid
-        assert (each["unpaid_reports"], each["unpaid_units"]) == (1, str(report_units(world.spec, 1)))
+        assert (each["unpaid_reports"], each["unpaid_units"]) == (1, str(report_units(world.spec, 1, microbatches)))
         assert each["convicted"] == [{"stage": 1, "node": NODE.address}]
     text = world.run("audit", "3").stdout
     assert "unpaid     1 reports, " in text
@@ -69,7 +70,9 @@ def test_answers_of_who_is_convicted_are_not_paid(world: World) -> None:
     ]
     (unpaid,) = epoch["sources"]["unpaid_answers"]
     assert (unpaid["stage"], unpaid["rounds"]) == (1, [2])
-    assert unpaid["why"].startswith("convicted of fraud in epoch 2: the round audit of round 2, stage 1 failed")
+    assert unpaid["why"].startswith(
+        "convicted of fraud in epoch 2: the round audit of round 2, stage 1, replica 0 failed"
+    )
     text = world.run("earnings", BOB.address, "--epoch", "2", "--explain").stdout
     assert f"stage 3, node {NODE.address}: 3 sealed, {tokens} tokens" in text
     assert "6 parts credited to the account, each signed by its node" in text
@@ -119,11 +122,11 @@ def undecided_without_the_referee(statement: Statement) -> Statement:
 
 LIES: dict[str, Callable[[Statement], Statement]] = {
     "a line reads": lambda honest: with_one_unit_more(honest, ALICE.address),
-    "Round 2 credits stage 2 to node": signed_by_nobody,
+    "Round 2 credits node 0x[0-9a-fA-F]* on stage 2": signed_by_nobody,
     f"gateway {BOB.address} is to have delivered": sold_by_nobody,
     "accumulator of the epoch before is 1": lambda honest: honest.model_copy(update={"accumulator_before": "1"}),
     "divides 21000000 among operators": lambda honest: honest.model_copy(update={"operator_pool": str(21 * USD)}),
-    "that the round audit of round 2, stage 0 undecided": undecided_without_the_referee,
+    "that the round audit of round 2, stage 0, replica 0 undecided": undecided_without_the_referee,
     f"next to be drawn was {Audit(2, 0, Kind.ROUND)}": lambda honest: honest.model_copy(
         update={"audits": honest.audits[1:]}
     ),
@@ -147,7 +150,7 @@ def test_a_conviction_that_is_forgotten(world: World) -> None:
     forgetful = statement_of(world, 3)
     world.statements[2] = convicted
     propose(world, forgetful)
-    with pytest.raises(StatementMismatch, match=r"Round 3 credits stage 1 with [1-9][0-9]* units; .* it is worth 0"):
+    with pytest.raises(StatementMismatch, match=r"Round 3 credits .* on stage 1 with [1-9][0-9]* units; .* is worth 0"):
         world.run("audit", "3")
 
 

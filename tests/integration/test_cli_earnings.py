@@ -111,7 +111,7 @@ def test_the_audits_that_touched_the_work(world: World) -> None:
     assert [(work["stage"], work["rounds"], work["unpaid_rounds"]) for work in epoch["work"]] == [(1, 1, 0), (3, 1, 1)]
     audits = [(each["stage"], each["kind"], each["verdict"]) for each in epoch["sources"]["audits"]]
     assert audits == [(1, "round", "passed"), (3, "round", "withheld")]
-    why = "what the round audit of round 2, stage 3 takes was withheld"
+    why = "what the round audit of round 2, stage 3, replica 0 takes was withheld"
     assert epoch["sources"]["unpaid"] == [{"stage": 3, "node": NODE.address, "rounds": [2], "why": why}]
     assert int(epoch["shares"]) > 0
     text = world.run("earnings", BOB.address, "--epoch", "2", "--explain").stdout
@@ -227,7 +227,7 @@ class TestZero:
             for stage, proof in zip((1, 3), evidence, strict=True):
                 assert (
                     f"stage {stage}, node {NODE.address}: round {epoch}, convicted of fraud in epoch 2: the round "
-                    f"audit of round 2, stage {stage} failed, evidence {proof}"
+                    f"audit of round 2, stage {stage}, replica 0 failed, evidence {proof}"
                 ) in reason
         assert "provider" in account(world.json("ownership", "show"), BOB.address)["roles"]  # by what it earned before
 

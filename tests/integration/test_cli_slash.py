@@ -72,9 +72,10 @@ def known_bad_of(world: World, auditor: Key) -> bytes:
     """Evidence that its key has passed a report in which two outputs of stage 1 have changed places."""
     unit, signed = Audit(3, 1, Kind.ROUND), honest_reports(world.spec.stages, 4, 3)[1]
     shown = known_bad_report(unit, signed, bytes(32), is_last=False)
-    said = opinion_receipt(world.model.model_id, unit, shown.claim, Verdict.PASSED, NO_EVIDENCE)
+    claim = shown.commitments(world.spec.training.microbatches_per_round).claim
+    said = opinion_receipt(world.model.model_id, unit, claim, Verdict.PASSED, NO_EVIDENCE)
     return known_bad_evidence(
-        spec_hash=world.spec.spec_hash,
+        spec=world.spec,
         audit=unit,
         signed=signed,
         shown=shown,
@@ -195,7 +196,7 @@ class TestShow:
         report(world, text, published(text))
         shown = world.run("slash", "show", "1").stdout
         lines = {line.split("  ")[0]: line.split("  ")[-1].strip() for line in shown.splitlines() if line}
-        assert lines["audit"] == "the microbatch audit of round 3, stage 0, microbatch 2"
+        assert lines["audit"] == "the microbatch audit of round 3, stage 0, replica 0, microbatch 2"
         assert lines["differs"] == "'activation_out' of microbatch 2"
         assert lines["signed"] == repr(json.loads(text)["difference"]["signed"])
         assert lines["found"] == repr("0x" + 64 * "f")
@@ -213,7 +214,7 @@ class TestShow:
         report(world, text, published(text))
         shown = world.run("slash", "show", "1").stdout
         lines = {line.split("  ")[0]: line.split("  ")[-1].strip() for line in shown.splitlines() if line}
-        assert lines["audit"] == "the answer audit of round 3, stage 0, answer 2"
+        assert lines["audit"] == "the answer audit of round 3, stage 0, replica 0, answer 2"
         assert lines["session"] == "0x" + 32 * "0"
         assert lines["version"] == f"3, state root {to_hex(mark('root'))}"
         assert lines["differs"] == "passed at position 17"
@@ -273,7 +274,7 @@ class TestShow:
         report(world, text, published(text), BOB, 1)
         lines = world.run("slash", "show", "1").stdout
         assert f"auditor       {NODE.address}" in lines
-        assert "the round audit of round 3, stage 1" in lines
+        assert "the round audit of round 3, stage 1, replica 0" in lines
         assert "hasn't replayed the unit, then" in lines
         found = world.json("slash", "show", "1")["evidence"]
         assert (found["problem"], canonical_json(found["document"]) == text) == (None, True)

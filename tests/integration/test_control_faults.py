@@ -34,7 +34,7 @@ from commonweight.wire.messages import answer_to_proto, report_to_proto
 from commonweight.wire.tls import make_certificate
 from tests.integration.network import Network, Process, seconds_since, tiny_spec
 from tests.integration.scripted import DEADLINE_S, ScriptedNode, a_round, honest_report
-from tools.build_vectors import honest_answer, mark
+from tools.build_vectors import honest_answer, honest_reports, mark
 
 pytestmark = pytest.mark.slow
 on_one_loop = pytest.mark.asyncio(loop_scope="module")
@@ -207,11 +207,39 @@ async def test_a_second_node_with_the_same_key_is_refused_and_the_first_is_unhar
 
 
 @on_one_loop
-async def test_a_node_too_many_is_refused(site: Site) -> None:
-    node = site.node(SPARE)
-    async with node.attached():
-        node.send(join=node.join())
-        await refused(node, grpc.StatusCode.FAILED_PRECONDITION, "all 2 stages are held")
+async def test_a_newcomer_shadows_a_round_and_then_shares_the_work(site: Site) -> None:
+    head, tail, spare = site.node(HEAD), site.node(TAIL), site.node(SPARE)
+    async with a_round(head, tail) as plan, spare.seated():
+        assert (spare.assignment.stage, spare.version.round) == (0, plan.round)
+        assert [source.peer_id for source in spare.version.sources] == [head.identity.peer_id]
+        assert list((await head.hear("replicas")).certificates) == [spare.certificate.der]
+        met = await spare.hear("formation")
+        assert [neighbour.peer_id for neighbour in met.replicas] == [head.identity.peer_id]
+        assert [neighbour.peer_id for neighbour in met.next] == [tail.identity.peer_id]
+        assert (await tail.hear("formation")).generation == plan.generation == met.generation
+        spare.send(pipes_open=pb.PipesOpen(generation=met.generation))
+        address, loads = bytes.fromhex(spare.identity.address[2:]), []
+        while len(loads) < 2:  # until it shares a round, after one that it shadows
+            stage = plan.stages[0]
+            own = [j for j, each in enumerate(stage.assignment) if stage.members[each] == address]
+            rest = tuple(j for j in range(MICROBATCHES) if j not in own)
+            reports = honest_reports(
+                STAGES, MICROBATCHES, plan.round, [[rest, tuple(own)], [tuple(range(MICROBATCHES))]]
+            )
+            senders = [head, tail]
+            if address in stage.members:
+                assert await spare.hear("plan") == plan
+                loads.append(own)
+                senders.append(spare)
+            for node, report in zip((head, spare, tail), reports, strict=True):
+                if node in senders:
+                    node.send(report=node.signed(plan.generation, report))
+            sealed = await head.hear("sealed")
+            plan = await head.hear("plan")
+        assert loads == [[], [MICROBATCHES - 1]]
+        assert (len(sealed.stages[0].commitments), len(sealed.stages[1].commitments)) == (2, 1)
+        told = await site.told("round.sealed", lambda event: event.fields["round"] == sealed.round)
+        assert (told.fields["replicas"], told.fields["generation"]) == ([2, 1], met.generation)
     await site.goes_on()
 
 
@@ -219,7 +247,7 @@ async def test_a_node_too_many_is_refused(site: Site) -> None:
 
 
 def with_numerics(report: Report, numerics: str) -> dict[str, object]:
-    message = report_to_proto(report)
+    message = report_to_proto(report, busy_s=0.5)
     message.numerics = numerics
     return {"report": message}
 
@@ -227,6 +255,12 @@ def with_numerics(report: Report, numerics: str) -> dict[str, object]:
 def with_loss(report: Report, loss: float) -> dict[str, object]:
     message = report_to_proto(report)
     message.hops[1].loss = loss
+    return {"report": message}
+
+
+def with_microbatch(report: Report, microbatch: int) -> dict[str, object]:
+    message = report_to_proto(report, busy_s=0.5)
+    message.hops[-1].microbatch = microbatch
     return {"report": message}
 
 
@@ -239,7 +273,7 @@ REPORT_FAULTS: dict[str, tuple[Callable[[Report], tuple[Report, dict]], str, str
         "A signature has 65 bytes",
     ),
     "changed after it was signed": (
-        lambda r: (r, {"report": report_to_proto(replace(r, gradient_hash=mark("another")))}),
+        lambda r: (r, {"report": report_to_proto(replace(r, gradient_hash=mark("another")), busy_s=0.5)}),
         "FAILED_PRECONDITION",
         "is signed by",
     ),
@@ -254,9 +288,24 @@ REPORT_FAULTS: dict[str, tuple[Callable[[Report], tuple[Report, dict]], str, str
         "has no beacon tip now",
     ),
     "numerics without end": (lambda r: (r, with_numerics(r, 201 * "x")), "INVALID_ARGUMENT", "at most 200 characters"),
-    "fewer hops": (lambda r: (replace(r, hops=r.hops[1:]), {}), "FAILED_PRECONDITION", "has 3 microbatches"),
-    "more hops": (lambda r: (replace(r, hops=r.hops * 2), {}), "FAILED_PRECONDITION", "has 8 microbatches"),
-    "no hops": (lambda r: (r, {"report": pb.StageReport()}), "INVALID_ARGUMENT", "this one has 0"),
+    "fewer hops": (
+        lambda r: (replace(r, hops=r.hops[1:]), {}),
+        "FAILED_PRECONDITION",
+        "has the microbatches [1, 2, 3]",
+    ),
+    "more hops": (lambda r: (replace(r, hops=r.hops * 2), {}), "INVALID_ARGUMENT", "two are of one microbatch"),
+    "no hops": (lambda r: (replace(r, hops=()), {}), "FAILED_PRECONDITION", "has the microbatches []"),
+    "a microbatch beyond the round": (
+        lambda r: (r, with_microbatch(r, MICROBATCHES)),
+        "INVALID_ARGUMENT",
+        "microbatch 4 of a round of 4",
+    ),
+    "no time": (lambda r: (r, {"report": report_to_proto(r)}), "INVALID_ARGUMENT", "4 microbatches in 0.0 s"),
+    "another gradient than was stepped with": (
+        lambda r: (replace(r, gradient_hash=mark("another")), {}),
+        "FAILED_PRECONDITION",
+        "with another gradient than its own",
+    ),
     "another state before": (
         lambda r: (replace(r, state_before=mark("another")), {}),
         "FAILED_PRECONDITION",
@@ -284,7 +333,7 @@ async def test_a_report_is_refused_with_its_reason_and_the_round_is_trained_agai
         tail.send(report=tail.signed(plan.generation, report, **fields))
         await refused(tail, grpc.StatusCode[status], match)
         pause = await head.hear("pause")
-        assert (pause.generation, pause.why) == (plan.generation, "stage 1 is lost")
+        assert (pause.generation, pause.why) == (plan.generation, f"{tail.identity.address} of stage 1 is lost")
     assert await site.goes_on() == plan.round
 
 
@@ -307,9 +356,9 @@ async def test_a_round_that_was_sealed_takes_no_other_report_and_the_second_word
         for stage, node in enumerate((head, tail)):
             node.send(report=node.signed(plan.generation, honest(plan.round, stage)))
         sealed = await tail.hear("sealed")
-        assert (sealed.round, len(sealed.beacon), len(sealed.commitments)) == (plan.round, 32, STAGES)
+        assert (sealed.round, len(sealed.beacon), len(sealed.stages)) == (plan.round, 32, STAGES)
         await tail.hear("plan")
-        other = replace(honest(plan.round, TAIL), gradient_hash=mark("another"))
+        other = replace(honest(plan.round, TAIL), state_after=mark("another"))
         tail.tip = plan.beacon_tip
         tail.send(report=tail.signed(plan.generation, other))
         await refused(tail, grpc.StatusCode.FAILED_PRECONDITION, "is being trained")
@@ -388,7 +437,7 @@ async def test_reports_that_contradict_each_other_seal_nothing_and_the_round_is_
         wrong = replace(right, hops=(*right.hops[:2], replace(right.hops[2], activation_in=mark("lie")), right.hops[3]))
         tail.send(report=tail.signed(plan.generation, wrong))
         pause = await head.hear("pause")
-        assert f"the activation of microbatch 2 in round {plan.round}" in pause.why
+        assert f"the reports of round {plan.round} disagree about the activation of microbatch 2" in pause.why
         assert (await head.hear("formation")).round == plan.round
     assert await site.goes_on() == plan.round
 

@@ -309,10 +309,15 @@ def test_the_protocol_page_has_the_code_s_constants() -> None:
     from commonweight.wire.decode import OPEN_S as STREAM_OPEN_S
     from commonweight.wire.generation import FIRST_TOKEN_S, TOKEN_S
     from commonweight.wire.referee import AUDIT_S, BYTES_PER_S, FLOPS_PER_S
+    from commonweight.wire.state import CHUNK_S, MANIFEST_S, MAX_CHUNKS
     from coordinator.service import MAX_OUTBOX
     from coordinator.service import SILENCE_S as NODE_SILENCE_S
     from node.decode_plane import MAX_UNSENT, MAX_UNSENT_BYTES
     from node.decoding import FIRST_BACKOFF_S, MAX_BACKOFF_S, SESSION_IDLE_S
+    from node.download import MANIFEST_PATIENCE_S, PUT_OFF_S, SLOW_BYTES_PER_S
+    from node.offering import CHUNK_S as CHUNK_READ_S
+    from node.offering import IDLE_S
+    from node.offering import MANIFEST_S as MANIFEST_READ_S
     from node.pipes import OPEN_S
     from node.trainer import STALL_S
 
@@ -336,6 +341,13 @@ def test_the_protocol_page_has_the_code_s_constants() -> None:
         f"| the first token, any other one | {FIRST_TOKEN_S:g} s, {TOKEN_S:g} s: ",
         f"| unsent messages for one stream | {MAX_UNSENT}, or {MAX_UNSENT_BYTES >> 20} MiB: ",
         f"at most {MAX_CHUNK_TOKENS} and at most 1 MiB of code at a time",
+        f"At most {MAX_CHUNKS:,} chunks in all",
+        f"until nobody has asked for it for {IDLE_S:g} s",
+        f"it waits {MANIFEST_PATIENCE_S:g} s after the first manifest",
+        f"at less than {SLOW_BYTES_PER_S >> 10} KiB/s for {PUT_OFF_S:g} s is put off",
+        f"| a manifest | {MANIFEST_S:g} s |",
+        f"| a chunk | {CHUNK_S:g} s; ",
+        f"| {MANIFEST_READ_S:g} s for a manifest, {CHUNK_READ_S:g} s for a chunk |",
         f"started again, after {FIRST_BACKOFF_S:g} s, doubling to {MAX_BACKOFF_S:g} s",
     ):
         assert said in text

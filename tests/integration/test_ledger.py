@@ -33,7 +33,7 @@ from coordinator.ledger import Fraud, Ledger, Progress
 from coordinator.tables import Table
 from tests.integration.network import tiny_spec
 from tests.integration.scripted import honest_report
-from tools.build_vectors import answer_line, honest_answer, mark, seal
+from tools.build_vectors import answer_line, honest_answer, honest_reports, mark, seal, share
 
 SPEC = tiny_spec("0x" + "00" * 32, 10_000, stages=2)
 MODEL = {
@@ -43,6 +43,11 @@ MODEL = {
     "chain_id": 31337,
 }
 NODES = ("0x70997970C51812dc3A010C7d01b50e0d17dc79C8", "0x3C44CdDdB6a900fa2b585dd299e03d12FA4293BC")
+REPLICAS = (
+    ("0x90F79bf6EB2c4f870365E785982E1f101E93b906", "0xa0Ee7A142d267C1f36714E4a8F75612F20a79720"),
+    ("0x15d34AAf54267DB7D7c367839AAf71A00a2C6A65", "0x9965507D1a55bcC2695C58ba16FB37d819B0A4dc"),
+)
+"""Of each stage two, in order; a database's locale might have another."""
 EMPTY = Progress(generation=0, round=0, seats={}, roots=())
 
 
@@ -61,6 +66,16 @@ def credits(round_: int) -> list[CreditedReport]:
 
 def sealed(round_: int) -> SealedRound:
     return seal(SPEC, round_, credits(round_))
+
+
+def shared(round_: int) -> SealedRound:
+    """The same round with two replicas of each stage, `REPLICAS` in order."""
+    reports = honest_reports(SPEC.stages, 4, round_, [share(4, 2)] * 2)
+    lines = [
+        credit_report(SPEC, report, node=node, owner=node, account=node, generation=1, signature=bytes(65))
+        for report, node in zip(reports, [node for of_stage in REPLICAS for node in of_stage], strict=True)
+    ]
+    return seal(SPEC, round_, lines)
 
 
 def record(ledger: Ledger, *rounds: int) -> None:
@@ -156,11 +171,11 @@ def statement_of(ledger: Ledger, epoch: int, before: Statement | None = None) ->
 
 def test_progress_is_what_another_process_finds(ledger: Ledger, connect: Callable[[], Ledger]) -> None:
     ledger.record_seat(1, NODES[1])
-    assert connect().open_model(**MODEL) == replace(EMPTY, seats={1: NODES[1]})
+    assert connect().open_model(**MODEL) == replace(EMPTY, seats={NODES[1]: 1})
     ledger.record_seat(0, NODES[0])
     ledger.record_generation(1)
     ledger.record_generation(7)
-    seats = {0: NODES[0], 1: NODES[1]}
+    seats = {NODES[0]: 0, NODES[1]: 1}
     assert connect().open_model(**MODEL) == Progress(7, 0, seats, ())
     for round_ in range(12):  # past 9: an order by text would show
         record(ledger, round_)
@@ -194,10 +209,31 @@ def test_a_round_is_credited_once(ledger: Ledger, connect: Callable[[], Ledger])
     assert ledger.sealed_rounds(0, 9) == (sealed(0),)
 
 
+def test_a_round_is_credited_to_every_replica(ledger: Ledger, connect: Callable[[], Ledger]) -> None:
+    sealed_ = shared(0)
+    ledger.record_round(sealed_.model_copy(update={"reports": sealed_.reports[::-1]}), {}, {})
+    again = connect()
+    assert again.sealed_rounds(0, 9) == (sealed_,)
+    assert again.open_model(**MODEL).roots == tuple(report(0, stage).state_after for stage in range(2))
+
+
+def test_whole_reports_and_verdicts_are_of_a_replica(ledger: Ledger, connect: Callable[[], Ledger]) -> None:
+    whole = {(stage, replica): b"%d.%d" % (stage, replica) for stage in range(2) for replica in range(2)}
+    ledger.record_round(shared(0), whole, {})
+    assert [connect().unaudited_report(0, *each) for each in whole] == list(whole.values())
+    audits = [Audit(0, stage, Kind.ROUND, None, replica) for stage, replica in whole]
+    for audit in audits[::-1]:
+        verdict = Verdict.FAILED if (audit.stage, audit.replica) == (0, 1) else Verdict.PASSED
+        ledger.record_verdict(verdict_line(audit, verdict), last=audit == audits[0])
+    assert [line.audit for line in connect().verdicts(0, 1)] == audits
+    assert [fraud.node for fraud in connect().frauds()] == [REPLICAS[0][1]]
+    assert ledger.unaudited() == ()
+
+
 def test_a_round_is_recorded_whole_or_not_at_all(ledger: Ledger) -> None:
     twice = [credits(0)[0], credits(0)[1], credits(0)[1]]
     with pytest.raises(LedgerError):
-        ledger.record_round(seal(SPEC, 0, twice), {0: b"whole"}, {})
+        ledger.record_round(seal(SPEC, 0, twice), {(0, 0): b"whole"}, {})
     assert (ledger.sealed_rounds(0, 9), ledger.unaudited()) == ((), ())
     record(ledger, 0)
 
@@ -228,10 +264,11 @@ def test_of_two_that_seal_at_once_one_is_credited(ledger: Ledger, connect: Calla
 
 def test_a_seat_is_given_once(ledger: Ledger) -> None:
     ledger.record_seat(0, NODES[0])
-    for stage, node in ((0, NODES[1]), (1, NODES[0]), (0, NODES[0])):
-        with pytest.raises(LedgerError, match=rf"Stage {stage} is held already, or {node} holds another one"):
-            ledger.record_seat(stage, node)
-    assert ledger.open_model(**MODEL).seats == {0: NODES[0]}
+    for stage in (0, 1):
+        with pytest.raises(LedgerError, match=f"{NODES[0]} holds a stage already"):
+            ledger.record_seat(stage, NODES[0])
+    ledger.record_seat(0, NODES[1])
+    assert ledger.open_model(**MODEL).seats == {NODES[0]: 0, NODES[1]: 0}
 
 
 @pytest.mark.parametrize(
@@ -383,7 +420,7 @@ def say(ledger: Ledger, name: str, *stages: int, version: int = VERSION) -> None
 
 def complete(ledger: Ledger, limit: int = LIMIT) -> list[str]:
     """Their request ids' first digits."""
-    return [found.request_id.hex()[:8] for found, _ in ledger.complete_answers(2, limit)]
+    return [found.request_id.hex()[:8] for found, _ in ledger.complete_answers(2, NODES, limit)]
 
 
 def named(*names: str) -> list[str]:
@@ -420,7 +457,7 @@ def test_an_answer_is_complete_when_its_report_and_all_parts_have_come_in_whatev
     ledger.record_served(reported("third"))
     assert complete(connect()) == named("report first", "parts first", "third")  # as they were reported
     assert complete(ledger, limit=2) == named("report first", "parts first")
-    (found, parts), *_ = ledger.complete_answers(2, 1)
+    (found, parts), *_ = ledger.complete_answers(2, NODES, 1)
     assert (found, parts) == (reported("report first"), (part("report first", 0), part("report first", 1)))
 
 
@@ -428,7 +465,7 @@ def test_what_was_reported_counts_once(ledger: Ledger, connect: Callable[[], Led
     assert ledger.record_served(reported("a"))
     assert not connect().record_served(replace(reported("a"), completion_tokens=9, session=session_of("other")))
     say(ledger, "a")
-    assert [found for found, _ in ledger.complete_answers(2, LIMIT)] == [reported("a")]
+    assert [found for found, _ in ledger.complete_answers(2, NODES, LIMIT)] == [reported("a")]
     with pytest.raises(LedgerError, match=f"Session {session_of('a').hex()} was reported for another request"):
         ledger.record_served(replace(reported("a"), request_id=b"another request"))
 
@@ -438,11 +475,24 @@ def test_of_a_stage_s_parts_of_one_session_the_first_counts(ledger: Ledger, conn
     say(connect(), "a", 0, 1)  # the same again
     assert not connect().record_part(part("a", 1, said=b"no"), LIMIT)
     ledger.record_served(reported("a"))
-    ((_, parts),) = ledger.complete_answers(2, LIMIT)
+    ((_, parts),) = ledger.complete_answers(2, NODES, LIMIT)
     assert [each.message for each in parts] == [b"so", b"so"]
 
 
-def test_a_stage_s_oldest_part_makes_room(ledger: Ledger) -> None:
+def test_answers_of_who_isn_t_named_aren_t_complete(ledger: Ledger) -> None:
+    for name in ("a", "b", "c"):
+        ledger.record_served(reported(name))
+        say(ledger, name, 0)
+    for name, node in (("a", REPLICAS[1][0]), ("b", NODES[1]), ("c", REPLICAS[1][0])):
+        assert ledger.record_part(replace(part(name, 1), node=node), LIMIT)
+    assert complete(ledger) == named("b")
+    others = ledger.complete_answers(2, {NODES[0], REPLICAS[1][0]}, 1)
+    assert [found for found, _ in others] == [reported("a")]
+    assert [each.node for each in others[0][1]] == [NODES[0], REPLICAS[1][0]]
+    assert ledger.complete_answers(2, {}, LIMIT) == []
+
+
+def test_a_node_s_oldest_part_makes_room(ledger: Ledger) -> None:
     for name in ("a", "b", "c"):
         ledger.record_served(reported(name))
         assert ledger.record_part(part(name, 0), limit=2)
@@ -473,7 +523,7 @@ def test_sealed_answers_are_the_round_s_and_are_never_sealed_again(
     for name in ("a", "b", "c"):
         ledger.record_served(reported(name))
         say(ledger, name)
-    ledger.record_round(answered(3, "b", "a"), {1: b"whole"}, {(1, 1): b"of the tail"})
+    ledger.record_round(answered(3, "b", "a"), {(1, 0): b"whole"}, {(1, 1): b"of the tail"})
     assert connect().sealed_rounds(2, 5) == (sealed(2), answered(3, "b", "a"))
     assert complete(ledger) == named("c")
     assert not ledger.record_served(reported("a"))
@@ -490,7 +540,7 @@ def test_a_drawn_part_is_kept_with_its_version_s_root_until_the_round_is_decided
     ledger: Ledger, connect: Callable[[], Ledger]
 ) -> None:
     record(ledger, 0, 1, 2)
-    ledger.record_round(answered(3, "b", "a"), {0: b"whole", 1: b"whole"}, {(1, 1): b"tail", (0, 0): b"head"})
+    ledger.record_round(answered(3, "b", "a"), {(0, 0): b"whole", (1, 0): b"whole"}, {(1, 1): b"tail", (0, 0): b"head"})
     assert connect().answer_claim(3, 1, 1) == (b"tail", report(2, 1).state_after)
     assert connect().answer_claim(3, 0, 0) == (b"head", report(2, 0).state_after)
     with pytest.raises(LedgerError, match="No row was found"):
@@ -579,24 +629,24 @@ def test_whole_reports_are_kept_until_the_last_audit_of_their_round_is_decided(
 ) -> None:
     audits = [Audit(1, 0, Kind.ROUND), Audit(1, 1, Kind.LOSS, 2), Audit(1, 0, Kind.DATA, 1)]
     ledger.record_round(sealed(0), {}, {})
-    ledger.record_round(sealed(1), {0: b"of the head", 1: b"of the tail"}, {})
-    ledger.record_round(sealed(2), {1: b"later"}, {})
+    ledger.record_round(sealed(1), {(0, 0): b"of the head", (1, 0): b"of the tail"}, {})
+    ledger.record_round(sealed(2), {(1, 0): b"later"}, {})
     assert connect().unaudited() == (1, 2)
-    assert connect().unaudited_report(1, 1) == b"of the tail"
+    assert connect().unaudited_report(1, 1, 0) == b"of the tail"
     for audit in audits[:2]:
         ledger.record_verdict(verdict_line(audit), last=False)
     assert connect().unaudited() == (1, 2)
     ledger.record_verdict(verdict_line(audits[2]), last=True)
     assert connect().unaudited() == (2,)
     with pytest.raises(LedgerError, match="No row was found"):
-        ledger.unaudited_report(1, 0)
+        ledger.unaudited_report(1, 0, 0)
     assert [line.audit for line in connect().verdicts(0, 2)] == sorted(audits, key=lambda audit: audit.order)
     assert ledger.verdicts(2, 9) == ()
     assert len(ledger.sealed_rounds(1, 2)[0].reports) == 2  # the credited lines stay
 
 
 def test_an_audit_is_decided_once(ledger: Ledger, connect: Callable[[], Ledger]) -> None:
-    ledger.record_round(sealed(0), {0: b"whole"}, {})
+    ledger.record_round(sealed(0), {(0, 0): b"whole"}, {})
     audit = Audit(0, 0, Kind.ROUND)
     ledger.record_verdict(verdict_line(audit), last=False)
     for again in (ledger, connect()):

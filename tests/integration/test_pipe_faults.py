@@ -18,7 +18,7 @@ import pytest_asyncio
 import torch
 
 from commonweight.errors import CommonweightError
-from commonweight.identity import NodeIdentity
+from commonweight.identity import NodeIdentity, address_of
 from commonweight.wire.channel import PIPE_FRAME_BYTES, PIPE_PART_BYTES
 from commonweight.wire.generated import control_pb2, pipe_pb2_grpc, tensor_pb2, worker_pb2
 from commonweight.wire.generated import pipe_pb2 as pb
@@ -40,6 +40,7 @@ from tests.integration.rogue import (
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.slow]
 
+PREVIOUS_NODE = address_of(PREVIOUS.peer_id)
 OPEN_S, STALL_S = 4, 2
 """What the impatient worker waits for."""
 
@@ -52,7 +53,10 @@ async def bench(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Bench
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def impatient(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Bench]:
-    program = f"import node.pipes, node.trainer; node.pipes.OPEN_S = {OPEN_S}; node.trainer.STALL_S = {STALL_S}"
+    program = (
+        f"import node.pipes, node.trainer; node.pipes.OPEN_S = node.pipes.PLAN_S = {OPEN_S}; "
+        f"node.trainer.STALL_S = {STALL_S}"
+    )
     async with a_worker(record(three_stages()), tmp_path_factory.mktemp("state"), program) as bench:
         yield bench
 
@@ -125,8 +129,7 @@ ACTIVATION_FAULTS = {
     "shape of the code": UNPLANNED(lambda f: reshaped(f[0], 1, 2, 16, 5), match="what came is float32[2, 16, 5]"),
     "dtype": UNPLANNED(lambda f: retyped(f[0], 1, tensor_pb2.DTYPE_BFLOAT16), match="what came is bfloat16"),
     "dtype that is none": MALFORMED(lambda f: retyped(f[0], 1, 77), match="dtype 77"),
-    "round": UNPLANNED(lambda f: altered(f[0], round=1), match="microbatch 0 of round 1 isn't planned"),
-    "microbatch": UNPLANNED(lambda f: f[1], match="microbatch 1 of round 0 isn't planned"),
+    "microbatch": UNPLANNED(lambda f: altered(f[0], microbatch=6), match="microbatch 6 of round 0 isn't planned"),
     "repeated microbatch": UNPLANNED(lambda f: f[0] + f[0], match="microbatch 0 of round 0 came twice"),
     "NaN": NOT_FINITE(lambda f: poisoned(f[0], math.nan), match="1 of 128 values"),
     "infinity": NOT_FINITE(lambda f: poisoned(f[0], -math.inf), match="1 of 128 values"),
@@ -151,6 +154,7 @@ ACTIVATION_FAULTS = {
 @pytest.mark.parametrize("fault", ACTIVATION_FAULTS.values(), ids=ACTIVATION_FAULTS.keys())
 async def test_an_activation_that_is_none_ends_its_pipe_and_nothing_else(bench: Bench, fault: Fault) -> None:
     previous, served = await bench.form()
+    await bench.plan()
     await previous.write(*fault.frames(bench.recording.activations))
     await failed(bench, fault.code, fault.match)
     await refused(previous, fault.status, fault.code, fault.match)
@@ -183,10 +187,8 @@ async def test_a_token_outside_the_vocabulary_is_found_before_it_is_looked_up(be
 GRADIENT_FAULTS = {
     "shape": UNPLANNED(lambda f: reshaped(f[0], 0, 2, 16, 5), match="what came is float32[2, 16, 5]"),
     "dtype": UNPLANNED(lambda f: retyped(f[0], 0, tensor_pb2.DTYPE_FLOAT16), match="what came is float16"),
-    "round": UNPLANNED(lambda f: altered(f[0], round=1), match="microbatch 0 of round 1 isn't planned"),
-    "microbatch": UNPLANNED(lambda f: f[1], match="microbatch 1 of round 0 isn't planned"),
     "repeated": UNPLANNED(lambda f: f[0] + f[0], match="microbatch 0 of round 0 came twice"),
-    "of what wasn't sent": UNPLANNED(lambda f: f[0] + f[1], match="microbatch 1 of round 0 came before its turn"),
+    "of what wasn't sent": UNPLANNED(lambda f: f[0] + f[1], match="microbatch 1 of round 0 isn't planned"),
     "NaN": NOT_FINITE(lambda f: poisoned(f[0], math.nan), match="1 of 128 values"),
     "truncated": MALFORMED(
         lambda f: altered(f[0], data=f[0][0].tensor.data[:-1]) + f[1], match="is cut short at byte 511 of 512"
@@ -227,11 +229,30 @@ async def test_a_finite_gradient_that_overflows_here_doesnt_end_an_honest_worker
     await bench.trains_on()
 
 
-async def test_a_gradient_before_any_round_is_planned_is_refused(bench: Bench) -> None:
+async def test_a_gradient_before_its_activation_was_sent_is_refused(bench: Bench) -> None:
     _, served = await bench.form()
     served.write(*bench.recording.gradients[0])
-    await failed(bench, "WIRE_UNPLANNED", "microbatch 0 of round 0 came before its turn")
+    await bench.plan()
+    await failed(bench, "WIRE_UNPLANNED", "microbatch 0 of round 0 isn't planned")
     await bench.trains_on()
+
+
+async def test_what_comes_before_its_plan_waits_for_it(bench: Bench) -> None:
+    previous, served = await bench.form()
+    recording = bench.recording
+    await previous.write(*recording.activations[0])
+    await bench.plan()
+    assert (await anext(served.requests)).tensor.microbatch == 0
+    served.write(*altered(recording.gradients[0], data=b""))  # it did take the first
+    await failed(bench, "WIRE_MALFORMED", "empty part")
+    await bench.trains_on()
+
+
+async def test_what_nobody_plans_in_time_ends_its_pipe(impatient: Bench) -> None:
+    previous, _ = await impatient.form()
+    await previous.write(*altered(impatient.recording.activations[0], round=7))
+    await failed(impatient, "WIRE_UNPLANNED", f"A frame of round 7 came; no plan of it within {OPEN_S} s")
+    await impatient.trains_on()
 
 
 HELLO_FAULTS = {
@@ -380,7 +401,7 @@ async def test_a_previous_stage_that_goes_in_mid_microbatch_is_reported(bench: B
         previous.call.cancel()
     else:
         await previous.call.done_writing()
-    await failed(bench, "WIRE_UNREACHABLE", "The previous stage ended the pipe")
+    await failed(bench, "WIRE_UNREACHABLE", f"{PREVIOUS_NODE} ended the pipe")
     await bench.trains_on()
 
 
@@ -393,18 +414,17 @@ async def test_a_next_stage_that_goes_in_mid_microbatch_is_reported(bench: Bench
     served.write(*altered(bench.recording.gradients[0], data=bench.recording.gradients[0][0].tensor.data[:100]))
     if way == "ends":
         served.write(None)
-        await failed(bench, "WIRE_UNREACHABLE", "The next stage ended the pipe")
+        await failed(bench, "WIRE_UNREACHABLE", f"{NEXT.peer_id} ended the pipe")
     else:
         served.write((grpc.StatusCode.INVALID_ARGUMENT, "[WIRE_MALFORMED] so it says"))
         await failed(bench, "WIRE_REFUSED", "so it says")
     await bench.trains_on()
 
 
-async def test_a_plan_that_comes_after_its_generation_broke_is_void(bench: Bench) -> None:
-    """Else the round would begin with the microbatches that came after the break."""
+async def test_a_plan_that_comes_after_a_pipe_broke_waits_for_the_next_formation(bench: Bench) -> None:
     previous, served = await bench.form()
     served.write(None)
-    await failed(bench, "WIRE_UNREACHABLE", "The next stage ended the pipe")
+    await failed(bench, "WIRE_UNREACHABLE", f"{NEXT.peer_id} ended the pipe")
     await previous.write(*bench.recording.activations[0])
     await bench.plan()
     await bench.trains_on()
@@ -425,8 +445,9 @@ async def test_a_formation_that_was_given_up_before_its_turn_is_passed_over(benc
     inbox: SimpleQueue[Item] = SimpleQueue()
     failures: list[CommonweightError] = []
     outlet = Outlet(
-        send_down=lambda _: None,
-        send_up=lambda _: None,
+        send_down=lambda *_: None,
+        send_up=lambda *_: None,
+        send_slice=lambda *_: None,
         report=lambda _: None,
         fail=lambda _, error, __: failures.append(error),
     )
@@ -448,7 +469,8 @@ async def test_neighbours_that_never_open_are_named_after_the_deadline(impatient
     served = await impatient.take_call()  # says nothing
     too_early = await impatient.dial()
     await too_early.write(impatient.hello(0, generation=impatient.generation + 1))
-    await failed(impatient, "WIRE_UNREACHABLE", f"No pipe with {NEXT.peer_id}")
+    for peer in sorted((PREVIOUS, NEXT), key=lambda peer: address_of(peer.peer_id)):
+        await failed(impatient, "WIRE_UNREACHABLE", f"No pipe with {peer.peer_id}")
     await refused(too_early, grpc.StatusCode.FAILED_PRECONDITION, "WIRE_UNPLANNED", f"within {OPEN_S} s")
     async with asyncio.timeout(DEADLINE_S):
         await served.ended.wait()
@@ -461,6 +483,7 @@ async def test_neighbours_that_never_open_are_named_after_the_deadline(impatient
 async def test_a_next_stage_with_another_key_than_announced_is_never_trusted(impatient: Bench) -> None:
     pinned = make_certificate(NodeIdentity(b"\x09" * 32))
     await impatient.announce(peer_id=pinned.peer_id, certificate=pinned.der)
+    await (await impatient.dial()).write(impatient.hello(0))
     await failed(impatient, "WIRE_UNREACHABLE", f"No pipe with {pinned.peer_id}")
     assert impatient.next.calls.empty()
     await impatient.trains_on()

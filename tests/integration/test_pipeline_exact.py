@@ -28,10 +28,8 @@ class Pipeline(PipelineWorkers):
         self.generation += 1
         for stage, worker in enumerate(self._workers):
             formation = control_pb2.Formation(generation=self.generation, round=round_)
-            if stage > 0:
-                formation.previous.CopyFrom(_neighbour(self._workers[stage - 1]))
-            if stage + 1 < len(self._workers):
-                formation.next.CopyFrom(_neighbour(self._workers[stage + 1]))
+            formation.previous.extend(map(_neighbour, self._workers[:stage][-1:]))
+            formation.next.extend(map(_neighbour, self._workers[stage + 1 :][:1]))
             await worker.link.send(worker_pb2.WorkerCommand(formation=formation))
         for worker in self._workers:
             async with asyncio.timeout(START_S):
@@ -56,7 +54,7 @@ def losses_of(parts: list[StageRound]) -> list[float]:
 
 def check_hops(parts: list[StageRound]) -> None:
     """Neighbours name the same bytes, and name some wherever there is a boundary."""
-    assert find_mismatch(tuple(part.report for part in parts)) is None
+    assert find_mismatch([{"its only node": part.report} for part in parts]) is None
     for above, below in zip(parts, parts[1:], strict=False):
         for sent, taken in zip(above.report.hops, below.report.hops, strict=True):
             named = {sent.tokens, sent.activation_out, taken.gradient_out}

@@ -58,9 +58,11 @@ class Keeper(evidence_pb2_grpc.EvidenceServicer):
             data = self.node.tensors.get(request.tensor)
         elif request.WhichOneof("what") in ("answer", "version"):
             data = self.of_answer(request)
+        elif request.WhichOneof("what") == "gradient":
+            data = self.node.gradients.get((request.round, request.gradient))
         else:
-            part, _, after = request.WhichOneof("what").partition("_")
-            data = self.node.states.get((request.round, part, bool(after) and getattr(request, f"{part}_after")))
+            part = request.WhichOneof("what").removesuffix("_after")
+            data = self.node.states.get((request.round, part, getattr(request, f"{part}_after")))
         if data is None:
             await refuse(context, EvidenceMissing("It isn't kept here."))
         part = min(EVIDENCE_PART_BYTES, max(1, len(data) // 3))
@@ -135,10 +137,8 @@ class Running:
         report = report_to_proto(self.world.reports[unit.round, unit.stage])
         report.numerics = self.numerics
         where = (near for near in (unit.stage, unit.stage - 1, unit.stage + 1) if 0 <= near < len(self.sources))
-        drawn = control_pb2.AuditUnit(
-            round=unit.round, stage=unit.stage, kind=unit.kind.value, microbatch=unit.microbatch
-        )
-        return control_pb2.AuditOrder(unit=drawn, report=report, sources=[self.sources[near] for near in where])
+        sources = [self.sources[near] for near in where]
+        return control_pb2.AuditOrder(unit=audit_to_proto(unit), report=report, sources=sources)
 
     async def audit(self, unit: Audit) -> control_pb2.AuditOpinion:
         return await self.obey(self.order(unit))
@@ -257,7 +257,7 @@ async def test_one_microbatch_shows_a_false_sum(tmp_path):
         found = await referee.audit(single(1))
         assert found.verdict == "failed"
         assert "sketch of microbatch 0" in found.why
-        referee.world.nodes[1].states.pop((1, "gradient", False))
+        referee.world.nodes[1].gradients.clear()
         found = await referee.audit(single(1))
         assert found.verdict == "failed", "the whole round shows it without the gradient"
         assert (await referee.audit(single(2))).verdict == "passed"

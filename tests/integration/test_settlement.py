@@ -28,7 +28,7 @@ from coordinator.settlement import Settlement
 from tests.integration.epochs import WINDOW_S, Epochs
 from tools.build_vectors import beacon_chain, mark
 
-RATES = {"microbatch_rate": "1", "data_rate": "0.5", "answer_rate": "0.6", "known_bad_rate": "0.5"}
+RATES = {"round_rate": "0.6", "microbatch_rate": "1", "data_rate": "0.5", "answer_rate": "0.6", "known_bad_rate": "0.5"}
 AUDITORS = ("node-1", "node-0")
 """Who audits each stage: who holds the other one."""
 

@@ -12,6 +12,7 @@ from commonweight.chain.keys import Key
 from commonweight.chain.providers import ProviderRegistry
 from commonweight.chain.records import SlashStatus
 from commonweight.chain.token import TestUSD, Token
+from commonweight.devnet.accounts import node_stages
 from commonweight.devnet.deployment import REPORTER_BOND, SEAT_STAKE, take_seats
 from commonweight.errors import Refused
 from commonweight.rules.audits import Audit, Kind, Verdict
@@ -34,7 +35,7 @@ CHEAT, STAGE = "node-0", 0
 def base(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Epochs]:
     terms = {"seat_stake": SEAT_STAKE, "arbitration_s": ARBITRATION_S}
     with Epochs(tmp_path_factory.mktemp("slashed"), {"microbatch_rate": "1"}, **terms) as epochs:
-        take_seats(epochs.deployment, epochs.accounts, 2)
+        take_seats(epochs.deployment, epochs.accounts, node_stages(2))
         yield epochs
 
 

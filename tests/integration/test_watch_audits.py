@@ -16,9 +16,9 @@ from tools.build_vectors import beacon_chain, mark
 
 epochs, told = world.epochs, world.told  # pytest finds fixtures by their names here
 
-RATES = {"round_rate": "0.25", "microbatch_rate": "0.5", "data_rate": "0.3"}
-WHOLE = Audit(0, 1, Kind.ROUND)
-"""The beacon draws it: the only replay of a whole round of stage 1 in epoch 0."""
+RATES = {"round_rate": "0.45", "microbatch_rate": "0.5", "data_rate": "0.3"}
+WHOLE = Audit(1, 1, Kind.ROUND)
+"""The beacon draws it: the only replay of a whole round of stage 1 in epoch 0. In epoch 1 that is one of round 4."""
 
 
 @pytest.fixture(scope="module")
@@ -65,9 +65,9 @@ def test_honest_statements_pass_whatever_the_verdict(
     epochs.propose(first)
     epochs.finalize(0)
     second = epochs.statement(1, first)
-    # No whole round of stage 1 is drawn in it: what was withheld is outstanding still.
-    is_unpaid = verdict in (Verdict.WITHHELD, Verdict.FAILED)
-    assert {stage for _, stage in stages_paid(second)} == ({0} if is_unpaid else {0, 1})
+    # What was withheld is outstanding until another whole round of stage 1 has passed.
+    later = {Verdict.WITHHELD: [4, 5], Verdict.FAILED: []}.get(verdict, [3, 4, 5])
+    assert [round_ for round_, stage in stages_paid(second) if stage == 1] == later
     epochs.propose(second)
     watcher_of(epochs, tmp_path).step()
     assert [name for name, _ in told] == ["epoch.checked"] * 2
@@ -110,7 +110,7 @@ def audited_by_a_node(epochs: Epochs) -> Statement:
 
 def with_an_audit_that_was_not_drawn(epochs: Epochs) -> Statement:
     honest = epochs.statement(0)
-    slipped_in = epochs.verdict_line(Audit(1, 1, Kind.ROUND), Verdict.PASSED)
+    slipped_in = epochs.verdict_line(Audit(0, 1, Kind.ROUND), Verdict.PASSED)
     audits = sorted([*honest.audits, slipped_in], key=lambda line: line.audit.order)
     return epochs.state(0, Carried(), honest.rounds, audits)
 
@@ -152,17 +152,17 @@ def signed_for_another_tip(epochs: Epochs) -> Statement:
 
 
 LIES: dict[Callable[[Epochs], Statement], str] = {
-    acquitted_without_the_auditor: "that the round audit of round 0, stage 1 passed is the opinion of 0x",
-    acquitted_by_the_auditor_and_not_paid: "credits stage 1 with 0 units; by the spec and the audits it is worth",
+    acquitted_without_the_auditor: "that the round audit of round 1, stage 1, replica 0 passed is the opinion of 0x",
+    acquitted_by_the_auditor_and_not_paid: "on stage 1 with 0 units; by the spec and the audits it is worth",
     convicted_without_evidence: "Fraud has evidence, and nothing else has",
-    audited_by_a_node: "is no referee, and gave its opinion on the data audit of round 0, stage 0, microbatch 0 as one",
-    with_an_audit_that_was_not_drawn: "lists the round audit of round 1, stage 1; next to be drawn was the loss audit",
+    audited_by_a_node: "is no referee, and gave its opinion on the data audit of round 0, stage 0, replica 0,",
+    with_an_audit_that_was_not_drawn: "lists the round audit of round 0, stage 1, replica 0; next to be drawn was the",
     with_one_more_at_the_end: "its beacon values draw",
-    without_a_drawn_one: "next to be drawn was the round audit of round 0, stage 1",
+    without_a_drawn_one: "next to be drawn was the round audit of round 1, stage 1, replica 0",
     paid_what_was_withheld: "by the spec and the audits it is worth 0",
     without_the_conviction: "convicted is ()",
     with_a_value_of_its_own: "Round 2 has the beacon value",
-    signed_for_another_tip: "Round 0 credits stage 0 to node",
+    signed_for_another_tip: "on stage 0; its report is signed by",
 }
 
 
@@ -208,7 +208,7 @@ def test_a_conviction_that_the_next_epoch_forgets_is_challenged(
     epochs.propose(second.model_copy(update={"convicted": ()}))
     watcher_of(epochs, tmp_path).step()
     assert [name for name, _ in told] == ["epoch.checked", "epoch.disputed", "epoch.challenged"]
-    assert ("credits stage 1 with" if is_paid else "convicted is ()") in told[1][1]["message"]
+    assert ("on stage 1 with" if is_paid else "convicted is ()") in told[1][1]["message"]
 
 
 def test_a_false_verdict_that_its_auditor_signed_is_taken_at_its_word(

@@ -2,7 +2,7 @@
 
 import copy
 import json
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from commonweight.rules.audits import Audit, Verdict
 from commonweight.rules.canonical import canonical_json
 from commonweight.rules.checking import check_statement
 from commonweight.rules.epoch import credit_report, make_statement
+from commonweight.rules.load import Load
 from commonweight.rules.receipt import Receipt
 from commonweight.rules.spec import ModelSpec
 from commonweight.rules.statement import (
@@ -26,7 +27,7 @@ from commonweight.rules.statement import (
     SealedRound,
     Statement,
 )
-from tests.property.strategies import specs
+from tests.property.strategies import divisions, specs
 from tools.build_vectors import answer_line, honest_answer, honest_reports, judged, mark, seal
 
 OWNERS = tuple(to_checksum_address(mark("owner", i)[:20]) for i in range(4))
@@ -61,8 +62,10 @@ class Epoch:
 
 
 @st.composite
-def answers(draw: st.DrawFn, spec: ModelSpec, round_: int) -> tuple[AnswerLine, ...]:
-    """Those that are sealed with a round, by any version that there is."""
+def answers(
+    draw: st.DrawFn, spec: ModelSpec, round_: int, crews: Sequence[Collection[str]] | None = None
+) -> tuple[AnswerLine, ...]:
+    """Those that are sealed with a round, by any version that there is, and any replica of each stage in `crews`."""
     per_epoch = spec.economics.rounds_per_epoch
     versions = st.integers(1, round_ // per_epoch).map(lambda number: number * per_epoch)
     lines = []
@@ -70,12 +73,20 @@ def answers(draw: st.DrawFn, spec: ModelSpec, round_: int) -> tuple[AnswerLine, 
         fed = draw(st.integers(1, spec.training.sequence_length))
         prompt = draw(st.integers(1, fed))
         completion = draw(st.integers(1, fed + 1 - prompt))
-        lines.append(answered(spec, round_, index, draw(versions), fed, prompt, completion))
+        replicas = [draw(st.integers(0, len(crew) - 1)) for crew in crews or [NODES[:1]] * spec.stages]
+        lines.append(answered(spec, round_, index, draw(versions), fed, prompt, completion, replicas))
     return tuple(lines)
 
 
 def answered(
-    spec: ModelSpec, round_: int, index: int, version: int, fed: int, prompt: int, completion: int
+    spec: ModelSpec,
+    round_: int,
+    index: int,
+    version: int,
+    fed: int,
+    prompt: int,
+    completion: int,
+    replicas: Sequence[int] | None = None,
 ) -> AnswerLine:
     """The line of an answer that all stages have signed."""
     return answer_line(
@@ -85,6 +96,7 @@ def answered(
         gateway=OWNERS[1],
         served=sign,
         signs=[sign] * spec.stages,
+        replicas=replicas,
     )
 
 
@@ -97,21 +109,27 @@ def sealed_rounds(
     epoch: int,
     *,
     node: Workers = lambda _, stage: NODES[stage],
-    account: Workers = lambda _, stage: OWNERS[stage],
+    crew: Callable[[int, int], Mapping[str, Load]] | None = None,
+    account: Callable[[int, int, str], str] = lambda _, stage, __: OWNERS[stage],
     generation: Callable[[int], int] = lambda _: 1,
     answers: Callable[[int], Sequence[AnswerLine]] = lambda _: (),
 ) -> list[SealedRound]:
-    """An epoch's rounds, by honest nodes."""
-    first = epoch * spec.economics.rounds_per_epoch
+    """An epoch's rounds, by honest nodes: of each stage the `crew` with its loads, or `node` alone."""
+    first, count = epoch * spec.economics.rounds_per_epoch, spec.training.microbatches_per_round
 
     def credit(number: int) -> Iterator[CreditedReport]:
-        for report in honest_reports(spec.stages, spec.training.microbatches_per_round, number):
+        crews = [
+            crew(number, stage) if crew else {node(number, stage): tuple(range(count))} for stage in range(spec.stages)
+        ]
+        loads = [[loads[name] for name in sorted(loads)] for loads in crews]
+        names = [name for of_stage in crews for name in sorted(of_stage)]
+        for name, report in zip(names, honest_reports(spec.stages, count, number, loads), strict=True):
             yield credit_report(
                 spec,
                 report,
-                node=node(number, report.stage),
-                owner=node(number, report.stage),
-                account=account(number, report.stage),
+                node=name,
+                owner=name,
+                account=account(number, report.stage, name),
                 generation=generation(number),
                 signature=mark("signature", number) * 2 + b"\x1b",
             )
@@ -207,13 +225,13 @@ def equivocations(draw: st.DrawFn, stages: int) -> list[EquivocationLine]:
 
 @st.composite
 def histories(draw: st.DrawFn, max_epochs: int = 3) -> list[Epoch]:
-    """Successive epochs of a model whose stages change hands, trained, audited and served."""
+    """Successive epochs of a model whose stages change hands, have one replica or more, trained, audited and served."""
     spec = draw(specs(max_layers=4))
     before = Carried()
     accumulator, earned, generation, history = 0, 0, 1, []
     for epoch in range(draw(st.integers(1, max_epochs))):
-        accounts: dict[tuple[int, int], str] = {}
-        nodes: dict[tuple[int, int], str] = {}
+        accounts: dict[tuple[int, int, str], str] = {}
+        crews: dict[tuple[int, int], dict[str, Load]] = {}
         generations: dict[int, int] = {}
         first = epoch * spec.economics.rounds_per_epoch
         for number in range(first, first + spec.economics.rounds_per_epoch):
@@ -221,15 +239,19 @@ def histories(draw: st.DrawFn, max_epochs: int = 3) -> list[Epoch]:
             generations[number] = generation
             shift = draw(st.integers(0, 1))
             for stage in range(spec.stages):
-                nodes[number, stage] = NODES[(stage + shift) % len(NODES)]
-                accounts[number, stage] = draw(owners)
+                loads = draw(divisions(spec.training.microbatches_per_round))
+                names = [NODES[(stage + shift + each) % len(NODES)] for each in range(len(loads))]
+                crews[number, stage] = dict(zip(names, loads, strict=True))
+                accounts |= {(number, stage, name): draw(owners) for name in names}
         rounds = sealed_rounds(
             spec,
             epoch,
-            node=lambda *place, nodes=nodes: nodes[place],
+            crew=lambda *place, crews=crews: crews[place],
             account=lambda *place, accounts=accounts: accounts[place],
             generation=generations.__getitem__,
-            answers=lambda number: draw(answers(spec, number)),
+            answers=lambda number, crews=crews: draw(
+                answers(spec, number, [crews[number, stage] for stage in range(spec.stages)])
+            ),
         )
         earned += draw(st.integers(0, 100) | st.integers(0, 2**96))
         made = make_epoch(

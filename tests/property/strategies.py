@@ -4,6 +4,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
+from commonweight.rules.load import Load
 from commonweight.rules.receipt import Domain
 from commonweight.rules.spec import ModelSpec, build_spec
 
@@ -93,6 +94,13 @@ def spec_fields(draw: st.DrawFn, max_layers: int = 12) -> dict[str, Any]:
             "data_bps": draw(st.integers(0, 10_000 - designer_bps)),
         },
     }
+
+
+@st.composite
+def divisions(draw: st.DrawFn, microbatches: int, most: int = 3) -> tuple[Load, ...]:
+    """The loads of up to so many replicas, none of them empty, that divide a round."""
+    computes = [draw(st.integers(0, most - 1)) for _ in range(microbatches)]
+    return tuple(tuple(j for j in range(microbatches) if computes[j] == each) for each in sorted(set(computes)))
 
 
 def specs(max_layers: int = 12) -> st.SearchStrategy[ModelSpec]:

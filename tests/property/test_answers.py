@@ -95,27 +95,40 @@ def test_who_is_paid_for_answers_follows_from_their_audits(history: list[Epoch])
     """Who withholds isn't paid back to the last that passed, and who is convicted for none; others for all of them."""
     for epoch in history:
         statement, due = epoch.statement, Counter[tuple[int, str, str]]()
-        tokens = {
-            sealed.round: sum(line.prompt_tokens + line.completion_tokens for line in sealed.answers)
+        answers = {sealed.round: sealed.answers for sealed in statement.rounds}
+        numbers = sorted(answers)
+        reports = {
+            (sealed.round, stage, node): (replica, line.account)
             for sealed in statement.rounds
+            for stage in range(epoch.spec.stages)
+            for replica, line in enumerate(each for each in sealed.reports if each.stage == stage)
+            for node in (line.node,)
         }
-        reports = {(sealed.round, line.stage): line for sealed in statement.rounds for line in sealed.reports}
-        for stage, node in {(line.stage, line.node) for line in reports.values()}:
-            rounds = [n for n in sorted(tokens) if tokens[n] and reports[n, stage].node == node]
+        for stage, node in {(stage, node) for _, stage, node in reports}:
+            replicas = {n: reports[n, stage, node][0] for n in numbers if (n, stage, node) in reports}
+            tokens = {
+                n: sum(
+                    line.prompt_tokens + line.completion_tokens
+                    for line in answers[n]
+                    if line.parts[stage].replica == replica
+                )
+                for n, replica in replicas.items()
+            }
+            rounds = [n for n in replicas if tokens[n]]
             said = {
-                number: {
+                n: {
                     Verdict(line.verdict)
                     for line in statement.audits
-                    if (line.round, line.stage, line.kind) == (number, stage, "answer")
+                    if (line.round, line.stage, line.replica, line.kind) == (n, stage, replicas[n], "answer")
                 }
-                for number in rounds
+                for n in rounds
             }
             owed = {(each.stage, each.node) for each in epoch.before.outstanding if each.kind == "answer"}
             if Conviction(stage=stage, node=node) in statement.convicted:
                 continue
             assert not any(Verdict.FAILED in verdicts for verdicts in said.values())
             for number in by_walking(rounds, said, (stage, node) in owed):
-                due[stage, node, reports[number, stage].account] += tokens[number]
+                due[stage, node, reports[number, stage, node][1]] += tokens[number]
         found = {(line.stage, line.node, line.account): line.tokens for line in statement.served}
         assert found == dict(due)
         assert list(found) == sorted(found)
@@ -183,7 +196,7 @@ def test_which_answers_are_sealed_steers_no_audit_of_training_and_no_auditor(
     seats = data.draw(panels(spec.stages))["auditors"]
 
     def drawn(sealed: SealedRound) -> dict[Audit, tuple[Owner, ...]]:
-        audits, beacon = drawn_audits(spec, sealed, tip, seed), sealed_beacon(sealed, tip, seed)
+        audits, beacon = drawn_audits(spec, sealed, tip, seed), sealed_beacon(spec, sealed, tip, seed)
         return {each: drawn_auditors(sealed, each, beacon, seats) for each in audits if each.kind in TRAINING}
 
     unanswered = [drawn(sealed) for sealed in sealed_rounds(spec, epoch)]
@@ -230,7 +243,8 @@ def signed_epoch(answer_rate: str) -> tuple[ModelSpec, Statement, Proposal]:
         reports = []
         for report in honest_reports(spec.stages, spec.training.microbatches_per_round, number):
             who = dict.fromkeys(("node", "owner", "account"), KEYS[report.stage].address)
-            signature = signs[report.stage](report_receipt(MODEL_ID, 1, report, tip))
+            commitments = report.commitments(spec.training.microbatches_per_round)
+            signature = signs[report.stage](report_receipt(MODEL_ID, 1, number, report.stage, commitments, tip))
             reports.append(credit_report(spec, report, **who, generation=1, signature=signature))
         rounds.append(seal(spec, number, reports, answers(number)))
     statement = make_statement(
@@ -298,7 +312,7 @@ def test_any_one_changed_field_of_an_answer_is_noticed(
         st.sampled_from(
             [
                 *((name,) for name in (*numbers, "session", "signature", "gateway")),
-                *(("parts", stage, name) for name in ("trace", "signature")),
+                *(("parts", stage, name) for name in ("replica", "trace", "signature")),
             ]
         )
     )
@@ -307,6 +321,8 @@ def test_any_one_changed_field_of_an_answer_is_noticed(
         old = old[key]
     if path[-1] in numbers:
         value = data.draw(st.sampled_from([-2, -1, 1, 2]).map(lambda step: old + step) | st.integers(1, 40))
+    elif path[-1] == "replica":
+        value = data.draw(st.integers(1, 40))
     elif path == ("gateway",):
         value = data.draw(st.sampled_from([REFEREE.address, KEYS[stage].address, NODES[0]]))
     else:

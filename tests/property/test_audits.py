@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 
 from commonweight.rules.audits import WORK, Audit, Kind, Verdict, draw_audits, left_outstanding, paid_rounds
 from commonweight.rules.beacon import round_beacon, round_root
-from commonweight.rules.report import report_receipt
+from commonweight.rules.load import Loads, undivided
 from commonweight.rules.spec import ModelSpec, build_spec
-from tests.property.strategies import hashes, rates, specs
-from tools.build_vectors import changed, honest_reports, mark
+from tests.property.strategies import divisions, hashes, rates, specs
+from tools.build_vectors import changed, honest_reports, mark, share
 
 RATES = ("round_rate", "microbatch_rate", "data_rate", "answer_rate")
 numbers = st.integers(0, 3) | st.integers(0, 2**53 - 1)
@@ -31,47 +31,94 @@ def with_rates(spec: ModelSpec, *values: str, **parts: int) -> ModelSpec:
     )
 
 
-def all_units(spec: ModelSpec, round_: int, answers: int = 0) -> set[Audit]:
-    """All that can be drawn in a round that is sealed with so many answers."""
-    microbatches, last = range(spec.training.microbatches_per_round), spec.stages - 1
-    units = {Audit(round_, stage, Kind.ROUND) for stage in range(spec.stages)}
-    units |= {Audit(round_, 0, Kind.DATA, number) for number in microbatches}
-    units |= {Audit(round_, stage, Kind.MICROBATCH, number) for stage in range(last) for number in microbatches}
-    units |= {Audit(round_, stage, Kind.ANSWER, number) for stage in range(spec.stages) for number in range(answers)}
-    return units | {Audit(round_, last, Kind.LOSS, number) for number in microbatches}
+Divided = tuple[ModelSpec, Loads]
+"""A model, and how a round of it is divided among the replicas of each stage."""
 
 
-@given(specs(4), numbers, hashes, counts)
-def test_a_draw_is_a_pure_function_and_in_order(spec: ModelSpec, round_: int, beacon: bytes, answers: int) -> None:
-    drawn = draw_audits(spec, round_, beacon, answers)
-    assert drawn == draw_audits(spec, round_, beacon, answers)
+@st.composite
+def divided(draw: st.DrawFn) -> Divided:
+    spec = draw(specs(4))
+    return spec, [draw(divisions(spec.training.microbatches_per_round)) for _ in range(spec.stages)]
+
+
+def answered(loads: Loads, count: int) -> list[list[int]]:
+    """By whom so many answers were given: the replicas of each stage take turns."""
+    return [[number % len(of_stage) for of_stage in loads] for number in range(count)]
+
+
+def alone(spec: ModelSpec) -> Loads:
+    return undivided(spec.stages, spec.training.microbatches_per_round)
+
+
+def all_units(spec: ModelSpec, round_: int, loads: Loads, answers: Sequence[Sequence[int]] = ()) -> set[Audit]:
+    """All that can be drawn in a round that is sealed with these answers."""
+    units = set()
+    for stage, of_stage in enumerate(loads):
+        single = Kind.LOSS if stage == spec.stages - 1 else Kind.MICROBATCH
+        for replica, load in enumerate(of_stage):
+            units.add(Audit(round_, stage, Kind.ROUND, None, replica))
+            for kind in (single,) if stage else (single, Kind.DATA):
+                units |= {Audit(round_, stage, kind, number, replica) for number in load}
+    places = (
+        (stage, number, replicas[stage]) for number, replicas in enumerate(answers) for stage in range(len(loads))
+    )
+    return units | {Audit(round_, stage, Kind.ANSWER, number, replica) for stage, number, replica in places}
+
+
+@given(divided(), numbers, hashes, counts)
+def test_a_draw_is_a_pure_function_and_in_order(case: Divided, round_: int, beacon: bytes, count: int) -> None:
+    (spec, loads), answers = case, answered(case[1], count)
+    drawn = draw_audits(spec, round_, beacon, loads, answers)
+    assert drawn == draw_audits(spec, round_, beacon, loads, answers)
     assert [audit.order for audit in drawn] == sorted({audit.order for audit in drawn})
-    assert all_units(spec, round_, answers).issuperset(drawn)
-    stages = [audit.stage for audit in drawn if audit.kind in WORK]
-    assert len(stages) == len(set(stages)), "of a stage's round the whole is replayed, or one microbatch"
+    assert all_units(spec, round_, loads, answers).issuperset(drawn)
+    places = [(audit.stage, audit.replica) for audit in drawn if audit.kind in WORK]
+    assert len(places) == len(set(places)), "of a replica's round the whole is replayed, or one microbatch"
 
 
-@given(specs(4), hashes, hashes, counts, counts, rates)
+@given(divided(), hashes, st.data())
+def test_how_others_divide_a_round_changes_nothing_of_one_s_own_audits(
+    case: Divided, beacon: bytes, data: st.DataObject
+) -> None:
+    """But for which of its microbatches is drawn, where its own load is another."""
+    spec, loads = case
+    other = [data.draw(divisions(spec.training.microbatches_per_round)) for _ in loads]
+    one, two = (draw_audits(spec, 3, beacon, each) for each in (loads, other))
+    for stage, (of_stage, of_other) in enumerate(zip(loads, other, strict=True)):
+        for replica in range(min(len(of_stage), len(of_other))):
+            mine, theirs = (
+                [audit for audit in each if (audit.stage, audit.replica) == (stage, replica)] for each in (one, two)
+            )
+            if of_stage[replica] == of_other[replica]:
+                assert mine == theirs
+            kinds = [[audit.kind for audit in each if audit.kind in WORK] for each in (mine, theirs)]
+            assert kinds[0] == kinds[1]
+
+
+@given(divided(), hashes, hashes, counts, counts, rates)
 def test_answers_are_drawn_by_themselves(
-    spec: ModelSpec, beacon: bytes, root: bytes, answers: int, more: int, rate: str
+    case: Divided, beacon: bytes, root: bytes, count: int, more: int, rate: str
 ) -> None:
     """However many there are, and whatever is drawn of the training; which they are changes nothing of that."""
-    drawn = draw_audits(spec, 3, beacon, answers, root)
+    (spec, loads), answers = case, answered(case[1], count)
+    drawn = draw_audits(spec, 3, beacon, loads, answers, root)
     of_answers = [audit for audit in drawn if audit.kind is Kind.ANSWER]
-    assert [audit for audit in drawn if audit.kind is not Kind.ANSWER] == list(draw_audits(spec, 3, beacon))
-    longer = [audit for audit in draw_audits(spec, 3, beacon, answers + more, root) if audit.kind is Kind.ANSWER]
-    assert [audit for audit in longer if (audit.microbatch or 0) < answers] == of_answers
+    assert [audit for audit in drawn if audit.kind is not Kind.ANSWER] == list(draw_audits(spec, 3, beacon, loads))
+    later = draw_audits(spec, 3, beacon, loads, answered(loads, count + more), root)
+    longer = [audit for audit in later if audit.kind is Kind.ANSWER]
+    assert [audit for audit in longer if (audit.microbatch or 0) < count] == of_answers
     untrained = with_rates(spec, "0", "0", "0", spec.verification.answer_rate)
-    assert list(draw_audits(untrained, 3, beacon, answers, root)) == of_answers
+    assert list(draw_audits(untrained, 3, beacon, loads, answers, root)) == of_answers
     everywhere = with_rates(untrained, "0", "0", "0", "1")
-    assert len(draw_audits(everywhere, 3, beacon, answers, root)) == answers * spec.stages
-    other_rate = set(draw_audits(with_rates(spec, "0", "0", "0", rate), 3, beacon, answers, root))
+    assert len(draw_audits(everywhere, 3, beacon, loads, answers, root)) == count * spec.stages
+    other_rate = set(draw_audits(with_rates(spec, "0", "0", "0", rate), 3, beacon, loads, answers, root))
     assert other_rate <= set(of_answers) or other_rate >= set(of_answers)
 
 
-@given(specs(4), hashes)
-def test_rates_of_0_and_1_are_never_and_always(spec: ModelSpec, beacon: bytes) -> None:
-    units = all_units(spec, 3)
+@given(divided(), hashes)
+def test_rates_of_0_and_1_are_never_and_always(case: Divided, beacon: bytes) -> None:
+    spec, loads = case
+    units = all_units(spec, 3, loads)
     rounds, texts = ({unit for unit in units if unit.kind is kind} for kind in (Kind.ROUND, Kind.DATA))
     for values, whole, single, data in (
         (("0", "0", "0"), False, False, False),
@@ -81,44 +128,49 @@ def test_rates_of_0_and_1_are_never_and_always(spec: ModelSpec, beacon: bytes) -
         (("0", "1", "1"), False, True, True),
         (("0", "0", "1"), False, False, True),
     ):
-        drawn = set(draw_audits(with_rates(spec, *values), 3, beacon))
+        drawn = set(draw_audits(with_rates(spec, *values), 3, beacon, loads))
         assert drawn <= units
         assert drawn & rounds == (rounds if whole else set())
         assert drawn & texts == (texts if data else set())
-        singles = sorted(audit.stage for audit in drawn - rounds - texts)
-        assert singles == (list(range(spec.stages)) if single else []), "one in each stage's round"
+        singles = sorted((audit.stage, audit.replica) for audit in drawn - rounds - texts)
+        replicas = [(stage, replica) for stage, of_stage in enumerate(loads) for replica in range(len(of_stage))]
+        assert singles == (replicas if single else []), "one in each replica's round"
 
 
 @given(specs(4), hashes, rates, rates, st.integers(1, 3))
 def test_each_kind_is_drawn_by_itself(spec: ModelSpec, beacon: bytes, rate: str, other: str, more: int) -> None:
     """Whatever the rates of other kinds, the number of microbatches, and the round's number."""
-    base = with_rates(spec, "0", rate, other)
-    drawn = set(draw_audits(base, 3, beacon))
+    base, loads = with_rates(spec, "0", rate, other), alone(spec)
+    drawn = set(draw_audits(base, 3, beacon, loads))
     texts = {audit for audit in drawn if audit.kind is Kind.DATA}
-    assert set(draw_audits(with_rates(spec, "0", "0", other), 3, beacon)) == texts
-    assert set(draw_audits(with_rates(spec, "0", rate, "0"), 3, beacon)) == drawn - texts
+    assert set(draw_audits(with_rates(spec, "0", "0", other), 3, beacon, loads)) == texts
+    assert set(draw_audits(with_rates(spec, "0", rate, "0"), 3, beacon, loads)) == drawn - texts
     count = spec.training.microbatches_per_round
-    longer = set(draw_audits(with_rates(base, microbatches_per_round=count + more), 3, beacon))
+    more_of_them = with_rates(base, microbatches_per_round=count + more)
+    longer = set(draw_audits(more_of_them, 3, beacon, alone(more_of_them)))
     assert {audit for audit in longer if audit.kind is Kind.DATA and (audit.microbatch or 0) < count} == texts
     assert {audit.stage for audit in longer if audit.kind in WORK} == {audit.stage for audit in drawn - texts}
-    assert {each.order[1:] for each in draw_audits(base, 4, beacon)} == {each.order[1:] for each in drawn}
+    assert {each.order[1:] for each in draw_audits(base, 4, beacon, loads)} == {each.order[1:] for each in drawn}
 
 
-@given(specs(4), hashes, rates, rates)
+@given(divided(), hashes, rates, rates)
 def test_a_round_that_is_drawn_whole_takes_the_place_of_its_microbatch(
-    spec: ModelSpec, beacon: bytes, whole: str, single: str
+    case: Divided, beacon: bytes, whole: str, single: str
 ) -> None:
-    """And changes nothing of the stages that aren't."""
-    drawn = set(draw_audits(with_rates(spec, whole, single, "0"), 3, beacon))
+    """And changes nothing of the replicas whose isn't."""
+    spec, loads = case
+    drawn = set(draw_audits(with_rates(spec, whole, single, "0"), 3, beacon, loads))
     rounds = {audit for audit in drawn if audit.kind is Kind.ROUND}
-    assert rounds == set(draw_audits(with_rates(spec, whole, "0", "0"), 3, beacon))
-    alone = set(draw_audits(with_rates(spec, "0", single, "0"), 3, beacon))
-    assert drawn - rounds == {audit for audit in alone if audit.stage not in {each.stage for each in rounds}}
+    assert rounds == set(draw_audits(with_rates(spec, whole, "0", "0"), 3, beacon, loads))
+    singles = set(draw_audits(with_rates(spec, "0", single, "0"), 3, beacon, loads))
+    places = {(each.stage, each.replica) for each in rounds}
+    assert drawn - rounds == {audit for audit in singles if (audit.stage, audit.replica) not in places}
 
 
-@given(specs(4), hashes)
-def test_a_higher_rate_draws_the_same_and_more(spec: ModelSpec, beacon: bytes) -> None:
-    steps = [set(draw_audits(with_rates(spec, "0", rate, rate), 0, beacon)) for rate in ("0", "0.1", "0.5", "1")]
+@given(divided(), hashes)
+def test_a_higher_rate_draws_the_same_and_more(case: Divided, beacon: bytes) -> None:
+    spec, loads = case
+    steps = [set(draw_audits(with_rates(spec, "0", rate, rate), 0, beacon, loads)) for rate in ("0", "0.1", "0.5", "1")]
     assert steps == sorted(steps, key=len)
     assert all(fewer <= more for fewer, more in zip(steps, steps[1:], strict=False))
 
@@ -126,21 +178,24 @@ def test_a_higher_rate_draws_the_same_and_more(spec: ModelSpec, beacon: bytes) -
 @pytest.mark.parametrize("rate", ["0.005", "0.02", "0.3", "0.5", "0.95"])
 def test_units_are_drawn_as_often_as_their_rate_says(rate: str) -> None:
     spec, rounds, p = changed(verification=dict.fromkeys(RATES, rate)), 2000, float(rate)
-    drawn = [set(draw_audits(spec, 0, mark("beacon", rate, number), 3)) for number in range(rounds)]
+    loads = [share(3, 1), share(3, 2), share(3, 1)]
+    answers = [[0, number % 2, 0] for number in range(3)]
+    drawn = [set(draw_audits(spec, 0, mark("beacon", rate, number), loads, answers)) for number in range(rounds)]
 
     def check(count: int, expected: float) -> None:
         assert abs(count - rounds * expected) < 4 * sqrt(rounds * expected * (1 - expected))
 
-    for unit in all_units(spec, 0, 3):
-        # One microbatch, each as likely, of the stages whose round isn't drawn whole.
+    for unit in all_units(spec, 0, loads, answers):
+        # One microbatch, each as likely, of the replicas whose round isn't drawn whole.
         single = unit.kind in (Kind.MICROBATCH, Kind.LOSS)
-        count = spec.training.microbatches_per_round
+        count = len(loads[unit.stage][unit.replica])
         check(sum(unit in each for each in drawn), p * (1 - p) / count if single else p)
     for pair in (
         {Audit(0, 1, Kind.ROUND), Audit(0, 2, Kind.ROUND)},
+        {Audit(0, 1, Kind.ROUND), Audit(0, 1, Kind.ROUND, None, 1)},
         {Audit(0, 0, Kind.DATA, n) for n in (0, 1)},
         {Audit(0, 1, Kind.ANSWER, n) for n in (0, 2)},
-        {Audit(0, stage, Kind.ANSWER, 1) for stage in (0, 1)},
+        {Audit(0, stage, Kind.ANSWER, 1, stage) for stage in (0, 1)},
         {Audit(0, 0, Kind.ANSWER, 1), Audit(0, 0, Kind.DATA, 1)},
     ):
         check(sum(pair <= each for each in drawn), p * p)
@@ -153,13 +208,13 @@ def test_another_output_of_any_stage_draws_anew() -> None:
         training={"microbatches_per_round": 2},
         verification={"round_rate": "0", "microbatch_rate": "0.5", "data_rate": "0.5"},
     )
-    model_id, tip = mark("model"), mark("tip")
-    outputs = [report_receipt(model_id, 1, report, tip).output for report in honest_reports(4, 2, 0)]
+    outputs = [report.commitments(2).output(mark("tip")) for report in honest_reports(4, 2, 0)]
+    loads = undivided(4, 2)
 
     def draw(outputs: Sequence[bytes]) -> set[tuple[int, int, int]]:
         """Round, stage and, of texts, which; of work not which microbatch, so that it is all or nothing."""
-        root = round_root(outputs)
-        drawn = (each for n in range(256) for each in draw_audits(spec, n, round_beacon(mark("value", n), root)))
+        root = round_root([[output] for output in outputs])
+        drawn = (each for n in range(256) for each in draw_audits(spec, n, round_beacon(mark("value", n), root), loads))
         return {(each.round, each.stage, -1 if each.kind in WORK else each.microbatch or 0) for each in drawn}
 
     drawn = draw(outputs)
@@ -172,7 +227,9 @@ def test_another_output_of_any_stage_draws_anew() -> None:
 def test_other_answers_draw_the_audits_of_answers_anew_and_no_others() -> None:
     """Half of 1,024 units at even odds: who changes what it says of one answer can't keep what it was dealt."""
     spec = changed(stages=4, verification=dict.fromkeys(RATES, "0.5"))
-    one, other = (set(draw_audits(spec, 0, mark("beacon"), 256, mark(root))) for root in ("one", "other"))
+    loads = undivided(4, 3)
+    answers = answered(loads, 256)
+    one, other = (set(draw_audits(spec, 0, mark("beacon"), loads, answers, mark(root))) for root in ("one", "other"))
     assert {audit.kind for audit in one ^ other} == {Kind.ANSWER}
     assert 0.45 < len(one ^ other) / 1024 < 0.55
 

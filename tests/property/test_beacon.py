@@ -15,6 +15,8 @@ from tests.property.strategies import flipped, hashes
 
 lengths, bits = st.integers(1, 20), st.integers(0, 255)
 outputs = st.lists(hashes, min_size=1, max_size=8)
+by_stage = st.lists(st.lists(hashes, min_size=1, max_size=3), min_size=1, max_size=4)
+"""Of replicas."""
 numbers = st.integers(0, 2**40)
 answer_fields = st.tuples(numbers, numbers, st.binary(min_size=16, max_size=16), numbers, numbers, outputs)
 
@@ -44,26 +46,34 @@ def test_another_seed_has_another_chain(seed: bytes, rounds: int, bit: int) -> N
     assert not set(hash_chain(seed, rounds)) & set(hash_chain(flipped(seed, bit), rounds))
 
 
-@given(hashes, outputs, bits, st.data())
+@given(hashes, by_stage, bits, st.data())
 def test_every_output_its_place_and_the_value_decide_the_beacon(
-    value: bytes, outputs: list[bytes], bit: int, data: st.DataObject
+    value: bytes, outputs: list[list[bytes]], bit: int, data: st.DataObject
 ) -> None:
     """So no provider can choose its output such that another's doesn't count."""
     stage = data.draw(st.integers(0, len(outputs) - 1))
-    changed = [*outputs]
-    changed[stage] = flipped(outputs[stage], bit)
-    turned = data.draw(st.permutations(outputs))
+    own = outputs[stage]
+    replica = data.draw(st.integers(0, len(own) - 1))
+
+    def told(of_stage: list[bytes]) -> list[list[bytes]]:
+        return [*outputs[:stage], of_stage, *outputs[stage + 1 :]]
+
+    changed = told([*own[:replica], flipped(own[replica], bit), *own[replica + 1 :]])
     root = round_root(outputs)
-    assert root not in (round_root(changed), round_root([*outputs, outputs[-1]]))
-    assert (root == round_root(turned)) == (turned == outputs)
+    assert root not in {*map(round_root, (changed, [*outputs, outputs[-1]], told([*own, own[-1]])))}
+    for turned in (data.draw(st.permutations(outputs)), told(data.draw(st.permutations(own)))):
+        assert (root == round_root(turned)) == (turned == outputs)
+    if stage and len(own) > 1:  # one that is counted to the stage before
+        moved = [*outputs[: stage - 1], [*outputs[stage - 1], own[0]], own[1:], *outputs[stage + 1 :]]
+        assert round_root(moved) != root
     beacon = round_beacon(value, root)
     assert len({beacon, round_beacon(flipped(value, bit), root), round_beacon(value, round_root(changed))}) == 3
 
 
 @given(hashes)
 def test_the_root_of_one_output_is_its_leaf(output: bytes) -> None:
-    root = round_root([output])
-    assert verify_proof(root, hash_leaf(0, output), ())
+    root = round_root([[output]])
+    assert verify_proof(root, hash_leaf(0, 0, output), ())
     assert root != output
 
 
@@ -105,18 +115,20 @@ def test_an_answer_s_leaf_says_all_that_was_committed_to(
     assert len(others | {leaf}) == 8
 
 
-@given(hashes, outputs, bits, st.integers(0, 2**32), st.data())
+@given(hashes, by_stage, bits, st.integers(0, 2**32), st.data())
 def test_who_isn_t_told_the_salt_can_t_tell_an_output_by_its_commitment(
-    seed: bytes, outputs: list[bytes], bit: int, number: int, data: st.DataObject
+    seed: bytes, outputs: list[list[bytes]], bit: int, number: int, data: st.DataObject
 ) -> None:
-    """Each stage's is another one in each round, and none is any other's; the seed gives them all."""
-    salts = [seal_salt(seed, each, stage) for each in (number, number + 1) for stage in range(len(outputs))]
+    """Each replica's is another one in each round, and none is any other's; the seed gives them all."""
+    places = [(stage, replica) for stage, own in enumerate(outputs) for replica in range(len(own))]
+    signed = [outputs[stage][replica] for stage, replica in places]
+    salts = [seal_salt(seed, each, *place) for each in (number, number + 1) for place in places]
     assert len({*salts, *hash_chain(seed, 3), seed}) == len(salts) + 5
-    commitments = [blinded(output, salt) for output, salt in zip(outputs, salts, strict=False)]
-    unrelated = (bytes(32), *salts[len(outputs) :])
-    assert not set(commitments) & {blinded(output, salt) for output in outputs for salt in unrelated}
-    stage = data.draw(st.integers(0, len(outputs) - 1))
-    assert blinded(flipped(outputs[stage], bit), salts[stage]) != commitments[stage]
-    again = [blinded(output, seal_salt(flipped(seed, bit), number, each)) for each, output in enumerate(outputs)]
+    commitments = [blinded(output, salt) for output, salt in zip(signed, salts, strict=False)]
+    unrelated = (bytes(32), *salts[len(places) :])
+    assert not set(commitments) & {blinded(output, salt) for output in signed for salt in unrelated}
+    index = data.draw(st.integers(0, len(places) - 1))
+    assert blinded(flipped(signed[index], bit), salts[index]) != commitments[index]
+    other = flipped(seed, bit)
+    again = [blinded(output, seal_salt(other, number, *place)) for output, place in zip(signed, places, strict=True)]
     assert not set(again) & set(commitments)
-    assert round_root(again) != round_root(commitments)

@@ -40,8 +40,9 @@ CERTIFICATE = make_certificate(IDENTITY).der
 TENSORS = (torch.arange(10, dtype=torch.int32).reshape(2, 5), torch.linspace(-1, 1, 24).reshape(2, 4, 3))
 PLAN = tuple((tensor.dtype, tuple(tensor.shape)) for tensor in TENSORS)
 FRAME = encode(1, 2, TENSORS)[0].SerializeToString()
-REPORT = Report(1, 2, (Hop(*[b"\x01" * 32] * 6, loss=1.0),) * 3, *[b"\x02" * 32] * 3)
-REPORT_WIRE = report_to_proto(REPORT, 1.0, 2, 3).SerializeToString()
+HOPS = tuple(Hop(microbatch, *[b"\x01" * 32] * 6, loss=1.0) for microbatch in (4, 0, 3))
+REPORT = Report(1, 2, HOPS, *[b"\x02" * 32] * 4)
+REPORT_WIRE = report_to_proto(REPORT, 1.0, 0.5, 2, 3).SerializeToString()
 LINK_WIRE = worker_pb2.WorkerEvent(listening=worker_pb2.WorkerListening(port=7)).SerializeToString()
 
 

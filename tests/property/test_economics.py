@@ -37,6 +37,7 @@ from commonweight.rules.economics import (
     waving_stake,
 )
 from commonweight.rules.epoch import report_units
+from commonweight.rules.load import undivided
 from commonweight.rules.panel import Owner, audit_units, is_known_bad, left_to_ask, rank_auditors, settled_verdict
 from commonweight.rules.spec import ModelSpec, build_spec
 
@@ -123,7 +124,7 @@ def test_the_number_of_audits_is_that_of_the_draws() -> None:
     counts: dict[tuple[int, Kind], int] = {}
     for epoch in range(epochs):
         for value in hash_chain(epoch.to_bytes(32, "big"), 4)[1:]:
-            for audit in draw_audits(spec, 0, round_beacon(value, bytes(32))):
+            for audit in draw_audits(spec, 0, round_beacon(value, bytes(32)), undivided(2, 4)):
                 counts[audit.stage, audit.kind] = counts.get((audit.stage, audit.kind), 0) + 1
     expected = {(stage, kind): n for stage in range(2) for kind, n in expected_audits(spec, stage).items()}
     assert counts.keys() == expected.keys()
@@ -369,8 +370,10 @@ def test_waving_audits_through_doesn_t_pay_from_the_stake_and_the_rate_on(
     seats: int, rate: str, rounds: int, stake: float
 ) -> None:
     spec = spec_with(rounds=rounds, known_bad=rate)
-    epoch = rounds * report_units(spec, 0)
-    rewards = [audit_units(spec, Audit(0, 0, *unit)) / epoch for unit in ((Kind.ROUND, None), (Kind.MICROBATCH, 0))]
+    load = tuple(range(spec.training.microbatches_per_round))
+    epoch = rounds * report_units(spec, 0, len(load))
+    units = ((Kind.ROUND, None), (Kind.MICROBATCH, 0))
+    rewards = [audit_units(spec, Audit(0, 0, *unit), load) / epoch for unit in units]
 
     def profit(found: float, stake: float) -> float:
         """Of the audit that pays most to be passed unseen; to replay it costs as much as it pays."""
@@ -400,14 +403,15 @@ def test_auditors_get_what_statements_pay_them(seats: int) -> None:
     """By what is drawn in many epochs, all owners being there and none the provider's."""
     spec, epochs = spec_with(rounds=4, microbatches=4, round="0.3", microbatch="0.2", data="0", known_bad="0.5"), 300
     owners = [f"0x{number:040x}" for number in range(1, seats + 1)]
-    done = epochs * 4 * 2 * report_units(spec, 0)
+    loads = undivided(2, 4)
+    done = epochs * 4 * 2 * report_units(spec, 0, 4)
     paid = 0
     for epoch in range(epochs):
         seed = epoch.to_bytes(32, "big")
         for round_, value in enumerate(hash_chain(seed, 4)[1:]):
             beacon = round_beacon(value, bytes(32))
-            for audit in draw_audits(spec, round_, beacon):
-                ranking = rank_auditors(beacon, audit, owners)
-                asked = ranking[:2] if is_known_bad(spec, seed, audit) else ranking[:1]
-                paid += sum(owner is not None for owner in asked) * audit_units(spec, audit)
+            for audit in draw_audits(spec, round_, beacon, loads):
+                ranking, (load,) = rank_auditors(beacon, audit, owners), loads[audit.stage]
+                asked = ranking[:2] if is_known_bad(spec, seed, audit, load) else ranking[:1]
+                paid += sum(owner is not None for owner in asked) * audit_units(spec, audit, load)
     assert isclose(audits_pay(spec, seats), paid / (done + paid), rel_tol=0.08)

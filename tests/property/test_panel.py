@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from eth_abi import encode
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from commonweight.errors import StatementMismatch
 from commonweight.rules.audits import NO_EVIDENCE, Audit, Kind, Verdict
 from commonweight.rules.epoch import convictions, drawn_auditors, sealed_beacon
+from commonweight.rules.load import Load
 from commonweight.rules.panel import (
     MAX_SEATED,
     Owner,
@@ -41,14 +43,15 @@ from tests.property.histories import (
     remake,
     sealed_rounds,
 )
-from tests.property.strategies import hashes, specs
+from tests.property.strategies import divisions, hashes, specs
 from tests.property.test_statement_audits import audited
 from tools.build_vectors import SPECS, honest_reports, mark
 
 OWNERS = [to_checksum_address(mark("owner of a seat", number)[:20]) for number in range(6)]
 numbers = st.integers(0, 5)
-units = st.builds(Audit, numbers, numbers, st.just(Kind.ROUND)) | st.builds(
-    Audit, numbers, numbers, st.sampled_from([Kind.MICROBATCH, Kind.LOSS, Kind.DATA, Kind.ANSWER]), numbers
+replicas = st.integers(0, 2)
+units = st.builds(Audit, numbers, numbers, st.just(Kind.ROUND), st.none(), replicas) | st.builds(
+    Audit, numbers, numbers, st.sampled_from([Kind.MICROBATCH, Kind.LOSS, Kind.DATA, Kind.ANSWER]), numbers, replicas
 )
 owners = st.lists(st.sampled_from(OWNERS), unique=True)
 verdicts = st.sampled_from(Verdict)
@@ -117,17 +120,19 @@ def test_a_known_bad_claim_is_another_with_the_same_tensors(spec: ModelSpec, see
     count = spec.training.microbatches_per_round
     assume(count > 1 and spec.stages > 1)
     stage = data.draw(st.integers(0, spec.stages - 1))
-    report = honest_reports(spec.stages, count, 7)[stage]
+    loads = data.draw(divisions(count, 2).filter(lambda loads: max(map(len, loads)) > 1))
+    replica = data.draw(st.sampled_from([n for n, load in enumerate(loads) if len(load) > 1]))
+    report = honest_reports(spec.stages, count, 7, [loads] * spec.stages)[len(loads) * stage + replica]
     single = Kind.LOSS if stage == spec.stages - 1 else Kind.MICROBATCH
-    audit = data.draw(
-        st.sampled_from([Audit(7, stage, Kind.ROUND), *(Audit(7, stage, single, n) for n in range(count))])
-    )
+    audits = [Audit(7, stage, Kind.ROUND), *(Audit(7, stage, single, n) for n in report.load)]
+    audit = replace(data.draw(st.sampled_from(audits)), replica=replica)
     false = known_bad_report(audit, report, seed, is_last=stage == spec.stages - 1)
-    assert false.claim != report.claim
+    assert false.commitments(count).claim != report.commitments(count).claim
+    assert false.load == report.load
     assert false == known_bad_report(audit, report, seed, is_last=stage == spec.stages - 1)
     for field in (*HOP_WORDS, "loss"):
         assert sorted(getattr(hop, field) for hop in false.hops) == sorted(getattr(hop, field) for hop in report.hops)
-    changed = [number for number in range(count) if false.hops[number] != report.hops[number]]
+    changed = [own.microbatch for own, other in zip(report.hops, false.hops, strict=True) if own != other]
     assert len(changed) == 2
     assert audit.microbatch is None or audit.microbatch in changed
 
@@ -136,11 +141,18 @@ def test_known_bads_are_drawn_at_their_rate_from_the_seed() -> None:
     fields = audited(SPECS["tiny"]).model_dump()
     fields["verification"] |= {"known_bad_rate": "0.1"}
     spec = build_spec(fields)
-    drawn = [is_known_bad(spec, mark("seed"), Audit(number, 0, Kind.ROUND)) for number in range(4000)]
+
+    def shown(seed: str, load: Load = (0, 2), count: int = 4000, **unit: Any) -> list[bool]:
+        units = (Audit(number, 0, **({"kind": Kind.ROUND} | unit)) for number in range(count))
+        return [is_known_bad(spec, mark(seed), each, load) for each in units]
+
+    drawn = shown("seed")
     assert abs(sum(drawn) - 400) < 80
-    assert drawn != [is_known_bad(spec, mark("another"), Audit(number, 0, Kind.ROUND)) for number in range(4000)]
+    assert shown("seed", (0, 1, 2)) == drawn  # whatever the load is
+    assert drawn not in (shown("another"), shown("seed", replica=1))
+    assert not any(shown("seed", (1,)))  # nothing can change places
     for kind in (Kind.DATA, Kind.ANSWER):
-        assert not any(is_known_bad(spec, mark("seed"), Audit(number, 0, kind, 0)) for number in range(400))
+        assert not any(shown("seed", count=400, kind=kind, microbatch=0))
 
 
 @given(hashes, units, units, hashes, verdicts)
@@ -203,7 +215,7 @@ def test_seat_holders_are_paid_for_what_they_repeat_out_of_the_compute_shares() 
 
 
 def test_who_passes_what_is_known_to_be_bad_is_convicted_unpaid_and_not_asked_again() -> None:
-    waving = AUDITORS[1]
+    waving = by_seated(panel_epoch(known_bad_rate="1"))[0].opinions[0].auditor
     epoch = panel_epoch(lambda _, owner, bad: Verdict.PASSED if bad and owner == waving else None, known_bad_rate="1")
     epoch.check(epoch.statement)
     assert epoch.statement.convicted == (Conviction(stage=1, node=waving),)
@@ -226,7 +238,7 @@ def test_a_third_seat_holder_s_opinion_on_the_claim_is_noticed(data: st.DataObje
     epoch.check(epoch.statement)
     audits, tip = list(epoch.statement.audits), bytes.fromhex(epoch.statement.beacon_tip[2:])
     seed = bytes.fromhex(epoch.statement.beacon_seed[2:])
-    beacons = [sealed_beacon(sealed, tip, seed) for sealed in epoch.statement.rounds]
+    beacons = [sealed_beacon(epoch.spec, sealed, tip, seed) for sealed in epoch.statement.rounds]
     rankings = [
         drawn_auditors(epoch.statement.rounds[line.round], line.audit, beacons[line.round], epoch.statement.auditors)
         for line in audits
@@ -242,7 +254,7 @@ def test_a_third_seat_holder_s_opinion_on_the_claim_is_noticed(data: st.DataObje
 
 
 def test_a_false_alarm_is_overruled_and_doesn_t_harm_the_provider() -> None:
-    liar = AUDITORS[1]
+    liar = by_seated(panel_epoch())[0].opinions[0].auditor
     epoch = panel_epoch(lambda _, owner, bad: Verdict.FAILED if owner == liar else None)
     epoch.check(epoch.statement)
     alarms = [line for line in epoch.statement.audits if liar in [each.auditor for each in line.opinions]]
@@ -300,8 +312,8 @@ def test_other_seats_another_seed_and_false_claims_are_noticed(history: list[Epo
 @given(histories(), st.data())
 def test_an_equivocation_convicts_once(history: list[Epoch], data: st.DataObject) -> None:
     epoch = history[-1]
-    stage = data.draw(st.integers(0, epoch.spec.stages - 1))
-    node = epoch.statement.rounds[0].reports[stage].node
+    report = data.draw(st.sampled_from(epoch.statement.rounds[0].reports))
+    stage, node = report.stage, report.node
     line = EquivocationLine(
         stage=stage,
         node=node,

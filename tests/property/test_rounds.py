@@ -3,12 +3,14 @@
 The machine below is a host that keeps only what a coordinator's ledger keeps: seats, generation, round and roots.
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from commonweight.rules.load import Load, is_divided
 from commonweight.rules.report import Report, find_mismatch
 from commonweight.rules.rounds import (
     MAX_MISMATCHES,
@@ -16,6 +18,7 @@ from commonweight.rules.rounds import (
     Effect,
     Event,
     Form,
+    HasVersion,
     Joined,
     Lost,
     Pause,
@@ -28,6 +31,7 @@ from commonweight.rules.rounds import (
     Seated,
     Stop,
     Train,
+    Waited,
     advance,
 )
 from tools.build_vectors import honest_reports, mark
@@ -35,39 +39,66 @@ from tools.build_vectors import honest_reports, mark
 NODES = tuple(f"node {i}" for i in range(6))
 nodes = st.sampled_from(NODES)
 ages = st.sampled_from([0, 0, 0, 0, 1, 2, -1])
-"""How many generations old an event is; -1: of one that doesn't exist yet."""
-LIES = ("none", "none", "none", "tokens", "activation_in", "gradient_in", "hops", "round", "state", "stage", "attempt")
+"""How many generations, or rounds, old an event is; -1: of one that doesn't exist yet."""
+seconds = st.sampled_from([0.1, 1.0, 7.5])
+LIES = (
+    *("none",) * 6,
+    *("tokens", "activation_in", "gradient_in"),
+    *("hops", "round", "state", "stage", "attempt", "sum", "step"),
+)
 
 
 def lie_about(report: Report, lie: str) -> Report:
     """The report with one thing in it untrue."""
-    hop = report.hops[0]
     match lie:
-        case "tokens" | "activation_in" | "gradient_in":
-            return replace(report, hops=(replace(hop, **{lie: mark("a lie")}), *report.hops[1:]))
+        case "tokens" | "activation_in" | "gradient_in" if report.hops:
+            lied = replace(report.hops[0], **{lie: mark("a lie")})
+            return replace(report, hops=(lied, *report.hops[1:]))
         case "hops":
-            return replace(report, hops=(*report.hops, hop))
+            return replace(report, hops=report.hops[1:])
         case "round":
             return replace(report, round=report.round + 1)
         case "state":
             return replace(report, state_before=mark("another state"))
         case "stage":
             return replace(report, stage=report.stage + 1)
-        case "attempt":  # nothing that a neighbour sees
+        case "attempt":  # nothing that a neighbour sees, where the round is divided
             return replace(report, gradient_hash=mark("another gradient"))
+        case "sum":
+            return replace(report, round_gradient_hash=mark("another gradient of the round"))
+        case "step":
+            return replace(report, state_after=mark("another state"))
     return report
+
+
+def load_of(state: RoundState, node: str) -> Load:
+    """What it is to compute in the round that is trained; before that, all of it."""
+    if not state.assignment:
+        return tuple(range(state.microbatches))
+    return tuple(j for j, each in enumerate(state.assignment[state.seats[node]]) if each == node)
+
+
+def honest(state: RoundState, node: str) -> Report:
+    """What a node that has a seat reports about the round."""
+    loads = [[load_of(state, node)]] * state.stages
+    return honest_reports(state.stages, state.microbatches, state.round, loads)[state.seats[node]]
+
+
+def kinds_of(effects: tuple[Effect, ...]) -> list[type[Effect]]:
+    return [type(effect) for effect in effects]
 
 
 class Rounds(RuleBasedStateMachine):
     """Hosts the rules, remembers what it was told, and checks each step against it."""
 
-    @initialize(stages=st.integers(1, 4), microbatches=st.integers(1, 2), unknown=st.booleans())
-    def start(self, stages: int, microbatches: int, unknown: bool) -> None:
-        roots = (None,) * stages if unknown else ()
-        self.state = RoundState(microbatches, (None,) * stages, roots=roots)
+    @initialize(stages=st.integers(1, 3), microbatches=st.integers(1, 4))
+    def start(self, stages: int, microbatches: int) -> None:
+        self.state = RoundState(stages, microbatches)
         self.sealed: list[int] = []
-        self.told: dict[int, list[Report]] = {}
-        """What each stage's holder has reported in this generation and round."""
+        self.told: dict[str, Report] = {}
+        """What each node has reported first in this generation and round."""
+        self.proven: set[str] = set()
+        """Who has reported since it came online, and has not left the crew of a generation that went on."""
         self.stops = 0
 
     # What happens.
@@ -76,13 +107,18 @@ class Rounds(RuleBasedStateMachine):
     def join(self, node: str, has_data: bool, stages: frozenset[int] | None) -> None:
         old = self.state
         effects = self.send(Joined(node, has_data, stages))
-        held = [stage for stage, holder in enumerate(old.seats) if holder == node]
-        free = [stage for stage, holder in enumerate(old.seats) if holder is None and (stage or has_data)]
-        may_hold = [stage for stage in held or free if stages is None or stage in stages]
-        assert (Refused in map(type, effects)) == (node in old.online or not may_hold)
-        if Refused not in map(type, effects):
+        held = old.seats.get(node)
+        may_hold = [stage for stage in range(old.stages) if stages is None or stage in stages]
+        if held is None:
+            may_hold = [stage for stage in may_hold if stage or has_data]
+        else:
+            may_hold = [held] if held in may_hold else []
+        assert (Refused in kinds_of(effects)) == (node in old.online or not may_hold)
+        if Refused not in kinds_of(effects):
+            seat = self.state.seats[node]
             assert node in self.state.online
-            assert self.state.seats.index(node) == (may_hold[0] if has_data else may_hold[-1])
+            assert seat in may_hold
+            assert len(old.holders(seat)) == min(len(old.holders(stage)) for stage in may_hold) or held is not None
 
     @rule()
     def join_all(self) -> None:
@@ -95,77 +131,98 @@ class Rounds(RuleBasedStateMachine):
         assert node not in self.state.online
 
     @rule(node=nodes, age=ages)
+    def has_version(self, node: str, age: int) -> None:
+        self.send(HasVersion(node, max(0, self.state.round - age)))
+
+    @rule()
+    def all_have_the_version(self) -> None:
+        for node in NODES:  # strangers among them, who must not count
+            self.send(HasVersion(node, self.state.round))
+
+    @rule(node=nodes, age=ages)
     def ready(self, node: str, age: int) -> None:
         self.send(Ready(node, self.state.generation - age))
 
     @rule()
     def all_ready(self) -> None:
-        for node in NODES:  # strangers among them, who must not count
+        for node in NODES:
             self.send(Ready(node, self.state.generation))
 
-    @rule(node=nodes, age=ages)
-    def fail(self, node: str, age: int) -> None:
-        self.send(Broken(node, self.state.generation - age, "a pipe broke"))
+    @rule(age=ages)
+    def wait_no_longer(self, age: int) -> None:
+        old = self.state
+        self.send(Waited(old.generation - age))
+        if not age and old.phase is Phase.FORMING and old.members:
+            assert self.state.phase is Phase.TRAINING, "newcomers that don't come keep nobody from training"
 
-    @rule(node=nodes, stage=st.integers(0, 3), age=ages, lie=st.sampled_from(LIES))
-    def anyone_reports(self, node: str, stage: int, age: int, lie: str) -> None:
-        """By anyone about any stage."""
-        report = lie_about(self.honest()[stage % len(self.state.seats)], lie)
-        self.send(Reported(node, self.state.generation - age, report))
+    @rule(node=nodes, peer=st.none() | nodes, age=ages)
+    def fail(self, node: str, peer: str | None, age: int) -> None:
+        self.send(Broken(node, self.state.generation - age, "a pipe broke", peer))
 
-    @rule(stage=st.integers(0, 3), age=ages, lie=st.sampled_from(LIES), twice=st.booleans())
-    def holder_reports(self, stage: int, age: int, lie: str, twice: bool) -> None:
+    @rule(node=nodes, as_node=nodes, age=ages, lie=st.sampled_from(LIES), busy_s=seconds)
+    def anyone_reports(self, node: str, as_node: str, age: int, lie: str, busy_s: float) -> None:
+        """By anyone about what anyone trains."""
+        if as_node in self.state.seats:
+            report = lie_about(honest(self.state, as_node), lie)
+            self.send(Reported(node, self.state.generation - age, report, busy_s))
+
+    @rule(data=st.data(), age=ages, lie=st.sampled_from(LIES), twice=st.booleans(), busy_s=seconds)
+    def member_reports(self, data: st.DataObject, age: int, lie: str, twice: bool, busy_s: float) -> None:
         """Mostly the truth, sometimes twice."""
-        stage %= len(self.state.seats)
-        for _ in range(1 + twice):
-            report = lie_about(self.honest()[stage], lie)
-            self.send(Reported(self.state.seats[stage] or "nobody", self.state.generation - age, report))
+        if self.state.members:
+            node = data.draw(st.sampled_from(sorted(self.state.members)))
+            report = lie_about(honest(self.state, node), lie)
+            for _ in range(1 + twice):
+                self.send(Reported(node, self.state.generation - age, report, busy_s))
 
     @rule()
     def all_join_and_open(self) -> None:
         """So that most histories get somewhere."""
         self.join_all()
+        self.all_have_the_version()
         self.all_ready()
 
-    @rule(lie=st.sampled_from(LIES), liar=st.integers(0, 3), order=st.permutations(range(4)))
-    def all_report(self, lie: str, liar: int, order: list[int]) -> None:
-        """Every holder, in some order, at most one of them with a lie."""
-        generation, honest = self.state.generation, self.honest()
-        for stage in (stage for stage in order if stage < len(self.state.seats)):
-            node = self.state.seats[stage]
-            if node is not None:
-                report = lie_about(honest[stage], lie if stage == liar else "none")
-                self.send(Reported(node, generation, report))
+    @rule(lie=st.sampled_from(LIES), liar=nodes, order=st.permutations(NODES), busy_s=seconds)
+    def all_report(self, lie: str, liar: str, order: list[str], busy_s: float) -> None:
+        """Every member, in some order, at most one of them with a lie, each as fast as its place in it."""
+        state = self.state
+        for place, node in enumerate(order):
+            if node in state.members:
+                report = lie_about(honest(state, node), lie if node == liar else "none")
+                self.send(Reported(node, state.generation, report, busy_s + place))
 
     @rule()
     def late_report(self) -> None:
         """Once more what was sealed last."""
-        if self.sealed and self.state.seats[0] is not None:
-            old = honest_reports(len(self.state.seats), self.state.microbatches, self.sealed[-1])[0]
-            self.send(Reported(self.state.seats[0], self.state.generation, old))
+        if self.sealed and self.state.members:
+            node = min(self.state.members)
+            report = replace(honest(self.state, node), round=self.sealed[-1])
+            self.send(Reported(node, self.state.generation, report, 1.0))
 
     @rule()
     def restart(self) -> None:
         """The coordinator is killed; the ledger is all that is left."""
         old = self.state
-        self.state = RoundState(old.microbatches, old.seats, old.round, old.generation, old.roots)
-        self.told = {}
+        self.state = RoundState(old.stages, old.microbatches, old.seats, old.round, old.generation, old.roots)
+        self.told, self.proven = {}, set()
 
     @rule()
-    def everyone_answers(self) -> None:
-        """Whatever was before: if all holders come and do their part, the next round is sealed."""
+    def everyone_behaves(self) -> None:
+        """Whatever was before: if all nodes come and do their part, the next round is sealed."""
         if self.state.phase is Phase.STOPPED:
             self.restart()  # a person looked
         before = self.state.round
-        for node in (*self.state.seats, *NODES):
-            if node is not None:
-                self.send(Joined(node))
-        for _ in range(2):  # a lie of before may still end one generation
-            generation = self.state.generation
+        self.join_all()
+        if any(not self.state.holders(stage) for stage in range(self.state.stages)):
+            return  # they were seated by what was asked of them, and nobody for this stage
+        for _ in range(3):  # lies of before may still end a generation, and stop training
+            self.all_have_the_version()
             self.all_ready()
-            for stage, report in enumerate(self.honest()):
+            state = self.state
+            assert state.phase is Phase.TRAINING
+            for node in sorted(state.members):
                 if self.state.round == before:
-                    self.send(Reported(self.state.seats[stage] or "", generation, report))
+                    self.send(Reported(node, state.generation, honest(state, node), 1.0))
             if self.state.phase is Phase.STOPPED:
                 assert self.stops
                 self.restart()
@@ -176,73 +233,98 @@ class Rounds(RuleBasedStateMachine):
 
     # What must hold.
 
-    def honest(self) -> tuple[Report, ...]:
-        return honest_reports(len(self.state.seats), self.state.microbatches, self.state.round)
-
     def send(self, event: Event) -> tuple[Effect, ...]:
         """Advance, and check the step."""
         old = self.state
         self.state, effects = advance(old, event)
-        kinds = [type(effect) for effect in effects]
-        if isinstance(event, Ready | Broken | Reported) and event.generation != old.generation:
+        kinds = kinds_of(effects)
+        if isinstance(event, Ready | Broken | Reported | Waited) and event.generation != old.generation:
             assert (self.state, effects) == (old, ())  # nothing of an ended generation counts
-        if isinstance(event, Ready | Broken | Reported | Lost) and event.node not in old.seats:
-            assert self.state == old  # nor anything of a stranger
+        if not isinstance(event, Joined | Waited) and event.node not in old.online:
+            assert self.state == old  # nor anything of who isn't there
             assert set(kinds) <= {Refused}
+        if isinstance(event, Reported) and event.node not in old.members:
+            assert self.state == old
         if Refused in kinds:
             assert (self.state, kinds) == (old, [Refused])
         assert self.state.generation >= old.generation
-        for before, after in zip(old.seats, self.state.seats, strict=True):
-            assert before in (None, after)
-        in_time = old.phase is Phase.TRAINING and getattr(event, "generation", None) == old.generation
-        if isinstance(event, Reported) and in_time and Refused not in kinds:
-            assert old.seats[event.report.stage] == event.node
-            self.told.setdefault(event.report.stage, []).append(event.report)
+        assert all(self.state.seats[node] == stage for node, stage in old.seats.items())
+        if Seal not in kinds:
+            assert (self.state.round, self.state.roots) == (old.round, old.roots)
+        self.check_who_is_lost(event, old, kinds)
+        if isinstance(event, Reported) and self.state is not old and event.generation == old.generation:
+            assert event.node in old.members
+            assert old.seats[event.node] == event.report.stage
+            self.told.setdefault(event.node, event.report)
+            self.proven.add(event.node)
         for effect in effects:
             self.check(effect, old, event)
-        if {Form, Pause, Seal, Stop} & set(kinds):
+        if {Train, Pause, Seal, Stop} & set(kinds):
             self.told = {}
+        self.proven &= self.state.paces.keys()
         assert kinds in (
             [],
             [Refused],
             [Seated],
-            [Seated, Form],
             [Form],
             [Train],
             [Seal, Train],
+            [Seal, Form],
             [Pause],
             [Pause, Form],
             [Stop],
         )
         return effects
 
+    def check_who_is_lost(self, event: Event, old: RoundState, kinds: list[type[Effect]]) -> None:
+        """Nobody waits for who has no part in the round; of several replicas none can keep the others from training."""
+        if isinstance(event, Lost):
+            blamed = [event.node] if event.node in old.crew else []
+        elif isinstance(event, Broken) and event.generation == old.generation:
+            blamed = [each for each in (event.peer, event.node) if each in old.crew]
+        else:
+            return
+        if old.phase is Phase.TRAINING and any(not old.works(each) for each in blamed):
+            assert not {Pause, Form, Stop} & set(kinds)
+            assert self.state.generation == old.generation
+        can_spare = [each for each in blamed if len(old.holders(old.seats[each], old.crew)) > 1]
+        if old.phase is Phase.FORMING and Pause in kinds and can_spare:
+            assert Form in kinds, "the others form at once"
+            assert any(each not in self.state.crew for each in can_spare), "and without one of them"
+
     def check(self, effect: Effect, old: RoundState, event: Event) -> None:
+        state = self.state
         match effect:
             case Seated(node, stage):
-                assert old.seats[stage] is None
-                assert self.state.seats[stage] == node == event.node
+                assert node not in old.seats
+                assert state.seats[node] == stage
+                assert node == event.node
             case Refused(node, why):
                 assert node == event.node
                 assert why
-            case Form(generation, round_):
-                assert generation == old.generation + 1 == self.state.generation
-                assert round_ == self.state.round == len(self.sealed)
-                assert self.state.phase is Phase.FORMING
-            case Train(generation, round_):
-                assert (generation, round_) == (old.generation, self.state.round)
-                assert self.state.phase is Phase.TRAINING
-                assert self.state.ready == set(self.state.seats)
+            case Form(generation, round_, crew):
+                assert round_ == state.round == len(self.sealed)
+                assert (generation, crew) == (state.generation, state.crew)
+                if generation == old.generation and state.phase is Phase.FORMING:  # they are waited for
+                    assert (round_, state.members) == (old.round + 1, old.members)
+                    assert crew > old.crew
+                elif state.phase is Phase.FORMING:
+                    assert generation == old.generation + 1
+                    assert {state.seats[node] for node in crew} == set(range(state.stages))
+                    assert all(state.versions[node] == round_ for node in crew)
+                else:  # newcomers join those who train, and stop nobody
+                    assert (generation, state.phase) == (old.generation, Phase.TRAINING)
+                    assert isinstance(event, HasVersion)
+                    assert crew == old.crew | {event.node}
+                    assert state.versions[event.node] == round_
+                    assert (state.members, state.reports) == (old.members, old.reports)
+            case Train(generation, round_, assignment, members):
+                assert (generation, round_) == (old.generation, state.round)
+                assert (assignment, members) == (state.assignment, state.members)
+                assert state.phase is Phase.TRAINING
+                self.check_assignment()
             case Seal(round_, reports):
-                assert round_ == old.round == len(self.sealed)
-                self.sealed.append(round_)
-                assert [report.stage for report in reports] == list(range(len(old.seats)))
-                assert all(report.round == round_ for report in reports)
-                assert find_mismatch(reports) is None
-                # Each is the first that its holder gave in this generation: the one whose signature is kept.
-                assert [report == self.told[stage][0] for stage, report in enumerate(reports)] == [True] * len(reports)
-                assert self.state.roots == tuple(report.state_after for report in reports)
-                if None not in old.roots and old.roots:
-                    assert old.roots == tuple(report.state_before for report in reports)
+                self.check_seal(round_, reports, old)
             case Pause(generation, why):
                 assert generation == old.generation
                 assert old.phase in (Phase.FORMING, Phase.TRAINING)
@@ -251,79 +333,135 @@ class Rounds(RuleBasedStateMachine):
                 self.stops += 1
                 assert old.mismatches == MAX_MISMATCHES - 1
 
+    def check_assignment(self) -> None:
+        state = self.state
+        assert state.members == state.ready <= state.crew <= state.online
+        for stage, computes in enumerate(state.assignment):
+            members = state.holders(stage, state.members)
+            assert set(computes) <= set(members)
+            assert is_divided([load_of(state, node) for node in members], state.microbatches)
+            if self.proven & set(members):
+                assert set(computes) <= self.proven, "newcomers shadow their first round"
+
+    def check_seal(self, round_: int, reports: Mapping[str, Report], old: RoundState) -> None:
+        assert round_ == old.round == len(self.sealed)
+        self.sealed.append(round_)
+        assert reports.keys() <= old.members
+        # Each is the first that its node gave in this generation: the one whose signature is kept.
+        assert reports == {node: self.told[node] for node in reports}
+        by_stage = [
+            {node: report for node, report in reports.items() if old.seats[node] == stage}
+            for stage in range(old.stages)
+        ]
+        for stage, of_stage in enumerate(by_stage):
+            assert is_divided([report.load for report in of_stage.values()], old.microbatches)
+            assert all(report.load == load_of(old, node) for node, report in of_stage.items())
+            assert {report.state_after for report in of_stage.values()} == {self.state.roots[stage]}
+            if old.roots:
+                assert {report.state_before for report in of_stage.values()} == {old.roots[stage]}
+        assert find_mismatch(by_stage) is None
+
     @precondition(lambda self: hasattr(self, "state"))
     @invariant()
     def is_consistent(self) -> None:
         state = self.state
-        holders = [node for node in state.seats if node is not None]
-        assert len(set(holders)) == len(holders)
-        assert state.online <= set(holders)
+        assert state.online <= state.seats.keys()
+        assert state.versions.keys() | state.paces.keys() <= state.online
         assert state.round == len(self.sealed)
         assert self.sealed == list(range(state.round))
-        running = state.phase in (Phase.FORMING, Phase.TRAINING)
-        if running:
-            assert state.online == set(state.seats)
+        assert state.ready <= state.crew <= state.online
+        assert state.members <= state.ready
+        assert all(version <= state.round for version in state.versions.values())
+        could_form = {state.seats[node] for node, round_ in state.versions.items() if round_ == state.round}
+        if state.phase in (Phase.FORMING, Phase.TRAINING):
+            assert {state.seats[node] for node in state.crew} == set(range(state.stages))
         elif state.phase is Phase.GATHERING:
-            assert state.online != set(state.seats)  # or it would have formed
-        if state.phase is not Phase.TRAINING:
-            assert not state.reports
-        assert state.ready <= state.online
+            assert could_form != set(range(state.stages))  # or it would have formed
+        assert (state.phase is Phase.TRAINING) == bool(state.assignment)
+        assert not state.assignment or state.members
+        assert state.reports.keys() < state.members or not state.reports
+        assert all(state.seats[node] == report.stage for node, report in state.reports.items())
+        assert all(report.round == state.round for report in state.reports.values())
         assert state.mismatches <= MAX_MISMATCHES
         assert (state.phase is Phase.STOPPED) == (state.mismatches == MAX_MISMATCHES)
-        assert all(stage == report.stage and report.round == state.round for stage, report in state.reports.items())
-        assert len(state.reports) < len(state.seats)
 
 
 TestRounds = Rounds.TestCase
 
 
-def formed(stages: int = 2) -> RoundState:
-    """Training of round 0 has begun."""
-    state = RoundState(1, (None,) * stages)
-    for node in NODES[:stages]:
+def formed(stages: int = 2, replicas: int = 1, microbatches: int = 1) -> RoundState:
+    """Training of round 0 has begun; node i has stage i mod `stages`."""
+    state, crew = RoundState(stages, microbatches), NODES[: stages * replicas]
+    for node in crew:
         state, _ = advance(state, Joined(node))
-    for node in NODES[:stages]:
-        state, _ = advance(state, Ready(node, 1))
+    for node in crew[::-1]:
+        state, _ = advance(state, HasVersion(node, 0))
+    generation = state.generation
+    for node in crew:
+        state, _ = advance(state, Ready(node, generation))
     assert state.phase is Phase.TRAINING
+    return join_training(state, *crew)
+
+
+def join_training(state: RoundState, *newcomers: str) -> RoundState:
+    """With these in the crew, ready: they train from the next round on."""
+    for node in newcomers:
+        for event in (Joined(node), HasVersion(node, state.round), Ready(node, state.generation)):
+            state, _ = advance(state, event)
     return state
+
+
+def reported(state: RoundState, *nodes: str) -> tuple[RoundState, tuple[Effect, ...]]:
+    """After honest reports of these, or of all members, who are equally fast."""
+    effects: tuple[Effect, ...] = ()
+    told = state
+    for node in nodes or sorted(state.members):
+        report = honest(told, node)
+        state, effects = advance(state, Reported(node, told.generation, report, float(len(report.hops))))
+    return state, effects
 
 
 def test_reports_that_always_contradict_each_other_stop_training() -> None:
     state = formed()
-    honest = honest_reports(2, 1, 0)
-    for attempt in range(1, MAX_MISMATCHES + 1):
-        state, _ = advance(state, Reported(NODES[0], attempt, lie_about(honest[0], "tokens")))
-        state, effects = advance(state, Reported(NODES[1], attempt, honest[1]))
-        if attempt < MAX_MISMATCHES:
-            assert [type(effect) for effect in effects] == [Pause, Form]
+    generation = state.generation
+    for attempt in range(MAX_MISMATCHES):
+        lie = lie_about(honest(state, NODES[0]), "tokens")
+        state, _ = advance(state, Reported(NODES[0], generation + attempt, lie, 1.0))
+        state, effects = reported(state, NODES[1])
+        if attempt < MAX_MISMATCHES - 1:
+            assert kinds_of(effects) == [Pause, Form]
             for node in NODES[:2]:
-                state, _ = advance(state, Ready(node, attempt + 1))
-    assert [type(effect) for effect in effects] == [Stop]
-    for event in (Lost(NODES[0]), Joined(NODES[0]), Ready(NODES[0], MAX_MISMATCHES), Broken(NODES[1], 3, "")):
+                state, _ = advance(state, Ready(node, state.generation))
+    assert kinds_of(effects) == [Stop]
+    for event in (Lost(NODES[0]), Joined(NODES[0]), HasVersion(NODES[0], 0), Ready(NODES[0], state.generation)):
         state, effects = advance(state, event)
         assert (state.phase, effects) == (Phase.STOPPED, ())
 
 
-def test_a_node_gets_the_first_free_stage_of_which_its_owner_has_a_seat_on_chain() -> None:
-    state = RoundState(1, (None,) * 3)
-    state, effects = advance(state, Joined(NODES[0], stages=frozenset({1, 2})))
-    assert effects == (Seated(NODES[0], 1),)
-    state, effects = advance(state, Joined(NODES[1], has_data=False))
-    assert effects == (Seated(NODES[1], 2),)  # where no stake is asked for, any that it can train
-    for stages, named in ((frozenset[int](), "[]"), (frozenset({1, 2, 9}), "[1, 2, 9]")):
-        after, effects = advance(state, Joined(NODES[2], stages=stages))
-        assert (after, effects) == (
-            state,
-            (Refused(NODES[2], f"free are stages [0], and its owner has seats on chain of {named}"),),
-        )
-    assert advance(state, Joined(NODES[2], stages=frozenset({0, 1})))[1] == (Seated(NODES[2], 0), Form(1, 0))
+def test_a_node_gets_the_weakest_stage_of_which_its_owner_has_a_seat_on_chain() -> None:
+    state = RoundState(3, 1)
+    for node, options, stage in (
+        (NODES[0], {"stages": frozenset({1, 2})}, 1),
+        (NODES[1], {"has_data": False}, 2),  # where no stake is asked for, any that it can train
+        (NODES[2], {}, 0),
+        (NODES[3], {"stages": frozenset({1})}, 1),
+        (NODES[4], {}, 0),
+        (NODES[5], {}, 2),
+    ):
+        state, effects = advance(state, Joined(node, **options))  # type: ignore[arg-type]
+        assert effects == (Seated(node, stage),)
+    after, effects = advance(state, Joined("somebody else", stages=frozenset()))
+    assert (after, effects) == (
+        state,
+        (Refused("somebody else", "its owner has no seat on chain in any stage of this model"),),
+    )
 
 
 def test_a_seat_on_chain_of_the_first_stage_doesnt_help_a_node_without_the_text() -> None:
-    state = RoundState(1, (None,) * 2)
+    state = RoundState(2, 1)
     after, effects = advance(state, Joined(NODES[0], has_data=False, stages=frozenset({0})))
     assert after == state
-    assert "only the first stage is free to it, and that reads the text" in effects[0].why  # type: ignore[union-attr]
+    assert "only the first stage is open to it, and that reads the text" in effects[0].why  # type: ignore[union-attr]
     assert advance(state, Joined(NODES[0], has_data=False, stages=frozenset({0, 1})))[1] == (Seated(NODES[0], 1),)
 
 
@@ -333,45 +471,102 @@ def test_a_holder_whose_owner_lost_the_seat_on_chain_stays_out_until_it_has_one_
         after, effects = advance(state, Joined(NODES[0], stages=stages))
         assert after == state
         assert effects == (Refused(NODES[0], "it holds stage 0, of which its owner has no seat on chain any more"),)
-    assert advance(state, Joined(NODES[0], stages=frozenset({0})))[1] == (Form(2, 0),)
-    assert advance(state, Joined(NODES[0]))[1] == (Form(2, 0),)
+    for allowed in (frozenset({0}), None):
+        assert NODES[0] in advance(state, Joined(NODES[0], stages=allowed))[0].online
 
 
 def test_a_sealed_round_forgives_earlier_contradictions() -> None:
-    state = replace(formed(1), mismatches=MAX_MISMATCHES - 1)
-    state, effects = advance(state, Reported(NODES[0], 1, honest_reports(1, 1, 0)[0]))
-    assert [type(effect) for effect in effects] == [Seal, Train]
+    state, effects = reported(replace(formed(1), mismatches=MAX_MISMATCHES - 1))
+    assert kinds_of(effects) == [Seal, Train]
     assert state.mismatches == 0
 
 
 def test_a_node_cant_take_back_what_it_reported() -> None:
-    honest = honest_reports(2, 1, 0)
-    state, _ = advance(formed(), Reported(NODES[0], 1, honest[0]))
-    assert advance(state, Reported(NODES[0], 1, honest[0])) == (state, ())
-    after, effects = advance(state, Reported(NODES[0], 1, lie_about(honest[0], "attempt")))
+    state, _ = reported(formed(), NODES[0])
+    assert reported(state, NODES[0]) == (state, ())
+    lie = lie_about(honest(state, NODES[0]), "step")
+    after, effects = advance(state, Reported(NODES[0], state.generation, lie, 1.0))
     assert after == state
-    assert [type(effect) for effect in effects] == [Refused]
+    assert kinds_of(effects) == [Refused]
 
 
 def test_a_node_that_is_lost_while_pipes_open_makes_the_others_open_them_again() -> None:
-    state = RoundState(1, (None, None))
-    for node in NODES[:2]:
-        state, _ = advance(state, Joined(node))
-    state, _ = advance(state, Ready(NODES[0], 1))
+    state, _ = advance(formed(), Lost(NODES[0]))
+    for event in (Joined(NODES[0]), HasVersion(NODES[0], 0)):
+        state, effects = advance(state, event)
+    assert effects == (Form(state.generation, 0, frozenset(NODES[:2])),)
+    first = state.generation
+    state, _ = advance(state, Ready(NODES[0], first))
     state, effects = advance(state, Lost(NODES[0]))
-    assert [type(effect) for effect in effects] == [Pause]
-    state, effects = advance(state, Joined(NODES[0]))
-    assert effects == (Form(2, 0),)
-    assert advance(state, Ready(NODES[1], 1)) == (state, ())
-    state, effects = advance(state, Ready(NODES[1], 2))
-    assert effects == ()  # what node 0 said about generation 1 is forgotten
-    assert advance(state, Ready(NODES[0], 2))[1] == (Train(2, 0),)
+    assert kinds_of(effects) == [Pause]
+    for event in (Joined(NODES[0]), HasVersion(NODES[0], 0)):
+        state, effects = advance(state, event)
+    assert effects == (Form(first + 1, 0, frozenset(NODES[:2])),)
+    assert advance(state, Ready(NODES[1], first)) == (state, ())
+    state, effects = advance(state, Ready(NODES[1], first + 1))
+    assert effects == ()  # what node 0 said about the generation before is forgotten
+    assert kinds_of(advance(state, Ready(NODES[0], first + 1))[1]) == [Train]
 
 
 @pytest.mark.parametrize("roots", [(), (None, None)])
 def test_unknown_roots_let_any_state_begin_and_known_ones_only_that(roots: tuple[None, ...]) -> None:
-    report = lie_about(honest_reports(2, 1, 0)[0], "state")
-    assert advance(replace(formed(), roots=roots), Reported(NODES[0], 1, report))[1] == ()
-    known = replace(formed(), roots=(mark("state", 0, 0), None))
-    _, effects = advance(known, Reported(NODES[0], 1, report))
+    state = formed()
+    told = Reported(NODES[0], state.generation, lie_about(honest(state, NODES[0]), "state"), 1.0)
+    assert advance(replace(state, roots=roots), told)[1] == ()
+    _, effects = advance(replace(state, roots=(mark("state", 0, 0), None)), told)
     assert "Restore the checkpoint" in effects[0].why  # type: ignore[union-attr]
+
+
+def test_a_newcomer_shadows_a_round_is_tried_with_one_microbatch_and_then_has_its_share() -> None:
+    state = join_training(formed(1, 1, microbatches=8), NODES[1])
+    assert state.members == {NODES[0]}, "the round that is trained goes on without it"
+    loads = []
+    for _ in range(3):
+        state, effects = reported(state)
+        assert kinds_of(effects) == [Seal, Train]
+        loads.append(len(load_of(state, NODES[1])))
+    assert loads == [0, 1, 4]
+
+
+def test_who_shadows_a_round_may_be_lost_without_any_loss() -> None:
+    state, _ = reported(join_training(formed(1), NODES[1]))
+    assert state.members == set(NODES[:2])
+    for event in (Lost(NODES[1]), Broken(NODES[0], state.generation, "a pipe broke", NODES[1])):
+        after, effects = advance(state, event)
+        assert effects == ()
+        assert after.members == {NODES[0]}
+    state, _ = reported(state, NODES[0])
+    after, effects = advance(state, Lost(NODES[1]))
+    assert kinds_of(effects) == [Seal, Train], "it was the only one that was waited for"
+
+
+def test_a_worker_that_is_lost_ends_the_generation_and_the_others_train_the_round_again() -> None:
+    state = formed(2, 2, microbatches=4)
+    for _ in range(3):  # then all have their share
+        state, effects = reported(state)
+    assert kinds_of(effects) == [Seal, Train]
+    lost = NODES[2]
+    assert state.works(lost)
+    after, effects = advance(state, Lost(lost))
+    assert kinds_of(effects) == [Pause, Form]
+    assert after.crew == set(NODES[:4]) - {lost}
+    assert (after.round, after.roots) == (state.round, state.roots)
+
+
+@pytest.mark.parametrize("blames", [None, NODES[0], NODES[1], NODES[2]])
+def test_who_can_t_open_its_pipes_doesn_t_keep_a_stage_with_others_from_training(blames: str | None) -> None:
+    """Stage 0 has two replicas, stage 1 only node 1: whoever says that it can't reach whom."""
+    state = join_training(formed(), NODES[2])
+    state, effects = advance(state, Broken(NODES[0], state.generation, "it fell silent"))
+    assert kinds_of(effects) == [Pause, Form]
+    assert state.crew == set(NODES[:3])
+    state, effects = advance(state, Broken(NODES[0], state.generation, "no connection", blames))
+    assert kinds_of(effects) == [Pause, Form]
+    assert state.crew in (set(NODES[:2]), set(NODES[1:3]))
+    left = state.crew
+    for node in sorted(left):
+        state, effects = advance(state, Ready(node, state.generation))
+    assert kinds_of(effects) == [Train]
+    (gone,) = set(NODES[:3]) - left
+    state, effects = advance(state, HasVersion(gone, 0))
+    assert kinds_of(effects) == [Form], "it comes back as a newcomer"

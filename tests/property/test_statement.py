@@ -20,7 +20,7 @@ from commonweight.rules.audits import Verdict
 from commonweight.rules.canonical import canonical_json, content_hash
 from commonweight.rules.checking import MAX_OPERATOR_POOL, check_statement
 from commonweight.rules.emission import emission, split_emission
-from commonweight.rules.epoch import credited_receipt, report_units
+from commonweight.rules.epoch import credited_load, credited_receipt, report_units, sealed_loads
 from commonweight.rules.merkle import verify_proof
 from commonweight.rules.report import report_receipt
 from commonweight.rules.spec import ModelSpec, build_spec
@@ -69,7 +69,7 @@ def test_sums_are_those_of_the_emission(history: list[Epoch]) -> None:
         economics, statement = epoch.spec.economics, epoch.statement
         reports = [report for sealed in statement.rounds for report in sealed.reports]
         credited = sum(int(report.units) for report in reports)
-        done = sum(report_units(epoch.spec, report.stage) for report in reports)
+        done = sum(report_units(epoch.spec, report.stage, len(credited_load(epoch.spec, report))) for report in reports)
         minted = int(statement.minted)
         assert minted == floor(Fraction(emission(economics, statement.epoch) * credited, done))
         compute = split_emission(minted, economics.designer_bps, economics.data_bps).compute
@@ -177,10 +177,13 @@ def test_a_pool_that_no_contract_can_count_is_refused(history: list[Epoch], pool
 def test_a_credited_line_is_what_its_provider_signed(history: list[Epoch]) -> None:
     spec, tip = history[0].spec, bytes.fromhex(history[0].statement.beacon_tip[2:])
     for sealed in history[0].statement.rounds:
-        honest = honest_reports(spec.stages, spec.training.microbatches_per_round, sealed.round)
+        count = spec.training.microbatches_per_round
+        honest = honest_reports(spec.stages, count, sealed.round, sealed_loads(spec, sealed))
         for line, report in zip(sealed.reports, honest, strict=True):
-            signed = report_receipt(MODEL_ID, line.generation, report, tip)
+            unit = MODEL_ID, line.generation, sealed.round, report.stage
+            signed = report_receipt(*unit, report.commitments(count), tip)
             assert credited_receipt(MODEL_ID, sealed.round, line, tip) == signed
+            assert credited_load(spec, line) == report.load
 
 
 @given(histories(), st.data())
@@ -202,7 +205,7 @@ def test_any_one_changed_number_is_noticed(history: list[Epoch], data: st.DataOb
     if path == ("accumulator_before",) and epoch.before.balances and value <= MAX_ACCUMULATOR:
         # Where nobody earned anything in the epoch before, it decides nothing.
         assume(any(balance.epoch_shares for balance in epoch.before.balances.values()))
-    if path[-1] == "generation" and epoch.spec.stages == 1:
+    if path[-1] == "generation" and len(epoch.statement.rounds[int(path[1])].reports) == 1:
         assume(not is_increasing(epoch, path, value))  # only the signature tells
     other = altered(epoch.fields, path, type(part)(value))
     assert content_hash(other) != epoch.statement.hash
@@ -233,7 +236,7 @@ def numbers_in(value: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[s
 
 
 def is_increasing(epoch: Epoch, path: tuple[str | int, ...], value: int) -> bool:
-    """Whether the generations of an epoch of one stage still never go back with one of them changed."""
+    """Whether the generations of an epoch still never go back with that of a round of one report changed."""
     generations = [sealed.reports[0].generation for sealed in epoch.statement.rounds]
     generations[int(path[1])] = value
     return generations == sorted(generations)
@@ -263,8 +266,9 @@ def test_other_changes_are_noticed(history: list[Epoch], data: st.DataObject) ->
         altered(fields, ("served",), [*fields["served"], served_line(epoch.spec.stages)]),
         altered(fields, ("served",), [*fields["served"], served_line(0)]),
     ]
-    if epoch.spec.stages > 1:  # a round is sealed in one generation
-        report = ("rounds", len(fields["rounds"]) - 1, "reports", epoch.spec.stages - 1)
+    last = len(fields["rounds"][-1]["reports"]) - 1
+    if last:  # a round is sealed in one generation
+        report = ("rounds", len(fields["rounds"]) - 1, "reports", last)
         generation = epoch.statement.rounds[-1].reports[-1].generation
         others.append(altered(fields, (*report, "generation"), generation + 1))
     if fields["served"]:
@@ -353,7 +357,8 @@ def test_a_damaged_statement_brings_out_only_our_errors(history: list[Epoch], va
     "account", [OWNERS[0].lower(), "0x" + OWNERS[0][2:].upper(), OWNERS[0][:-1], OWNERS[0] + "\n", "0x", ""]
 )
 def test_an_account_has_one_spelling(account: str) -> None:
-    fields = dict.fromkeys(("hops_root", "gradient_hash", "state_before", "state_after"), "0x" + "00" * 32)
+    hashes = ("hops_root", "gradient_hash", "round_gradient_hash", "state_before", "state_after")
+    fields = dict.fromkeys(hashes, "0x" + "00" * 32) | {"load": "0x01"}
     fields |= {
         "stage": 0,
         "node": OWNERS[0],
@@ -375,10 +380,51 @@ def test_a_round_that_goes_on_from_another_state_is_named(history: list[Epoch], 
     index = data.draw(st.integers(0, len(epoch.statement.rounds) - 1))
     assume(epoch.first + index > 0)
     stage = data.draw(st.integers(0, epoch.spec.stages - 1))
-    path = ("rounds", index, "reports", stage, "state_before")
-    statement = Statement.model_validate_json(json.dumps(altered(epoch.fields, path, "0x" + "ab" * 32)))
+    fields = epoch.fields
+    for line in fields["rounds"][index]["reports"]:
+        if line["stage"] == stage:  # replicas that began from different ones are told before
+            line["state_before"] = "0x" + "ab" * 32
+    statement = Statement.model_validate_json(json.dumps(fields))
     with pytest.raises(StatementMismatch, match=rf"Round {epoch.first + index} begins stage {stage} from state 0xabab"):
         epoch.check(statement)
+
+
+@FEWER
+@given(histories(), st.data())
+def test_a_round_that_isn_t_divided_among_its_replicas_is_named(history: list[Epoch], data: st.DataObject) -> None:
+    """Each microbatch is credited once, to who is listed once, in order; and all of a stage were stepped alike."""
+    epoch = data.draw(st.sampled_from(history))
+    index = data.draw(st.integers(0, len(epoch.statement.rounds) - 1))
+    reports, count = epoch.fields["rounds"][index]["reports"], epoch.spec.training.microbatches_per_round
+    number = data.draw(st.integers(0, len(reports) - 1))
+    line = reports[number]
+    rest = [*reports[:number], *reports[number + 1 :]]
+    load, microbatch = int(line["load"], 16), data.draw(st.integers(0, count - 1))
+    changed = {
+        "divided on stage": [
+            line | {"load": f"0x{load ^ 1 << microbatch:02x}"},
+            line | {"load": "0x00"},
+        ],
+        "a load that is none": [
+            line | {"load": f"0x{load | 1 << count:02x}"},
+            line | {"load": line["load"] + "00"},
+        ],
+        "different ways|another gradient": [line | {"round_gradient_hash": "0x" + "5a" * 32}],
+    }
+    alone = sum(each["stage"] == line["stage"] for each in reports) == 1
+    if alone:
+        changed["another gradient"] = [line | {"gradient_hash": "0x" + "5a" * 32}]
+    else:
+        changed["different ways"] = [line | {"state_after": "0x" + "5a" * 32}]
+    for why, others in changed.items():
+        for other in others:
+            told = altered(epoch.fields, ("rounds", index, "reports", number), other)
+            with pytest.raises(StatementMismatch, match=why):
+                epoch.check(build(told))
+    for told in ([*rest, line][::-1], [*reports, line], rest):
+        if told != reports:
+            with pytest.raises(StatementMismatch, match=r"once, in order|doesn't credit each|divided on stage"):
+                epoch.check(build(altered(epoch.fields, ("rounds", index, "reports"), told)))
 
 
 @FEWER

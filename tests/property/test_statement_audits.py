@@ -11,8 +11,9 @@ from commonweight.errors import StatementMismatch
 from commonweight.rules.audits import TRAINING, Audit, Kind, Verdict, left_outstanding, paid_rounds
 from commonweight.rules.checking import check_statement
 from commonweight.rules.emission import emission, split_emission
-from commonweight.rules.epoch import report_units, signed_receipt
+from commonweight.rules.epoch import signed_receipt
 from commonweight.rules.spec import ModelSpec, build_spec
+from commonweight.rules.stages import stage_units
 from commonweight.rules.statement import Carried, Conviction, Outstanding
 from tests.property.histories import (
     FEWER,
@@ -57,13 +58,17 @@ def test_who_is_paid_and_what_is_outstanding_follow_from_the_audits(history: lis
         }
         found_out = disproven | {(line.stage, line.node) for line in epoch.statement.equivocations}
         convicted |= found_out
-        lines = {(sealed.round, line.stage): line for sealed in epoch.statement.rounds for line in sealed.reports}
-        for stage, node in {(line.stage, line.node) for line in lines.values()}:
-            numbers = [number for (number, each), line in lines.items() if (each, line.node) == (stage, node)]
+        lines = {
+            (sealed.round, line.stage, line.node): line for sealed in epoch.statement.rounds for line in sealed.reports
+        }
+        rounds = {sealed.round: sealed for sealed in epoch.statement.rounds}
+        for stage, node in {(stage, node) for _, stage, node in lines}:
+            numbers = [number for number in rounds if (number, stage, node) in lines]
             own = {
                 line.audit: Verdict(line.verdict)
                 for line in epoch.statement.audits
-                if line.stage == stage and line.round in numbers
+                if line.stage == stage
+                and [each.node for each in rounds[line.round].reports if each.stage == stage][line.replica] == node
             }
             before = outstanding.get((stage, node), frozenset())
             if Verdict.FAILED in own.values():
@@ -71,8 +76,10 @@ def test_who_is_paid_and_what_is_outstanding_follow_from_the_audits(history: lis
             training = {audit: verdict for audit, verdict in own.items() if audit.kind in TRAINING}
             is_honest = (stage, node) not in convicted
             paid = paid_rounds(numbers, training, before & TRAINING) if is_honest else set()
-            due = report_units(epoch.spec, stage)
-            assert all(int(lines[number, stage].units) == due * (number in paid) for number in numbers)
+            for number in numbers:
+                line = lines[number, stage, node]
+                due = stage_units(epoch.spec, stage) * int(line.load, 16).bit_count()
+                assert int(line.units) == due * (number in paid)
             outstanding[stage, node] = left_outstanding(own, before)
         assert [(each.stage, each.node) for each in epoch.statement.convicted] == sorted(convicted)
         assert [(each.stage, each.node, each.kind) for each in epoch.statement.outstanding] == sorted(
@@ -211,7 +218,8 @@ def test_nobody_earns_by_what_another_isn_t_paid(history: list[Epoch], data: st.
     spec, statement = epoch.spec, epoch.statement
     due = emission(spec.economics, statement.epoch)
     compute = split_emission(due, spec.economics.designer_bps, spec.economics.data_bps).compute
-    done = sum(report_units(spec, line.stage) for sealed in statement.rounds for line in sealed.reports)
+    count = spec.training.microbatches_per_round * len(statement.rounds)
+    done = count * sum(stage_units(spec, stage) for stage in range(spec.stages))
     audits = sum(int(opinion.units) for line in statement.audits for opinion in line.opinions)
     is_all_paid = all(line.units != "0" for sealed in statement.rounds for line in sealed.reports)
     for line in statement.accounts:
@@ -242,7 +250,7 @@ def test_every_change_of_beacons_and_audits_is_noticed(history: list[Epoch], dat
         "units": "0",
         "signature": "0x" + "00" * 65,
     }
-    unit = {"round": epoch.first, "stage": epoch.spec.stages, "kind": "round", "microbatch": None}
+    unit = {"round": epoch.first, "stage": epoch.spec.stages, "replica": 0, "kind": "round", "microbatch": None}
     unknown = {**unit, "verdict": "passed", "opinions": [opinion]}
     others = [
         altered(fields, ("beacon_tip",), flip),
@@ -263,6 +271,7 @@ def test_every_change_of_beacons_and_audits_is_noticed(history: list[Epoch], dat
             altered(fields, ("audits",), [*audits, line]),
             altered(fields, ("audits",), []),
             altered(fields, ("audits", place, "kind"), kind),
+            altered(fields, ("audits", place, "replica"), line["replica"] + 1),
             altered(fields, ("audits", place, "microbatch"), 0 if line["microbatch"] is None else None),
             altered(fields, ("audits", place, "opinions"), line["opinions"][:-1] or [opinion | {"owner": NODES[3]}]),
         ]
@@ -319,7 +328,7 @@ def test_other_convictions_before_are_noticed(history: list[Epoch]) -> None:
     stranger = Conviction(stage=0, node=to_checksum_address(mark("stranger")[:20]))
     others = [epoch.before.convicted | {stranger}]
     anew = {
-        Conviction(stage=line.stage, node=sealed.reports[line.stage].node)
+        Conviction(stage=line.stage, node=sealed.provider(line.audit).node)
         for line in epoch.statement.audits
         for sealed in epoch.statement.rounds
         if line.verdict == "failed" and line.round == sealed.round

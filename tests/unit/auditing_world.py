@@ -16,6 +16,7 @@ from commonweight.rules.merkle import keccak
 from commonweight.rules.panel import opinion_receipt, recording_receipt
 from commonweight.rules.receipt import Domain
 from commonweight.rules.recording import OperatorRecord, join_hashes
+from commonweight.rules.report import Report
 from commonweight.rules.spec import ModelSpec
 from commonweight.rules.statement import AuditLine, AuditorSeat, SealedRound
 from commonweight.watch.store import StatementStore
@@ -32,9 +33,8 @@ from coordinator.ledger import Ledger
 from coordinator.members import AuditorMember, Member, Place
 from coordinator.panel import Panel
 from referee.fraud import Difference, fraud_evidence
-from tests.integration.scripted import honest_report
 from tests.unit.tiny import tiny_spec
-from tools.build_vectors import answer_line, beacon_chain, honest_answer, mark, seal
+from tools.build_vectors import answer_line, beacon_chain, honest_answer, honest_reports, mark, seal, share
 
 DEADLINE_S = 20
 SPEC = tiny_spec(stages=3, round_rate="0.2", microbatch_rate="0.8", data_rate="0.3", answer_rate="0.3")
@@ -43,6 +43,9 @@ STAGES, MICROBATCHES = SPEC.stages, SPEC.training.microbatches_per_round
 PLACE = Place(b"\xaa" * 32, Domain(31337, "0x5FbDB2315678afecb367f032d93F642f64180aa3"))
 KEY = Key(b"\x07" * 32)
 NODES = tuple(Key(bytes([stage + 1]) * 32).address for stage in range(STAGES))
+"""The one replica of each stage, in most of these worlds."""
+SECOND = tuple(Key(bytes([stage + 0x11]) * 32).address for stage in range(STAGES))
+"""The other one of each, where there are two."""
 NUMERICS = "torch 2, cpu"
 ROUNDS = 40
 """Later ones have a negative loss, in this world."""
@@ -66,11 +69,30 @@ def answer_of(audit: Audit) -> Answer:
     return answer_parts(audit.round, audit.microbatch)[audit.stage]
 
 
-def sealed_round(number: int, spec: ModelSpec = SPEC) -> SealedRound:
-    reports = (honest_report(number, stage, STAGES, MICROBATCHES) for stage in range(STAGES))
+def nodes_of(stage: int, replicas: int) -> list[str]:
+    """Who reports the stage where there are so many, in order."""
+    return sorted((NODES[stage], SECOND[stage])[:replicas])
+
+
+def signed_report(number: int, stage: int, replica: int = 0, replicas: int = 1) -> Report:
+    """What a replica has signed, of so many of each stage."""
+    reports = honest_reports(STAGES, MICROBATCHES, number, [share(MICROBATCHES, replicas)] * STAGES)
+    return reports[stage * replicas + replica]
+
+
+def sealed_round(number: int, spec: ModelSpec = SPEC, replicas: int = 1) -> SealedRound:
     lines = [
-        credit_report(spec, report, node=node, owner=node, account=node, generation=1, signature=bytes(65))
-        for report, node in zip(reports, NODES, strict=True)
+        credit_report(
+            spec,
+            signed_report(number, stage, replica, replicas),
+            node=node,
+            owner=node,
+            account=node,
+            generation=1,
+            signature=bytes(65),
+        )
+        for stage in range(STAGES)
+        for replica, node in enumerate(nodes_of(stage, replicas))
     ]
     count = ANSWERS if number >= PER_EPOCH and spec.verification.answer_rate != "0" else 0
     answers = [
@@ -81,32 +103,37 @@ def sealed_round(number: int, spec: ModelSpec = SPEC) -> SealedRound:
             gateway=KEY.address,
             served=lambda _: bytes(65),
             signs=[lambda _: bytes(65)] * STAGES,
+            replicas=[(index + stage) % replicas for stage in range(STAGES)],
         )
         for index in range(count)
     ]
     return seal(spec, number, lines, answers)
 
 
-def drawn_in(number: int, spec: ModelSpec = SPEC) -> Draw:
+def drawn_in(number: int, spec: ModelSpec = SPEC, replicas: int = 1) -> Draw:
     epoch = number // PER_EPOCH
-    return draw(spec, sealed_round(number, spec), beacon_chain(spec, epoch)[0], mark("seed", epoch))
+    return draw(spec, sealed_round(number, spec, replicas), beacon_chain(spec, epoch)[0], mark("seed", epoch))
 
 
 def unit_of(order: pb.AuditOrder) -> Audit:
     return audit_from_proto(order.unit)
 
 
-def is_true(order: pb.AuditOrder) -> bool:
+def is_true(order: pb.AuditOrder, replicas: int = 1) -> bool:
     """Whether it shows what the provider has signed."""
     audit = unit_of(order)
-    signed = honest_report(audit.round, audit.stage, STAGES, MICROBATCHES)
-    return report_from_proto(order.report) == signed
+    return report_from_proto(order.report) == signed_report(audit.round, audit.stage, audit.replica, replicas)
+
+
+def claim_of(order: pb.AuditOrder) -> bytes:
+    """What is signed about what it shows."""
+    return report_from_proto(order.report).commitments(MICROBATCHES).claim
 
 
 def proof_against(order: pb.AuditOrder, spec: ModelSpec) -> bytes:
     """What a referee writes that has found another gradient, or other codes."""
     if order.HasField("answer"):
-        return b'{"format":"commonweight.false-answer/1"}'
+        return b'{"format":"commonweight.false-answer/2"}'
     report = report_from_proto(order.report)
     difference = Difference("gradient_hash", None, "0x" + report.gradient_hash.hex(), "0x" + bytes(32).hex())
     return fraud_evidence(spec, unit_of(order), report, difference, provider=NUMERICS, auditor=NUMERICS)
@@ -155,7 +182,9 @@ class Auditor:
         self.refusals: list[CommonweightError] = []
         self.enlisted: list[pb.Enlisted] = []
         self.finished = 0
-        self.says: Callable[[pb.AuditOrder], str | None] = lambda order: "passed" if is_true(order) else "failed"
+        self.says: Callable[[pb.AuditOrder], str | None] = lambda order: (
+            "passed" if is_true(order, bench.replicas) else "failed"
+        )
         """None: nothing, ever."""
         self.spoil: Callable[[pb.AuditOpinion], None] = lambda opinion: None
         """Changes an opinion after it was signed."""
@@ -200,9 +229,9 @@ class Auditor:
     def opinion(self, order: pb.AuditOrder, verdict: str) -> pb.AuditOpinion:
         evidence = proof_against(order, self.bench.spec) if verdict == "failed" else b""
         found = pb.AuditOpinion(unit=order.unit, verdict=verdict, evidence=evidence, seconds=0.25, why=verdict)
-        claim = report_from_proto(order.report).claim
         evidence_hash = keccak(evidence) if evidence else NO_EVIDENCE
-        receipt = opinion_receipt(PLACE.model_id, unit_of(order), claim, Verdict(verdict), evidence_hash)
+        said = (unit_of(order), claim_of(order), Verdict(verdict), evidence_hash)
+        receipt = opinion_receipt(PLACE.model_id, *said)
         found.signature = self.key.sign_digest(receipt.digest(PLACE.domain))
         self.spoil(found)
         return found
@@ -210,8 +239,7 @@ class Auditor:
     def recording(self, order: pb.AuditOrder) -> pb.AuditRecording:
         assert self.recorded is not None
         hashes = join_hashes(self.class_, self.recorded) if self.recorded else b""
-        claim = report_from_proto(order.report).claim
-        receipt = recording_receipt(PLACE.model_id, unit_of(order), claim, hashes)
+        receipt = recording_receipt(PLACE.model_id, unit_of(order), claim_of(order), hashes)
         signature = self.key.sign_digest(receipt.digest(PLACE.domain))
         return pb.AuditRecording(unit=order.unit, operators=hashes, signature=signature)
 
@@ -234,8 +262,9 @@ class SeatsOnChain:
 class Bench:
     """An Auditing, its ledger, its nodes' inboxes, its auditors and its referees."""
 
-    def __init__(self, folder: Path, spec: ModelSpec = SPEC) -> None:
-        self.folder, self.spec = folder, spec
+    def __init__(self, folder: Path, spec: ModelSpec = SPEC, replicas: int = 1) -> None:
+        """`replicas`: of each stage."""
+        self.folder, self.spec, self.replicas = folder, spec, replicas
         self.ledger = Ledger(f"sqlite:///{folder}/ledger.sqlite")
         ids = {"model_id": PLACE.model_id, "spec_hash": spec.spec_hash}
         self.ledger.open_model(**ids, settlement=PLACE.domain.settlement, chain_id=PLACE.domain.chain_id)
@@ -250,7 +279,7 @@ class Bench:
         self.recorded: list[OperatorRecord] = operators("one", "two", "three")
         """By the referee."""
         self.chain = SeatsOnChain()
-        self.inboxes: dict[int, list[pb.CoordinatorMessage]] = {stage: [] for stage in range(STAGES)}
+        self.inboxes: dict[str, list[pb.CoordinatorMessage]] = {node: [] for node in (*NODES, *SECOND)}
         self.evidence = StatementStore(folder / "evidence", "evidence")
         holders, self.auditors = Holders(), Auditors(spec, PLACE)
         parts = (holders, self.auditors, Replays(self.start))
@@ -294,10 +323,13 @@ class Bench:
         for number in numbers:
             epoch = number // PER_EPOCH
             self.ledger.beacon_seed(epoch, mark("seed", epoch))
-            drawn = drawn_in(number, self.spec)
+            drawn = drawn_in(number, self.spec, self.replicas)
             if drawn.sealed.answers:
                 self._seal_version(epoch * PER_EPOCH)
-            reports = {s: report_to_proto(honest_report(number, s, STAGES, MICROBATCHES)) for s in drawn.stages}
+            reports = {
+                (stage, replica): report_to_proto(signed_report(number, stage, replica, self.replicas))
+                for stage, replica in drawn.replicas
+            }
             for report in reports.values():
                 report.numerics = NUMERICS
             parts = {
@@ -305,7 +337,7 @@ class Bench:
                 for audit in drawn.audits
                 if audit.kind is Kind.ANSWER
             }
-            texts = {stage: report.SerializeToString() for stage, report in reports.items()}
+            texts = {replica: report.SerializeToString() for replica, report in reports.items()}
             self.ledger.record_round(drawn.sealed, texts, parts)
             self.auditing.sealed(drawn)
             found.append(drawn)
@@ -314,32 +346,40 @@ class Bench:
     def _seal_version(self, version: int) -> None:
         """Unless it is in the ledger: without audits."""
         if not self.ledger.sealed_rounds(version - 1, version):
-            self.ledger.record_round(sealed_round(version - 1, self.spec), {}, {})
+            self.ledger.record_round(sealed_round(version - 1, self.spec, self.replicas), {}, {})
 
     def join(self, *stages: int) -> None:
+        """All replicas of these stages; of all, without any."""
         for stage in stages or range(STAGES):
-            self.auditing.joined(stage, self.member(stage))
+            for replica in range(self.replicas):
+                self.auditing.joined(stage, self.member(stage, replica))
 
-    def member(self, stage: int) -> Member:
+    def leave(self, stage: int, replica: int = 0) -> None:
+        self.auditing.lost(self.member(stage, replica))
+
+    def member(self, stage: int, replica: int = 0) -> Member:
+        node = nodes_of(stage, self.replicas)[replica]
+
         def send(message: pb.CoordinatorMessage | CommonweightError) -> None:
             assert isinstance(message, pb.CoordinatorMessage)
-            self.inboxes[stage].append(message)
+            self.inboxes[node].append(message)
 
         return Member(
-            node=NODES[stage],
-            peer_id=f"peer {stage}",
+            node=node,
+            peer_id=f"peer {stage}" if self.replicas == 1 else f"peer {stage}.{replica}",
             data_address="",
-            evidence_address=f"127.0.0.1:{9000 + stage}",
-            certificate=b"of %d" % stage,
-            owner=NODES[stage],
-            account=NODES[stage],
+            evidence_address=f"127.0.0.1:{9000 + stage + 100 * replica}",
+            certificate=b"of %d.%d" % (stage, replica),
+            owner=node,
+            account=node,
             has_data=True,
             stages=None,
             send=send,
         )
 
-    def grants(self, stage: int) -> list[pb.AuditGrant]:
-        return [message.audit for message in self.inboxes[stage] if message.HasField("audit")]
+    def grants(self, stage: int, replica: int = 0) -> list[pb.AuditGrant]:
+        inbox = self.inboxes[nodes_of(stage, self.replicas)[replica]]
+        return [message.audit for message in inbox if message.HasField("audit")]
 
     def convicted(self) -> None:
         self.frauds += 1

@@ -1,6 +1,6 @@
 """Rounds that some nodes train, honestly or not, with what they report and keep of them."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,6 +30,8 @@ class Node:
         self.tensors: dict[bytes, bytes] = {}
         self.states: dict[tuple[int, str, bool], bytes] = {}
         """By round, part, and whether after it."""
+        self.gradients: dict[tuple[int, bytes], bytes] = {}
+        """By round and hash."""
 
     def keep(self, tensor: Tensor | None) -> bytes:
         if tensor is None:
@@ -55,7 +57,7 @@ class Node:
     def backward(self, microbatch: int, pending: Any, gradient: Tensor | None) -> Tensor | None:
         return self.stage.backward(pending, gradient)
 
-    def gradient(self, microbatch: int, gradient: Tensor) -> Tensor:
+    def returned(self, microbatch: int, gradient: Tensor) -> Tensor:
         return gradient
 
     def sketch(self, microbatch: int) -> bytes:
@@ -66,6 +68,14 @@ class Node:
 
     def step(self) -> None:
         self.stage.step()
+
+    def keep_gradient(self, round_: int, gradient_hash: bytes) -> None:
+        gradient = {name: tensor.contiguous() for name, tensor in self.stage.gradients().items()}
+        self.gradients[round_, gradient_hash] = safetensors.torch.save(gradient)
+
+    def replace_gradient(self, gradient: Mapping[str, Tensor]) -> None:
+        for name, tensor in self.stage.gradients().items():
+            tensor.copy_(gradient[name])
 
     async def tensor(self, round_: int, wanted: bytes, size: int) -> bytes:
         if wanted not in self.tensors:
@@ -79,23 +89,50 @@ class Node:
             raise MessageTooLarge("too large.")
         return self.states[round_, part, after]
 
+    async def gradient(self, round_: int, signed: bytes, *, limit: int) -> bytes:
+        if (round_, signed) not in self.gradients:
+            raise PeerUnreachable("not kept.")
+        if len(self.gradients[round_, signed]) > limit:
+            raise MessageTooLarge("too large.")
+        return self.gradients[round_, signed]
+
 
 @dataclass
 class World:
     """A model that some nodes train, and their reports."""
 
     nodes: list[Node]
+    """Of each stage one."""
     reports: dict[tuple[int, int], Report] = field(default_factory=dict)
+    """Of these, by round and stage."""
+    others: dict[int, list[Node]] = field(default_factory=dict)
+    """Further replicas, by stage."""
+    others_reports: dict[tuple[int, int, int], Report] = field(default_factory=dict)
+    """By round, stage and replica, from 1."""
+    order: Sequence[int] = ()
+    """In which microbatches are computed, if not in that of their numbers; the replicas of a stage take turns."""
+
+    def replicas(self, stage: int) -> list[Node]:
+        return [self.nodes[stage], *self.others.get(stage, ())]
+
+    def report(self, unit: Audit) -> Report:
+        """Of whose work it is."""
+        if unit.replica:
+            return self.others_reports[unit.round, unit.stage, unit.replica]
+        return self.reports[unit.round, unit.stage]
 
     def train(self, round_: int, batches: list[Tensor]) -> None:
-        hops: list[list[dict[str, Any]]] = [[] for _ in self.nodes]
-        before = [node.stage.state_root() for node in self.nodes]
-        for node in self.nodes:
+        crews = [self.replicas(stage) for stage in range(len(self.nodes))]
+        hops: dict[Node, list[dict[str, Any]]] = {node: [] for crew in crews for node in crew}
+        before = {node: node.stage.state_root() for node in hops}
+        for node in hops:
             node.keep_state(round_, after=False)
-        for number, tokens in enumerate(batches):
+        for number, tokens in ((number, batches[number]) for number in self.order or range(len(batches))):
             pending, code = [], None
-            for node, mine in zip(self.nodes, hops, strict=True):
-                mine.append({"tokens": node.keep(tokens), "activation_in": node.keep(code), "loss": 0.0})
+            path = [crew[number % len(crew)] for crew in crews]
+            for node, mine in ((node, hops[node]) for node in path):
+                mine.append({"microbatch": number, "loss": 0.0})
+                mine[-1] |= {"tokens": node.keep(tokens), "activation_in": node.keep(code)}
                 pending.append(node.forward(number, tokens, code))
                 if isinstance(result := pending[-1].output, float):
                     code = None
@@ -104,24 +141,43 @@ class World:
                     code = node.output(number, result)
                 mine[-1]["activation_out"] = node.keep(code)
             gradient = None
-            for node, mine in zip(reversed(self.nodes), reversed(hops), strict=True):
+            for node, mine in ((node, hops[node]) for node in reversed(path)):
                 mine[-1]["gradient_in"] = node.keep(gradient)
                 gradient = node.backward(number, pending.pop(), gradient)
-                gradient = None if gradient is None else node.gradient(number, gradient)
+                gradient = None if gradient is None else node.returned(number, gradient)
                 mine[-1]["gradient_out"] = node.keep(gradient)
                 mine[-1]["sketch"] = node.sketch(number)
-        for node, mine, root in zip(self.nodes, hops, before, strict=True):
-            summed = node.gradient_hash()
-            node.states[round_, "gradient", False] = safetensors.torch.save(node.stage.gradients())
-            node.step()
-            node.keep_state(round_, after=True)
-            self.reports[round_, node.stage.index] = Report(
-                round_, node.stage.index, tuple(Hop(**hop) for hop in mine), summed, root, node.stage.state_root()
-            )
+        for stage, crew in enumerate(crews):
+            own = {node: node.gradient_hash() for node in crew}
+            for node in crew:
+                node.keep_gradient(round_, own[node])
+            summed = own[crew[0]]
+            if len(crew) > 1:
+                total = {name: tensor.clone() for name, tensor in crew[0].stage.gradients().items()}
+                for node in crew[1:]:
+                    for name, tensor in node.stage.gradients().items():
+                        total[name] += tensor
+                summed = tensors_hash(total)
+                for node in crew:
+                    node.replace_gradient(total)
+                    node.keep_gradient(round_, summed)
+            for replica, node in enumerate(crew):
+                node.step()
+                node.keep_state(round_, after=True)
+                mine = tuple(Hop(**hop) for hop in hops[node])
+                states = before[node], node.stage.state_root()
+                report = Report(round_, stage, mine, own[node], summed, *states)
+                if replica:
+                    self.others_reports[round_, stage, replica] = report
+                else:
+                    self.reports[round_, stage] = report
 
-    def sources(self, stage: int) -> list[Node]:
-        """Who may have what an audit of this stage needs."""
-        return [self.nodes[near] for near in (stage, stage - 1, stage + 1) if 0 <= near < len(self.nodes)]
+    def sources(self, stage: int, replica: int = 0) -> list[Node]:
+        """Who may have what an audit of this stage needs: whose work it is, then the neighbours."""
+        near = [
+            node for other in (stage - 1, stage + 1) if 0 <= other < len(self.nodes) for node in self.replicas(other)
+        ]
+        return [self.replicas(stage)[replica], *near]
 
 
 @dataclass
@@ -144,12 +200,23 @@ def train(lie: Callable[..., Node] = Node, at: int = -1, spec: ModelSpec = SPEC,
     return world
 
 
-def whole(stage: int, round_: int = 1) -> Audit:
-    return Audit(round_, stage, Kind.ROUND)
+def train_divided(lie: Callable[..., Node] = Node, at: int = -1, rounds: int = 2) -> World:
+    """The same, where stages 1 and 2 have two replicas, and the second of stage `at` is a `lie`: replica 0 computes
+    microbatches 2 and 0, in this order, replica 1 only 1.
+    """
+    others = {stage: [(lie if stage == at else Node)(SPEC, stage)] for stage in (1, 2)}
+    world = World([Node(SPEC, stage) for stage in range(SPEC.stages)], others=others, order=(2, 0, 1))
+    for round_ in range(rounds):
+        world.train(round_, batches_of(SPEC, round_))
+    return world
 
 
-def single(stage: int, microbatch: int = 1, round_: int = 1) -> Audit:
-    return Audit(round_, stage, Kind.LOSS if stage == SPEC.stages - 1 else Kind.MICROBATCH, microbatch)
+def whole(stage: int, round_: int = 1, replica: int = 0) -> Audit:
+    return Audit(round_, stage, Kind.ROUND, None, replica)
+
+
+def single(stage: int, microbatch: int = 1, round_: int = 1, replica: int = 0) -> Audit:
+    return Audit(round_, stage, Kind.LOSS if stage == SPEC.stages - 1 else Kind.MICROBATCH, microbatch, replica)
 
 
 class WrongOutput(Node):
@@ -158,7 +225,7 @@ class WrongOutput(Node):
 
 
 class WrongGradient(Node):
-    def gradient(self, microbatch: int, gradient: Tensor) -> Tensor:
+    def returned(self, microbatch: int, gradient: Tensor) -> Tensor:
         return -gradient if microbatch == 1 else gradient
 
 
@@ -242,7 +309,7 @@ class Cancelling(Node):
 
     sent: Tensor
 
-    def gradient(self, microbatch: int, gradient: Tensor) -> Tensor:
+    def returned(self, microbatch: int, gradient: Tensor) -> Tensor:
         if microbatch == 0:
             self.sent = gradient
         return self.sent * (1e-6 - 1) if microbatch == 1 else gradient
@@ -299,7 +366,7 @@ class OtherRounding(Node):
     def loss(self, microbatch: int, loss: float) -> float:
         return loss * (1 + 1e-7)
 
-    def gradient(self, microbatch: int, gradient: Tensor) -> Tensor:
+    def returned(self, microbatch: int, gradient: Tensor) -> Tensor:
         return self.blur(gradient)
 
     def backward(self, microbatch: int, pending: Any, gradient: Tensor | None) -> Tensor | None:

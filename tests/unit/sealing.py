@@ -11,10 +11,12 @@ from commonweight.rules.answer import SESSION_BYTES, answer_leaf
 from commonweight.rules.audits import Audit, Kind, draw_audits
 from commonweight.rules.beacon import answers_root, blinded, hash_chain, round_beacon, round_root, seal_salt
 from commonweight.rules.canonical import canonical_json
+from commonweight.rules.load import pack_load
 from commonweight.rules.receipt import Domain
-from commonweight.rules.report import report_receipt
+from commonweight.rules.report import Report
 from commonweight.rules.statement import to_hex
 from commonweight.wire.generated import control_pb2 as pb
+from commonweight.wire.messages import audit_to_proto
 from commonweight.wire.tls import make_certificate
 from node.answers import OpenTrace, answers_folder, write_trace
 from node.draws import Draws
@@ -22,10 +24,12 @@ from node.receipts import Signed
 from tests.unit.tiny import tiny_spec
 from tools.build_vectors import honest_reports, mark
 
-STAGES, STAGE = 5, 2
+STAGES, STAGE, REPLICA = 5, 2, 1
 RATES: dict[str, Any] = {"round_rate": "0.5", "microbatch_rate": "0.5", "data_rate": "0.5", "answer_rate": "0.5"}
 SPEC = tiny_spec(stages=STAGES, n_layers=5, **RATES)
 PER_EPOCH, MICROBATCHES = SPEC.economics.rounds_per_epoch, SPEC.training.microbatches_per_round
+LOADS = [[(0, 1, 2)], [(0, 1, 2)], [(1,), (0, 2)], [(0,), (1, 2)], [(0, 1, 2)]]
+"""Each round is divided like this; who is tested is one of two replicas of its stage."""
 SEEDS = [keccak(bytes([epoch])) for epoch in range(3)]
 CHAINS = [hash_chain(seed, PER_EPOCH) for seed in SEEDS]
 MODEL_ID = b"\xaa" * 32
@@ -45,14 +49,37 @@ def tip_of(round_: int) -> bytes:
     return CHAINS[round_ // PER_EPOCH][0]
 
 
-def commitments(round_: int) -> list[bytes]:
-    reports = honest_reports(STAGES, MICROBATCHES, round_)
-    outputs = (report_receipt(MODEL_ID, 1, report, tip_of(round_)).output for report in reports)
-    return [blinded(output, salt_of(round_, stage)) for stage, output in enumerate(outputs)]
+def reports(round_: int) -> list[list[Report]]:
+    """By stage, then by replica."""
+    rest = iter(honest_reports(STAGES, MICROBATCHES, round_, LOADS))
+    return [[next(rest) for _ in of_stage] for of_stage in LOADS]
 
 
-def salt_of(round_: int, stage: int = STAGE) -> bytes:
-    return seal_salt(SEEDS[round_ // PER_EPOCH], round_, stage)
+def output_of(round_: int, stage: int, replica: int) -> bytes:
+    """Of this replica's receipt."""
+    return reports(round_)[stage][replica].commitments(MICROBATCHES).output(tip_of(round_))
+
+
+def commitments(round_: int) -> list[list[bytes]]:
+    return [
+        [
+            blinded(output_of(round_, stage, replica), salt_of(round_, stage, replica))
+            for replica in range(len(of_stage))
+        ]
+        for stage, of_stage in enumerate(LOADS)
+    ]
+
+
+def stages(round_: int) -> list[pb.SealedStage]:
+    """As they are told."""
+    return [
+        pb.SealedStage(commitments=told, loads=[pack_load(load, MICROBATCHES) for load in loads])
+        for told, loads in zip(commitments(round_), LOADS, strict=True)
+    ]
+
+
+def salt_of(round_: int, stage: int = STAGE, replica: int = REPLICA) -> bytes:
+    return seal_salt(SEEDS[round_ // PER_EPOCH], round_, stage, replica)
 
 
 def a_trace(round_: int, number: int) -> OpenTrace:
@@ -72,17 +99,20 @@ def answers(round_: int, count: int = 7) -> list[pb.SealedAnswer]:
         traces = [mark("trace", round_, number, stage) for stage in range(STAGES)]
         traces[STAGE] = own.answer().trace
         return pb.SealedAnswer(
-            session=own.session, round=own.version, prompt_tokens=own.prompt_tokens, fed=own.fed, traces=traces
+            session=own.session,
+            round=own.version,
+            prompt_tokens=own.prompt_tokens,
+            fed=own.fed,
+            traces=traces,
+            replicas=[REPLICA if stage == STAGE else 0 for stage in range(STAGES)],
         )
 
     return [one(number) for number in range(count)]
 
 
 def signed(round_: int) -> Signed:
-    """What the holder of STAGE has signed."""
-    report = honest_reports(STAGES, MICROBATCHES, round_)[STAGE]
-    output = report_receipt(MODEL_ID, 1, report, tip_of(round_)).output
-    return Signed(generation=1, round=round_, output=to_hex(output))
+    """What the tested replica has signed."""
+    return Signed(generation=1, round=round_, output=to_hex(output_of(round_, STAGE, REPLICA)), is_loaded=True)
 
 
 def sealed(round_: int, retained: Iterable[int] | None = None, **changes: Any) -> pb.RoundSealed:
@@ -92,8 +122,9 @@ def sealed(round_: int, retained: Iterable[int] | None = None, **changes: Any) -
     fields: dict[str, Any] = {
         "round": round_,
         "beacon": CHAINS[round_ // PER_EPOCH][round_ % PER_EPOCH + 1],
-        "commitments": commitments(round_),
+        "stages": stages(round_),
         "salt": salt_of(round_),
+        "replica": REPLICA,
         "retained": [round_] if retained is None else list(retained),
     }
     return pb.RoundSealed(**(fields | changes))
@@ -106,31 +137,35 @@ def drawn(round_: int, answers: Sequence[pb.SealedAnswer] = ()) -> tuple[Audit, 
         answer_leaf(number, each.round, each.session, each.prompt_tokens, each.fed, each.traces)
         for number, each in enumerate(answers)
     ]
-    beacon = round_beacon(message.beacon, round_root(message.commitments))
-    return draw_audits(SPEC, round_, beacon, len(answers), answers_root(leaves))
+    beacon = round_beacon(message.beacon, round_root([stage.commitments for stage in message.stages]))
+    replicas = [each.replicas for each in answers]
+    return draw_audits(SPEC, round_, beacon, LOADS, replicas, answers_root(leaves))
 
 
-def undrawn(round_: int, stage: int = STAGE) -> Audit:
-    """A unit of this stage that the beacon doesn't draw."""
-    singles = [Audit(round_, stage, Kind.MICROBATCH, number) for number in range(MICROBATCHES)]
-    return next(audit for audit in (Audit(round_, stage, Kind.ROUND), *singles) if audit not in drawn(round_))
+def undrawn(round_: int) -> Audit:
+    """A unit of the tested replica that the beacon doesn't draw."""
+    singles = [Audit(round_, STAGE, Kind.MICROBATCH, number, REPLICA) for number in LOADS[STAGE][REPLICA]]
+    whole = Audit(round_, STAGE, Kind.ROUND, None, REPLICA)
+    return next(audit for audit in (whole, *singles) if audit not in drawn(round_))
 
 
-def find(stage: int, *kinds: Kind) -> Audit:
-    """The first drawn audit of this stage and one of these kinds; without kinds, of any."""
-    rounds = range(PER_EPOCH)
-    found = (each for round_ in rounds for each in drawn(round_) if each.stage == stage)
-    return next(each for each in found if not kinds or each.kind in kinds)
+def find(stage: int, *kinds: Kind, replica: int | None = None) -> Audit:
+    """The first drawn audit of this stage and one of these kinds; without kinds, of any. Of STAGE it is the tested
+    replica's, unless it is said whose.
+    """
+    wanted = (REPLICA if stage == STAGE else 0) if replica is None else replica
+    found = (each for round_ in range(PER_EPOCH) for each in drawn(round_) if each.stage == stage)
+    return next(each for each in found if each.replica == wanted and (not kinds or each.kind in kinds))
 
 
 def grant(audit: Audit, auditor: bytes = AUDITOR.der) -> pb.AuditGrant:
-    unit = pb.AuditUnit(round=audit.round, stage=audit.stage, kind=audit.kind.value, microbatch=audit.microbatch)
-    return pb.AuditGrant(unit=unit, auditor=auditor)
+    return pb.AuditGrant(unit=audit_to_proto(audit), auditor=auditor)
 
 
 def find_answer(stage: int, *, is_drawn: bool = True) -> Audit:
     """Of a stage's parts of round 0's answers the first that is drawn, or isn't."""
-    audits = (Audit(0, stage, Kind.ANSWER, number) for number in range(len(answers(0))))
+    replica = REPLICA if stage == STAGE else 0
+    audits = (Audit(0, stage, Kind.ANSWER, number, replica) for number in range(len(answers(0))))
     return next(each for each in audits if (each in drawn(0, answers(0))) is is_drawn)
 
 

@@ -7,12 +7,23 @@ import pytest
 from commonweight.rules.answer import answer_leaf
 from commonweight.rules.audits import Audit, Kind, draw_audits
 from commonweight.rules.beacon import answers_root, blinded, round_beacon, round_root, seal_salt
+from commonweight.rules.load import unpack_load
 from commonweight.rules.panel import is_known_bad, known_bad_report
-from commonweight.rules.report import Report, report_receipt
+from commonweight.rules.report import Report
 from commonweight.wire.generated import control_pb2 as pb
-from coordinator.draws import draw
-from tests.integration.scripted import honest_report
-from tests.unit.auditing_world import ANSWERS, MICROBATCHES, PER_EPOCH, PLACE, STAGES, answer_parts, sealed_round
+from coordinator.draws import Draw, draw
+from tests.unit.auditing_world import (
+    ANSWERS,
+    MICROBATCHES,
+    NODES,
+    PER_EPOCH,
+    SECOND,
+    STAGES,
+    answer_parts,
+    nodes_of,
+    sealed_round,
+    signed_report,
+)
 from tests.unit.tiny import tiny_spec
 from tools.build_vectors import beacon_chain, mark
 
@@ -22,10 +33,14 @@ SPEC = tiny_spec(
 ROUNDS = range(2 * PER_EPOCH)
 
 
-def told(number: int) -> list[pb.RoundSealed]:
-    """Of this round, stage by stage."""
-    drawn = draw(SPEC, sealed_round(number, SPEC), tip(number), seed(number))
-    return [drawn.announcement(stage, [number]) for stage in range(STAGES)]
+def drawn_of(number: int, replicas: int = 1) -> Draw:
+    return draw(SPEC, sealed_round(number, SPEC, replicas), tip(number), seed(number))
+
+
+def told(number: int, replicas: int = 1) -> list[pb.RoundSealed]:
+    """Of this round, stage by stage, replica by replica."""
+    drawn = drawn_of(number, replicas)
+    return [drawn.announcement(stage, node, [number]) for stage in range(STAGES) for node in nodes_of(stage, replicas)]
 
 
 def tip(number: int) -> bytes:
@@ -38,25 +53,38 @@ def seed(number: int) -> bytes:
 
 def output(number: int, report: Report) -> bytes:
     """What who signs the report commits to; both are known to who is shown it."""
-    return report_receipt(PLACE.model_id, 1, report, tip(number)).output
+    return report.commitments(MICROBATCHES).output(tip(number))
 
 
+@pytest.mark.parametrize("replicas", [1, 2])
 @pytest.mark.parametrize("number", [3, PER_EPOCH, 2 * PER_EPOCH - 1])
-def test_each_node_is_told_its_own_salt_and_all_else_as_the_others(number: int) -> None:
-    messages = told(number)
-    assert [message.salt for message in messages] == [seal_salt(seed(number), number, s) for s in range(STAGES)]
+def test_each_node_is_told_its_own_salt_and_all_else_as_the_others(number: int, replicas: int) -> None:
+    messages, places = told(number, replicas), list(product(range(STAGES), range(replicas)))
+    assert [message.salt for message in messages] == [seal_salt(seed(number), number, *place) for place in places]
+    assert [message.replica for message in messages] == [replica for _, replica in places]
     for message in messages:
         message.ClearField("salt")
-    assert messages == messages[:1] * STAGES
+        message.ClearField("replica")
+    assert messages == messages[:1] * len(places)
     assert (messages[0].round, messages[0].retained) == (number, [number])
     assert messages[0].beacon == beacon_chain(SPEC, number // PER_EPOCH)[1 + number % PER_EPOCH]
 
 
-def test_each_node_finds_its_own_commitments_in_it() -> None:
+def test_who_has_no_receipt_in_the_round_is_told_no_salt() -> None:
+    (alone, *_), message = told(3), drawn_of(3).announcement(0, SECOND[0], [3])
+    alone.ClearField("salt")
+    assert message == alone
+    assert not message.salt
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_each_node_finds_its_own_commitments_in_it(replicas: int) -> None:
     for number in ROUNDS:
-        for stage, message in enumerate(told(number)):
-            own = output(number, honest_report(number, stage, STAGES, MICROBATCHES))
-            assert message.commitments[stage] == blinded(own, message.salt)
+        places = product(range(STAGES), range(replicas))
+        for (stage, replica), message in zip(places, told(number, replicas), strict=True):
+            signed = signed_report(number, stage, replica, replicas)
+            assert message.stages[stage].commitments[replica] == blinded(output(number, signed), message.salt)
+            assert unpack_load(message.stages[stage].loads[replica], MICROBATCHES) == signed.load
             assert len(message.answers) == (ANSWERS if number >= PER_EPOCH else 0)
             for index, answer in enumerate(message.answers):
                 part = answer_parts(number, index)[stage]
@@ -65,18 +93,21 @@ def test_each_node_finds_its_own_commitments_in_it() -> None:
                 assert answer.traces[stage] == part.trace
 
 
-def test_what_it_is_told_draws_the_same() -> None:
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_what_it_is_told_draws_the_same(replicas: int) -> None:
     kinds: set[Kind] = set()
     for number in ROUNDS:
-        drawn = draw(SPEC, sealed_round(number, SPEC), tip(number), seed(number))
-        message = drawn.announcement(1, [])
+        drawn = drawn_of(number, replicas)
+        message = drawn.announcement(1, NODES[1], [])
         leaves = [
             answer_leaf(index, it.round, it.session, it.prompt_tokens, it.fed, it.traces)
             for index, it in enumerate(message.answers)
         ]
-        beacon = round_beacon(message.beacon, round_root(message.commitments))
+        beacon = round_beacon(message.beacon, round_root([each.commitments for each in message.stages]))
         assert beacon == drawn.beacon
-        assert draw_audits(SPEC, number, beacon, len(leaves), answers_root(leaves)) == drawn.audits
+        loads = [[unpack_load(load, MICROBATCHES) for load in each.loads] for each in message.stages]
+        signers = [each.replicas for each in message.answers]
+        assert draw_audits(SPEC, number, beacon, loads, signers, answers_root(leaves)) == drawn.audits
         kinds |= {audit.kind for audit in drawn.audits}
     assert kinds == set(Kind)
 
@@ -87,8 +118,8 @@ def test_who_is_shown_a_report_can_t_tell_by_it_whether_that_was_signed() -> Non
     tested = 0
     for number, stage in product(ROUNDS, range(STAGES)):
         audit = Audit(number, stage, Kind.ROUND)
-        assert is_known_bad(SPEC, seed(number), audit)
-        signed = honest_report(number, stage, STAGES, MICROBATCHES)
+        signed = signed_report(number, stage)
+        assert is_known_bad(SPEC, seed(number), audit, signed.load)
         shown = known_bad_report(audit, signed, seed(number), is_last=stage == STAGES - 1)
         others = [
             message
@@ -96,7 +127,7 @@ def test_who_is_shown_a_report_can_t_tell_by_it_whether_that_was_signed() -> Non
             for other, message in enumerate(by_stage)
             if (each, other) != (number, stage)
         ]
-        hashes = {commitment for message in others for commitment in message.commitments}
+        hashes = {commitment for message in others for each in message.stages for commitment in each.commitments}
         salts = {message.salt for message in others}
         for report in (signed, shown):
             own = output(number, report)
@@ -111,6 +142,6 @@ def test_who_is_shown_a_report_can_t_tell_by_it_whether_that_was_signed() -> Non
 
 
 def test_the_seed_is_in_no_message_and_in_no_log() -> None:
-    drawn = draw(SPEC, sealed_round(PER_EPOCH, SPEC), tip(PER_EPOCH), seed(PER_EPOCH))
+    drawn = drawn_of(PER_EPOCH)
     assert all(seed(PER_EPOCH) not in message.SerializeToString() for message in told(PER_EPOCH))
     assert repr(seed(PER_EPOCH)) not in repr(drawn)

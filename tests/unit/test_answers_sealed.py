@@ -2,7 +2,7 @@
 
 import sqlite3
 import struct
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from commonweight.errors import CommonweightError, LedgerError, MalformedMessage
-from commonweight.identity import NodeIdentity
+from commonweight.identity import NodeIdentity, recover_address
 from commonweight.rules.answer import Answer, answer_receipt, served_receipt
 from commonweight.rules.audits import Kind
 from commonweight.rules.epoch import answers_per_round
@@ -20,7 +20,7 @@ from commonweight.rules.report import NO_TENSOR
 from commonweight.rules.rounds import Seal
 from commonweight.rules.statement import SealedRound
 from commonweight.wire.generated import control_pb2 as pb
-from commonweight.wire.messages import answer_from_proto, answer_to_proto, report_to_proto
+from commonweight.wire.messages import answer_from_proto, answer_to_proto, report_from_proto, report_to_proto
 from coordinator import answers as answers_module
 from coordinator.answer_ledger import Reported
 from coordinator.answers import Answers
@@ -28,9 +28,8 @@ from coordinator.draws import Draw, draw
 from coordinator.ledger import Ledger
 from coordinator.members import Member, Place, Submission
 from coordinator.recording import Recorder
-from tests.integration.scripted import honest_report
 from tests.unit.tiny import tiny_spec
-from tools.build_vectors import answer_line, beacon_chain, honest_answer, mark
+from tools.build_vectors import answer_line, beacon_chain, honest_answer, honest_reports, mark, share
 
 STAGES = 3
 SPEC = tiny_spec(stages=STAGES, answer_rate="0.5")
@@ -104,12 +103,19 @@ class World:
         signature = (signer or NODES[stage]).sign_digest(receipt.digest(place.domain))
         return pb.SignedAnswer(part=answer_to_proto(answer), signature=signature)
 
-    async def say(self, name: str, *stages: int, change: Callable[[int, Answer], Answer] = lambda _, a: a) -> None:
+    async def say(
+        self,
+        name: str,
+        *stages: int,
+        change: Callable[[int, Answer], Answer] = lambda _, a: a,
+        nodes: Sequence[NodeIdentity] = NODES,
+    ) -> None:
         """These stages' nodes say their parts; all of them where none is named."""
         parts = parts_of(name)
         for stage in stages or range(STAGES):
+            member = replace(self.member(stage), node=nodes[stage].address)
             answer = change(stage, parts[stage])
-            await self.answers.take(self.member(stage), stage, self.signed(stage, answer))
+            await self.answers.take(member, stage, self.signed(stage, answer, nodes[stage]))
 
     def report(self, name: str, prompt: int = 4, completion: int = 5, version: int = VERSION) -> None:
         receipt = served_receipt(PLACE.model_id, version, session_of(name), prompt, completion)
@@ -118,13 +124,18 @@ class World:
         reported = Reported(request_id, session_of(name), version, prompt, completion, GATEWAY.address, signature)
         assert self.ledger.record_served(reported)
 
-    def seal(self, round_: int, nodes: Collection[NodeIdentity] = NODES) -> Draw:
+    def seal(self, round_: int, second: NodeIdentity | None = None, instead: NodeIdentity | None = None) -> Draw:
+        """Stage 1 is shared with a `second` node, or held by another one `instead`."""
+        nodes = [[node] for node in NODES]
+        nodes[1] = [NODES[1], second] if second else [instead or NODES[1]]
+        nodes[1].sort(key=lambda node: node.address)
+        loads = [share(MICROBATCHES, len(of_stage)) for of_stage in nodes]
+        reports = honest_reports(STAGES, MICROBATCHES, round_, loads)
         submissions = {}
-        for stage, node in enumerate(nodes):
-            report = honest_report(round_, stage, STAGES, MICROBATCHES)
+        for node, report in zip((node for of_stage in nodes for node in of_stage), reports, strict=True):
             who = (node.address, node.address, node.address)
-            submissions[stage] = Submission(*who, 1, report, bytes(65), report_to_proto(report))
-        seal = Seal(round_, tuple(each.report for each in submissions.values()))
+            submissions[node.address] = Submission(*who, 1, report, bytes(65), report_to_proto(report))
+        seal = Seal(round_, {node: each.report for node, each in submissions.items()})
         drawn = self.recorder.store([seal], submissions, self.kept)
         assert drawn is not None
         return drawn
@@ -194,8 +205,8 @@ async def test_killed_after_a_seal_the_coordinator_draws_of_the_same_answers(wor
         answer = answer_from_proto(pb.AnswerPart.FromString(part))
         assert answer == parts_of(names[audit.microbatch])[audit.stage]
         assert "0x" + answer.trace.hex() == drawn.sealed.answers[audit.microbatch].parts[audit.stage].trace
-        assert root == honest_report(VERSION - 1, audit.stage, STAGES, MICROBATCHES).state_after
-    assert {audit.stage for audit in drawn.audits} == set(drawn.stages)
+        assert root == mark("state", VERSION, audit.stage)
+    assert {(audit.stage, audit.replica) for audit in drawn.audits} == set(drawn.replicas)
 
 
 @pytest.mark.asyncio
@@ -315,13 +326,67 @@ async def test_a_version_that_nodes_don_t_keep_takes_its_answers_with_it(world: 
 
 
 @pytest.mark.asyncio
-async def test_a_stage_whose_node_is_another_now_isn_t_paid_for_its_predecessor_s_part(
-    world: World, told: Told
+async def test_an_answer_waits_for_a_round_in_which_all_who_gave_it_have_worked(
+    world: World, told: Told, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("coordinator.recording.answers_per_round", lambda _: 1)
+    for name in ("a", "b"):
+        world.report(name)
+        await world.say(name, nodes=NODES if name == "a" else (NODES[0], STRANGER, NODES[2]))
+    assert sessions(world.seal(ROUND, instead=STRANGER).sealed) == [session_of("b")], "it holds up no other"
+    assert sessions(world.seal(ROUND + 1, instead=STRANGER).sealed) == []
+    assert sessions(world.seal(ROUND + 2).sealed) == [session_of("a")]
+    assert [name for name, _ in told] == ["answer.sealed"] * 2
+
+
+@pytest.mark.asyncio
+async def test_whose_node_works_in_no_round_any_more_goes_with_its_version(world: World, told: Told) -> None:
     world.report("a")
     await world.say("a")
-    assert world.seal(ROUND, [NODES[0], STRANGER, NODES[2]]).sealed.answers == ()
-    assert dict(told)["answer.dropped"]["why"] == "stage 1 has another node by now"
+    world.seal(ROUND, instead=STRANGER)
+    world.kept, world.published = frozenset({20, 30, 40}), 40
+    world.seal(40)
+    assert "whoever said a part has worked in no round since" in dict(told)["answer.dropped"]["why"]
+
+
+@pytest.mark.asyncio
+async def test_parts_of_any_replica_count_as_its_own(world: World) -> None:
+    names = [str(number) for number in range(6)]
+    for number, name in enumerate(names):
+        world.report(name)
+        await world.say(name, nodes=NODES if number % 2 else (NODES[0], STRANGER, NODES[2]))
+    drawn = world.seal(ROUND, second=STRANGER)
+    in_order = sorted((NODES[1].address, STRANGER.address))
+    for number, line in enumerate(drawn.sealed.answers):
+        signer = NODES[1] if number % 2 else STRANGER
+        assert [part.replica for part in line.parts] == [0, in_order.index(signer.address), 0]
+        digest = line.part_receipt(PLACE.model_id, 1).digest(PLACE.domain)
+        assert recover_address(digest, bytes.fromhex(line.parts[1].signature[2:])) == signer.address
+    told = drawn.told.answers
+    assert [list(each.replicas) for each in told] == [
+        [part.replica for part in line.parts] for line in drawn.sealed.answers
+    ]
+    units = [audit for audit in drawn.audits if audit.kind is Kind.ANSWER and audit.stage == 1]
+    assert units
+    for audit in units:
+        assert drawn.sealed.provider(audit).node == (NODES[1] if audit.answer % 2 else STRANGER).address
+        whole = pb.StageReport.FromString(world.ledger.unaudited_report(ROUND, 1, audit.replica))
+        assert report_from_proto(whole).load == share(MICROBATCHES, 2)[audit.replica]
+        part, root = world.ledger.answer_claim(ROUND, audit.answer, 1)
+        assert answer_from_proto(pb.AnswerPart.FromString(part)) == parts_of(names[audit.answer])[1]
+        assert root == mark("state", VERSION, 1)
+
+
+@pytest.mark.asyncio
+async def test_a_flood_of_one_replica_pushes_out_none_of_another_s_parts(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(answers_module, "MAX_PARTS", 4)
+    await world.say("a")
+    for number in range(8):
+        await world.say(f"flood {number}", 1, nodes=(NODES[0], STRANGER, NODES[2]))
+    world.report("a")
+    assert sessions(world.seal(ROUND, second=STRANGER).sealed) == [session_of("a")]
 
 
 @pytest.mark.asyncio

@@ -6,13 +6,17 @@ import pytest
 
 from commonweight.errors import CommonweightError, MalformedMessage, Refused, UnplannedMessage
 from commonweight.identity import NodeIdentity
+from commonweight.rules.load import Load
+from commonweight.rules.report import report_receipt
 from commonweight.wire.generated import control_pb2 as pb
+from commonweight.wire.messages import report_to_proto
 from commonweight.wire.tls import make_certificate
 from coordinator.attendance import AttendingAuditor, AttendingNode, Reception
 from coordinator.auditors import Auditors
-from coordinator.members import Member
+from coordinator.members import Member, Submission
 from coordinator.seats import Standing
-from tests.unit.auditing_world import PLACE, SPEC
+from tests.unit.auditing_world import MICROBATCHES, PLACE, SPEC
+from tools.build_vectors import honest_reports
 
 pytestmark = pytest.mark.asyncio
 
@@ -20,6 +24,7 @@ IDENTITY, OTHER = (NodeIdentity(bytes([number]) * 32) for number in (0x51, 0x52)
 CERTIFICATE = make_certificate(IDENTITY)
 OWNER = OTHER.address
 ACCOUNT = NodeIdentity(b"\x53" * 32).address
+TIP = b"\x09" * 32
 
 
 class World:
@@ -32,6 +37,9 @@ class World:
         self.left: list[Member] = []
         self.sent: list[Any] = []
         self.answered: list[tuple[str, int | None, bytes]] = []
+        self.said: list[tuple[Any, ...]] = []
+        """To the training."""
+        self.place, self.spec, self.round = PLACE, SPEC, 0
         self.auditors = Auditors(SPEC, PLACE)
         self.reception = Reception(self, self, self, self.auditors, self)  # type: ignore[arg-type]
 
@@ -51,6 +59,18 @@ class World:
 
     def leave(self, member: Member) -> None:
         self.left.append(member)
+
+    def note_version(self, member: Member, round_: int) -> None:
+        self.said.append(("version", member.node, round_))
+
+    def break_pipes(self, member: Member, generation: int, why: str, peer: str | None) -> None:
+        self.said.append(("broken", member.node, generation, why, peer))
+
+    def submit(self, member: Member, submission: Submission) -> None:
+        self.said.append(("report", member.node, submission.report.load))
+
+    def tip_of(self, round_: int) -> bytes:
+        return TIP
 
     def send(self, message: pb.CoordinatorMessage | CommonweightError) -> None:
         self.sent.append(message)
@@ -146,3 +166,58 @@ async def test_a_node_s_answers_are_taken_as_those_of_the_stage_that_it_holds() 
     world.holds = 2
     await attending.take(message)
     assert world.answered == [(IDENTITY.address, stage, b"s" * 16) for stage in (None, 2)]
+
+
+async def test_a_node_says_which_version_it_has_and_with_whom_a_pipe_broke() -> None:
+    world = World()
+    attending = await world.introduce(join=node_join())
+    await attending.take(pb.NodeMessage(version=pb.HasVersion(round=7)))
+    for peer_id in ("", OTHER.peer_id):
+        failed = pb.PipesFailed(generation=3, code="WIRE_UNREACHABLE", why="nobody there", peer_id=peer_id)
+        await attending.take(pb.NodeMessage(pipes_failed=failed))
+    node, why = IDENTITY.address, "WIRE_UNREACHABLE: nobody there"
+    assert world.said == [
+        ("version", node, 7),
+        ("broken", node, 3, why, None),
+        ("broken", node, 3, why, OTHER.address),
+    ]
+    with pytest.raises(MalformedMessage):
+        await attending.take(pb.NodeMessage(pipes_failed=pb.PipesFailed(generation=3, peer_id="nobody")))
+
+
+def signed(load: Load, busy_s: float) -> pb.SignedReport:
+    """IDENTITY's, of round 0."""
+    (report,) = honest_reports(1, max(MICROBATCHES, *load, 0) + 1, 0, [[load]])
+    signed = pb.SignedReport(generation=1, report=report_to_proto(report, 0.5, busy_s))
+    if max(load, default=0) < MICROBATCHES:
+        receipt = report_receipt(PLACE.model_id, 1, 0, 0, report.commitments(MICROBATCHES), TIP)
+        signed.signature = IDENTITY.sign_digest(receipt.digest(PLACE.domain))
+    return signed
+
+
+async def test_a_replica_reports_its_load_or_none() -> None:
+    world = World()
+    attending = await world.introduce(join=node_join())
+    for load, busy_s in (((0, 2), 0.25), ((), 0.0)):
+        await attending.take(pb.NodeMessage(report=signed(load, busy_s)))
+    assert world.said == [("report", IDENTITY.address, load) for load in ((0, 2), ())]
+    other = signed((0, 2), 0.25)
+    other.report.round_gradient_hash = bytes(32)
+    with pytest.raises(Refused, match="is signed by"):
+        await attending.take(pb.NodeMessage(report=other))
+
+
+@pytest.mark.parametrize(
+    ("report", "match"),
+    [
+        (signed((0, MICROBATCHES), 0.25), "microbatch 3 of a round of 3"),
+        (signed((0,), 0.0), "in 0.0 s"),
+        (signed((0, 1, 2), 5e-324), "in 5e-324 s"),
+    ],
+)
+async def test_a_load_that_can_t_be_and_work_in_no_time_are_malformed(report: pb.SignedReport, match: str) -> None:
+    world = World()
+    attending = await world.introduce(join=node_join())
+    with pytest.raises(MalformedMessage, match=match):
+        await attending.take(pb.NodeMessage(report=report))
+    assert world.said == []

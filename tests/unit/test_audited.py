@@ -14,6 +14,7 @@ from commonweight.cli.statements import Published
 from commonweight.errors import StatementUnavailable
 from commonweight.identity import NodeIdentity
 from commonweight.rules.audits import Audit, Verdict
+from commonweight.rules.checking import check_statement
 from commonweight.rules.epoch import credit_report, make_statement
 from commonweight.rules.receipt import Domain, Receipt
 from commonweight.rules.spec import ModelSpec
@@ -28,6 +29,7 @@ from tools.build_vectors import (
     judged,
     mark,
     seal,
+    share,
 )
 
 SPEC = changed(
@@ -68,10 +70,15 @@ def statement_of(
     equivocations: Sequence[EquivocationLine] = (),
     spec: ModelSpec = SPEC,
     answered: Collection[int] = (),
+    others: Collection[str] = (),
 ) -> Statement:
     """Audited by those of `auditors` who aren't convicted, all of whom answer; without, by the referee. With each of
-    the rounds `answered` an answer of 7 tokens is sealed.
+    the rounds `answered` an answer of 7 tokens is sealed. Stage 1 has the replicas `others`, too; those of its replicas
+    take turns with answers.
     """
+    nodes = [[address(f"node {stage}")] for stage in range(SPEC.stages)]
+    nodes[1] = sorted([*nodes[1], *others])
+    loads = [share(SPEC.training.microbatches_per_round, len(of_stage)) for of_stage in nodes]
     carried = before.carried() if before else Carried()
     rounds = [
         seal(
@@ -81,15 +88,19 @@ def statement_of(
                 credit_report(
                     SPEC,
                     report,
-                    node=address(f"node {report.stage}"),
-                    owner=address(f"node {report.stage}"),
+                    node=node,
+                    owner=node,
                     account=address("owner"),
                     generation=1,
                     signature=bytes(65),
                 )
-                for report in honest_reports(SPEC.stages, SPEC.training.microbatches_per_round, number)
+                for node, report in zip(
+                    (node for of_stage in nodes for node in of_stage),
+                    honest_reports(SPEC.stages, SPEC.training.microbatches_per_round, number, loads),
+                    strict=True,
+                )
             ],
-            [answer_in(number)] if number in answered else [],
+            [answer_in(number, number % len(nodes[1]))] if number in answered else [],
         )
         for number in range(6 * epoch, 6 * epoch + 6)
     ]
@@ -121,7 +132,7 @@ def statement_of(
     )
 
 
-def answer_in(round_: int) -> AnswerLine:
+def answer_in(round_: int, replica: int = 0) -> AnswerLine:
     return answer_line(
         MODEL_ID,
         honest_answer(SPEC.stages, 6, mark("session", round_)[:16], 4, 6),
@@ -129,12 +140,13 @@ def answer_in(round_: int) -> AnswerLine:
         gateway=address("gateway"),
         served=lambda _: bytes(65),
         signs=[lambda _: bytes(65)] * SPEC.stages,
+        replicas=[0, replica, 0],
     )
 
 
-def told(statement: Statement, earlier: Earlier | None = None) -> Audited:
+def told(statement: Statement, earlier: Earlier | None = None, provider: Conviction = NODE) -> Audited:
     published = Published(cast(Any, None), statement)
-    return audited_work(published, NODE, earlier or Earlier(cast(Place, None)))
+    return audited_work(published, provider, earlier or Earlier(cast(Place, None)))
 
 
 def test_all_passed() -> None:
@@ -148,7 +160,39 @@ def test_what_was_withheld_voids_a_span_up_to_the_audits_that_passed() -> None:
     found = told(statement_of(0, lambda audit: Verdict.WITHHELD if audit.round in withheld else Verdict.PASSED))
     (unpaid,) = found.unpaid
     assert (unpaid.span, unpaid.rounds) == ("rounds 2 to 3", (2, 3))
-    assert unpaid.why == "what the round audit of round 2, stage 1 takes was withheld, and 1 more like it"
+    assert unpaid.why == "what the round audit of round 2, stage 1, replica 0 takes was withheld, and 1 more like it"
+
+
+@pytest.mark.parametrize("spec", [SPEC, ANSWERS])
+def test_each_replica_is_told_of_its_own_work_and_audits(spec: ModelSpec) -> None:
+    """Of two of stage 1, who both report each round, the second withholds all that is drawn of it."""
+    other = Conviction(stage=1, node=address("another node"))
+    providers = sorted([NODE, other], key=lambda each: each.node)
+    statement = statement_of(
+        1,
+        lambda audit: Verdict.WITHHELD if audit.replica else Verdict.PASSED,
+        spec=spec,
+        answered=range(6, 12),
+        others=[other.node],
+    )
+    check_statement(spec, statement, Carried())
+    first, second = (told(statement, provider=each) for each in providers)
+    assert first.rounds == second.rounds == tuple(range(6, 12))
+    assert (first.unpaid, first.unpaid_answers) == ((), ())
+    assert (first.answers, second.answers, first.answer_tokens, second.answer_tokens) == (3, 3, 21, 21)
+    kind, count = ("round", 6) if spec is SPEC else ("answer", 3)
+    assert first.counts[kind, "passed"] == second.counts[kind, "withheld"] == count
+    (unpaid,) = second.unpaid if spec is SPEC else second.unpaid_answers
+    assert unpaid.rounds == (tuple(range(6, 12)) if spec is SPEC else (7, 9, 11))
+    assert "stage 1, replica 1" in unpaid.why
+
+
+def test_a_statement_that_names_a_replica_that_there_isn_t_is_told_all_the_same() -> None:
+    """`commonweight audit` finds what is wrong with it."""
+    honest = statement_of(1, lambda _: Verdict.PASSED, answered=[7], others=[address("another node")])
+    audits = [line.model_copy(update={"replica": 9}) for line in honest.audits]
+    found = told(honest.model_copy(update={"audits": tuple(audits)}))
+    assert (found.rounds, found.audits) == (tuple(range(6, 12)), ())
 
 
 def test_each_span_has_its_own_reason() -> None:
@@ -181,7 +225,7 @@ def test_answers_whose_trace_was_withheld_are_unpaid_and_the_rounds_aren_t() -> 
     assert found.counts == {("answer", "passed"): 3, ("answer", "withheld"): 1, ("answer", "undecided"): 1}
     (unpaid,) = found.unpaid_answers
     assert (unpaid.span, unpaid.rounds) == ("rounds 7 to 8", (7, 8))
-    assert unpaid.why == "what the answer audit of round 8, stage 1, answer 0 takes was withheld"
+    assert unpaid.why == "what the answer audit of round 8, stage 1, replica 0, answer 0 takes was withheld"
     counted = count_answers(statement)
     assert (counted.sealed, counted.tokens, counted.unpaid) == (5, 35, {1: 14})
     assert counted.fields()["unpaid answers"] == ["stage 1: 14 of 35 tokens"]
@@ -250,7 +294,8 @@ def test_the_epoch_of_a_conviction_is_found_in_few_steps_and_once(
 ) -> None:
     statements, fetched, earlier = convicted
     (line,) = (line for line in statements[3].audits if line.verdict == "failed" and line.stage == 1)
-    why = f"convicted of fraud in epoch 3: the round audit of round 20, stage 1 failed, evidence {line.evidence}"
+    audit = "the round audit of round 20, stage 1, replica 0"
+    why = f"convicted of fraud in epoch 3: {audit} failed, evidence {line.evidence}"
     for epoch in (8, 3, 4):
         (unpaid,) = told(statements[epoch], earlier).unpaid
         assert (unpaid.span, unpaid.why) == (f"rounds {6 * epoch} to {6 * epoch + 5}", why)
@@ -272,7 +317,8 @@ def test_what_is_outstanding_since_an_earlier_epoch_is_told(monkeypatch: pytest.
     since, later = told(statements[1], earlier).unpaid
     assert since.span == "rounds 6 to 7"
     assert since.why.startswith("a round audit is outstanding since an earlier epoch, in which what it takes was withh")
-    assert (later.span, later.why) == ("round 10", "what the round audit of round 10, stage 1 takes was withheld")
+    assert later.span == "round 10"
+    assert later.why == "what the round audit of round 10, stage 1, replica 0 takes was withheld"
     assert fetched == [0]
     assert told(statements[0], earlier).unpaid[0].span == "round 5"
     assert told(statements[2], earlier).unpaid == ()

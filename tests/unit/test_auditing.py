@@ -22,7 +22,6 @@ from coordinator import holders
 from coordinator.auditing import MAX_ROUNDS_AHEAD
 from coordinator.draws import Draw
 from coordinator.ledger import Fraud
-from tests.integration.scripted import honest_report
 from tests.unit.auditing_world import (
     DEADLINE_S,
     KEY,
@@ -41,6 +40,7 @@ from tests.unit.auditing_world import (
     passing,
     rounds_with,
     saying,
+    signed_report,
     unit_of,
 )
 
@@ -95,7 +95,7 @@ async def test_all_that_is_drawn_is_decided_once_in_order_and_signed(bench: Benc
 def claim_of(audit: Audit) -> bytes:
     if audit.kind is Kind.ANSWER:
         return answer_of(audit).trace
-    return honest_report(audit.round, audit.stage, STAGES, MICROBATCHES).claim
+    return signed_report(audit.round, audit.stage).commitments(MICROBATCHES).claim
 
 
 @pytest.mark.parametrize("kind", [kind for kind in Kind if kind is not Kind.ANSWER])
@@ -108,7 +108,7 @@ async def test_provider_and_neighbours_are_told_whom_to_serve_what(bench: Bench,
     due = [stage for stage in (wanted.stage, wanted.stage - 1, wanted.stage + 1) if 0 <= stage < STAGES]
     assert [source.peer_id for source in asked.sources] == [f"peer {stage}" for stage in due]
     assert [source.address for source in asked.sources] == [f"127.0.0.1:{9000 + stage}" for stage in due]
-    assert report_from_proto(asked.report) == honest_report(number, wanted.stage, STAGES, MICROBATCHES)
+    assert report_from_proto(asked.report) == signed_report(number, wanted.stage)
     assert asked.report.numerics == NUMERICS
     assert not asked.HasField("answer")
     for stage in range(STAGES):
@@ -131,7 +131,7 @@ async def test_an_answer_is_replayed_by_what_its_provider_alone_has_to_serve(ben
         assert (source.peer_id, source.address) == (f"peer {wanted.stage}", f"127.0.0.1:{9000 + wanted.stage}")
         part = answer_from_proto(asked.answer)
         assert part == answer_of(wanted)
-        trained = honest_report(part.version - 1, wanted.stage, STAGES, MICROBATCHES)
+        trained = signed_report(part.version - 1, wanted.stage)
         assert asked.version_root == trained.state_after
         assert not asked.HasField("report")
         for stage in range(STAGES):
@@ -139,7 +139,7 @@ async def test_an_answer_is_replayed_by_what_its_provider_alone_has_to_serve(ben
 
 
 def told_of(bench: Bench, drawn: Draw, stage: int = 0) -> pb.RoundSealed:
-    return bench.auditing.announcement(drawn, stage)
+    return bench.auditing.announcement(drawn, stage, NODES[stage])
 
 
 async def test_nodes_are_told_which_rounds_to_retain(bench: Bench) -> None:
@@ -150,7 +150,7 @@ async def test_nodes_are_told_which_rounds_to_retain(bench: Bench) -> None:
     assert told_of(bench, drawn).retained == [first, second]
     bench.join()
     for stage in range(STAGES):
-        again = [message.sealed for message in bench.inboxes[stage]]
+        again = [message.sealed for message in bench.inboxes[NODES[stage]]]
         assert [message.round for message in again] == [first, second]  # it may not have heard of the last one
         assert again[1] == told_of(bench, drawn, stage)
     assert told_of(bench, drawn, 0).salt != told_of(bench, drawn, 1).salt
@@ -179,9 +179,9 @@ async def test_a_coordinator_that_was_killed_goes_on_with_the_same_audits(bench:
     async with asyncio.timeout(DEADLINE_S), again.running():
         await decided.wait()
     for stage in range(STAGES):
-        heard = [message.sealed for message in again.inboxes[stage] if message.HasField("sealed")]
-        assert [(each.commitments, each.salt, each.answers) for each in heard] == [
-            (each.commitments, each.salt, each.answers) for each in (told_of(bench, drawn, stage) for drawn in sealed)
+        heard = [message.sealed for message in again.inboxes[NODES[stage]] if message.HasField("sealed")]
+        assert [(each.stages, each.salt, each.answers) for each in heard] == [
+            (each.stages, each.salt, each.answers) for each in (told_of(bench, drawn, stage) for drawn in sealed)
         ]
     assert len(again.ledger.verdicts(0, 10**6)) == 2
     third = Bench(bench.folder)
@@ -200,7 +200,7 @@ async def test_a_coordinator_that_was_killed_goes_on_with_the_same_audits(bench:
 @pytest.mark.parametrize("kind", [Kind.ROUND, Kind.ANSWER])
 async def test_fraud_convicts_once_and_its_evidence_is_kept(bench: Bench, told: Told, kind: Kind) -> None:
     number, audit = one_of(kind)
-    text = b'{"format":"commonweight.fraud/2"}'
+    text = b'{"format":"commonweight.fraud/3"}'
 
     async def answer(order: pb.AuditOrder) -> pb.AuditOpinion:
         return await (saying("failed", text) if unit_of(order) == audit else passing)(order)
@@ -234,7 +234,7 @@ async def test_fraud_takes_a_second_referee_unless_the_provider_doesn_t_serve_ag
     bench: Bench, second: str | None, verdict: str
 ) -> None:
     number, audit = one_of(Kind.ROUND)
-    text = b'{"format":"commonweight.fraud/2"}'
+    text = b'{"format":"commonweight.fraud/3"}'
     later = dying if second is None else saying(second, text if second == "failed" else b"")
     answers, referees = iter((saying("failed", text), later)), []
 
@@ -254,7 +254,7 @@ async def test_fraud_takes_a_second_referee_unless_the_provider_doesn_t_serve_ag
 
 
 async def test_more_fraud_of_who_is_convicted_takes_one_referee(bench: Bench) -> None:
-    numbers, text = ROUNDS[:6], b'{"format":"commonweight.fraud/2"}'
+    numbers, text = ROUNDS[:6], b'{"format":"commonweight.fraud/3"}'
     bench.answer = saying("failed", text)
     bench.join()
     bench.seal(*numbers)
@@ -269,7 +269,7 @@ async def test_more_fraud_of_who_is_convicted_takes_one_referee(bench: Bench) ->
 
 
 async def test_evidence_is_served_to_anybody_by_its_hash(bench: Bench) -> None:
-    text = b'{"format":"commonweight.fraud/2"}'
+    text = b'{"format":"commonweight.fraud/3"}'
     name = to_hex(bench.evidence.put(text))
     client = TestClient(Starlette(routes=bench.evidence.routes()))
     assert client.get(f"/evidence/{name}.json").content == text
@@ -326,7 +326,7 @@ async def test_who_comes_back_in_time_is_audited(bench: Bench, monkeypatch: pyte
     monkeypatch.setattr(holders, "GRACE_S", DEADLINE_S)
     number, audit = one_of(Kind.ROUND)
     bench.join()
-    bench.auditing.lost(audit.stage)
+    bench.leave(audit.stage)
     bench.seal(number)
     async with asyncio.timeout(DEADLINE_S), bench.running():
         for _ in range(50):
@@ -344,7 +344,7 @@ async def test_who_goes_away_during_its_audit_is_asked_again(bench: Bench, monke
     async def answer(order: pb.AuditOrder) -> pb.AuditOpinion:
         if unit_of(order) == audit and not gone:
             gone.append(audit)
-            bench.auditing.lost(audit.stage)
+            bench.leave(audit.stage)
             bench.join(audit.stage)  # the same node, another connection
             return await saying("withheld")(order)
         return await passing(order)
@@ -365,7 +365,7 @@ async def test_who_keeps_going_away_has_withheld(bench: Bench) -> None:
     async def answer(order: pb.AuditOrder) -> pb.AuditOpinion:
         if unit_of(order) != audit:
             return await passing(order)
-        bench.auditing.lost(audit.stage)
+        bench.leave(audit.stage)
         bench.join(audit.stage)
         return await saying("withheld")(order)
 

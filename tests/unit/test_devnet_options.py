@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from commonweight.devnet.accounts import auditor_stages, devnet_accounts
+from commonweight.devnet.accounts import auditor_stages, devnet_accounts, node_stages
 from commonweight.devnet.byzantine import KINDS, Cheating
 from commonweight.devnet.commands import auditor_command, node_command
 from commonweight.devnet.deployment import Deployment
@@ -78,16 +78,18 @@ def test_an_auditor_cheats_alone_or_with_its_provider() -> None:
     options = DevnetOptions(auditors=3, byzantine=("1:wave-through:0.5", "2:collude"))
     both = Cheating("collude")
     assert options.cheating == {"auditor-1": Cheating("wave-through", 0.5), "node-2": both, "auditor-2": both}
-    assert "auditor-2" in devnet_accounts(4, auditors=options.auditor_stages)
+    assert "auditor-2" in devnet_accounts(options.node_stages, auditors=options.auditor_stages)
 
 
 def test_every_auditor_has_an_account_of_its_own() -> None:
     auditors = auditor_stages(2, 3)
-    accounts = devnet_accounts(2, buyers=1, auditors=auditors)
+    accounts = devnet_accounts(node_stages(2), buyers=1, auditors=auditors)
     assert auditors == {"auditor-0": 0, "auditor-1": 1, "auditor-0-1": 0}
     assert auditors.keys() == {role for role in accounts if role.startswith("auditor-")}
     assert len({account.address for account in accounts.values()}) == len(accounts)
-    assert {role: account for role, account in accounts.items() if "auditor" not in role} == devnet_accounts(2, 1)
+    assert {role: account for role, account in accounts.items() if "auditor" not in role} == devnet_accounts(
+        node_stages(2), 1
+    )
 
 
 @given(st.sampled_from(sorted(KINDS)), st.integers(1, 10**6))

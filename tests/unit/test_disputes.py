@@ -167,7 +167,7 @@ THEIRS = join_hashes(NUMERICS, FALSE)
     ("changed", "words"),
     [
         ({"spec_hash": "0x" + 64 * "2"}, "about the spec"),
-        ({"unit": {"round": 5, "stage": 0, "kind": "microbatch", "microbatch": 2}}, "about stage 0"),
+        ({"unit": {"round": 5, "stage": 0, "replica": 0, "kind": "microbatch", "microbatch": 2}}, "about stage 0"),
         ({"auditor": OTHER.address}, "isn't signed by"),
         ({"claim": "0x" + 64 * "2"}, "isn't signed by"),
         ({"signature": to_hex(signed(THEIRS, OTHER))}, "isn't signed by"),
@@ -187,7 +187,7 @@ def test_what_doesn_t_add_up(changed: dict[str, Any], words: str) -> None:
 @pytest.mark.parametrize(
     "changed",
     [
-        {"format": "commonweight.fraud/2"},
+        {"format": "commonweight.fraud/3"},
         {"operators": "0x"},
         {"operators": "0x" + 63 * "1"},
         {"record": {"operator": "exit"}},

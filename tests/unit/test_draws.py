@@ -20,6 +20,7 @@ from tests.unit.sealing import (
     CHAINS,
     MODEL_ID,
     PER_EPOCH,
+    REPLICA,
     SPEC,
     STAGE,
     STAGES,
@@ -35,6 +36,7 @@ from tests.unit.sealing import (
     salt_of,
     sealed,
     signed,
+    stages,
     tip_of,
     undrawn,
 )
@@ -65,34 +67,56 @@ def test_a_tip_has_32_bytes(tmp_path: Path, tip: bytes) -> None:
 
 def grants(draws: Draws, round_: int) -> bool:
     """Whether something that was drawn in the round is granted."""
-    near = next(audit for audit in drawn(round_) if abs(audit.stage - STAGE) <= 1)
+
+    def is_near(audit: Audit) -> bool:
+        return (audit.stage, audit.replica) == (STAGE, REPLICA) or abs(audit.stage - STAGE) == 1
+
+    near = next(filter(is_near, drawn(round_)))
     try:
         return draws.grant(grant(near)) == near
     except UnplannedMessage:
         return False
 
 
+def with_stage(stage: int, told: list[bytes]) -> list[pb.SealedStage]:
+    """Round 1 with other commitments of one stage."""
+    found = stages(1)
+    del found[stage].commitments[:]
+    found[stage].commitments.extend(told)
+    return found
+
+
+def with_loads(*loads: bytes) -> list[pb.SealedStage]:
+    """Round 1 with other loads of the tested stage."""
+    found = stages(1)
+    del found[STAGE].loads[:]
+    found[STAGE].loads.extend(loads)
+    return found
+
+
 FALSE_SEALS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "no value": ({"beacon": b""}, MalformedMessage, "32 bytes"),
-    "no salt": ({"salt": b""}, MalformedMessage, "32 bytes"),
-    "a short commitment": ({"commitments": [b"\1", *commitments(1)[1:]]}, MalformedMessage, "32 bytes"),
-    "a commitment too few": ({"commitments": commitments(1)[1:]}, MalformedMessage, "4 commitments"),
+    "no salt": ({"salt": b""}, CommitmentBroken, "isn't replica 1 of these"),
+    "a short salt": ({"salt": b"\1"}, MalformedMessage, "32 bytes"),
+    "a short commitment": ({"stages": with_stage(0, [b"\1"])}, MalformedMessage, "32 bytes"),
+    "a commitment too few": ({"stages": with_stage(STAGE, commitments(1)[STAGE][:1])}, MalformedMessage, "1 receipts"),
+    "a stage too few": ({"stages": stages(1)[1:]}, MalformedMessage, "4 stages"),
+    "a load that is none": ({"stages": with_loads(b"\xff", b"\0")}, MalformedMessage, "load that is none"),
+    "a load twice": ({"stages": with_loads(b"\7", b"\1")}, MalformedMessage, "don't divide"),
+    "nothing for us to do": ({"stages": with_loads(b"\7", b"\0")}, MalformedMessage, "don't divide"),
     "a value of its own": ({"beacon": b"\1" * 32}, CommitmentBroken, "doesn't follow from the tip"),
     "the value before": ({"beacon": CHAINS[0][1]}, CommitmentBroken, "doesn't follow from the tip"),
     "the value after": ({"beacon": CHAINS[0][3]}, CommitmentBroken, "doesn't follow from the tip"),
     "another epoch's value": ({"beacon": CHAINS[1][2]}, CommitmentBroken, "doesn't follow from the tip"),
-    "another stage's salt": ({"salt": salt_of(1, STAGE + 1)}, CommitmentBroken, "isn't what this node signed"),
-    "another round's salt": ({"salt": salt_of(2)}, CommitmentBroken, "isn't what this node signed"),
-    "another commitment as ours": ({"commitments": commitments(2)}, CommitmentBroken, "isn't what this node signed"),
-    "a neighbour's commitment as ours": (
-        {"commitments": commitments(1)[1:] + commitments(1)[:1]},
-        CommitmentBroken,
-        "generation 1",
-    ),
+    "another stage's salt": ({"salt": salt_of(1, STAGE + 1)}, CommitmentBroken, "isn't replica 1 of these"),
+    "another round's salt": ({"salt": salt_of(2)}, CommitmentBroken, "isn't replica 1 of these"),
+    "another commitment as ours": ({"stages": stages(2)}, CommitmentBroken, "isn't replica 1 of these"),
+    "the other replica's as ours": ({"replica": 0}, CommitmentBroken, "isn't replica 0 of these"),
+    "a replica that there isn't": ({"replica": 2}, CommitmentBroken, "isn't replica 2 of these"),
     "an output that isn't blinded": (
-        {"commitments": [bytes.fromhex(signed(1).output[2:])] * STAGES},
+        {"stages": with_stage(STAGE, [bytes.fromhex(signed(1).output[2:])] * 2)},
         CommitmentBroken,
-        "isn't what this node signed",
+        "isn't replica 1 of these",
     ),
     "a round that isn't signed": ({"round": 2}, CommitmentBroken, "has signed no report"),
 }
@@ -115,14 +139,19 @@ def test_a_false_seal_is_refused(
 def test_a_round_that_was_sealed_isnt_sealed_otherwise(tmp_path: Path) -> None:
     draws = draws_at(tmp_path, 0, 1)
     draws.seal(sealed(0, (0, 1)), signed(1))
-    for lie in ({"beacon": CHAINS[0][2]}, {"commitments": commitments(1)}):
+    for lie in ({"beacon": CHAINS[0][2]}, {"stages": stages(1)}):
         with pytest.raises(CommitmentBroken):
             draws.seal(sealed(0, (0, 1), **lie), signed(1))
 
 
 def draws_of(stage: int, directory: Path, round_: int) -> Draws:
-    """Of the holder of another stage."""
-    return replace(draws_at(directory, round_), stage=stage)
+    """Of the one replica of another stage."""
+    draws = draws_at(directory, round_)
+    if stage == STAGE:
+        return draws
+    assert draws._known is not None
+    others = tuple(each.model_copy(update={"replica": 0}) for each in draws._known.rounds)
+    return replace(draws, stage=stage, _known=draws._known.model_copy(update={"rounds": others}))
 
 
 @pytest.mark.parametrize(
@@ -168,6 +197,7 @@ def test_what_isnt_drawn_is_granted_to_nobody(tmp_path: Path) -> None:
         (replace(audit, microbatch=99), UnplannedMessage),
         (replace(audit, round=audit.round + 1), UnplannedMessage),  # not sealed
         (find(STAGE + 2), UnplannedMessage),  # no neighbour's
+        (find(STAGE, replica=0), UnplannedMessage),  # the other replica's
     ]
     for unit, error in faults:
         with pytest.raises(error):

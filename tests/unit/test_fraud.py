@@ -1,6 +1,7 @@
 """The evidence of fraud as anybody reads it: what the referee writes, and what a stranger may write instead."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,7 +16,9 @@ from tests.unit.tiny import tiny_spec
 from tools.build_vectors import honest_reports
 
 SPEC = tiny_spec()
-REPORT = honest_reports(SPEC.stages, 3, 5)[1]
+REPORT = replace(honest_reports(SPEC.stages, 3, 5)[1], hops=honest_reports(SPEC.stages, 3, 5)[1].hops[::-1])
+"""Its microbatches were added up from the last to the first."""
+HOPS = {hop.microbatch: hop for hop in REPORT.hops}
 
 
 def evidence(difference: Difference, kind: Kind = Kind.MICROBATCH) -> bytes:
@@ -28,7 +31,7 @@ def evidence_of(unit: Audit, difference: Difference) -> bytes:
 
 def of_microbatch(**changed: Any) -> bytes:
     """Of an output that differs, by how much wasn't measured, and with these members replaced."""
-    signed = to_hex(REPORT.hops[2].gradient_out)
+    signed = to_hex(HOPS[2].gradient_out)
     fields = json.loads(evidence(Difference("gradient_out", 2, signed, "0x" + 64 * "1")))
     return canonical_json(fields | {name: fields[name] | value for name, value in changed.items()})
 
@@ -36,9 +39,9 @@ def of_microbatch(**changed: Any) -> bytes:
 @pytest.mark.parametrize(
     "difference",
     [
-        Difference("gradient_out", 2, to_hex(REPORT.hops[2].gradient_out), "", 0.25, 1e-05, "A note."),
-        Difference("sketch", 1, to_hex(REPORT.hops[1].sketch), "0x" + 64 * "1", 0.5, 1e-05),
-        Difference("loss", 0, repr(REPORT.hops[0].loss), "nan", float("nan"), 0.0),
+        Difference("gradient_out", 2, to_hex(HOPS[2].gradient_out), "", 0.25, 1e-05, "A note."),
+        Difference("sketch", 1, to_hex(HOPS[1].sketch), "0x" + 64 * "1", 0.5, 1e-05),
+        Difference("loss", 0, repr(HOPS[0].loss), "nan", float("nan"), 0.0),
         Difference("state_after", None, to_hex(REPORT.state_after), "0x" + 64 * "1", float("inf"), 1e16),
         Difference("gradient of layers.0.wq", None, to_hex(REPORT.state_after), "0x" + 64 * "1", 1e-300),
     ],
@@ -54,7 +57,7 @@ def test_what_a_referee_writes_is_read_and_adds_up(difference: Difference) -> No
 @pytest.mark.parametrize(
     "difference",
     [
-        Difference("sketch", 2, to_hex(REPORT.hops[2].sketch), "0x" + 64 * "1"),
+        Difference("sketch", 2, to_hex(HOPS[2].sketch), "0x" + 64 * "1"),
         Difference("gradient_hash", None, to_hex(REPORT.gradient_hash), "0x" + 64 * "1"),
     ],
 )
@@ -72,6 +75,7 @@ def test_an_audit_of_a_microbatch_may_find_what_is_false_elsewhere_in_the_round(
         ({"hop": {"tokens": "0x" + 64 * "2"}}, "microbatch 2 is not in the report"),
         ({"hop": {"sketch": "0x" + 64 * "2"}}, "microbatch 2 is not in the report"),
         ({"hop": {"loss": "0.5"}}, "microbatch 2 is not in the report"),
+        ({"hop": {"position": 2}}, "microbatch 2 is not in the report"),
         ({"commitments": {"hops_root": "0x" + 64 * "2"}}, "microbatch 2 is not in the report"),
         ({"difference": {"signed": "0x" + 64 * "2"}}, "was signed, the report that it names has 0x"),
         ({"difference": {"microbatch": 1}}, "different microbatches"),
@@ -94,7 +98,7 @@ def test_evidence_about_another_model_is_none() -> None:
         b"",
         b"[]",
         b"null",
-        b'{"format":"commonweight.fraud/2"}',
+        b'{"format":"commonweight.fraud/3"}',
         b"[" * 60_000,
         b" " * (MAX_EVIDENCE_BYTES + 1),
         of_microbatch(difference={"error": "much"}),

@@ -24,7 +24,6 @@ from commonweight.wire.generated import referee_pb2
 from coordinator import auditing as auditing_module
 from coordinator import auditors as auditors_module
 from coordinator import holders
-from tests.integration.scripted import honest_report
 from tests.unit.auditing_world import (
     ANSWERS,
     DEADLINE_S,
@@ -43,6 +42,7 @@ from tests.unit.auditing_world import (
     proof_against,
     rounds_with,
     saying,
+    signed_report,
     unit_of,
 )
 from tests.unit.tiny import tiny_spec
@@ -228,7 +228,7 @@ async def test_who_says_what_can_t_be_is_hung_up_on_and_passed_over(bench: Bench
     [
         ("unit", "it is about the"),
         ("commitments", "its gradient_hash isn't that of the report"),
-        ("form", "isn't of the form commonweight.fraud/2"),
+        ("form", "isn't of the form commonweight.fraud/3"),
         ("size", "bytes; at most 65536 are read"),
     ],
 )
@@ -244,7 +244,7 @@ async def test_evidence_that_is_about_something_else_is_none(bench: Bench, wrong
         if wrong == "commitments":
             other.report.gradient_hash = mark("another")
         text = proof_against(other, SPEC)
-        evidence = {"form": b'{"format":"commonweight.fraud/2"}', "size": text + b" " * (1 << 17)}.get(wrong, text)
+        evidence = {"form": b'{"format":"commonweight.fraud/3"}', "size": text + b" " * (1 << 17)}.get(wrong, text)
         return pb.AuditOpinion(unit=order.unit, verdict="failed", evidence=evidence)
 
     liar.opinion = opinion  # type: ignore[method-assign]
@@ -369,7 +369,7 @@ async def test_a_provider_who_goes_away_meanwhile_is_audited_again_by_the_same(
         if bounced:
             return "passed"
         bounced.append(order.unit.stage)
-        bench.auditing.lost(order.unit.stage)
+        bench.leave(order.unit.stage)
         bench.join(order.unit.stage)
         return "withheld"
 
@@ -395,8 +395,7 @@ async def test_who_replays_what_is_known_to_be_bad_says_so_and_the_next_decides(
         first, second = line.opinions
         assert (first.verdict, second.verdict) == ("failed", "passed")
         assert line.is_known_bad(first)
-        signed = honest_report(line.round, line.stage, STAGES, MICROBATCHES)
-        assert second.claim == to_hex(signed.claim)
+        assert second.claim == to_hex(signed_report(line.round, line.stage).commitments(MICROBATCHES).claim)
         assert wary.evidence.get(bytes.fromhex(first.evidence[2:])) is not None
         assert first.disproof == to_hex(NO_EVIDENCE)
         shown += 1
@@ -480,14 +479,14 @@ async def test_evidence_of_a_known_bad_audit_that_was_changed_shows_it(wary: Ben
 
 
 async def test_who_replayed_one_microbatch_isn_t_disproven_by_what_was_exchanged_beside_it(wary: Bench) -> None:
-    auditor, signed = Auditor(wary, 0), honest_report(3, 1, STAGES, MICROBATCHES)
+    auditor, signed = Auditor(wary, 0), signed_report(3, 1)
     shown = known_bad_report(Audit(3, 1, Kind.MICROBATCH, 0), signed, bytes(32), is_last=False)
     (same,) = (number for number in range(MICROBATCHES) if shown.hops[number] == signed.hops[number])
-    found = {}
+    found, claim = {}, shown.commitments(MICROBATCHES).claim
     for unit in (Audit(3, 1, Kind.MICROBATCH, number) for number in range(MICROBATCHES)):
-        said = opinion_receipt(PLACE.model_id, unit, shown.claim, Verdict.PASSED, NO_EVIDENCE)
+        said = opinion_receipt(PLACE.model_id, unit, claim, Verdict.PASSED, NO_EVIDENCE)
         text = known_bad_evidence(
-            spec_hash=KNOWN_BAD.spec_hash,
+            spec=KNOWN_BAD,
             audit=unit,
             signed=signed,
             shown=shown,
@@ -687,13 +686,13 @@ async def test_opinions_of_a_unit_that_wasn_t_recorded_are_asked_for_again(
 
 
 @pytest.mark.parametrize("known_bad_rate", ["0", "0.4"])
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(("seed", "replicas"), [(0, 1), (1, 2), (2, 1)])
 async def test_whatever_auditors_do_the_epoch_s_statement_is_right(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, known_bad_rate: str, seed: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, known_bad_rate: str, seed: int, replicas: int
 ) -> None:
     monkeypatch.setattr(auditors_module, "audit_limit_s", lambda spec: LATE_S)
     spec = tiny_spec(stages=3, **RATES, known_bad_rate=known_bad_rate)
-    bench, chance = Bench(tmp_path, spec), random.Random(seed)
+    bench, chance = Bench(tmp_path, spec, replicas), random.Random(seed)
     auditors = bench.seated(5)
     truth = ["passed"] * 4 + ["failed", "withheld", "undecided"]
     word: list[str | None] = ["passed", "failed", "withheld", "undecided"]

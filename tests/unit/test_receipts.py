@@ -15,8 +15,9 @@ from commonweight.errors import CommitmentBroken, MalformedMessage, PeerUnreacha
 from commonweight.identity import NodeIdentity
 from commonweight.rules.beacon import blinded, hash_chain
 from commonweight.rules.canonical import canonical_json
+from commonweight.rules.load import pack_load
 from commonweight.rules.receipt import Domain, Receipt
-from commonweight.rules.report import Hop, Report, report_receipt
+from commonweight.rules.report import Hop, Report
 from commonweight.rules.statement import to_hex
 from commonweight.watch.judge import OwnReceipt
 from commonweight.wire.attachment import Attachment
@@ -44,21 +45,21 @@ def own(round_: int, generation: int = 1) -> OwnReceipt:
 def test_later_units_are_promised_and_the_same_one_again(tmp_path: Path) -> None:
     mine = receipts(tmp_path)
     for generation, round_ in ((1, 0), (1, 1), (3, 1), (3, 2)):
-        mine.promise(generation, round_, bytes([generation, round_]) * 16)
-        mine.promise(generation, round_, bytes([generation, round_]) * 16)
+        for _ in range(2):
+            mine.promise(generation, round_, bytes([generation, round_]) * 16, is_loaded=True)
 
 
 @pytest.mark.parametrize(("generation", "round_"), [(3, 5), (3, 4), (2, 9)])
 def test_no_second_output_for_a_unit_even_after_a_restart(tmp_path: Path, generation: int, round_: int) -> None:
-    receipts(tmp_path).promise(3, 5, b"\1" * 32)
+    receipts(tmp_path).promise(3, 5, b"\1" * 32, is_loaded=True)
     with pytest.raises(StateError, match="won't sign"):
-        receipts(tmp_path).promise(generation, round_, b"\2" * 32)
-    receipts(tmp_path).promise(3, 5, b"\1" * 32)  # a report that is sent again
-    receipts(tmp_path).promise(3, 6, b"\2" * 32)
+        receipts(tmp_path).promise(generation, round_, b"\2" * 32, is_loaded=True)
+    receipts(tmp_path).promise(3, 5, b"\1" * 32, is_loaded=True)  # a report that is sent again
+    receipts(tmp_path).promise(3, 6, b"\2" * 32, is_loaded=True)
 
 
 def test_a_damaged_memory_is_not_taken_for_none(tmp_path: Path) -> None:
-    receipts(tmp_path).promise(1, 0, b"\1" * 32)
+    receipts(tmp_path).promise(1, 0, b"\1" * 32, is_loaded=True)
     (tmp_path / "receipts" / "last.json").write_text("{")
     with pytest.raises(StateError, match="can't be read"):
         receipts(tmp_path)
@@ -66,7 +67,7 @@ def test_a_damaged_memory_is_not_taken_for_none(tmp_path: Path) -> None:
 
 def test_only_sealed_rounds_are_kept_and_a_torn_line_is_left_out(tmp_path: Path) -> None:
     mine = receipts(tmp_path)
-    mine.promise(1, 0, b"\1" * 32)
+    mine.promise(1, 0, b"\1" * 32, is_loaded=True)
     mine.signed(own(0))
     mine.signed(own(1))
     mine.signed(own(1, generation=2))  # the round was trained again
@@ -87,16 +88,22 @@ ASSIGNMENT = pb.Assignment(spec=canonical_json(SPEC.model_dump()), model_id=byte
 ASSIGNMENT.settlement = "0x5FbDB2315678afecb367f032d93F642f64180aa3"
 DOMAIN = Domain(ASSIGNMENT.chain_id, ASSIGNMENT.settlement)
 HASH = b"\2" * 32
-REPORT = Report(5, 0, (Hop(*[HASH] * 6, loss=0.0),), HASH, HASH, HASH)
+MICROBATCHES = SPEC.training.microbatches_per_round
+REPORT = Report(5, 0, tuple(Hop(j, *[HASH] * 6, loss=0.0) for j in range(MICROBATCHES)), *[HASH] * 4)
 CHAIN = hash_chain(HASH, SPEC.economics.rounds_per_epoch)
 PLAN = pb.RoundPlan(generation=1, round=5, beacon_tip=CHAIN[0])
 SALT = b"\3" * 32
-COMMITMENTS = [blinded(report_receipt(bytes(32), 1, REPORT, CHAIN[0]).output, SALT), HASH]
+COMMITMENTS = [blinded(REPORT.commitments(MICROBATCHES).output(CHAIN[0]), SALT), HASH]
+
+
+def stages_with(commitments: list[bytes]) -> list[pb.SealedStage]:
+    load = pack_load(range(MICROBATCHES), MICROBATCHES)
+    return [pb.SealedStage(commitments=[each], loads=[load]) for each in commitments]
 
 
 def a_seal(**changes: Any) -> pb.CoordinatorMessage:
     """Of round 5."""
-    fields: dict[str, Any] = {"beacon": CHAIN[6], "commitments": COMMITMENTS, "salt": SALT, "retained": [5]}
+    fields: dict[str, Any] = {"beacon": CHAIN[6], "salt": SALT, "retained": [5]} | {"stages": stages_with(COMMITMENTS)}
     return pb.CoordinatorMessage(sealed=pb.RoundSealed(round=5, **(fields | changes)))
 
 
@@ -147,7 +154,8 @@ def a_session(folder: Path) -> tuple[Watch, Coordinator, Worker, Session]:
     evidence = Evidence(folder, make_certificate(IDENTITY))
     evidence.begin(ASSIGNMENT)
     attachment = Attachment(coordinator, coordinator.outbox)
-    parts: Any = (SimpleNamespace(identity=IDENTITY), worker, attachment, watch, None, evidence)
+    state = SimpleNamespace(has=lambda round_: True)
+    parts: Any = (SimpleNamespace(identity=IDENTITY), worker, attachment, watch, None, evidence, state)
     session = Session(*parts)
     session._assigned.set_result(ASSIGNMENT)
     return watch, coordinator, worker, session
@@ -159,11 +167,11 @@ async def test_the_event_loop_doesn_t_wait_for_the_disk(tmp_path: Path, monkeypa
     loop, written = asyncio.get_running_loop(), []
 
     def slow(method: Any) -> Any:
-        def call(*arguments: Any) -> None:
+        def call(*arguments: Any, **options: Any) -> None:
             has_run = threading.Event()
             loop.call_soon_threadsafe(has_run.set)
             assert has_run.wait(timeout=10), "the event loop stands still"
-            method(*arguments)
+            method(*arguments, **options)
             written.append(method.__name__)
 
         return call
@@ -192,7 +200,7 @@ LIES: dict[str, pb.CoordinatorMessage] = {
     "no tip": pb.CoordinatorMessage(plan=pb.RoundPlan(generation=1, round=6)),
     "another tip": pb.CoordinatorMessage(plan=pb.RoundPlan(generation=1, round=6, beacon_tip=HASH)),
     "another value": a_seal(beacon=CHAIN[5]),
-    "another output": a_seal(commitments=[HASH, HASH]),
+    "another output": a_seal(stages=stages_with([HASH, HASH])),
     "another salt": a_seal(salt=HASH),
 }
 
@@ -245,12 +253,23 @@ def test_a_signature_that_nobody_awaits_any_more_is_none_over_a_later_one(
     watch._signing = signing
     monkeypatch.setattr(receipts_module, "replace_file", write)
     with ThreadPoolExecutor(2) as threads:
-        forgotten = threads.submit(watch.sign, IDENTITY, DOMAIN, 3, 5, a_receipt(b"\3" * 32))
+        forgotten = threads.submit(watch.sign, IDENTITY, DOMAIN, 3, 5, a_receipt(b"\3" * 32), is_loaded=True)
         assert writing.wait(timeout=10)
-        threads.submit(watch.sign, IDENTITY, DOMAIN, 4, 5, a_receipt(b"\4" * 32)).result(timeout=30)
+        later = threads.submit(watch.sign, IDENTITY, DOMAIN, 4, 5, a_receipt(b"\4" * 32), is_loaded=True)
+        later.result(timeout=30)
         forgotten.result(timeout=30)
     watch.credit(5)
     assert watch.receipts is not None
     assert [receipt.generation for receipt in watch.receipts.of_epoch(0)] == [4]
     with pytest.raises(StateError, match="generation 4"):
-        watch_of(tmp_path).sign(IDENTITY, DOMAIN, 4, 5, a_receipt(bytes(32)))
+        watch_of(tmp_path).sign(IDENTITY, DOMAIN, 4, 5, a_receipt(bytes(32)), is_loaded=True)
+
+
+def test_a_shadowed_round_is_signed_once_and_claims_nothing(tmp_path: Path) -> None:
+    watch = watch_of(tmp_path)
+    watch.sign(IDENTITY, DOMAIN, 1, 5, a_receipt(bytes(32)), is_loaded=False)
+    with pytest.raises(StateError, match="won't sign"):
+        watch.sign(IDENTITY, DOMAIN, 1, 5, a_receipt(HASH), is_loaded=True)
+    watch.credit(5)
+    assert watch.receipts is not None
+    assert watch.receipts.of_epoch(0) == ()

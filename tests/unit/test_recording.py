@@ -19,7 +19,7 @@ from commonweight.wire.generated.referee_pb2 import Recording
 from referee import recording
 from referee.auditor import Auditor
 from referee.recording import record_unit
-from tests.unit.referee_world import MICROBATCHES, SPEC, OtherSum, Text, World, single, train, whole
+from tests.unit.referee_world import MICROBATCHES, SPEC, OtherSum, Text, World, single, train, train_divided, whole
 
 torch.set_num_threads(1)
 
@@ -37,8 +37,9 @@ def referee() -> Auditor:
 
 
 def recorded(referee: Auditor, world: World, unit: Audit, tensors_of: int | None = None) -> Recording:
-    report = world.reports[unit.round, unit.stage]
-    return asyncio.run(record_unit(referee, unit, report, world.sources(unit.stage), tensors_of))
+    return asyncio.run(
+        record_unit(referee, unit, world.report(unit), world.sources(unit.stage, unit.replica), tensors_of)
+    )
 
 
 def without_text() -> list[str]:
@@ -66,6 +67,21 @@ def test_of_one_microbatch_the_step_is_recorded_too(referee: Auditor, honest: Wo
     false = recorded(referee, world, single(1)).operators
     assert false != of_one
     assert len(false) == len(of_one)
+
+
+def test_a_replica_s_step_is_recorded_with_the_round_s_gradient(referee: Auditor) -> None:
+    """As it was signed: so what is recorded of the step of two replicas is the same."""
+    world = train_divided()
+    steps = []
+    for unit in (whole(1, replica=0), single(1, 0, replica=0), whole(1, replica=1), single(1, 1, replica=1)):
+        found = recorded(referee, world, unit)
+        count = len(found.operators) // HASH_BYTES - 1
+        last = OperatorRecord.model_validate_json(recorded(referee, world, unit, count - 1).record)
+        assert last.phase == "step"
+        steps.append(last)
+    assert len({step.hash for step in steps}) == 1
+    world.nodes[1].gradients.pop((1, world.reports[1, 1].round_gradient_hash))
+    assert "Nobody served the gradient" in recorded(referee, world, whole(1)).failure
 
 
 def test_the_wanted_operator_can_be_run_again(referee: Auditor, honest: World) -> None:

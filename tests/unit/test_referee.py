@@ -14,13 +14,14 @@ from torch import Tensor
 
 from commonweight.errors import PeerUnreachable
 from commonweight.model import sketch
-from commonweight.model.hashing import MOMENTS_HASH, tensors_hash
+from commonweight.model.hashing import tensors_hash
 from commonweight.model.replay import replay_microbatch
 from commonweight.model.stage import Stage
 from commonweight.rules.audits import Audit, Kind, Verdict
 from commonweight.rules.canonical import canonical_json
 from commonweight.rules.merkle import verify_proof
 from commonweight.rules.report import HOP_WORDS, Hop, Report
+from commonweight.rules.state import MOMENTS_HASH
 from commonweight.watch.fraud import MAX_EVIDENCE_BYTES
 from commonweight.wire.generated.control_pb2 import EvidenceSource
 from referee import auditor as auditor_module
@@ -55,6 +56,7 @@ from tests.unit.referee_world import (
     batches_of,
     single,
     train,
+    train_divided,
     whole,
 )
 from tests.unit.tiny import tiny_spec
@@ -94,8 +96,8 @@ def units(round_: int) -> Iterator[Audit]:
 
 
 def judge(referee: Auditor, world: World, unit: Audit, numerics: str | None = None, **changes: Any) -> Outcome:
-    report = replace(world.reports[unit.round, unit.stage], **changes)
-    sources = world.sources(unit.stage)
+    report = replace(world.report(unit), **changes)
+    sources = world.sources(unit.stage, unit.replica)
     return asyncio.run(referee.audit(unit, report, numerics or referee.numerics, sources))
 
 
@@ -105,12 +107,12 @@ def difference(outcome: Outcome) -> tuple[str, int | None]:
     evidence = json.loads(outcome.evidence)
     assert canonical_json(evidence) == outcome.evidence
     assert len(outcome.evidence) <= MAX_EVIDENCE_BYTES
-    assert evidence["format"] == "commonweight.fraud/2"
+    assert evidence["format"] == "commonweight.fraud/3"
     found = evidence["difference"]
     assert found["what"] in outcome.why
     if (hop := evidence["hop"]) is not None:
-        hashes = {name: bytes.fromhex(hop[name][2:]) for name in hop if name not in ("microbatch", "loss", "proof")}
-        leaf = Hop(**hashes, loss=float(hop["loss"])).leaf(hop["microbatch"])
+        hashes = {name: bytes.fromhex(hop[name][2:]) for name in HOP_WORDS}
+        leaf = Hop(microbatch=hop["microbatch"], **hashes, loss=float(hop["loss"])).leaf(hop["position"])
         root = bytes.fromhex(evidence["commitments"]["hops_root"][2:])
         assert verify_proof(root, leaf, [bytes.fromhex(sibling[2:]) for sibling in hop["proof"]])
         assert hop["microbatch"] == found["microbatch"]
@@ -131,7 +133,7 @@ def test_only_what_is_needed_is_fetched(referee: Auditor, honest: World) -> None
     ids = SPEC.training.microbatch_sequences * (SPEC.training.sequence_length + 1)
     blind = Auditor(SPEC)
     assert judge(referee, honest, Audit(1, 0, Kind.DATA, 0)).fetched_bytes == 0
-    gradient = len(honest.nodes[1].states[1, "gradient", False])
+    gradient = len(honest.nodes[1].gradients[1, honest.reports[1, 1].gradient_hash])
     of_start = judge(referee, honest, single(1, round_=0)).fetched_bytes
     assert of_start == 2 * tensor + gradient, "version 0 follows from the spec"
     assert judge(blind, honest, single(1, round_=0)).fetched_bytes == of_start + ids
@@ -258,7 +260,7 @@ def test_a_doubt_that_is_not_confirmed_passes_and_is_told(
     outcome = judge(referee, world, single(1), numerics)
     assert (outcome.verdict, outcome.evidence) == (Verdict.PASSED, b"")
     assert outcome.why.startswith("The last sketch is ")
-    assert outcome.why.endswith("; but the whole round's replay agrees with what was signed.")
+    assert outcome.why.endswith("; but the whole load's replay agrees with what was signed.")
     assert replays.count == 1 + MICROBATCHES
 
 
@@ -287,6 +289,99 @@ def test_a_lie_convicts_nobody_else(referee: Auditor, lie: type[Node], found: se
     failed = {unit for unit, verdict in verdicts.items() if verdict is Verdict.FAILED}
     assert failed == {whole(1), *found}
     assert set(verdicts.values()) == {Verdict.PASSED, Verdict.FAILED}
+
+
+REPLICAS = {0: [(0, 1, 2)], 1: [(0, 2), (1,)], 2: [(0, 2), (1,)]}
+"""The loads of `train_divided`, by stage."""
+
+
+def divided_units(round_: int) -> list[Audit]:
+    """Every unit of a round of it that replays work."""
+    return [
+        unit
+        for stage, loads in REPLICAS.items()
+        for replica, load in enumerate(loads)
+        for unit in (whole(stage, round_, replica), *(single(stage, number, round_, replica) for number in load))
+    ]
+
+
+@pytest.fixture(scope="module")
+def divided() -> World:
+    return train_divided()
+
+
+def test_honest_replicas_pass_whatever_is_drawn_of_them(referee: Auditor, divided: World) -> None:
+    for unit in [*divided_units(0), *divided_units(1)]:
+        report = divided.report(unit)
+        assert report.load == REPLICAS[unit.stage][unit.replica]
+        assert (report.gradient_hash == report.round_gradient_hash) == (unit.stage == 0)
+        outcome = judge(referee, divided, unit)
+        assert outcome.verdict is Verdict.PASSED, (unit, outcome)
+        assert "to the bit" in outcome.why
+    assert [hop.microbatch for hop in divided.reports[1, 1].hops] == [2, 0], "as they were added up"
+
+
+@pytest.mark.parametrize("lie", [OtherRounding, OtherStep])
+def test_honest_replicas_of_another_class_pass(referee: Auditor, lie: type[Node]) -> None:
+    """The step of the one is with what the other has added up."""
+    world = train_divided(lie, 1)
+    for replica in (0, 1):
+        for unit in (unit for unit in divided_units(1) if (unit.stage, unit.replica) == (1, replica)):
+            # What they were stepped to is other bits in the second round, for both.
+            outcome = judge(referee, world, unit, ELSEWHERE)
+            assert outcome.verdict is Verdict.PASSED, (unit, outcome)
+
+
+@pytest.mark.parametrize(
+    ("lie", "stage", "unit", "expected"),
+    [
+        (WrongOutput, 1, single(1, 1, replica=1), ("activation_out", 1)),
+        (WrongLoss, 2, whole(2, replica=1), ("loss", 1)),
+        (WrongHash, 1, whole(1, replica=1), ("gradient_hash", None)),
+        (FalseGradient, 1, single(1, 1, replica=1), ("sketch", 1)),
+        (FalseGradient, 1, whole(1, replica=1), ("sketch", 1)),
+        (OtherSum, 2, single(2, 1, replica=1), ("gradient_hash", None)),
+        (NoStep, 1, single(1, 1, 0, replica=1), ("state_after", None)),
+        (NoStep, 1, whole(1, 0, replica=1), ("state_after", None)),
+    ],
+)
+def test_a_replica_s_lie_convicts_it_and_not_the_other(
+    referee: Auditor, lie: type[Node], stage: int, unit: Audit, expected: Any
+) -> None:
+    world = train_divided(lie, stage)
+    outcome = judge(referee, world, unit)
+    assert difference(outcome) == expected
+    evidence = json.loads(outcome.evidence)
+    assert evidence["unit"]["replica"] == 1
+    assert evidence["commitments"]["load"] == "0x02"
+    for other in (unit for unit in divided_units(0) if (unit.stage, unit.replica) == (stage, 0)):
+        assert judge(referee, world, other).verdict is Verdict.PASSED
+
+
+def test_the_gradients_of_a_load_are_added_in_the_order_that_was_signed(referee: Auditor, divided: World) -> None:
+    turned = divided.reports[1, 1].hops[::-1]
+    assert difference(judge(referee, divided, whole(1), hops=turned))[0] == "sketch"
+
+
+@pytest.mark.parametrize("numerics", [None, ELSEWHERE])
+@pytest.mark.parametrize("unit", [whole(1), single(1, 2)])
+def test_what_a_stage_was_stepped_with_must_be_served(
+    referee: Auditor, divided: World, unit: Audit, numerics: str | None
+) -> None:
+    """Who has a part of the round can't be told to have stepped right without it."""
+    node, signed = divided.nodes[1], divided.reports[1, 1].round_gradient_hash
+    served = node.gradients.pop((1, signed))
+    other = divided.others[1][0].gradients[1, divided.others_reports[1, 1, 1].gradient_hash]
+    try:
+        for bytes_ in (None, served[:-1], other):
+            if bytes_ is not None:
+                node.gradients[1, signed] = bytes_
+            outcome = judge(referee, divided, unit, numerics)
+            assert outcome.verdict is Verdict.WITHHELD
+            assert f"Nobody served the gradient {signed.hex()}." in outcome.why
+    finally:
+        node.gradients[1, signed] = served
+    assert judge(referee, divided, unit, numerics).verdict is Verdict.PASSED
 
 
 def test_the_first_stage_must_take_the_tokens_that_are_due(referee: Auditor) -> None:
@@ -379,17 +474,21 @@ def test_a_state_of_other_types_is_withheld(referee: Auditor) -> None:
 def test_without_the_gradient_the_whole_round_decides(referee: Auditor) -> None:
     """Within a class that can be told without it; across classes it is withheld."""
     world = train()
-    served = world.nodes[1].states.pop((1, "gradient", False))
-    others = world.nodes[0].states[1, "gradient", False], world.nodes[1].states[0, "gradient", False]
+    gradients, signed = world.nodes[1].gradients, world.reports[1, 1].gradient_hash
+    served = gradients.pop((1, signed))
+    others = [
+        world.nodes[node].gradients[round_, world.reports[round_, node].gradient_hash]
+        for node, round_ in ((0, 1), (1, 0))
+    ]
     for bytes_ in (None, b"", b"\xff" * 40, served[:-1], bytes(len(served)), *others):
         if bytes_ is not None:
-            world.nodes[1].states[1, "gradient", False] = bytes_
+            gradients[1, signed] = bytes_
         outcome = judge(referee, world, single(1))
         assert outcome.verdict is Verdict.PASSED
-        assert outcome.why.startswith("Nobody served the gradient of the round (")
+        assert outcome.why.startswith(f"Nobody served the gradient {signed.hex()}.")
         outcome = judge(referee, world, single(1), ELSEWHERE)
         assert (outcome.verdict, outcome.evidence) == (Verdict.WITHHELD, b"")
-        assert "Nobody served the gradient of the round (" in outcome.why
+        assert f"Nobody served the gradient {signed.hex()}." in outcome.why
     for unit in (single(1), whole(1)):
         assert difference(judge(referee, train(WrongHash, 1), unit)) == ("gradient_hash", None)
 
@@ -398,11 +497,17 @@ def test_without_the_gradient_the_whole_round_decides(referee: Auditor) -> None:
 def test_a_gradient_that_is_no_number_leads_to_no_state(referee: Auditor, number: float) -> None:
     """However it is signed and served."""
     world = train()
-    gradient = safetensors.torch.load(world.nodes[1].states[1, "gradient", False])
+    gradient = safetensors.torch.load(world.nodes[1].gradients[1, world.reports[1, 1].gradient_hash])
     next(iter(gradient.values())).view(-1)[0] = number
-    world.nodes[1].states[1, "gradient", False] = safetensors.torch.save(gradient)
-    outcome = judge(referee, world, single(1), gradient_hash=tensors_hash(gradient))
+    signed = tensors_hash(gradient)
+    world.nodes[1].gradients[1, signed] = safetensors.torch.save(gradient)
+    outcome = judge(referee, world, single(1), gradient_hash=signed, round_gradient_hash=signed)
     assert difference(outcome) == ("gradient_hash", None)
+    for numerics in (None, ELSEWHERE):  # as the sum over replicas, of which one's own is right
+        for unit in (single(1), whole(1)):
+            outcome = judge(referee, world, unit, numerics, round_gradient_hash=signed)
+            assert difference(outcome) == ("state_after", None)
+            assert "norm" in outcome.why
 
 
 def test_a_neighbour_serves_what_the_provider_withholds(referee: Auditor) -> None:
@@ -527,8 +632,8 @@ def test_evidence_measures_how_far_off_a_result_is(referee: Auditor) -> None:
 
 def test_the_evidence_of_the_largest_round_is_small() -> None:
     spec = tiny_spec(microbatches_per_round=4096)
-    hops = tuple(Hop(*(bytes(32),) * len(HOP_WORDS), loss=1 / 3) for _ in range(4096))
-    report = Report(0, 1, hops, bytes(32), bytes(32), bytes(32))
+    hops = tuple(Hop(number, *(bytes(32),) * len(HOP_WORDS), loss=1 / 3) for number in range(4096))
+    report = Report(0, 1, hops, *[bytes(32)] * 4)
     found = Difference("loss", 7, repr(1 / 3), repr(2 / 3), 1.0, 0.0, "x" * 2000)
     evidence = fraud_evidence(spec, whole(1), report, found, provider="é" * 10_000, auditor="b")
     assert len(evidence) <= MAX_EVIDENCE_BYTES
@@ -600,9 +705,9 @@ def test_nothing_of_a_state_outlives_its_audit(
     assert seen or unit.round == 0
 
 
-@pytest.mark.parametrize(("unit", "step"), [(whole(1), "finish_round"), (single(1), "step_from")])
+@pytest.mark.parametrize("unit", [whole(1), single(1)])
 def test_an_audit_that_breaks_off_leaves_nothing(
-    referee: Auditor, honest: World, monkeypatch: pytest.MonkeyPatch, unit: Audit, step: str
+    referee: Auditor, honest: World, monkeypatch: pytest.MonkeyPatch, unit: Audit
 ) -> None:
     judge(referee, honest, unit)
     before = floats_alive()
@@ -610,6 +715,6 @@ def test_an_audit_that_breaks_off_leaves_nothing(
     def fail(*_: Any) -> None:
         raise RuntimeError("no")
 
-    monkeypatch.setattr(auditor_module, step, fail)
+    monkeypatch.setattr(auditor_module, "step_from", fail)
     assert judge(referee, honest, unit).verdict is Verdict.UNDECIDED
     assert floats_alive() <= before

@@ -19,8 +19,9 @@ from commonweight.wire.generated import serving_pb2
 from commonweight.wire.serving import route_from_proto
 from commonweight.wire.tls import make_certificate
 from coordinator.answer_ledger import Reported
+from coordinator.gateways import MAX_WRITES, ServingService
 from coordinator.members import Member, Place
-from coordinator.serving import MAX_WRITES, Serving, ServingService
+from coordinator.serving import Serving
 from tests.unit.tiny import tiny_spec
 
 pytestmark = pytest.mark.asyncio
@@ -36,16 +37,20 @@ NODE = NodeIdentity(b"\x63" * 32)
 class World:
     """A Serving whose ledger and nodes note what they are told."""
 
-    def __init__(self, *, round_: int = 0, published: tuple[int, ...] = (), gateways: bool = True) -> None:
+    def __init__(
+        self, *, round_: int = 0, published: tuple[int, ...] = (), gateways: bool = True, spares: int = 0
+    ) -> None:
+        """`spares`: stage 1 has so many replicas more, of which the first is member number STAGES."""
         self.noted: list[int] = []
         self.served: list[Reported] = []
         """The reports that are in the ledger."""
         self.certificates = [b"gateway"]
-        self.inboxes: dict[int, list[pb.CoordinatorMessage]] = {stage: [] for stage in range(STAGES)}
+        self.numbers = range(STAGES + spares)
+        self.inboxes: dict[int, list[pb.CoordinatorMessage]] = {number: [] for number in self.numbers}
         names = frozenset({GATEWAY.address, OTHER.address} if gateways else ())
         ledger: Any = self
         self.serving = Serving(SPEC, PLACE, ledger, names, lambda: self.certificates, round_, published)
-        self.members = [self.member(stage) for stage in range(STAGES)]
+        self.members = [self.member(number) for number in self.numbers]
 
     def record_published(self, round_: int) -> None:
         self.noted.append(round_)
@@ -58,28 +63,31 @@ class World:
         self.served.append(reported)
         return True
 
-    def member(self, stage: int) -> Member:
+    def member(self, number: int) -> Member:
         def send(message: pb.CoordinatorMessage | CommonweightError) -> None:
             assert isinstance(message, pb.CoordinatorMessage)
-            self.inboxes[stage].append(message)
+            self.inboxes[number].append(message)
 
         return Member(
-            node=f"node {stage}",
-            peer_id=f"peer {stage}",
+            node=f"node {number}",
+            peer_id=f"peer {number}",
             data_address="127.0.0.1:9",
             evidence_address="127.0.0.1:9",
-            certificate=b"certificate %d" % stage,
-            owner=f"owner {stage}",
-            account=f"account {stage}",
+            certificate=b"certificate %d" % number,
+            owner=f"owner {number}",
+            account=f"account {number}",
             has_data=True,
             stages=None,
             send=send,
         )
 
-    def join(self, *stages: int) -> None:
-        for stage in stages or range(STAGES):
-            self.members[stage] = self.member(stage)
-            self.serving.joined(stage, self.members[stage])
+    def join(self, *numbers: int) -> None:
+        for number in numbers or self.numbers:
+            self.members[number] = self.member(number)
+            self.serving.joined(number if number < STAGES else 1, self.members[number])
+
+    def leave(self, number: int) -> None:
+        self.serving.lost(self.members[number])
 
     async def train(self, until: int) -> None:
         for round_ in range(self.serving.round, until):
@@ -93,6 +101,10 @@ class World:
     def fail(self, round_: int, stage: int, *, retrying: bool) -> None:
         failed = pb.VersionFailed(round=round_, code="STATE_CHECKPOINT", why="gone", retrying=retrying)
         self.serving.failed(self.members[stage], failed)
+
+    def through(self) -> list[str]:
+        """Who serves."""
+        return [member.peer_id for member, _ in self.serving.route()[1]]
 
     def told(self, stage: int) -> list[tuple[str, int]]:
         """What a node was told since the last look."""
@@ -176,17 +188,19 @@ async def test_a_version_that_a_stage_gives_up_makes_way_for_the_next(retrying: 
     assert world.noted == noted
 
 
-@pytest.mark.parametrize("go", [lambda w: w.serving.lost(1), lambda w: w.fail(10, 1, retrying=True)])
+@pytest.mark.parametrize("go", [lambda w: w.leave(1), lambda w: w.fail(10, 1, retrying=True)])
 async def test_a_stage_that_is_away_withdraws_the_route_until_it_is_back(go: Callable[[World], None]) -> None:
     world = World()
     world.join()
     await world.train(10)
     world.ready(10)
     stale = world.members[1]
+    world.told(1)
     go(world)
     assert world.version() is None
-    if 1 not in world.serving._holders:
-        world.told(1)
+    world.serving.gateways_changed()  # there is no route to tell of
+    assert world.told(1) == []
+    if "node 1" not in world.serving._members:
         world.join(1)
         assert world.told(1) == [("publish", 10)]
         world.serving.ready(stale, pb.VersionReady(round=10, decode_address="127.0.0.1:1"))
@@ -202,7 +216,7 @@ async def test_who_joins_while_the_next_version_is_loaded_is_told_of_both() -> N
     await world.train(10)
     world.ready(10)
     await world.train(20)
-    world.serving.lost(0)
+    world.leave(0)
     world.told(0)
     world.join(0)
     assert world.told(0) == [("publish", 10), ("publish", 20)]
@@ -256,6 +270,66 @@ async def test_answers_can_be_sealed_of_the_versions_that_nodes_keep() -> None:
     assert world.serving.kept == {40, 60, 70, 80}
     again = World(round_=81, published=(60, 70, 80))
     assert again.serving.kept == {60, 70, 80}
+
+
+async def test_of_replicas_the_first_that_is_ready_serves_and_the_next_takes_its_place() -> None:
+    world = World(spares=2)
+    world.join()
+    await world.train(10)
+    assert world.told(4) == [("publish", 10)]
+    world.ready(10, 3, 0, 2)
+    assert world.through() == ["peer 0", "peer 3", "peer 2"]
+    world.ready(10, 1, 4)
+    assert world.through() == ["peer 0", "peer 3", "peer 2"]
+    for number in (3, 1, 4):  # those that stand by know whom to expect
+        peers = world.inboxes[number][-1].decode_peers
+        assert (peers.previous.peer_id, peers.next.peer_id) == ("peer 0", "peer 2")
+    assert world.inboxes[0][-1].decode_peers.next.peer_id == "peer 3"
+    for number in world.numbers:
+        world.told(number)
+    world.leave(4)
+    assert [world.told(number) for number in world.numbers] == [[]] * 5, "nobody has to do with it"
+    world.leave(3)
+    assert world.through() == ["peer 0", "peer 1", "peer 2"]
+    assert world.inboxes[0][-1].decode_peers.next.peer_id == "peer 1"
+    assert world.inboxes[2][-1].decode_peers.previous.data_address == "127.0.0.1:9001"
+    world.join(3)
+    world.ready(10, 3)
+    assert world.through() == ["peer 0", "peer 1", "peer 2"]
+    world.fail(10, 1, retrying=True)
+    assert world.through() == ["peer 0", "peer 3", "peer 2"]
+    world.ready(10, 1)
+    world.leave(3)
+    assert world.through() == ["peer 0", "peer 1", "peer 2"]
+    world.leave(1)
+    with pytest.raises(NotServed, match="Stage 1 of tiny can't generate"):
+        world.serving.route()
+
+
+async def test_a_replica_that_was_started_anew_is_reached_where_it_is_now() -> None:
+    world = World(spares=1)
+    world.join()
+    await world.train(10)
+    world.ready(10)
+    world.serving.ready(world.members[1], pb.VersionReady(round=10, decode_address="127.0.0.1:7"))
+    assert world.serving.route()[1][1] == (world.members[1], "127.0.0.1:7")
+    assert world.inboxes[0][-1].decode_peers.next.data_address == "127.0.0.1:7"
+
+
+async def test_a_version_makes_way_for_the_next_once_no_replica_of_a_stage_can_load_it() -> None:
+    world = World(spares=1)
+    world.join()
+    await world.train(10)
+    world.ready(10, 0, 2)
+    world.fail(10, 1, retrying=False)
+    await world.train(20)
+    assert world.noted == [10], "the other one is waited for"
+    world.fail(10, 3, retrying=False)
+    await world.train(30)
+    assert world.noted == [10, 30]
+    world.fail(30, 1, retrying=False)
+    world.ready(30, 0, 2, 3)
+    assert world.through() == ["peer 0", "peer 3", "peer 2"]
 
 
 @pytest.mark.parametrize("address", ["nowhere", "127.0.0.1:0", "127.0.0.1:99999"])

@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from commonweight.errors import CheckpointError, MalformedMessage, NonFiniteTensor
-from commonweight.model.hashing import state_root, tensors_hash, with_moments_hash
+from commonweight.model.hashing import tensors_hash, with_moments_hash
 from commonweight.model.schedule import learning_rate
 from commonweight.model.stage import Stage, state_parts, train_round
+from commonweight.rules.state import state_root
 from tests.unit.tiny import all_stages, random_batches, tiny_spec
 
 torch.set_num_threads(1)

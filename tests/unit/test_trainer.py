@@ -18,6 +18,7 @@ from commonweight.wire.tensors import digest
 from node.checkpoint import Checkpoints
 from node.traces import read_index, trace_path
 from node.trainer import Activation, Forget, Gradient, Item, Outlet, Quit, Restore, TrainedRound, Trainer, TrainRound
+from tests.unit.shares import undivided_share
 from tests.unit.tiny import random_batches, tiny_spec
 
 torch.set_num_threads(1)
@@ -44,10 +45,10 @@ class Middle:
         self.inbox: SimpleQueue[Item] = SimpleQueue()
         self.failures: list[CommonweightError] = []
         self._reports: list[TrainedRound] = []
-        self._answered = 0
         outlet = Outlet(
-            send_down=lambda _: self._answer(),
-            send_up=lambda _: None,
+            send_down=lambda microbatch, _: self._answer(microbatch),
+            send_up=lambda *_: None,
+            send_slice=lambda *_: None,
             report=self._report,
             fail=lambda _, error, __: self.failures.append(error),
         )
@@ -57,9 +58,8 @@ class Middle:
 
     def train(self, round_: int, *, generation: int = 1, meanwhile: Item | None = None) -> TrainedRound:
         """Train this round; `meanwhile` comes while it is trained."""
-        self._answered = 0
         self.inbox.put(Restore(generation, round_, Future()))
-        self.inbox.put(TrainRound(generation, round_))
+        self.inbox.put(TrainRound(undivided_share(SPEC, 1, generation, round_)))
         if meanwhile is not None:
             self.inbox.put(meanwhile)
         for number, (tokens, code) in enumerate(zip(random_batches(SPEC, round_), codes(generation), strict=True)):
@@ -77,11 +77,10 @@ class Middle:
         self._reports.append(trained)
         self.inbox.put(Quit())
 
-    def _answer(self) -> None:
+    def _answer(self, microbatch: int) -> None:
         """The next stage's gradient."""
-        gradient = GRADIENTS[self._answered]
-        self.inbox.put(Gradient(self.trainer.generation, self._answered, gradient, digest(gradient)))
-        self._answered += 1
+        gradient = GRADIENTS[microbatch]
+        self.inbox.put(Gradient(self.trainer.generation, microbatch, gradient, digest(gradient)))
 
     def trace(self, round_: int, of: str = "traces") -> dict[bytes, bytes]:
         path = trace_path(self.folder / of, round_)

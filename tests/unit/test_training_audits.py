@@ -7,6 +7,7 @@ import pytest
 from eth_hash.auto import keccak
 
 from commonweight.rules.beacon import blinded, seal_salt
+from commonweight.rules.load import pack_load
 from commonweight.rules.report import report_receipt
 from commonweight.rules.statement import to_hex
 from coordinator.ledger import Progress
@@ -83,11 +84,12 @@ async def test_a_plan_carries_its_epoch_s_tip_and_a_seal_what_the_beacon_follows
         assert keccak(begun.beacon) == second[0]
         assert world.sealed[PER_EPOCH].beacon == to_hex(second[1])
         reports = [honest_report(PER_EPOCH, stage, 2, MICROBATCHES) for stage in range(2)]
-        outputs = [report_receipt(PLACE.model_id, 1, report, second[0]).output for report in reports]
+        outputs = [report.commitments(MICROBATCHES).output(second[0]) for report in reports]
         for stage, message in enumerate((begun, tail[1])):
-            assert message.salt == seal_salt(world.seed(PER_EPOCH), PER_EPOCH, stage)
-            assert message.commitments[stage] == blinded(outputs[stage], message.salt)
-            assert message.commitments == begun.commitments
+            assert message.salt == seal_salt(world.seed(PER_EPOCH), PER_EPOCH, stage, 0)
+            assert list(message.stages[stage].commitments) == [blinded(outputs[stage], message.salt)]
+            assert list(message.stages[stage].loads) == [pack_load(range(MICROBATCHES), MICROBATCHES)]
+            assert message.stages == begun.stages
 
 
 class Published:
@@ -163,7 +165,8 @@ async def test_two_words_about_one_unit_are_kept_as_proof() -> None:
         other = world.report(members[1], 1, 0, 1, gradient_hash=mark("another"), signature=b"\x09" * 65)
         await world.until("audits", "equivocated")
         (found,) = world.equivocations
-        receipts = [report_receipt(PLACE.model_id, 1, each, beacon_chain(SPEC, 0)[0]) for each in (first, other)]
+        tip, commitments = beacon_chain(SPEC, 0)[0], [each.commitments(MICROBATCHES) for each in (first, other)]
+        receipts = [report_receipt(PLACE.model_id, 1, 0, 1, each, tip) for each in commitments]
         assert (found.stage, found.node) == (1, B)
         assert found.unit == to_hex(receipts[0].unit) == to_hex(receipts[1].unit)
         assert found.outputs == (to_hex(receipts[0].output), to_hex(receipts[1].output))

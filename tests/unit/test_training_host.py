@@ -21,20 +21,22 @@ from coordinator.members import Follower, Member, Place, Submission
 from coordinator.training import MAX_REFORM_DELAY_S, Training
 from tests.integration.scripted import honest_report
 from tests.unit.tiny import tiny_spec
-from tools.build_vectors import beacon_chain, mark
+from tools.build_vectors import beacon_chain, honest_reports, mark
 
 pytestmark = pytest.mark.asyncio
 
 DEADLINE_S = 20
-SPEC = tiny_spec(stages=2)
+STAGES = 2
+SPEC = tiny_spec(stages=STAGES)
 MICROBATCHES = SPEC.training.microbatches_per_round
 PLACE = Place(b"\xaa" * 32, Domain(31337, "0x5FbDB2315678afecb367f032d93F642f64180aa3"))
-A, B, C = (
+A, B, C, D = (
     "0x70997970C51812dc3A010C7d01b50e0d17dc79C8",
     "0x3C44CdDdB6a900fa2b585dd299e03d12FA4293BC",
     "0x90F79bf6EB2c4f870365E785982E1f101E93b906",
+    "0x15d34AAf54267DB7D7c367839AAf71A00a2C6A65",
 )
-NAMES = {A: "A", B: "B", C: "C"}
+NAMES = {A: "A", B: "B", C: "C", D: "D"}
 START = Progress(generation=0, round=0, seats={}, roots=())
 
 Entry = tuple[Any, ...]
@@ -54,13 +56,15 @@ class World:
         self.log: list[Entry] = []
         self.heard: list[pb.CoordinatorMessage] = []
         """By all members, in order."""
+        self.inboxes: dict[str, list[pb.CoordinatorMessage]] = {node: [] for node in NAMES}
+        """The same by node."""
         self.kept: Collection[int] = ()
         """The versions whose answers could be sealed with the last round."""
         self.delays: list[float] = []
         self.faulty = faulty
         self.credits: dict[int, list[CreditedReport]] = {}
         self.sealed: dict[int, SealedRound] = {}
-        self.unaudited: dict[int, Mapping[int, bytes]] = {}
+        self.unaudited: dict[int, Mapping[tuple[int, int], bytes]] = {}
         self.equivocations: list[EquivocationLine] = []
         self.committed = 10
         """Epochs whose tip is on chain."""
@@ -84,13 +88,15 @@ class World:
         self.kept = kept
         return []
 
-    def complete_answers(self, stages: int, limit: int) -> list[Any]:
+    def complete_answers(self, stages: int, nodes: Collection[str], limit: int) -> list[Any]:
         return []
 
     def drop_answers(self, sessions: Collection[bytes]) -> None:
         assert not sessions
 
-    def record_round(self, sealed: SealedRound, unaudited: Mapping[int, bytes], parts: Mapping[Any, bytes]) -> None:
+    def record_round(
+        self, sealed: SealedRound, unaudited: Mapping[tuple[int, int], bytes], parts: Mapping[Any, bytes]
+    ) -> None:
         self.write("ledger", "round", sealed.round)
         self.sealed[sealed.round], self.unaudited[sealed.round] = sealed, unaudited
         self.credits[sealed.round] = list(sealed.reports)
@@ -127,14 +133,16 @@ class World:
                 self.write(NAMES[node], "refused", message.args[0])
                 return
             self.heard.append(message)
+            self.inboxes[node].append(message)
             kind = message.WhichOneof("body")
             body = getattr(message, kind)
             numbers = [getattr(body, name) for name in ("generation", "round", "stage") if hasattr(body, name)]
             self.write(NAMES[node], kind, *numbers)
 
-        peer_id, account = f"peer of {NAMES[node]}", account or node
-        address = "127.0.0.1:9"
-        return Member(node, peer_id, address, address, b"certificate", node, account, has_data, stages, send)
+        name, account = NAMES[node], account or node
+        address = f"127.0.0.1:{9000 + ord(name)}"
+        certificate = f"certificate of {name}".encode()
+        return Member(node, f"peer of {name}", address, address, certificate, node, account, has_data, stages, send)
 
     def write(self, *entry: Any) -> None:
         if entry[:2] == ("ledger", self.faulty):
@@ -158,16 +166,35 @@ class World:
     def since(self, mark_: int) -> list[Entry]:
         return self.log[mark_:]
 
+    def told(self, node: str, kind: str) -> list[Any]:
+        """The messages of this kind that a node was sent."""
+        return [getattr(message, kind) for message in self.inboxes[node] if message.WhichOneof("body") == kind]
+
     # What members do.
 
-    async def seat(self, *nodes: str) -> list[Member]:
-        """These nodes join, one after another; returns their connections."""
+    async def arrive(self, *nodes: str) -> list[Member]:
+        """These nodes join, one after another, without the state of their stage; returns their connections."""
         members = [self.member(node) for node in nodes]
         for member in members:
-            before = sum(entry[:2] == (NAMES[member.node], "assignment") for entry in self.log)
+            before = len(self.told(member.node, "version"))
             self.training.join(member)
-            await self.until(NAMES[member.node], "assignment", times=before + 1)
+            await self.until(NAMES[member.node], "version", times=before + 1)
         return members
+
+    async def seat(self, *nodes: str) -> list[Member]:
+        """The same, and they have the state of their stage."""
+        members = []
+        for node in nodes:
+            members += await self.arrive(node)
+            self.training.note_version(members[-1], self.training.round)
+        return members
+
+    async def heard_all(self) -> None:
+        """Return when all that was said so far is acted upon: who connects twice is refused after it."""
+        node = self.training.members[0].node
+        before = sum(entry[:2] == (NAMES[node], "refused") for entry in self.log)
+        self.training.join(self.member(node))
+        await self.until(NAMES[node], "refused", times=before + 1)
 
     async def start(self, members: Sequence[Member], generation: int, round_: int = 0) -> None:
         """The pipes of a generation that is being formed are open."""
@@ -176,19 +203,32 @@ class World:
             self.training.open_pipes(member, generation)
         await self.until(NAMES[members[-1].node], "plan", generation, round_)
 
+    def load(self, member: Member) -> tuple[int, ...]:
+        """That of the round that was planned last."""
+        plan, stage = self.told(member.node, "plan")[-1], self.training.stage_of(member.node)
+        assert stage is not None
+        number = list(plan.stages[stage].members).index(bytes.fromhex(member.node[2:]))
+        return tuple(j for j, each in enumerate(plan.stages[stage].assignment) if each == number)
+
     def report(self, member: Member, generation: int, round_: int, stage: int, /, **changes: Any) -> Report:
         """The member reports; returns what."""
         signature = changes.pop("signature", bytes([stage + 1]) * 65)
-        report = replace(honest_report(round_, stage, 2, MICROBATCHES), **changes)
-        message = report_to_proto(report, 0.1, 10, 10)
+        load, busy_s = changes.pop("load", tuple(range(MICROBATCHES))), changes.pop("busy_s", 0.1)
+        loads = [[load]] * STAGES
+        if len(load) == MICROBATCHES and "gradient_hash" in changes:
+            changes.setdefault("round_gradient_hash", changes["gradient_hash"])
+        report = replace(honest_reports(STAGES, MICROBATCHES, round_, loads)[stage], **changes)
+        message = report_to_proto(report, 0.1, busy_s, 10, 10)
         who = (member.node, member.owner, member.account)
         self.training.submit(member, Submission(*who, generation, report, signature, message))
         return report
 
     async def seal(self, members: Sequence[Member], generation: int, round_: int) -> None:
-        """Both report honestly."""
-        for stage, member in enumerate(members):
-            self.report(member, generation, round_, stage)
+        """All report honestly, as planned."""
+        for member in members:
+            stage = self.training.stage_of(member.node)
+            assert stage is not None
+            self.report(member, generation, round_, stage, load=self.load(member))
         await self.until(NAMES[members[-1].node], "sealed", round_)
 
 
@@ -201,14 +241,14 @@ class Audits:
     def joined(self, stage: int, member: Member) -> None:
         pass
 
-    def lost(self, stage: int) -> None:
+    def lost(self, member: Member) -> None:
         pass
 
     def sealed(self, drawn: Draw) -> None:
         pass
 
-    def announcement(self, drawn: Draw, stage: int) -> pb.RoundSealed:
-        return drawn.announcement(stage, [])
+    def announcement(self, drawn: Draw, stage: int, node: str) -> pb.RoundSealed:
+        return drawn.announcement(stage, node, [])
 
     def obstacle(self, round_: int) -> str | None:
         return self.world.obstacles.get(round_)
@@ -249,9 +289,11 @@ async def test_what_must_survive_is_stored_before_anybody_hears_of_it() -> None:
         assert world.log == [
             ("ledger", "seat", 0, "A"),
             ("A", "assignment", 0),
+            ("A", "version", 0),
             ("ledger", "seat", 1, "B"),
-            ("ledger", "generation", 1),
             ("B", "assignment", 1),
+            ("B", "version", 0),
+            ("ledger", "generation", 1),
             ("A", "formation", 1, 0),
             ("B", "formation", 1, 0),
             ("A", "plan", 1, 0),
@@ -272,6 +314,7 @@ async def test_what_cant_be_stored_isnt_announced(faulty: str, unheard: str) -> 
         members = [world.member(A), world.member(B)]
         for member in members:
             world.training.join(member)
+            world.training.note_version(member, 0)
         if faulty == "round":
             await world.start(members, 1)
             for stage, member in enumerate(members):
@@ -287,7 +330,7 @@ async def test_the_work_is_credited_to_the_account_and_with_the_signature_that_c
     async with a_world() as world:
         paid = world.member(A, account=C)
         world.training.join(paid)
-        await world.until("A", "assignment")
+        world.training.note_version(paid, 0)
         (tail,) = await world.seat(B)
         await world.start([paid, tail], 1)
         world.report(tail, 1, 0, 1, signature=b"\x07" * 65)
@@ -339,8 +382,9 @@ async def test_whoever_hangs_up_when_the_round_is_trained_again_with_the_same_se
         stays = B if leaver == A else A
         if moment == "gathering":
             (gone,) = await world.seat(leaver)
+            members = {stays: (await world.arrive(stays))[0]}
             world.training.leave(gone)
-            members = {stays: (await world.seat(stays))[0]}
+            world.training.note_version(members[stays], 0)
             sealed, generation = 0, 1
         else:
             members = dict(zip((A, B), await world.seat(A, B), strict=True))
@@ -366,7 +410,8 @@ async def test_whoever_hangs_up_when_the_round_is_trained_again_with_the_same_se
         if moment == "gathering":
             in_order = [members[leaver], members[stays]]  # the leaver came first: its seat is stage 0
         else:
-            assert world.since(before)[0] == ("ledger", "generation", 2)  # the seat is known already
+            await world.until("ledger", "generation", 2)
+            assert not any(entry[:2] == ("ledger", "seat") for entry in world.since(before))  # it is known already
         await world.start(in_order, generation, sealed)
         await world.seal(in_order, generation, sealed)
         assert [credit.signature for credit in world.credits[sealed]] == [to_hex(b"\1" * 65), to_hex(b"\2" * 65)]
@@ -408,27 +453,16 @@ async def test_a_second_connection_with_the_same_key_is_refused_and_its_end_ends
         ]
 
 
-async def test_a_node_too_many_is_refused_and_may_hang_up() -> None:
-    async with a_world() as world:
-        members = await world.seat(A, B)
-        third = world.member(C)
-        world.training.join(third)
-        await world.until("C", "refused", "all 2 stages are held")
-        world.training.leave(third)
-        await world.start(members, 1)
-        assert {entry[1] for entry in world.log if entry[0] == "C"} == {"refused"}
-
-
 async def test_a_node_gets_a_stage_of_which_its_owner_has_a_seat_on_chain_or_none() -> None:
     async with a_world() as world:
-        world.training.join(world.member(B, stages=frozenset({1, 7})))
-        await world.until("B", "assignment", 1)
-        for stages, seats in (((), r"[]"), ((1, 7), "[1, 7]")):
-            world.training.join(world.member(C, stages=frozenset(stages)))
-            await world.until("C", "refused", f"free are stages [0], and its owner has seats on chain of {seats}")
+        for node in (B, C):
+            world.training.join(world.member(node, stages=frozenset({1, 7})))
+            await world.until(NAMES[node], "assignment", 1)
+        for stages in ((), (7,)):
+            world.training.join(world.member(A, stages=frozenset(stages)))
+            await world.until("A", "refused", "its owner has no seat on chain in any stage of this model")
         world.training.join(world.member(A, stages=frozenset({0, 1})))
         await world.until("A", "assignment", 0)
-        await world.until("B", "formation", 1)
 
 
 async def test_a_node_whose_owner_lost_the_seat_doesnt_come_back() -> None:
@@ -445,21 +479,20 @@ async def test_the_first_stage_waits_for_a_node_with_the_text() -> None:
     async with a_world() as world:
         for node in (A, B):
             world.training.join(world.member(node, has_data=False))
-        await world.until("A", "assignment", 1)
-        await world.until("B", "refused", "only the first stage is free to it, and that reads the text: give --data")
-        await world.seat(B)
-        assert [entry for entry in world.log if entry[1] == "assignment"] == [
-            ("A", "assignment", 1),
-            ("B", "assignment", 0),
-        ]
+            await world.until(NAMES[node], "assignment", 1)
+        world.training.join(world.member(C, has_data=False, stages=frozenset({0})))
+        await world.until("C", "refused", "only the first stage is open to it, and that reads the text: give --data")
+        world.training.join(world.member(C))
+        await world.until("C", "assignment", 0)
 
 
 async def test_who_isnt_ready_in_time_is_hung_up_on_and_nobody_else(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training, "FORM_S", 0)  # as soon as there is nothing else to be done
     async with a_world() as world:
         head, tail = world.member(A), world.member(B)
-        world.training.join(head)
-        world.training.join(tail)
+        for member in (head, tail):
+            world.training.join(member)
+            world.training.note_version(member, 0)
         world.training.open_pipes(head, 1)
         await world.until("B", "refused", "This node holds up the others: its pipes weren't open within 0 s.")
         world.training.leave(tail)
@@ -488,9 +521,13 @@ async def test_who_doesnt_report_in_time_is_hung_up_on_and_nobody_else(monkeypat
 
 
 REPORT_FAULTS: dict[str, tuple[dict[str, Any], str]] = {
-    "foreign stage": ({"stage": 0}, f"the report is of stage 0, which {B} doesn't hold"),
+    "foreign stage": ({"stage": 0}, f"the report is of stage 0, which {B} doesn't train in this round"),
     "later round": ({"round": 1}, "the report is of round 1; round 0 is being trained"),
-    "too few hops": ({"hops": honest_report(0, 1, 2, 1).hops}, "has 1 microbatches; a round has 3"),
+    "another load": ({"load": (0, 2)}, "the report has the microbatches [0, 2]; assigned were [0, 1, 2]"),
+    "another gradient": (
+        {"round_gradient_hash": mark("another")},
+        "it was stepped with another gradient than its own, though all of the round was its load",
+    ),
 }
 
 
@@ -512,7 +549,7 @@ async def test_a_second_report_that_says_otherwise_is_refused_and_the_first_coun
         members = await world.seat(A, B)
         await world.start(members, 1)
         first = world.report(members[1], 1, 0, 1)
-        world.report(members[1], 1, 0, 1, gradient_hash=mark("another"), signature=b"\x09" * 65)
+        world.report(members[1], 1, 0, 1, state_after=mark("another"), signature=b"\x09" * 65)
         await world.until("B", "refused", "it has reported round 0 already, and otherwise")
         world.report(members[0], 1, 0, 0)
         await world.until("B", "sealed", 0)
@@ -531,7 +568,7 @@ async def test_reports_that_contradict_each_other_three_times_stop_the_training(
             world.report(members[1], generation, 0, 1, hops=wrong)
         async with asyncio.timeout(DEADLINE_S):
             with pytest.raises(
-                Refused, match=r"stopped in round 0\. Neighbours disagree about the tokens of microbatch 0"
+                Refused, match=r"stopped in round 0\. The reports of round 0 disagree about the tokens of microbatch 0"
             ):
                 await world.task
         assert [entry[2] for entry in world.log if entry[:2] == ("A", "pause")] == [1, 2]
@@ -568,19 +605,19 @@ async def test_after_the_last_round_nothing_is_planned_and_everybody_is_told() -
 
 async def test_a_restarted_host_goes_on_from_the_ledger() -> None:
     roots = tuple(mark("state", 5, stage) for stage in range(2))
-    async with a_world(Progress(generation=41, round=5, seats={0: B, 1: A}, roots=roots)) as world:
-        stranger = world.member(C)
-        world.training.join(stranger)
-        await world.until("C", "refused", "all 2 stages are held")
+    async with a_world(Progress(generation=41, round=5, seats={B: 0, A: 1}, roots=roots)) as world:
         members = await world.seat(B, A)
         await world.start(members, 42, 5)
-        assert world.log[1:6] == [
+        assert world.log[:7] == [
             ("B", "assignment", 0),
-            ("ledger", "generation", 42),
+            ("B", "version", 5),
             ("A", "assignment", 1),
+            ("A", "version", 5),
+            ("ledger", "generation", 42),
             ("B", "formation", 42, 5),
             ("A", "formation", 42, 5),
         ]
+        assert [world.told(node, "version")[0].state_root for node in (B, A)] == list(roots)
         world.report(members[0], 42, 5, 0, state_before=mark("another"))
         await world.until(
             "B",

@@ -21,11 +21,13 @@ from commonweight.rules.answer import (
     session_id,
 )
 from commonweight.rules.audits import Audit, Kind, Verdict, draw_audits, left_outstanding, paid_rounds
+from commonweight.rules.averaging import slice_bounds
 from commonweight.rules.beacon import answers_root, blinded, hash_chain, round_beacon, round_root, seal_salt
 from commonweight.rules.canonical import canonical_json, parse_json
 from commonweight.rules.checking import check_statement
 from commonweight.rules.emission import emission, split_emission
 from commonweight.rules.epoch import signed_receipt
+from commonweight.rules.load import is_divided, pack_load, unpack_load
 from commonweight.rules.merkle import MerkleTree, keccak, settlement_leaf, verify_proof
 from commonweight.rules.panel import (
     is_known_bad,
@@ -125,19 +127,39 @@ def test_shares() -> None:
         assert {account: str(part) for account, part in parts.items()} == case["shares"]
 
 
+def test_load() -> None:
+    vectors = load("load")
+    for case in vectors["loads"]:
+        packed, microbatches = raw(case["packed"]), case["microbatches"]
+        assert pack_load(case["load"], microbatches) == packed
+        assert list(unpack_load(packed, microbatches)) == case["load"]
+    for case in vectors["divided"]:
+        assert is_divided([tuple(found) for found in case["loads"]], case["microbatches"]) == case["is_divided"]
+    for case in vectors["slices"]:
+        count = case["contributors"]
+        bounds = [list(slice_bounds(case["numbers"], count, index)) for index in range(count)]
+        assert bounds == case["bounds"]
+
+
 def test_report() -> None:
-    for case in load("report")["cases"]:
+    vectors = load("report")
+    for case in vectors["cases"]:
         hops = []
-        for number, fields in enumerate(case["hops"]):
+        for position, fields in enumerate(case["hops"]):
             (loss,) = struct.unpack(">d", raw(fields["loss_bits"]))
-            hops.append(Hop(**{name: raw(fields[name]) for name in HOP_WORDS}, loss=loss))
-            assert hops[-1].leaf(number) == raw(fields["leaf"])
-        state = {name: raw(case[name]) for name in ("gradient_hash", "state_before", "state_after")}
-        report = Report(round=case["round"], stage=case["stage"], hops=tuple(hops), **state)
+            hashes = {name: raw(fields[name]) for name in HOP_WORDS}
+            hops.append(Hop(microbatch=fields["microbatch"], **hashes, loss=loss))
+            assert hops[-1].leaf(position) == raw(fields["leaf"])
+        names = ("gradient_hash", "round_gradient_hash", "state_before", "state_after")
+        given = {name: raw(case[name]) for name in names}
+        report = Report(round=case["round"], stage=case["stage"], hops=tuple(hops), **given)
+        commitments = report.commitments(vectors["microbatches"])
         domain = Domain(case["chain_id"], case["settlement"])
-        assert report.hops_root == raw(case["hops_root"])
+        assert (commitments.load, commitments.hops_root) == (raw(case["load"]), raw(case["hops_root"]))
+        assert commitments.claim == raw(case["claim"])
         assert domain.separator == raw(case["domain_separator"])
-        receipt = report_receipt(raw(case["model_id"]), case["generation"], report, raw(case["beacon_tip"]))
+        unit = raw(case["model_id"]), case["generation"], case["round"], case["stage"]
+        receipt = report_receipt(*unit, commitments, raw(case["beacon_tip"]))
         assert receipt == Receipt(raw(case["model_id"]), case["stage"], raw(case["unit"]), raw(case["output"]))
         assert receipt.digest(domain) == raw(case["digest"])
 
@@ -164,10 +186,15 @@ def test_beacon() -> None:
         assert len(chain) == case["rounds"] + 1
         assert all(keccak(after) == before for before, after in pairwise(chain))
     for case in vectors["rounds"]:
-        outputs, salts = ([raw(value) for value in case[name]] for name in ("outputs", "salts"))
-        assert [seal_salt(raw(case["seed"]), case["round"], stage) for stage in range(len(outputs))] == salts
-        commitments = [blinded(output, salt) for output, salt in zip(outputs, salts, strict=True)]
-        assert commitments == [raw(commitment) for commitment in case["commitments"]]
+        outputs, salts, commitments = (
+            [[raw(value) for value in of_stage] for of_stage in case[name]]
+            for name in ("outputs", "salts", "commitments")
+        )
+        for stage, of_stage in enumerate(outputs):
+            for replica, output in enumerate(of_stage):
+                salt = seal_salt(raw(case["seed"]), case["round"], stage, replica)
+                assert salt == salts[stage][replica]
+                assert blinded(output, salt) == commitments[stage][replica]
         assert round_root(commitments) == raw(case["round_root"])
         assert round_beacon(raw(case["value"]), raw(case["round_root"])) == raw(case["beacon"])
         assert answers_root([raw(leaf) for leaf in case["answer_leaves"]]) == raw(case["answers_root"])
@@ -201,14 +228,17 @@ def test_answer() -> None:
 
 
 def audit_of(fields: dict[str, Any]) -> Audit:
-    return Audit(fields["round"], fields["stage"], Kind(fields["kind"]), fields["microbatch"])
+    return Audit(fields["round"], fields["stage"], Kind(fields["kind"]), fields["microbatch"], fields["replica"])
 
 
 def test_audits(specs: dict[str, ModelSpec]) -> None:
     vectors = load("audits")
     for case in vectors["draws"]:
         beacon, root = raw(case["beacon"]), raw(case["answers_root"])
-        drawn = draw_audits(specs[case["spec"]], case["round"], beacon, case["answers"], root)
+        spec = specs[case["spec"]]
+        microbatches = spec.training.microbatches_per_round
+        loads = [[unpack_load(raw(packed), microbatches) for packed in of_stage] for of_stage in case["loads"]]
+        drawn = draw_audits(spec, case["round"], beacon, loads, case["answers"], root)
         assert drawn == tuple(map(audit_of, case["audits"]))
     for case in vectors["paid"]:
         verdicts = {audit_of(fields): Verdict(fields["verdict"]) for fields in case["verdicts"]}
@@ -227,10 +257,12 @@ def test_panel(specs: dict[str, ModelSpec]) -> None:
         assert case["ranking"][-1] is None
     for case in vectors["known_bad"]:
         audit, seed = audit_of(case), raw(case["seed"])
-        assert is_known_bad(spec, seed, audit) == case["is_known_bad"]
-        report = build_vectors.tiny_reports(audit.round)[audit.stage]
+        load_ = tuple(case["load"])
+        assert is_known_bad(spec, seed, audit, load_) == case["is_known_bad"]
+        (report,) = (each for each in build_vectors.known_bad_reports(audit) if each.load == load_)
         false = known_bad_report(audit, report, seed, is_last=audit.stage == spec.stages - 1)
-        claims = to_hex(report.claim), to_hex(false.claim)
+        microbatches = spec.training.microbatches_per_round
+        claims = tuple(to_hex(each.commitments(microbatches).claim) for each in (report, false))
         assert claims == (case["claim"], case["false_claim"])
         assert claims[0] != claims[1]
     for case in vectors["opinions"]:
@@ -271,9 +303,10 @@ def test_statement(specs: dict[str, ModelSpec]) -> None:
     statements = [epoch["statement"] for epoch in vectors["epochs"]]
     pools = [int(statement["operator_pool"]) for statement in statements]
     assert pools[0] == 0 < pools[1] < pools[2]  # no version is published in the first
+    nodes = {build_vectors.address(f"node {number}"): number for number in range(8)}
     unpaid = [
         {
-            (sealed["round"], line["stage"])
+            (sealed["round"], line["stage"], nodes[line["node"]])
             for sealed in statement["rounds"]
             for line in sealed["reports"]
             if line["units"] == "0"
@@ -281,22 +314,36 @@ def test_statement(specs: dict[str, ModelSpec]) -> None:
         for statement in statements
     ]
     # What was withheld voids up to what passed, be it an epoch later; fraud, all that provider's work in the stage.
-    assert unpaid[0] == {(7, 0), (1, 1), (2, 1), (6, 1), (7, 1), *((number, 2) for number in range(4, 8))}
-    assert unpaid[1] == {(8, 0), *((number, 2) for number in range(8, 16))}
-    assert unpaid[2] == {(number, stage) for number in range(16, 24) for stage in (1, 2)}
+    assert unpaid[0] == {(7, 0, 0), (2, 1, 1), *((number, 1, 1) for number in (5, 6, 7)), (7, 2, 2)}
+    assert unpaid[1] == {(8, 0, 0), *((number, 2, 2) for number in range(8, 16))}
+    assert unpaid[2] == {(number, stage, node) for number in range(16, 24) for stage, node in ((1, 3), (2, 2))}
+    # Other replicas of the stage are paid.
+    withheld = {(27, 1, 4), (28, 1, 5), (29, 1, 5)}
+    assert unpaid[3] == withheld | {(number, 2, node) for number in range(24, 32) for node in (2, 7)}
     outstanding = [[(line["stage"], line["kind"]) for line in each["outstanding"]] for each in statements]
-    owed = [(1, "answer"), (1, "microbatch")]  # by two who are gone
-    assert sorted(outstanding[0]) == [(0, "data"), (1, "microbatch"), (2, "round")]
-    assert (sorted(outstanding[1]), sorted(outstanding[2])) == ([(0, "answer"), *owed], owed)
+    owed = (1, "microbatch")  # by one who is gone
+    assert sorted(outstanding[0]) == [(0, "data"), (1, "microbatch"), (2, "loss")]
+    assert (sorted(outstanding[1]), sorted(outstanding[2])) == (
+        [(0, "answer"), (1, "answer"), owed],
+        [(1, "answer"), owed],
+    )
+    assert sorted(outstanding[3]) == [(1, "answer"), (1, "answer"), owed]
     tokens = {
         sealed["round"]: sum(line["prompt_tokens"] + line["completion_tokens"] for line in sealed["answers"])
         for statement in statements
         for sealed in statement["rounds"]
     }
-    served = [[(line["stage"], line["tokens"]) for line in each["served"]] for each in statements]
+    served = [[(line["stage"], nodes[line["node"]], line["tokens"]) for line in each["served"]] for each in statements]
     assert served[0] == []
-    assert served[1] == [(0, tokens[8] + tokens[10]), (1, tokens[10] + tokens[13])]
-    assert served[2] == [(0, tokens[20] + tokens[22] + tokens[23])]
+    assert served[1] == [(0, 0, tokens[8] + tokens[10]), (1, 2, tokens[8])]
+    assert served[2] == [(0, 0, sum(tokens[number] for number in range(17, 24)))]
+    first = sum(
+        sealed["answers"][0]["prompt_tokens"] + sealed["answers"][0]["completion_tokens"]
+        for sealed in statements[3]["rounds"]
+        if sealed["answers"]
+    )
+    # The second of a round's answers went through replicas that aren't paid.
+    assert served[3] == [(0, 0, sum(tokens[number] for number in range(24, 32))), (1, 5, first), (2, 6, first)]
     trained = [
         sum(int(line["units"]) for sealed in each["rounds"] for line in sealed["reports"]) for each in statements
     ]
@@ -308,21 +355,20 @@ def test_statement(specs: dict[str, ModelSpec]) -> None:
         audited = sum(int(opinion["units"]) for line in each["audits"] for opinion in line["opinions"])
         assert audited > 0
         assert sum(int(line["units"]) for line in each["accounts"]) == paid + audited
-    assert [len(statement["convicted"]) for statement in statements] == [1, 2, 4]
+    assert [len(statement["convicted"]) for statement in statements] == [0, 2, 3, 4]
     cheat = {"stage": 2, "node": build_vectors.address("node 2")}
-    waving = {"stage": 0, "node": build_vectors.SEATED[-1].address}
+    waving = {"stage": 2, "node": build_vectors.SEATED[-1].address}
     made_up = {"stage": 1, "node": build_vectors.address("node 3")}
-    assert statements[0]["convicted"] == [waving]
-    assert cheat in statements[1]["convicted"]
+    assert statements[1]["convicted"] == [cheat, waving]
     assert made_up in statements[2]["convicted"]  # by an answer
     asked = [
         (opinion["auditor"], line["stage"])
-        for line in statements[1]["audits"] + statements[2]["audits"]
+        for line in statements[2]["audits"] + statements[3]["audits"]
         for opinion in line["opinions"]
         if opinion["owner"]
     ]
-    assert (waving["node"], 0) not in asked  # who has passed what was known to be bad isn't asked there any more
-    assert (waving["node"], 2) in asked
+    assert (waving["node"], 2) not in asked  # who has passed what was known to be bad isn't asked there any more
+    assert (waving["node"], 0) in asked
     line = statements[1]["rounds"][0]["reports"][1]
     assert (line["node"], line["units"] != "0") == (cheat["node"], True)  # in another stage it is paid
 

@@ -21,7 +21,7 @@ class EnrolResponse(_message.Message):
     def __init__(self, control_port: _Optional[int] = ...) -> None: ...
 
 class NodeMessage(_message.Message):
-    __slots__ = ("join", "heartbeat", "pipes_open", "report", "pipes_failed", "version_ready", "version_failed", "auditor", "opinion", "recording", "answer")
+    __slots__ = ("join", "heartbeat", "pipes_open", "report", "pipes_failed", "version_ready", "version_failed", "auditor", "opinion", "recording", "answer", "version")
     JOIN_FIELD_NUMBER: _ClassVar[int]
     HEARTBEAT_FIELD_NUMBER: _ClassVar[int]
     PIPES_OPEN_FIELD_NUMBER: _ClassVar[int]
@@ -33,6 +33,7 @@ class NodeMessage(_message.Message):
     OPINION_FIELD_NUMBER: _ClassVar[int]
     RECORDING_FIELD_NUMBER: _ClassVar[int]
     ANSWER_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
     join: Join
     heartbeat: Heartbeat
     pipes_open: PipesOpen
@@ -44,7 +45,14 @@ class NodeMessage(_message.Message):
     opinion: AuditOpinion
     recording: AuditRecording
     answer: SignedAnswer
-    def __init__(self, join: _Optional[_Union[Join, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., pipes_open: _Optional[_Union[PipesOpen, _Mapping]] = ..., report: _Optional[_Union[SignedReport, _Mapping]] = ..., pipes_failed: _Optional[_Union[PipesFailed, _Mapping]] = ..., version_ready: _Optional[_Union[VersionReady, _Mapping]] = ..., version_failed: _Optional[_Union[VersionFailed, _Mapping]] = ..., auditor: _Optional[_Union[AuditorJoin, _Mapping]] = ..., opinion: _Optional[_Union[AuditOpinion, _Mapping]] = ..., recording: _Optional[_Union[AuditRecording, _Mapping]] = ..., answer: _Optional[_Union[SignedAnswer, _Mapping]] = ...) -> None: ...
+    version: HasVersion
+    def __init__(self, join: _Optional[_Union[Join, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., pipes_open: _Optional[_Union[PipesOpen, _Mapping]] = ..., report: _Optional[_Union[SignedReport, _Mapping]] = ..., pipes_failed: _Optional[_Union[PipesFailed, _Mapping]] = ..., version_ready: _Optional[_Union[VersionReady, _Mapping]] = ..., version_failed: _Optional[_Union[VersionFailed, _Mapping]] = ..., auditor: _Optional[_Union[AuditorJoin, _Mapping]] = ..., opinion: _Optional[_Union[AuditOpinion, _Mapping]] = ..., recording: _Optional[_Union[AuditRecording, _Mapping]] = ..., answer: _Optional[_Union[SignedAnswer, _Mapping]] = ..., version: _Optional[_Union[HasVersion, _Mapping]] = ...) -> None: ...
+
+class HasVersion(_message.Message):
+    __slots__ = ("round",)
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    round: int
+    def __init__(self, round: _Optional[int] = ...) -> None: ...
 
 class Join(_message.Message):
     __slots__ = ("data_address", "certificate", "payout_account", "has_data", "evidence_address")
@@ -77,14 +85,16 @@ class PipesOpen(_message.Message):
     def __init__(self, generation: _Optional[int] = ...) -> None: ...
 
 class PipesFailed(_message.Message):
-    __slots__ = ("generation", "code", "why")
+    __slots__ = ("generation", "code", "why", "peer_id")
     GENERATION_FIELD_NUMBER: _ClassVar[int]
     CODE_FIELD_NUMBER: _ClassVar[int]
     WHY_FIELD_NUMBER: _ClassVar[int]
+    PEER_ID_FIELD_NUMBER: _ClassVar[int]
     generation: int
     code: str
     why: str
-    def __init__(self, generation: _Optional[int] = ..., code: _Optional[str] = ..., why: _Optional[str] = ...) -> None: ...
+    peer_id: str
+    def __init__(self, generation: _Optional[int] = ..., code: _Optional[str] = ..., why: _Optional[str] = ..., peer_id: _Optional[str] = ...) -> None: ...
 
 class SignedReport(_message.Message):
     __slots__ = ("generation", "report", "signature")
@@ -97,7 +107,7 @@ class SignedReport(_message.Message):
     def __init__(self, generation: _Optional[int] = ..., report: _Optional[_Union[StageReport, _Mapping]] = ..., signature: _Optional[bytes] = ...) -> None: ...
 
 class StageReport(_message.Message):
-    __slots__ = ("round", "stage", "hops", "gradient_hash", "state_before", "state_after", "seconds", "bytes_down", "bytes_up", "numerics")
+    __slots__ = ("round", "stage", "hops", "gradient_hash", "state_before", "state_after", "seconds", "bytes_down", "bytes_up", "numerics", "round_gradient_hash", "busy_seconds")
     ROUND_FIELD_NUMBER: _ClassVar[int]
     STAGE_FIELD_NUMBER: _ClassVar[int]
     HOPS_FIELD_NUMBER: _ClassVar[int]
@@ -108,6 +118,8 @@ class StageReport(_message.Message):
     BYTES_DOWN_FIELD_NUMBER: _ClassVar[int]
     BYTES_UP_FIELD_NUMBER: _ClassVar[int]
     NUMERICS_FIELD_NUMBER: _ClassVar[int]
+    ROUND_GRADIENT_HASH_FIELD_NUMBER: _ClassVar[int]
+    BUSY_SECONDS_FIELD_NUMBER: _ClassVar[int]
     round: int
     stage: int
     hops: _containers.RepeatedCompositeFieldContainer[Hop]
@@ -118,7 +130,9 @@ class StageReport(_message.Message):
     bytes_down: int
     bytes_up: int
     numerics: str
-    def __init__(self, round: _Optional[int] = ..., stage: _Optional[int] = ..., hops: _Optional[_Iterable[_Union[Hop, _Mapping]]] = ..., gradient_hash: _Optional[bytes] = ..., state_before: _Optional[bytes] = ..., state_after: _Optional[bytes] = ..., seconds: _Optional[float] = ..., bytes_down: _Optional[int] = ..., bytes_up: _Optional[int] = ..., numerics: _Optional[str] = ...) -> None: ...
+    round_gradient_hash: bytes
+    busy_seconds: float
+    def __init__(self, round: _Optional[int] = ..., stage: _Optional[int] = ..., hops: _Optional[_Iterable[_Union[Hop, _Mapping]]] = ..., gradient_hash: _Optional[bytes] = ..., state_before: _Optional[bytes] = ..., state_after: _Optional[bytes] = ..., seconds: _Optional[float] = ..., bytes_down: _Optional[int] = ..., bytes_up: _Optional[int] = ..., numerics: _Optional[str] = ..., round_gradient_hash: _Optional[bytes] = ..., busy_seconds: _Optional[float] = ...) -> None: ...
 
 class SignedAnswer(_message.Message):
     __slots__ = ("part", "signature")
@@ -153,7 +167,7 @@ class AnswerPart(_message.Message):
     def __init__(self, round: _Optional[int] = ..., session: _Optional[bytes] = ..., fed: _Optional[int] = ..., ids: _Optional[bytes] = ..., taken: _Optional[bytes] = ..., passed: _Optional[bytes] = ..., temperature: _Optional[float] = ..., seed: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., nonce: _Optional[bytes] = ...) -> None: ...
 
 class Hop(_message.Message):
-    __slots__ = ("tokens", "activation_in", "activation_out", "gradient_in", "gradient_out", "loss", "sketch")
+    __slots__ = ("tokens", "activation_in", "activation_out", "gradient_in", "gradient_out", "loss", "sketch", "microbatch")
     TOKENS_FIELD_NUMBER: _ClassVar[int]
     ACTIVATION_IN_FIELD_NUMBER: _ClassVar[int]
     ACTIVATION_OUT_FIELD_NUMBER: _ClassVar[int]
@@ -161,6 +175,7 @@ class Hop(_message.Message):
     GRADIENT_OUT_FIELD_NUMBER: _ClassVar[int]
     LOSS_FIELD_NUMBER: _ClassVar[int]
     SKETCH_FIELD_NUMBER: _ClassVar[int]
+    MICROBATCH_FIELD_NUMBER: _ClassVar[int]
     tokens: bytes
     activation_in: bytes
     activation_out: bytes
@@ -168,10 +183,11 @@ class Hop(_message.Message):
     gradient_out: bytes
     loss: float
     sketch: bytes
-    def __init__(self, tokens: _Optional[bytes] = ..., activation_in: _Optional[bytes] = ..., activation_out: _Optional[bytes] = ..., gradient_in: _Optional[bytes] = ..., gradient_out: _Optional[bytes] = ..., loss: _Optional[float] = ..., sketch: _Optional[bytes] = ...) -> None: ...
+    microbatch: int
+    def __init__(self, tokens: _Optional[bytes] = ..., activation_in: _Optional[bytes] = ..., activation_out: _Optional[bytes] = ..., gradient_in: _Optional[bytes] = ..., gradient_out: _Optional[bytes] = ..., loss: _Optional[float] = ..., sketch: _Optional[bytes] = ..., microbatch: _Optional[int] = ...) -> None: ...
 
 class CoordinatorMessage(_message.Message):
-    __slots__ = ("assignment", "formation", "plan", "pause", "heartbeat", "sealed", "finished", "publish", "decode_peers", "audit", "enlisted", "order", "recording", "answer")
+    __slots__ = ("assignment", "formation", "plan", "pause", "heartbeat", "sealed", "finished", "publish", "decode_peers", "audit", "enlisted", "order", "recording", "answer", "version", "replicas")
     ASSIGNMENT_FIELD_NUMBER: _ClassVar[int]
     FORMATION_FIELD_NUMBER: _ClassVar[int]
     PLAN_FIELD_NUMBER: _ClassVar[int]
@@ -186,6 +202,8 @@ class CoordinatorMessage(_message.Message):
     ORDER_FIELD_NUMBER: _ClassVar[int]
     RECORDING_FIELD_NUMBER: _ClassVar[int]
     ANSWER_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    REPLICAS_FIELD_NUMBER: _ClassVar[int]
     assignment: Assignment
     formation: Formation
     plan: RoundPlan
@@ -200,7 +218,25 @@ class CoordinatorMessage(_message.Message):
     order: AuditOrder
     recording: AuditOrder
     answer: AnswerRecorded
-    def __init__(self, assignment: _Optional[_Union[Assignment, _Mapping]] = ..., formation: _Optional[_Union[Formation, _Mapping]] = ..., plan: _Optional[_Union[RoundPlan, _Mapping]] = ..., pause: _Optional[_Union[Pause, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., sealed: _Optional[_Union[RoundSealed, _Mapping]] = ..., finished: _Optional[_Union[Finished, _Mapping]] = ..., publish: _Optional[_Union[Publish, _Mapping]] = ..., decode_peers: _Optional[_Union[DecodePeers, _Mapping]] = ..., audit: _Optional[_Union[AuditGrant, _Mapping]] = ..., enlisted: _Optional[_Union[Enlisted, _Mapping]] = ..., order: _Optional[_Union[AuditOrder, _Mapping]] = ..., recording: _Optional[_Union[AuditOrder, _Mapping]] = ..., answer: _Optional[_Union[AnswerRecorded, _Mapping]] = ...) -> None: ...
+    version: Version
+    replicas: ReplicaGrant
+    def __init__(self, assignment: _Optional[_Union[Assignment, _Mapping]] = ..., formation: _Optional[_Union[Formation, _Mapping]] = ..., plan: _Optional[_Union[RoundPlan, _Mapping]] = ..., pause: _Optional[_Union[Pause, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., sealed: _Optional[_Union[RoundSealed, _Mapping]] = ..., finished: _Optional[_Union[Finished, _Mapping]] = ..., publish: _Optional[_Union[Publish, _Mapping]] = ..., decode_peers: _Optional[_Union[DecodePeers, _Mapping]] = ..., audit: _Optional[_Union[AuditGrant, _Mapping]] = ..., enlisted: _Optional[_Union[Enlisted, _Mapping]] = ..., order: _Optional[_Union[AuditOrder, _Mapping]] = ..., recording: _Optional[_Union[AuditOrder, _Mapping]] = ..., answer: _Optional[_Union[AnswerRecorded, _Mapping]] = ..., version: _Optional[_Union[Version, _Mapping]] = ..., replicas: _Optional[_Union[ReplicaGrant, _Mapping]] = ...) -> None: ...
+
+class Version(_message.Message):
+    __slots__ = ("round", "state_root", "sources")
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    STATE_ROOT_FIELD_NUMBER: _ClassVar[int]
+    SOURCES_FIELD_NUMBER: _ClassVar[int]
+    round: int
+    state_root: bytes
+    sources: _containers.RepeatedCompositeFieldContainer[EvidenceSource]
+    def __init__(self, round: _Optional[int] = ..., state_root: _Optional[bytes] = ..., sources: _Optional[_Iterable[_Union[EvidenceSource, _Mapping]]] = ...) -> None: ...
+
+class ReplicaGrant(_message.Message):
+    __slots__ = ("certificates",)
+    CERTIFICATES_FIELD_NUMBER: _ClassVar[int]
+    certificates: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, certificates: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
 class Assignment(_message.Message):
     __slots__ = ("spec", "stage", "model_id", "chain_id", "settlement")
@@ -229,16 +265,18 @@ class Enlisted(_message.Message):
     def __init__(self, spec: _Optional[bytes] = ..., model_id: _Optional[bytes] = ..., chain_id: _Optional[int] = ..., settlement: _Optional[str] = ...) -> None: ...
 
 class Formation(_message.Message):
-    __slots__ = ("generation", "round", "previous", "next")
+    __slots__ = ("generation", "round", "previous", "next", "replicas")
     GENERATION_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
     PREVIOUS_FIELD_NUMBER: _ClassVar[int]
     NEXT_FIELD_NUMBER: _ClassVar[int]
+    REPLICAS_FIELD_NUMBER: _ClassVar[int]
     generation: int
     round: int
-    previous: Neighbour
-    next: Neighbour
-    def __init__(self, generation: _Optional[int] = ..., round: _Optional[int] = ..., previous: _Optional[_Union[Neighbour, _Mapping]] = ..., next: _Optional[_Union[Neighbour, _Mapping]] = ...) -> None: ...
+    previous: _containers.RepeatedCompositeFieldContainer[Neighbour]
+    next: _containers.RepeatedCompositeFieldContainer[Neighbour]
+    replicas: _containers.RepeatedCompositeFieldContainer[Neighbour]
+    def __init__(self, generation: _Optional[int] = ..., round: _Optional[int] = ..., previous: _Optional[_Iterable[_Union[Neighbour, _Mapping]]] = ..., next: _Optional[_Iterable[_Union[Neighbour, _Mapping]]] = ..., replicas: _Optional[_Iterable[_Union[Neighbour, _Mapping]]] = ...) -> None: ...
 
 class Neighbour(_message.Message):
     __slots__ = ("peer_id", "data_address", "certificate")
@@ -251,44 +289,66 @@ class Neighbour(_message.Message):
     def __init__(self, peer_id: _Optional[str] = ..., data_address: _Optional[str] = ..., certificate: _Optional[bytes] = ...) -> None: ...
 
 class RoundPlan(_message.Message):
-    __slots__ = ("generation", "round", "beacon_tip")
+    __slots__ = ("generation", "round", "beacon_tip", "stages")
     GENERATION_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
     BEACON_TIP_FIELD_NUMBER: _ClassVar[int]
+    STAGES_FIELD_NUMBER: _ClassVar[int]
     generation: int
     round: int
     beacon_tip: bytes
-    def __init__(self, generation: _Optional[int] = ..., round: _Optional[int] = ..., beacon_tip: _Optional[bytes] = ...) -> None: ...
+    stages: _containers.RepeatedCompositeFieldContainer[StagePlan]
+    def __init__(self, generation: _Optional[int] = ..., round: _Optional[int] = ..., beacon_tip: _Optional[bytes] = ..., stages: _Optional[_Iterable[_Union[StagePlan, _Mapping]]] = ...) -> None: ...
+
+class StagePlan(_message.Message):
+    __slots__ = ("members", "assignment")
+    MEMBERS_FIELD_NUMBER: _ClassVar[int]
+    ASSIGNMENT_FIELD_NUMBER: _ClassVar[int]
+    members: _containers.RepeatedScalarFieldContainer[bytes]
+    assignment: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, members: _Optional[_Iterable[bytes]] = ..., assignment: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class RoundSealed(_message.Message):
-    __slots__ = ("round", "beacon", "commitments", "retained", "salt", "answers")
+    __slots__ = ("round", "beacon", "stages", "retained", "salt", "answers", "replica")
     ROUND_FIELD_NUMBER: _ClassVar[int]
     BEACON_FIELD_NUMBER: _ClassVar[int]
-    COMMITMENTS_FIELD_NUMBER: _ClassVar[int]
+    STAGES_FIELD_NUMBER: _ClassVar[int]
     RETAINED_FIELD_NUMBER: _ClassVar[int]
     SALT_FIELD_NUMBER: _ClassVar[int]
     ANSWERS_FIELD_NUMBER: _ClassVar[int]
+    REPLICA_FIELD_NUMBER: _ClassVar[int]
     round: int
     beacon: bytes
-    commitments: _containers.RepeatedScalarFieldContainer[bytes]
+    stages: _containers.RepeatedCompositeFieldContainer[SealedStage]
     retained: _containers.RepeatedScalarFieldContainer[int]
     salt: bytes
     answers: _containers.RepeatedCompositeFieldContainer[SealedAnswer]
-    def __init__(self, round: _Optional[int] = ..., beacon: _Optional[bytes] = ..., commitments: _Optional[_Iterable[bytes]] = ..., retained: _Optional[_Iterable[int]] = ..., salt: _Optional[bytes] = ..., answers: _Optional[_Iterable[_Union[SealedAnswer, _Mapping]]] = ...) -> None: ...
+    replica: int
+    def __init__(self, round: _Optional[int] = ..., beacon: _Optional[bytes] = ..., stages: _Optional[_Iterable[_Union[SealedStage, _Mapping]]] = ..., retained: _Optional[_Iterable[int]] = ..., salt: _Optional[bytes] = ..., answers: _Optional[_Iterable[_Union[SealedAnswer, _Mapping]]] = ..., replica: _Optional[int] = ...) -> None: ...
+
+class SealedStage(_message.Message):
+    __slots__ = ("commitments", "loads")
+    COMMITMENTS_FIELD_NUMBER: _ClassVar[int]
+    LOADS_FIELD_NUMBER: _ClassVar[int]
+    commitments: _containers.RepeatedScalarFieldContainer[bytes]
+    loads: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, commitments: _Optional[_Iterable[bytes]] = ..., loads: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
 class SealedAnswer(_message.Message):
-    __slots__ = ("session", "round", "fed", "traces", "prompt_tokens")
+    __slots__ = ("session", "round", "fed", "traces", "prompt_tokens", "replicas")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
     FED_FIELD_NUMBER: _ClassVar[int]
     TRACES_FIELD_NUMBER: _ClassVar[int]
     PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    REPLICAS_FIELD_NUMBER: _ClassVar[int]
     session: bytes
     round: int
     fed: int
     traces: _containers.RepeatedScalarFieldContainer[bytes]
     prompt_tokens: int
-    def __init__(self, session: _Optional[bytes] = ..., round: _Optional[int] = ..., fed: _Optional[int] = ..., traces: _Optional[_Iterable[bytes]] = ..., prompt_tokens: _Optional[int] = ...) -> None: ...
+    replicas: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, session: _Optional[bytes] = ..., round: _Optional[int] = ..., fed: _Optional[int] = ..., traces: _Optional[_Iterable[bytes]] = ..., prompt_tokens: _Optional[int] = ..., replicas: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class AnswerRecorded(_message.Message):
     __slots__ = ("session",)
@@ -305,16 +365,18 @@ class AuditGrant(_message.Message):
     def __init__(self, unit: _Optional[_Union[AuditUnit, _Mapping]] = ..., auditor: _Optional[bytes] = ...) -> None: ...
 
 class AuditUnit(_message.Message):
-    __slots__ = ("round", "stage", "kind", "microbatch")
+    __slots__ = ("round", "stage", "kind", "microbatch", "replica")
     ROUND_FIELD_NUMBER: _ClassVar[int]
     STAGE_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
     MICROBATCH_FIELD_NUMBER: _ClassVar[int]
+    REPLICA_FIELD_NUMBER: _ClassVar[int]
     round: int
     stage: int
     kind: str
     microbatch: int
-    def __init__(self, round: _Optional[int] = ..., stage: _Optional[int] = ..., kind: _Optional[str] = ..., microbatch: _Optional[int] = ...) -> None: ...
+    replica: int
+    def __init__(self, round: _Optional[int] = ..., stage: _Optional[int] = ..., kind: _Optional[str] = ..., microbatch: _Optional[int] = ..., replica: _Optional[int] = ...) -> None: ...
 
 class AuditOrder(_message.Message):
     __slots__ = ("unit", "report", "sources", "answer", "version_root")

@@ -19,8 +19,8 @@ class EvidenceRequest(_message.Message):
     moments_after: bool
     answer: bytes
     version: int
-    gradient: bool
-    def __init__(self, round: _Optional[int] = ..., tensor: _Optional[bytes] = ..., parameters_after: _Optional[bool] = ..., moments_after: _Optional[bool] = ..., answer: _Optional[bytes] = ..., version: _Optional[int] = ..., gradient: _Optional[bool] = ...) -> None: ...
+    gradient: bytes
+    def __init__(self, round: _Optional[int] = ..., tensor: _Optional[bytes] = ..., parameters_after: _Optional[bool] = ..., moments_after: _Optional[bool] = ..., answer: _Optional[bytes] = ..., version: _Optional[int] = ..., gradient: _Optional[bytes] = ...) -> None: ...
 
 class EvidencePart(_message.Message):
     __slots__ = ("size", "data")

@@ -8,12 +8,26 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class PipeFrame(_message.Message):
-    __slots__ = ("hello", "tensor")
+    __slots__ = ("hello", "tensor", "slice")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     TENSOR_FIELD_NUMBER: _ClassVar[int]
+    SLICE_FIELD_NUMBER: _ClassVar[int]
     hello: PipeHello
     tensor: TensorFrame
-    def __init__(self, hello: _Optional[_Union[PipeHello, _Mapping]] = ..., tensor: _Optional[_Union[TensorFrame, _Mapping]] = ...) -> None: ...
+    slice: SliceFrame
+    def __init__(self, hello: _Optional[_Union[PipeHello, _Mapping]] = ..., tensor: _Optional[_Union[TensorFrame, _Mapping]] = ..., slice: _Optional[_Union[SliceFrame, _Mapping]] = ...) -> None: ...
+
+class SliceFrame(_message.Message):
+    __slots__ = ("round", "summed", "offset", "data")
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    SUMMED_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    round: int
+    summed: bool
+    offset: int
+    data: bytes
+    def __init__(self, round: _Optional[int] = ..., summed: _Optional[bool] = ..., offset: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
 
 class PipeHello(_message.Message):
     __slots__ = ("spec_hash", "generation", "stage", "frozen_hash")

@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class StagePipeStub:
-    """The data plane: what travels between the compute workers of two neighbouring stages.
+    """The data plane: what travels between the compute workers of two neighbouring stages, and of two replicas of one.
     """
 
     def __init__(self, channel):
@@ -43,12 +43,13 @@ class StagePipeStub:
 
 
 class StagePipeServicer:
-    """The data plane: what travels between the compute workers of two neighbouring stages.
+    """The data plane: what travels between the compute workers of two neighbouring stages, and of two replicas of one.
     """
 
     def Open(self, request_iterator, context):
-        """One stream per pair of neighbours and generation, opened by the earlier stage. Activations go down (requests),
-        gradients come back (responses). The first message each way is a PipeHello; a wrong one ends the stream.
+        """One stream per pair of neighbours and generation, opened by the earlier stage; between replicas by the one with the
+        lower address. Activations go down (requests), gradients come back (responses), slices of the round's gradient go
+        both ways between replicas. The first message each way is a PipeHello; a wrong one ends the stream.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -71,7 +72,7 @@ def add_StagePipeServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class StagePipe:
-    """The data plane: what travels between the compute workers of two neighbouring stages.
+    """The data plane: what travels between the compute workers of two neighbouring stages, and of two replicas of one.
     """
 
     @staticmethod

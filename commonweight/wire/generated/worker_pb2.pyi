@@ -56,16 +56,24 @@ class WorkerStart(_message.Message):
     def __init__(self, spec: _Optional[bytes] = ..., stage: _Optional[int] = ..., state_dir: _Optional[str] = ..., data_dir: _Optional[str] = ..., device: _Optional[str] = ...) -> None: ...
 
 class WorkerEvent(_message.Message):
-    __slots__ = ("listening", "pipes_open", "report", "failure")
+    __slots__ = ("listening", "pipes_open", "report", "failure", "started")
     LISTENING_FIELD_NUMBER: _ClassVar[int]
     PIPES_OPEN_FIELD_NUMBER: _ClassVar[int]
     REPORT_FIELD_NUMBER: _ClassVar[int]
     FAILURE_FIELD_NUMBER: _ClassVar[int]
+    STARTED_FIELD_NUMBER: _ClassVar[int]
     listening: WorkerListening
     pipes_open: _control_pb2.PipesOpen
     report: WorkerReport
     failure: WorkerFailure
-    def __init__(self, listening: _Optional[_Union[WorkerListening, _Mapping]] = ..., pipes_open: _Optional[_Union[_control_pb2.PipesOpen, _Mapping]] = ..., report: _Optional[_Union[WorkerReport, _Mapping]] = ..., failure: _Optional[_Union[WorkerFailure, _Mapping]] = ...) -> None: ...
+    started: WorkerStarted
+    def __init__(self, listening: _Optional[_Union[WorkerListening, _Mapping]] = ..., pipes_open: _Optional[_Union[_control_pb2.PipesOpen, _Mapping]] = ..., report: _Optional[_Union[WorkerReport, _Mapping]] = ..., failure: _Optional[_Union[WorkerFailure, _Mapping]] = ..., started: _Optional[_Union[WorkerStarted, _Mapping]] = ...) -> None: ...
+
+class WorkerStarted(_message.Message):
+    __slots__ = ("frozen_hash",)
+    FROZEN_HASH_FIELD_NUMBER: _ClassVar[int]
+    frozen_hash: bytes
+    def __init__(self, frozen_hash: _Optional[bytes] = ...) -> None: ...
 
 class WorkerListening(_message.Message):
     __slots__ = ("port",)
@@ -82,16 +90,18 @@ class WorkerReport(_message.Message):
     def __init__(self, generation: _Optional[int] = ..., report: _Optional[_Union[_control_pb2.StageReport, _Mapping]] = ...) -> None: ...
 
 class WorkerFailure(_message.Message):
-    __slots__ = ("code", "message", "fatal", "generation")
+    __slots__ = ("code", "message", "fatal", "generation", "peer_id")
     CODE_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
     FATAL_FIELD_NUMBER: _ClassVar[int]
     GENERATION_FIELD_NUMBER: _ClassVar[int]
+    PEER_ID_FIELD_NUMBER: _ClassVar[int]
     code: str
     message: str
     fatal: bool
     generation: int
-    def __init__(self, code: _Optional[str] = ..., message: _Optional[str] = ..., fatal: _Optional[bool] = ..., generation: _Optional[int] = ...) -> None: ...
+    peer_id: str
+    def __init__(self, code: _Optional[str] = ..., message: _Optional[str] = ..., fatal: _Optional[bool] = ..., generation: _Optional[int] = ..., peer_id: _Optional[str] = ...) -> None: ...
 
 class DecoderCommand(_message.Message):
     __slots__ = ("listen", "load", "peers")

@@ -1,0 +1,128 @@
+"""The state of a node's stage on its disk: which version is there, and how a missing one comes from other replicas."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from commonweight.errors import CheckpointError, MalformedMessage, WireError
+from commonweight.events import emit
+from commonweight.rules.spec import parse_spec
+from commonweight.wire.evidence import Source
+from commonweight.wire.generated import control_pb2 as pb
+from commonweight.wire.tls import Certificate
+from node.fetching import Version, fetch_version
+from node.meta import read_meta
+from node.offering import Offering
+from node.published import META_FILE, version_path
+
+RETRY_S = 5.0
+"""Between attempts to fetch a version."""
+
+
+class StageState:
+    """Of one node. All methods run on the event loop."""
+
+    def __init__(self, directory: Path, certificate: Certificate) -> None:
+        """`directory` is the node's, with its checkpoints."""
+        self.offering = Offering(directory)
+        """What other replicas of the stage may fetch."""
+        self._directory = directory
+        self._certificate = certificate
+        self._assignment: pb.Assignment | None = None
+        self._send: Callable[[pb.NodeMessage], None] = lambda _: None
+        self._frozen_hash = b""
+        self._getting: asyncio.Task[None] | None = None
+        self._changed = asyncio.Condition()
+
+    def begin(self, assignment: pb.Assignment, send: Callable[[pb.NodeMessage], None]) -> None:
+        """The node knows its stage; `send` reaches its coordinator."""
+        self._assignment, self._send = assignment, send
+        self.offering.begin(assignment.stage)
+
+    async def derived(self, frozen_hash: bytes) -> None:
+        """The worker has derived the stage's frozen tensors."""
+        async with self._changed:
+            self._frozen_hash = frozen_hash
+            self._changed.notify_all()
+
+    def grant(self, grant: pb.ReplicaGrant) -> None:
+        """These replicas may fetch, and no others. Raises IdentityMismatch for a certificate that is none."""
+        granted, wanted = self.offering.admitted(), frozenset(grant.certificates)
+        for certificate in granted - wanted:
+            self.offering.revoke(certificate)
+        for certificate in wanted - granted:
+            self.offering.grant(certificate)
+
+    def has(self, round_: int) -> bool:
+        """Whether the version that is ready to train `round_` is there; version 0 follows from the spec."""
+        return round_ == 0 or self._stored_root(round_) is not None
+
+    async def wait_for(self, round_: int) -> None:
+        """Return once it is there."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: self.has(round_))
+
+    async def want(self, wanted: pb.Version) -> None:
+        """The coordinator wants the node to have this version: fetch it, if it isn't there, and say when it is."""
+        await self.end()
+        self._getting = asyncio.create_task(self._get(wanted))
+
+    async def end(self) -> None:
+        """Fetch nothing any more; what has come is kept."""
+        task, self._getting = self._getting, None
+        if task is not None:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    async def _get(self, wanted: pb.Version) -> None:
+        if not wanted.sources and not self._is_there(wanted):
+            emit("state.waiting", round=wanted.round)
+            return  # the coordinator says it again when there are some
+        while not self._is_there(wanted):
+            try:
+                await self._fetch(wanted)
+            except (CheckpointError, WireError) as error:
+                emit("state.failed", round=wanted.round, code=error.code, message=error.args[0], retry_s=RETRY_S)
+                await asyncio.sleep(RETRY_S)  # a disk with more room, or a source that is back, tells nobody
+        self._send(pb.NodeMessage(version=pb.HasVersion(round=wanted.round)))
+        async with self._changed:
+            self._changed.notify_all()
+
+    def _is_there(self, wanted: pb.Version) -> bool:
+        """A checkpoint with another root than the sealed one has drifted from those of other replicas."""
+        if not wanted.round:
+            return True
+        found = self._stored_root(wanted.round)
+        return found is not None and wanted.state_root in (b"", found)
+
+    async def _fetch(self, wanted: pb.Version) -> None:
+        assert self._assignment is not None, "a version comes after the assignment"
+        async with self._changed:
+            await self._changed.wait_for(lambda: bool(self._frozen_hash))
+        version = Version(
+            spec=parse_spec(self._assignment.spec),
+            stage=self._assignment.stage,
+            round=wanted.round,
+            state_root=wanted.state_root,
+            frozen_hash=self._frozen_hash,
+        )
+        await fetch_version(self._certificate, version, self._folder, _sources(wanted))
+
+    def _stored_root(self, round_: int) -> bytes | None:
+        """The state root of this version, as its checkpoint says; None where there is none that can be read."""
+        path = version_path(self._folder, round_) / META_FILE
+        try:
+            return bytes.fromhex(read_meta(path.read_bytes(), str(path)).state_root[2:])
+        except (OSError, MalformedMessage, ValidationError):
+            return None
+
+    @property
+    def _folder(self) -> Path:
+        assert self._assignment is not None, "a version comes after the assignment"
+        return self._directory / f"stage-{self._assignment.stage}"
+
+
+def _sources(wanted: pb.Version) -> Sequence[Source]:
+    return [Source(each.peer_id, each.address, each.certificate) for each in wanted.sources]

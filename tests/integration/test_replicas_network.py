@@ -1,0 +1,73 @@
+"""Replicas as real processes: one comes to a running model, outlives the one that was there, and that comes back."""
+
+import signal
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+from commonweight.events import Event
+from commonweight.rules.checking import check_statement
+from commonweight.rules.epoch import credited_load
+from commonweight.rules.statement import Carried, Statement, parse_statement
+from tests.integration.network import Network
+
+pytestmark = pytest.mark.slow
+MANY = 10_000
+"""Epochs: more than there is time for."""
+
+
+def sealed_by(replicas: Sequence[int], since: int = -1) -> Callable[[Event], bool]:
+    """A round after `since` in which each stage had so many replicas at work."""
+    return lambda event: event.fields["replicas"] == list(replicas) and event.fields["round"] > since
+
+
+def statements(network: Network) -> list[Statement]:
+    """Those that were published so far, each checked against the one before."""
+    texts = {}
+    for path in (network.folder / "statements").glob("*.json"):
+        statement = parse_statement(path.read_bytes(), bytes.fromhex(path.stem))
+        texts[statement.epoch] = statement
+    before = Carried()
+    for epoch in range(len(texts)):
+        check_statement(network.spec, texts[epoch], before)
+        before = texts[epoch].carried()
+    return [texts[epoch] for epoch in range(len(texts))]
+
+
+def test_a_newcomer_shares_the_work_then_holds_the_stage_alone_and_nothing_is_lost(tmp_path: Path) -> None:
+    with Network(tmp_path, audit_rate="0.2") as network:
+        coordinator = network.start_coordinator(MANY)
+        first = network.start_node(0)
+        coordinator.wait_for("node.joined")  # so that it has the first stage
+        other = network.start_node(1)
+        coordinator.wait_for("round.sealed")
+        newcomer = network.start_node(2)
+        fetched = newcomer.wait_for("state.fetched")
+        assert fetched.fields["fetched_bytes"] > 0
+        shared = coordinator.wait_for("round.sealed", sealed_by([2, 1])).fields["round"]
+        assert all(event.name != "generation.paused" for event in coordinator.events), "nobody waited for it"
+
+        first.kill()
+        assert first.wait() == -signal.SIGKILL
+        alone = coordinator.wait_for("round.sealed", sealed_by([1, 1], since=shared)).fields["round"]
+        network.start_node(0).wait_for("state.fetched")
+        again = coordinator.wait_for("round.sealed", sealed_by([2, 1], since=alone)).fields["round"]
+        epoch = again // network.spec.economics.rounds_per_epoch
+        coordinator.wait_for("epoch.finalised", lambda event: event.fields["epoch"] >= epoch)
+
+        rounds = [event.fields["round"] for event in coordinator.events if event.name == "round.sealed"]
+        assert rounds == list(range(len(rounds)))
+        assert other.wait_for("round.trained").fields["round"] == 0
+        reports = {
+            (sealed.round, report.node): report
+            for statement in statements(network)
+            for sealed in statement.rounds
+            for report in sealed.replicas(0)
+        }
+        original, joined = (network.accounts[f"node-{index}"].address for index in (0, 2))
+        loads = {who: credited_load(network.spec, report) for who, report in reports.items()}
+        assert sorted(loads[shared, original] + loads[shared, joined]) == list(range(4))
+        assert loads[alone, joined] == tuple(range(4))
+        assert (alone, original) not in loads
+        assert all(int(reports[key].units) > 0 for key in ((shared, original), (alone, joined), (again, original)))

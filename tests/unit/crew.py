@@ -1,0 +1,134 @@
+"""Real trainers of all replicas of all stages, wired to each other in this process."""
+
+from collections.abc import Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from queue import SimpleQueue
+from threading import Thread
+from types import TracebackType
+from typing import Self
+
+from torch import Tensor
+
+from commonweight.errors import CommonweightError
+from commonweight.rules.report import Report
+from commonweight.rules.spec import ModelSpec
+from commonweight.wire.generated.pipe_pb2 import PipeFrame
+from commonweight.wire.pipe import Assembled, Assembler
+from node.flow import Slice, SliceFlow, StagePlan, slice_frames
+from node.share import Share, read_share
+from node.trainer import (
+    Activation,
+    Arrived,
+    Gradient,
+    Item,
+    Outlet,
+    Quit,
+    Restore,
+    TrainedRound,
+    Trainer,
+    TrainRound,
+)
+from tests.unit.shares import Row, plan_of
+
+WAIT_S = 60.0
+
+
+class Crew:
+    """By node, its trainer; node names are addresses. Use as a context manager."""
+
+    def __init__(self, spec: ModelSpec, data: Path, folder: Path, seats: dict[str, int]) -> None:
+        self.spec, self.data, self.folder, self.seats = spec, data, folder, seats
+        self.inboxes: dict[str, SimpleQueue[Item]] = {node: SimpleQueue() for node in seats}
+        self.outcomes: SimpleQueue[tuple[str, TrainedRound | CommonweightError]] = SimpleQueue()
+        self.trainers: dict[str, Trainer] = {}
+        self._shares: dict[str, Share] = {}
+
+    def __enter__(self) -> Self:
+        self.trainers = {node: self._open(node) for node in self.seats}
+        self._threads = [Thread(target=trainer.run) for trainer in self.trainers.values()]
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for inbox in self.inboxes.values():
+            inbox.put(Quit())
+        for thread in self._threads:
+            thread.join(WAIT_S)
+
+    def form(self, generation: int, round_: int) -> None:
+        """All go to the state at the start of this round."""
+        done: list[Future[None]] = []
+        for inbox in self.inboxes.values():
+            done.append(Future())
+            inbox.put(Restore(generation, round_, done[-1]))
+        for each in done:
+            each.result(WAIT_S)
+
+    def train(
+        self, generation: int, round_: int, rows: Sequence[Row], shadows: Sequence[str] = ()
+    ) -> dict[str, Report]:
+        """One round, divided like this; the reports by node. Raises what a trainer reports instead."""
+        here = [{node for node in shadows if self.seats[node] == stage} for stage in range(self.spec.stages)]
+        plan = plan_of(generation, round_, rows, here)
+        nodes = {node for row in rows for node in row} | set(shadows)
+        self._shares = {node: read_share(plan, self.spec, self.seats[node], node) for node in nodes}
+        for node in sorted(nodes):
+            self.inboxes[node].put(TrainRound(self._shares[node]))
+        reports: dict[str, Report] = {}
+        while reports.keys() != nodes:
+            node, outcome = self.outcomes.get(timeout=WAIT_S)
+            if isinstance(outcome, CommonweightError):
+                raise outcome
+            reports[node] = outcome.report
+        return reports
+
+    def _open(self, node: str) -> Trainer:
+        stage = self.seats[node]
+
+        def send_down(microbatch: int, frames: Sequence[PipeFrame]) -> None:
+            to, arrived = self._shares[node].next[microbatch], _assembled(frames, StagePlan.activation, stage)
+            tokens, code = arrived.tensors
+            digests = arrived.digests[0], arrived.digests[1]
+            self.inboxes[to].put(Activation(self._generation(node), microbatch, tokens, code, digests))
+
+        def send_up(microbatch: int, frames: Sequence[PipeFrame]) -> None:
+            to, arrived = self._shares[node].previous[microbatch], _assembled(frames, StagePlan.gradient, stage)
+            gradient = Gradient(self._generation(node), microbatch, arrived.tensors[0], arrived.digests[0])
+            self.inboxes[to].put(gradient)
+
+        def _assembled(frames: Sequence[PipeFrame], of: property, stage: int) -> Assembled:
+            assert of.fget is not None
+            assembler = Assembler(lambda *_: of.fget(StagePlan(self.spec, stage, b"", 0)))
+            (arrived,) = filter(None, map(assembler.add, frames))
+            return arrived
+
+        def send_slice(to: str, round_: int, summed: bool, numbers: Tensor) -> None:
+            flow = SliceFlow()
+            flow.begin(round_, {summed: numbers.numel()})
+            (arrived,) = [each for each in map(flow.add, slice_frames(round_, summed, numbers)) if each is not None]
+            assert isinstance(arrived, Slice)
+            self.inboxes[to].put(Arrived(self._generation(node), node, arrived))
+
+        outlet = Outlet(
+            send_down=send_down,
+            send_up=send_up,
+            send_slice=send_slice,
+            report=lambda trained: self.outcomes.put((node, trained)),
+            fail=lambda _, error, __: self.outcomes.put((node, error)),
+        )
+        return Trainer.open(
+            self.spec,
+            stage,
+            state_dir=self.folder / node,
+            data_dir=self.data,
+            device="cpu",
+            inbox=self.inboxes[node],
+            outlet=outlet,
+        )
+
+    def _generation(self, node: str) -> int:
+        return self._shares[node].generation

@@ -1,0 +1,125 @@
+"""Replicas of a stage divide a round among themselves, and end it with the same bits."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from commonweight.model.corpus import build_dataset
+from commonweight.model.replay import replay_microbatch
+from commonweight.model.stage import Stage
+from commonweight.model.tokenizer import ByteTokenizer
+from commonweight.rules.report import NO_TENSOR, Report, find_mismatch
+from commonweight.rules.spec import ModelSpec, build_spec
+from node.checkpoint import Checkpoints
+from node.traces import read_index, trace_path
+from tests.unit.crew import Crew
+from tests.unit.shares import Row, address
+from tests.unit.tiny import tiny_spec
+
+torch.set_num_threads(1)
+
+TEXT = "A stage is held by its replicas; they divide each round among themselves, and step alike. " * 40
+STAGES, MICROBATCHES = 3, 5
+NODES = {address(10 * (stage + 1) + replica): stage for stage in range(STAGES) for replica in range(3)}
+
+
+def node(stage: int, replica: int) -> str:
+    return address(10 * (stage + 1) + replica)
+
+
+@pytest.fixture
+def spec(tmp_path: Path) -> ModelSpec:
+    (tmp_path / "text").write_text(TEXT)
+    manifest = build_dataset([tmp_path / "text"], tmp_path / "data", ByteTokenizer())
+    fields = tiny_spec(stages=STAGES, grad_clip="1", microbatches_per_round=MICROBATCHES, vocab_size=256).model_dump()
+    fields["data"] |= {"manifest": manifest.hash, "tokens": manifest.tokens}
+    return build_spec(fields)
+
+
+def rows(*replicas: Sequence[int]) -> list[Row]:
+    """For each stage, for each microbatch, the number of the replica that computes it."""
+    return [[node(stage, replica) for replica in of_stage] for stage, of_stage in enumerate(replicas)]
+
+
+def by_stage(reports: dict[str, Report]) -> list[dict[str, Report]]:
+    return [{n: r for n, r in reports.items() if r.stage == stage} for stage in range(STAGES)]
+
+
+def parameters(crew: Crew, who: str, round_: int) -> torch.Tensor:
+    """All of one stage, as one vector."""
+    stage = Stage(crew.spec, crew.seats[who])
+    Checkpoints(crew.folder / who, crew.spec, crew.seats[who]).load(stage, round_)
+    return torch.cat([tensor.flatten() for _, tensor in sorted(stage.parameters().items())])
+
+
+DIVIDED = rows([0, 1, 0, 2, 1], [2, 2, 1, 0, 2], [1, 0, 1, 0, 1])
+"""Three replicas of the first two stages, two of the last."""
+
+
+def test_however_a_round_is_divided_all_replicas_end_it_alike(spec: ModelSpec, tmp_path: Path) -> None:
+    with Crew(spec, tmp_path / "data", tmp_path / "crew", NODES) as crew:
+        crew.form(1, 0)
+        for round_ in range(3):
+            reports = crew.train(1, round_, DIVIDED, shadows=[node(2, 2)])
+            assert find_mismatch(by_stage(reports)) is None
+            for stage, of_stage in enumerate(by_stage(reports)):
+                assert {report.state_after for report in of_stage.values()} == {of_stage[node(stage, 0)].state_after}
+                for who, report in of_stage.items():
+                    assert report.load == tuple(j for j, holder in enumerate(DIVIDED[stage]) if holder == who)
+            shadow = reports[node(2, 2)]
+            assert (shadow.hops, shadow.gradient_hash) == ((), NO_TENSOR)
+            assert shadow.round_gradient_hash == reports[node(2, 0)].round_gradient_hash != NO_TENSOR
+
+
+def test_it_ends_as_if_one_had_done_it_but_for_the_order_of_additions(spec: ModelSpec, tmp_path: Path) -> None:
+    with Crew(spec, tmp_path / "data", tmp_path / "crew", NODES) as crew:
+        crew.form(1, 0)
+        one = crew.train(1, 0, rows(*[[0] * MICROBATCHES] * STAGES))
+        alone = [parameters(crew, node(stage, 0), 1) for stage in range(STAGES)]
+        assert all(report.gradient_hash == report.round_gradient_hash for report in one.values())
+        crew.form(2, 0)
+        crew.train(2, 0, DIVIDED)
+        for stage in range(STAGES):
+            divided = parameters(crew, node(stage, 0), 1)
+            assert torch.linalg.vector_norm(divided - alone[stage]) < 1e-5 * torch.linalg.vector_norm(alone[stage])
+
+
+def test_a_replicas_part_is_replayed_in_the_order_that_its_report_has(spec: ModelSpec, tmp_path: Path) -> None:
+    """Microbatches come in whatever order others compute them in, and gradients are added as they come."""
+    training = spec.training
+    ids = training.microbatch_sequences, training.sequence_length + 1
+    code = training.microbatch_sequences, training.sequence_length, spec.architecture.boundary_dim
+    with Crew(spec, tmp_path / "data", tmp_path / "crew", NODES) as crew:
+        crew.form(1, 0)
+        reports = crew.train(1, 0, DIVIDED)
+        for replica in range(3):
+            report = reports[who := node(1, replica)]
+            path = trace_path(tmp_path / "crew" / who / "traces", 0)
+            content = path.read_bytes()
+            kept = {name: content[begin : begin + size] for name, (begin, size) in read_index(path).items()}
+
+            def read(
+                name: bytes, dtype: torch.dtype, shape: tuple[int, ...], kept: dict[bytes, bytes] = kept
+            ) -> Tensor:
+                return torch.frombuffer(bytearray(kept[name]), dtype=dtype).view(shape)
+
+            stage = Stage(spec, 1)
+            for hop in report.hops:
+                tokens = read(hop.tokens, torch.uint8, ids)
+                inputs = [read(name, torch.float32, code) for name in (hop.activation_in, hop.gradient_in)]
+                replay_microbatch(stage, tokens, *inputs)
+                assert stage.sketch() == hop.sketch
+            assert stage.gradient_hash() == report.gradient_hash
+
+
+def test_who_has_shadowed_goes_on_with_a_load(spec: ModelSpec, tmp_path: Path) -> None:
+    with Crew(spec, tmp_path / "data", tmp_path / "crew", NODES) as crew:
+        crew.form(1, 0)
+        first = rows([0] * 5, [0] * 5, [0] * 5)
+        shadowed = crew.train(1, 0, first, shadows=[node(0, 1), node(1, 2), node(2, 1)])
+        reports = crew.train(1, 1, rows([1] * 5, [0, 2, 0, 2, 0], [1, 0, 1, 0, 1]))
+        assert reports[node(0, 1)].state_before == shadowed[node(0, 0)].state_after
+        assert find_mismatch(by_stage(reports)) is None

@@ -1,0 +1,283 @@
+"""What the host of the rounds does where a stage has several replicas: newcomers, shadows, shared rounds."""
+
+from typing import Any
+
+import pytest
+
+from commonweight.rules.beacon import seal_salt
+from commonweight.rules.load import pack_load
+from commonweight.wire.generated import control_pb2 as pb
+from coordinator.members import Member
+from tests.unit.test_training_host import MICROBATCHES, NAMES, A, B, C, D, World, a_world
+from tools.build_vectors import mark
+
+pytestmark = pytest.mark.asyncio
+
+ALL = tuple(range(MICROBATCHES))
+
+
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, Any]]]:
+    said: list[tuple[str, dict[str, Any]]] = []
+    monkeypatch.setattr("coordinator.training.emit", lambda name, /, **fields: said.append((name, fields)))
+    return said
+
+
+async def training(world: World) -> list[Member]:
+    """A and B train round 0, each alone on its stage; generation 1."""
+    members = await world.seat(A, B)
+    await world.start(members, 1)
+    return members
+
+
+async def shadowing(world: World) -> list[Member]:
+    """A and B train round 2, and C shadows it on A's stage."""
+    members = await training(world)
+    (newcomer,) = await world.arrive(C)
+    await world.seal(members, 1, 0)
+    world.training.note_version(newcomer, 1)
+    await world.until("C", "formation", 1, 1)
+    world.training.open_pipes(newcomer, 1)
+    await world.heard_all()
+    await world.seal(members, 1, 1)
+    await world.until("C", "plan", 1, 2)
+    world.training.note_version(newcomer, 2)
+    await world.heard_all()
+    return [*members, newcomer]
+
+
+async def sharing(world: World) -> list[Member]:
+    """A and C share round 3."""
+    members = await shadowing(world)
+    await world.seal(members, 1, 2)
+    await world.until("C", "plan", 1, 3)
+    return members
+
+
+def names(neighbours: Any) -> str:
+    return "".join(neighbour.peer_id[-1] for neighbour in neighbours)
+
+
+def met(world: World, node: str) -> tuple[int, int, str, str, str]:
+    """Whom the node was told to meet last."""
+    formation = world.told(node, "formation")[-1]
+    others = (formation.previous, formation.next, formation.replicas)
+    return formation.generation, formation.round, *map(names, others)
+
+
+def paused(world: World) -> list[int]:
+    return [pause.generation for pause in world.told(A, "pause")]
+
+
+async def test_seats_go_to_the_stage_with_the_fewest_who_are_there_and_stay() -> None:
+    async with a_world() as world:
+        members = await world.arrive(A, B, C, D)
+        assert [world.training.stage_of(node) for node in (A, B, C, D)] == [0, 1, 0, 1]
+        world.training.leave(members[2])
+        await world.arrive(C)
+        assert [entry[2:] for entry in world.log if entry[:2] == ("ledger", "seat")] == [
+            (0, "A"),
+            (1, "B"),
+            (0, "C"),
+            (1, "D"),
+        ]
+
+
+async def test_a_newcomer_is_told_who_has_its_state_and_they_whom_to_let_fetch_it() -> None:
+    async with a_world() as world:
+        members = await training(world)
+        assert world.told(A, "version") == world.told(B, "version") == [pb.Version(round=0)]
+        (newcomer,) = await world.arrive(C)
+        source = pb.EvidenceSource(
+            peer_id="peer of A", address=members[0].evidence_address, certificate=b"certificate of A"
+        )
+        assert world.told(C, "version") == [pb.Version(round=0, sources=[source])]
+        assert world.told(A, "replicas") == [pb.ReplicaGrant(certificates=[b"certificate of C"])]
+        await world.seal(members, 1, 0)
+        await world.until("C", "version", 1)
+        assert world.told(C, "version")[1:] == [pb.Version(round=1, state_root=mark("state", 1, 0), sources=[source])]
+        world.training.note_version(newcomer, 1)
+        await world.until("A", "replicas", times=2)
+        assert list(world.told(A, "replicas")[-1].certificates) == [], "who has it fetches no more"
+        assert world.told(B, "replicas") == world.told(C, "replicas") == []
+        assert len(world.told(A, "version")) == len(world.told(B, "version")) == 1
+
+
+async def test_who_comes_first_is_told_of_sources_as_they_appear() -> None:
+    async with a_world() as world:
+        head, other = (*await world.arrive(A, B), *await world.arrive(C))[::2]
+        assert [len(each.sources) for each in world.told(C, "version")] == [0]
+        world.training.note_version(head, 0)
+        await world.until("C", "version", times=2)
+        assert names(world.told(C, "version")[-1].sources) == "A"
+        world.training.leave(head)
+        await world.until("C", "version", times=3)
+        assert names(world.told(C, "version")[-1].sources) == ""
+        world.training.note_version(other, 0)
+        await world.arrive(A)
+        assert names(world.told(A, "version")[-1].sources) == "C"
+        assert list(world.told(C, "replicas")[-1].certificates) == [b"certificate of A"]
+
+
+async def test_newcomers_extend_the_crew_without_a_pause(told: list[tuple[str, dict[str, Any]]]) -> None:
+    async with a_world() as world:
+        members = await training(world)
+        newcomers = await world.arrive(C, D)
+        for newcomer in newcomers:
+            world.training.note_version(newcomer, 0)
+        await world.until("D", "formation", 1, 0)
+        assert met(world, A) == (1, 0, "", "DB", "C")
+        assert met(world, B) == (1, 0, "AC", "", "D")
+        assert met(world, C) == (1, 0, "", "DB", "A")
+        assert met(world, D) == (1, 0, "AC", "", "B")
+        extended = [fields for name, fields in told if name == "generation.extended"]
+        assert [fields["nodes"] for fields in extended] == [[C], sorted((C, D))]
+        await world.seal(members, 1, 0)
+        assert paused(world) == []
+        assert world.told(C, "plan") == world.told(D, "plan") == [], "their pipes aren't open"
+        assert [plan.round for plan in world.told(A, "plan")] == [0, 1]
+
+
+async def test_a_shadow_steps_with_the_others_and_isn_t_credited() -> None:
+    async with a_world() as world:
+        members = await shadowing(world)
+        (plan,) = world.told(C, "plan")
+        assert plan == world.told(A, "plan")[-1] == world.told(B, "plan")[-1]
+        assert list(plan.stages[0].members) == [bytes.fromhex(node[2:]) for node in (A, C)]
+        assert list(plan.stages[0].assignment) == [0] * MICROBATCHES
+        assert [world.load(member) for member in members] == [ALL, ALL, ()]
+        for member, load in zip(members[:2], (ALL, ALL), strict=True):
+            world.report(member, 1, 2, world.training.stage_of(member.node) or 0, load=load)
+        await world.heard_all()
+        assert 2 not in world.sealed, "it waits for the shadow"
+        world.report(members[2], 1, 2, 0, load=(), busy_s=0.0)
+        await world.until("C", "sealed", 2)
+        assert [line.node for line in world.sealed[2].reports] == [A, B]
+        heard = world.told(C, "sealed")[-1]
+        assert (heard.salt, heard.replica) == (b"", 0)
+        assert world.told(A, "sealed")[-1].salt
+
+
+async def test_two_replicas_share_a_round_and_both_are_credited(told: list[tuple[str, dict[str, Any]]]) -> None:
+    async with a_world() as world:
+        members = await sharing(world)
+        assert [world.load(member) for member in members] == [ALL[:-1], ALL, ALL[-1:]]
+        await world.seal(members, 1, 3)
+        sealed = world.sealed[3]
+        assert [(line.stage, line.node) for line in sealed.reports] == [(0, A), (0, C), (1, B)]
+        heard = [world.told(node, "sealed")[-1] for node in (A, B, C)]
+        for message, stage, replica in zip(heard, (0, 1, 0), (0, 0, 1), strict=True):
+            assert message.replica == replica
+            assert message.salt == seal_salt(world.seed(3), 3, stage, replica)
+        loads = [pack_load(load, MICROBATCHES) for load in (ALL[:-1], ALL[-1:])]
+        assert list(heard[0].stages[0].loads) == loads
+        assert [len(stage.commitments) for stage in heard[0].stages] == [2, 1]
+        assert heard[0].stages == heard[1].stages
+        (event,) = (fields for name, fields in told if name == "round.sealed" and fields["round"] == 3)
+        assert event["replicas"] == [2, 1]
+        assert event["state_roots"] == [mark("state", 4, stage).hex() for stage in range(2)]
+        # 10 bytes up from each report of stage 1, 10 down from each of stage 0
+        assert event["bytes_per_token"] == [round(30 / event["tokens"], 2)]
+
+
+async def test_the_loss_is_the_mean_over_all_replicas_of_the_last_stage(
+    told: list[tuple[str, dict[str, Any]]],
+) -> None:
+    async with a_world() as world:
+        members = await training(world)
+        await world.arrive(C)
+        (tail,) = await world.seat(D)
+        await world.until("D", "formation", 1, 0)
+        world.training.open_pipes(tail, 1)
+        await world.heard_all()
+        for round_ in range(3):
+            await world.seal([*members, tail] if round_ else members, 1, round_)
+        assert [line.stage for line in world.sealed[2].reports] == [0, 1, 1]
+        losses = [fields["loss"] for name, fields in told if name == "round.sealed"]
+        expected = [sum(5.5 - round_ / 8 + j / 64 for j in ALL) / MICROBATCHES for round_ in range(3)]
+        assert losses == pytest.approx(expected)
+
+
+async def test_a_shadow_that_is_lost_costs_nothing() -> None:
+    async with a_world() as world:
+        *members, shadow = await shadowing(world)
+        for member in members:
+            world.report(member, 1, 2, world.training.stage_of(member.node) or 0)
+        world.training.leave(shadow)
+        await world.until("A", "sealed", 2)
+        assert paused(world) == []
+        assert list(world.told(A, "plan")[-1].stages[0].members) == [bytes.fromhex(A[2:])]
+
+
+async def test_a_worker_that_is_lost_ends_the_generation_and_the_next_is_formed_without_it() -> None:
+    async with a_world() as world:
+        *members, worker = await sharing(world)
+        world.training.leave(worker)
+        await world.until("B", "formation", 2, 3)
+        assert paused(world) == [1]
+        assert met(world, A) == (2, 3, "", "B", "")
+        await world.start(members, 2, 3)
+        assert [world.load(member) for member in members] == [ALL, ALL]
+        await world.seal(members, 2, 3)
+        (again,) = await world.arrive(C)
+        assert world.told(C, "version")[-1].round == 4
+        world.training.note_version(again, 4)
+        await world.until("C", "formation", 2, 4)
+
+
+async def test_a_newcomer_that_can_t_be_reached_leaves_the_crew_and_nobody_else_does() -> None:
+    async with a_world() as world:
+        *members, shadow = await shadowing(world)
+        before = len(world.told(C, "version"))
+        world.training.break_pipes(members[1], 1, "WIRE_UNREACHABLE: nobody there", C)
+        await world.until("C", "version", times=before + 1)
+        assert world.told(C, "version")[-1].round == 2, "it is to say anew that it has it"
+        world.training.break_pipes(members[0], 1, "WIRE_UNREACHABLE: nobody there", C)  # known already
+        await world.seal(members, 1, 2)
+        assert paused(world) == []
+        world.training.note_version(shadow, 3)
+        await world.until("C", "formation", 1, 3)
+
+
+async def test_who_shadows_is_waited_for_a_moment_and_is_hung_up_on_by_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with a_world() as world:
+        *members, _ = await shadowing(world)
+        monkeypatch.setattr("coordinator.training.NEWCOMERS_S", 0)
+        for member in members:
+            world.report(member, 1, 2, world.training.stage_of(member.node) or 0)
+        await world.until("A", "sealed", 2)
+        assert paused(world) == []
+        assert not any(entry[1] == "refused" and "holds up" in entry[2] for entry in world.log)
+        assert [plan.round for plan in world.told(C, "plan")] == [2], "it has to come again"
+
+
+async def test_a_shadow_s_report_begins_nobody_s_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with a_world() as world:
+        *members, shadow = await shadowing(world)
+        with monkeypatch.context() as patched:
+            patched.setattr("coordinator.training.REPORT_S", 0)
+            world.report(shadow, 1, 2, 0, load=(), busy_s=0.0)
+            await world.heard_all()
+            await world.heard_all()
+        assert not any(entry[1] == "refused" and "late" in entry[2] for entry in world.log)
+        for member in members:
+            world.report(member, 1, 2, world.training.stage_of(member.node) or 0)
+        await world.until("C", "sealed", 2)
+
+
+async def test_two_words_of_one_replica_are_no_concern_of_the_other() -> None:
+    async with a_world() as world:
+        members = await sharing(world)
+        world.report(members[0], 1, 3, 0, load=ALL[:-1])
+        world.report(members[2], 1, 3, 0, load=ALL[-1:], signature=b"\x07" * 65)
+        world.report(members[2], 1, 3, 0, load=ALL[-1:], gradient_hash=mark("other"), signature=b"\x08" * 65)
+        await world.until("audits", "equivocated")
+        (found,) = world.equivocations
+        assert (found.stage, found.node) == (0, C)
+        assert found.signatures == ("0x" + "07" * 65, "0x" + "08" * 65)
+        world.report(members[1], 1, 3, 1)
+        await world.until("A", "sealed", 3)
+        world.report(members[0], 1, 3, 0, load=ALL[:-1], gradient_hash=mark("late"), signature=b"\x09" * 65)
+        await world.until("audits", "equivocated", times=2)
+        assert world.equivocations[-1].node == A
+        assert NAMES[world.equivocations[-1].node] == "A"
