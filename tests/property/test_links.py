@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 
 import pytest
 from hypothesis import assume, given
@@ -178,10 +179,8 @@ def test_what_is_no_link_is_refused(text: str, why: str) -> None:
 
 @given(st.text(max_size=30))
 def test_any_text_is_a_link_or_refused(text: str) -> None:
-    try:
+    with suppress(ConfigError):
         assert isinstance(parse_shape(text), LinkShape)
-    except ConfigError as error:
-        assert error.code == "CONFIG_INVALID"
 
 
 @given(st.lists(st.tuples(PATTERNS, PATTERNS, st.integers()), max_size=20), NAMES, NAMES)
