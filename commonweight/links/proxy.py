@@ -8,7 +8,6 @@ import asyncio
 import socket
 import struct
 from contextlib import suppress
-from dataclasses import dataclass
 
 from commonweight.links.path import StreamPath
 from commonweight.links.paths import Paths
@@ -52,21 +51,17 @@ class Front:
             connection.reset()
         return len(chosen)
 
-    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         source = self._sources.owner(writer.get_extra_info("peername"), writer.get_extra_info("sockname"))
-        task = asyncio.current_task()
-        assert task is not None
-        connection = _Connection(source, task, [writer])
+        connection = _Connection(source, [writer])
         self._open.add(connection)
-        try:
-            await self._carry(connection, reader)
-        except asyncio.CancelledError:
-            if not connection.is_reset:
-                raise
-        finally:
-            self._open.remove(connection)
-            for each in connection.writers:
-                each.transport.abort()
+        connection.task = asyncio.create_task(self._carry(connection, reader))
+        connection.task.add_done_callback(lambda _: self._close(connection))
+
+    def _close(self, connection: "_Connection") -> None:
+        self._open.remove(connection)
+        for writer in connection.writers:
+            writer.transport.abort()
 
     async def _carry(self, connection: "_Connection", near_reader: asyncio.StreamReader) -> None:
         (near,) = connection.writers
@@ -93,17 +88,16 @@ class Front:
             directions.create_task(_pump(far_reader, home, near))
 
 
-@dataclass(eq=False)
 class _Connection:
-    """One that is open, and what it takes to reset it."""
+    """One that is open: who opened it, the task that carries it, and its one or two ends here."""
 
-    source: str
     task: asyncio.Task[None]
-    writers: list[asyncio.StreamWriter]
-    is_reset: bool = False
+
+    def __init__(self, source: str, writers: list[asyncio.StreamWriter]) -> None:
+        self.source = source
+        self.writers = writers
 
     def reset(self) -> None:
-        self.is_reset = True
         for writer in self.writers:
             _abort(writer)
         self.task.cancel()

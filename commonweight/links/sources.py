@@ -5,6 +5,8 @@ nodes that it talks to. Linux knows the owner of every socket (proc(5)).
 """
 
 import os
+import socket
+import sys
 from contextlib import suppress
 from pathlib import Path
 
@@ -43,19 +45,21 @@ class Sources:
 
 def socket_inode(local: Address, remote: Address) -> int | None:
     """The inode of the socket on this machine that is bound to `local` and connected to `remote`, both IPv4."""
-    wanted = [_as_proc(local), _as_proc(remote)]
-    with suppress(OSError), (PROC / "net" / "tcp").open() as table:
-        for line in table:
-            fields = line.split()
-            if fields[1:3] == wanted:
-                return int(fields[9])
+    # A socket for both versions of IP, such as gRPC's, has IPv4 addresses mapped into IPv6 (RFC 4291, 2.5.5.2).
+    for table, prefix in (("tcp", ""), ("tcp6", "0000000000000000FFFF0000")):
+        wanted = [prefix + _as_proc(local), prefix + _as_proc(remote)]
+        with suppress(OSError), (PROC / "net" / table).open() as lines:
+            for line in lines:
+                fields = line.split()
+                if fields[1:3] == wanted:
+                    return int(fields[9])
     return None
 
 
 def _as_proc(address: Address) -> str:
+    """As proc(5) writes it: the host's four bytes as one number in this machine's order."""
     host, port = address
-    packed = bytes(int(part) for part in host.split("."))
-    return f"{int.from_bytes(packed, 'little'):08X}:{port:04X}"
+    return f"{int.from_bytes(socket.inet_aton(host), sys.byteorder):08X}:{port:04X}"
 
 
 def _holds(process: Path, inode: int) -> bool:
