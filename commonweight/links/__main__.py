@@ -9,7 +9,7 @@ import resource
 import socket
 from collections.abc import Sequence
 
-from commonweight.links.control import MAX_LINE_BYTES, Fronts, Rulings, serve
+from commonweight.links.control import MAX_LINE_BYTES, Fronts, Orders, serve
 from commonweight.links.path import PacketPath, StreamPath
 from commonweight.links.paths import Paths
 from commonweight.links.relay import Relay, RelayedHost
@@ -18,16 +18,16 @@ from commonweight.links.relay import Relay, RelayedHost
 async def shape_links(control_fd: int, seed: int, hosts: Sequence[RelayedHost]) -> None:
     """Until the control socket is closed."""
     clock = asyncio.get_running_loop()
-    rulings: Rulings
+    orders: Orders
     if hosts:
         packets = Paths(PacketPath, clock, seed)
         Relay(hosts, packets).start()
-        rulings = Rulings(packets)
+        orders = Orders(packets)
     else:
-        rulings = Fronts(Paths(StreamPath, clock, seed))
+        orders = Fronts(Paths(StreamPath, clock, seed))
     reader, writer = await asyncio.open_connection(sock=socket.socket(fileno=control_fd), limit=MAX_LINE_BYTES)
     try:
-        await serve(rulings, reader, writer)
+        await serve(orders, reader, writer)
     except ConnectionError:
         return  # it was killed with answers unread
     finally:

@@ -7,6 +7,7 @@ import socket
 import sys
 from asyncio.subprocess import Process
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from itertools import count
 from types import TracebackType
@@ -15,8 +16,8 @@ from typing import Any, Self
 from commonweight.errors import PeerUnreachable, error_with_code
 from commonweight.links.control import MAX_LINE_BYTES
 from commonweight.links.link import LinkShape
+from commonweight.links.names import ANY, crossing
 from commonweight.links.path import PathStatistics
-from commonweight.links.rules import ANY, crossing
 
 ANSWER_S = 10.0
 """An order takes milliseconds; a process that doesn't answer in this time is stuck."""
@@ -101,8 +102,12 @@ class LinkShaper:
         await self._tell("point", address=front, back=back)
 
     async def know(self, source: str, pid: int) -> None:
-        """Connections by processes of this one's session are from `source`, and those of an earlier one aren't."""
-        await self._tell("know", source=source, session=os.getsid(pid))
+        """Connections that processes of this one's session open from now on are from `source`.
+
+        Those of a session that had the name before aren't any more. A process that has ended opens none.
+        """
+        with suppress(ProcessLookupError):
+            await self._tell("know", source=source, session=os.getsid(pid))
 
     async def shape(self, source: str, target: str, shape: LinkShape) -> None:
         """One way; either name may be ANY. What was said before of the same paths is forgotten."""

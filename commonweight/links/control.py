@@ -10,10 +10,10 @@ from typing import Any
 
 from commonweight.errors import CommonweightError, ConfigError
 from commonweight.links.link import LinkShape
+from commonweight.links.names import covers
 from commonweight.links.path import PacketPath, StreamPath
 from commonweight.links.paths import Paths
 from commonweight.links.proxy import Front
-from commonweight.links.rules import covers
 from commonweight.links.sources import Sources
 
 MAX_LINE_BYTES = 4 << 20
@@ -22,7 +22,7 @@ MAX_LINE_BYTES = 4 << 20
 Fields = dict[str, Any]
 
 
-class Rulings:
+class Orders:
     """Orders that concern paths, whatever goes over them."""
 
     def __init__(self, paths: Paths[StreamPath] | Paths[PacketPath]) -> None:
@@ -46,7 +46,7 @@ class Rulings:
         """Raises ConfigError for a shape that these links can't have."""
 
 
-class Fronts(Rulings):
+class Fronts(Orders):
     """Links that connections go over, through fronts."""
 
     def __init__(self, paths: Paths[StreamPath]) -> None:
@@ -92,13 +92,13 @@ class Fronts(Rulings):
         return self._fronts[address]
 
 
-async def serve(rulings: Rulings, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def serve(orders: Orders, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     """Obey until the other side has gone."""
     while line := await reader.readline():
         request = json.loads(line)
         number = request.pop("number")
         try:
-            answer = await rulings.obey(request.pop("do"), request)
+            answer = await orders.obey(request.pop("do"), request)
         except CommonweightError as error:
             answer = {"error": error.code, "message": error.args[0]}
         writer.write(json.dumps({"number": number, **answer}).encode() + b"\n")

@@ -5,8 +5,8 @@ from dataclasses import asdict
 from typing import Any, Generic, TypeVar
 
 from commonweight.links.link import LinkShape
+from commonweight.links.names import ByPath
 from commonweight.links.path import Clock, Path
-from commonweight.links.rules import Rules
 
 P = TypeVar("P", bound=Path)
 
@@ -18,8 +18,8 @@ class Paths(Generic[P]):
         self._kind = kind
         self._clock = clock
         self._seed = seed
-        self._shapes = Rules(LinkShape())
-        self._cuts = Rules(False)
+        self._shapes = ByPath(LinkShape())
+        self._cuts = ByPath(False)
         self._paths: dict[tuple[str, str], P] = {}
 
     def path(self, source: str, target: str) -> P:

@@ -9,9 +9,9 @@ import socket
 import struct
 from contextlib import suppress
 
+from commonweight.links.names import covers
 from commonweight.links.path import StreamPath
 from commonweight.links.paths import Paths
-from commonweight.links.rules import covers
 from commonweight.links.sources import Address, Sources
 
 HOST = "127.0.0.1"

@@ -10,7 +10,7 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
-from commonweight.links.rules import UNKNOWN
+from commonweight.links.names import UNKNOWN
 
 PROC = Path("/proc")
 

@@ -17,8 +17,8 @@ import pytest
 from commonweight.devnet.processes import start_time, wait_for_end
 from commonweight.errors import ConfigError
 from commonweight.links.link import LinkShape
+from commonweight.links.names import ANY
 from commonweight.links.namespaces import Namespaces, why_not
-from commonweight.links.rules import ANY
 
 WHY_NOT = why_not()
 DEADLINE_S = 90

@@ -17,7 +17,7 @@ from commonweight.errors import ConfigError, PeerUnreachable
 from commonweight.identity import NodeIdentity
 from commonweight.links.client import FrontStatistics, LinkShaper
 from commonweight.links.link import LinkShape
-from commonweight.links.rules import ANY
+from commonweight.links.names import ANY
 from commonweight.wire.channel import open_channel, serve
 from commonweight.wire.tls import make_certificate, server_credentials
 

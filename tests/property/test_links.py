@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from commonweight.errors import ConfigError
 from commonweight.links.link import MAX_SEGMENT_BYTES, LinkShape, LinkState, parse_shape, transmit
+from commonweight.links.names import ANY, ByPath, covers, crossing
 from commonweight.links.path import PacketPath
-from commonweight.links.rules import ANY, Rules, covers, crossing
 from tests.unit.fake_clock import FakeClock
 
 NAMES = st.sampled_from(["a", "b", "c"])
@@ -187,7 +187,7 @@ def test_any_text_is_a_link_or_refused(text: str) -> None:
 def test_the_last_rule_that_speaks_of_a_path_decides(
     said: list[tuple[str, str, int]], source: str, target: str
 ) -> None:
-    rules: Rules[int] = Rules(-1)
+    rules: ByPath[int] = ByPath(-1)
     for rule in said:
         rules = rules.with_rule(*rule)
     spoken = [value for one, other, value in said if covers(one, source) and covers(other, target)]

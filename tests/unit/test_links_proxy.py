@@ -13,10 +13,10 @@ from contextlib import asynccontextmanager, suppress
 import pytest
 
 from commonweight.links.link import MAX_SEGMENT_BYTES, LinkShape
+from commonweight.links.names import ANY, UNKNOWN
 from commonweight.links.path import StreamPath
 from commonweight.links.paths import Paths
 from commonweight.links.proxy import READ_BYTES, Front
-from commonweight.links.rules import ANY, UNKNOWN
 from commonweight.links.sources import Sources
 
 DEADLINE_S = 30

@@ -13,7 +13,7 @@ V = TypeVar("V")
 
 
 @dataclass(frozen=True)
-class Rules(Generic[V]):
+class ByPath(Generic[V]):
     """Values by path, for paths that needn't exist yet."""
 
     otherwise: V
@@ -21,10 +21,10 @@ class Rules(Generic[V]):
     rules: tuple[tuple[str, str, V], ...] = ()
     """From, to, value; the later counts."""
 
-    def with_rule(self, source: str, target: str, value: V) -> "Rules[V]":
+    def with_rule(self, source: str, target: str, value: V) -> "ByPath[V]":
         """And this one, which counts before all others. Those of which it leaves nothing are forgotten."""
         kept = (rule for rule in self.rules if not (covers(source, rule[0]) and covers(target, rule[1])))
-        return Rules(self.otherwise, (*kept, (source, target, value)))
+        return ByPath(self.otherwise, (*kept, (source, target, value)))
 
     def of(self, source: str, target: str) -> V:
         """The value for the path from `source` to `target`."""
