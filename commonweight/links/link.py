@@ -128,8 +128,8 @@ def parse_shape(text: str) -> LinkShape:
     for position, part in enumerate(rest):
         name, equals, value = part.partition("=")
         if not equals:
-            name, value = ("delay", "loss", "")[min(position, 2)], part
-        if not name or name in found:
+            name, value = "loss" if position else "delay", part
+        if name in found:
             refuse(f"{part!r} is one too many")
         match name:
             case "delay" | "jitter":

@@ -37,7 +37,7 @@ while True:
     server.sendto(data, client)
 """
 # Sends ADDRESS COUNT datagrams of SIZE bytes, at most WINDOW of them unanswered for SILENCE seconds; prints the numbers
-# of the answers, and how long the fastest took.
+# of the answers, how long the fastest took, and how long it was from the first sent to the last answered.
 UDP_CLIENT = """
 import json, socket, sys, time
 address, count, size, window, silence_s = sys.argv[1], *map(int, sys.argv[2:5]), float(sys.argv[5])
@@ -55,8 +55,9 @@ while settled < count:
         settled = len(sent)
     else:
         answers.append(settled)
-        fastest_s = min(fastest_s, time.monotonic() - sent[settled - 1])
-print(json.dumps([answers, fastest_s]), flush=True)
+        last_s = time.monotonic()
+        fastest_s = min(fastest_s, last_s - sent[settled - 1])
+print(json.dumps([answers, fastest_s, last_s - sent[0] if answers else None]), flush=True)
 """
 # Prints bits per second, since before there was a connection, and since 6 MB had come: TCP has found the rate by then.
 TCP_SERVER = """
@@ -101,9 +102,9 @@ async def call(world: Namespaces, script: str, *arguments: object) -> str:
 
 async def exchange(
     world: Namespaces, count: int, size: int = 100, window: int = 1, silence_s: float = 1.0
-) -> tuple[list[int], float]:
-    answers, fastest_s = json.loads(await call(world, UDP_CLIENT, count, size, window, silence_s))
-    return answers, fastest_s
+) -> tuple[list[int], float, float]:
+    answers, fastest_s, all_s = json.loads(await call(world, UDP_CLIENT, count, size, window, silence_s))
+    return answers, fastest_s, all_s
 
 
 async def test_a_packet_takes_the_delay_each_way() -> None:
@@ -111,7 +112,7 @@ async def test_a_packet_takes_the_delay_each_way() -> None:
         await serve(world, UDP_SERVER)
         await world.shaper.shape("a", "b", LinkShape(None, 0.05))
         await world.shaper.shape("b", "a", LinkShape(None, 0.02))
-        answers, fastest_s = await exchange(world, 5)
+        answers, fastest_s, _ = await exchange(world, 5)
         assert answers == [1, 2, 3, 4, 5]
         assert 0.07 <= fastest_s < 0.2
 
@@ -122,7 +123,7 @@ async def test_one_packet_in_a_hundred_is_lost_and_no_other() -> None:
     async with hosts(seed=11) as world:
         await serve(world, UDP_SERVER)
         await world.shaper.shape("a", "b", LinkShape(loss=loss))
-        answers, _ = await exchange(world, count, window=50, silence_s=0.2)
+        answers, _, _ = await exchange(world, count, window=50, silence_s=0.2)
         lost = (await world.shaper.statistics()).paths["a", "b"].lost
         assert len(answers) == count - lost
         assert answers == sorted(answers)
@@ -134,10 +135,11 @@ async def test_what_the_queue_cant_take_is_dropped() -> None:
     async with hosts() as world:
         await serve(world, UDP_SERVER)
         await world.shaper.shape("a", "b", LinkShape(4_000_000, queue_bytes=64 << 10))
-        answers, _ = await exchange(world, 300, size=1_000, window=300)
+        answers, _, all_s = await exchange(world, 300, size=1_000, window=300)
         dropped = (await world.shaper.statistics()).paths["a", "b"].dropped
         assert len(answers) == 300 - dropped
-        assert 64 <= len(answers) < 300
+        assert 63 <= len(answers) < 300
+        assert all_s >= len(answers) * 1_028 * 8 / 4_000_000
 
 
 async def test_tcp_gets_the_rate_less_its_headers() -> None:
@@ -188,7 +190,7 @@ async def test_hosts_see_each_other_and_nothing_else() -> None:
 
 
 async def test_processes_end_with_the_context_and_with_who_made_it() -> None:
-    sleep = [sys.executable, "-c", "import time; time.sleep(3600)"]
+    sleep = [sys.executable, "-c", "import time; print('inside', flush=True); time.sleep(3600)"]
     async with hosts() as world:
         pids = [(await world.start(name, sleep)).pid for name in world.hosts] + [world.shaper.pid]
         assert None not in map(start_time, pids)
@@ -201,7 +203,7 @@ from commonweight.links.namespaces import Namespaces
 async def main():
     async with Namespaces(["a", "b"]) as world:
         pids = [(await world.start(name, {sleep!r})).pid for name in world.hosts]
-        print(*pids, world.shaper.pid, flush=True)
+        print("started", *pids, world.shaper.pid, flush=True)
         await asyncio.sleep(3600)
 asyncio.run(main())
 """
@@ -209,9 +211,11 @@ asyncio.run(main())
         sys.executable, "-c", script, stdout=asyncio.subprocess.PIPE, cwd=ROOT
     )
     assert parent.stdout is not None
-    pids = [int(pid) for pid in (await parent.stdout.readline()).split()]
-    parent.kill()
-    await parent.wait()
+    async with asyncio.timeout(DEADLINE_S):
+        said = [(await parent.stdout.readline()).split() for _ in range(3)]  # one from each host, and the pids
+        parent.kill()
+        await parent.wait()
+    (pids,) = [list(map(int, words)) for first, *words in said if first == b"started"]
     for pid in pids:
         assert await asyncio.to_thread(wait_for_end, pid, 20.0)
 

@@ -137,6 +137,7 @@ async def test_links_are_told_apart_by_who_connects() -> None:
                 assert paths[target, source].queued_bytes == 0
                 await shaper.heal(source, target)
                 assert await waiting == "b two"
+            assert await shaper.reset("c", "a") == 0
             assert await shaper.reset("c", "b") == 1
             assert await a.say("three") == "b three"
             assert await c.say("three") == ""

@@ -32,9 +32,9 @@ class World:
 
     def __init__(self) -> None:
         self.paths = Paths(StreamPath, asyncio.get_running_loop(), seed=1)
-        sources = Sources()
-        sources.know("a", os.getsid(0))
-        self.front = Front("b", self.paths, sources)
+        self.sources = Sources()
+        self.sources.know("a", os.getsid(0))
+        self.front = Front("b", self.paths, self.sources)
         self.address = ("", 0)
         self.accepted: asyncio.Queue[Streams] = asyncio.Queue()
         self._kept: list[Streams] = []
@@ -282,3 +282,12 @@ async def test_who_isnt_known_has_a_path_of_its_own() -> None:
         assert paths == {(UNKNOWN, "b"), ("b", UNKNOWN)}
         assert made.front.reset(UNKNOWN) == 1
         await stranger.wait()
+
+
+async def test_a_name_is_its_last_session_s() -> None:
+    """The one before has ended, and its number may be another's by now."""
+    async with world() as made:
+        made.sources.know("a", 1)
+        await made.pair()
+        assert made.front.reset("a") == 0
+        assert made.front.reset(UNKNOWN) == 1
