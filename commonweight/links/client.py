@@ -122,7 +122,7 @@ class LinkShaper:
         await self._tell("cut", source=source, target=target, cut=False)
 
     async def partition(self, groups: Iterable[Iterable[str]]) -> None:
-        """Cut both ways between all of different groups."""
+        """Cut both ways between all of different groups; who is in none keeps its links. `heal()` ends it."""
         for source, target in crossing(groups):
             await self.cut(source, target)
 

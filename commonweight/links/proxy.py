@@ -61,7 +61,7 @@ class Front:
     def _close(self, connection: "_Connection") -> None:
         self._open.remove(connection)
         for writer in connection.writers:
-            writer.transport.abort()
+            writer.close()  # once the last bytes are taken
 
     async def _carry(self, connection: "_Connection", near_reader: asyncio.StreamReader) -> None:
         (near,) = connection.writers

@@ -291,3 +291,20 @@ async def test_a_name_is_its_last_session_s() -> None:
         await made.pair()
         assert made.front.reset("a") == 0
         assert made.front.reset(UNKNOWN) == 1
+
+
+async def test_a_slow_reader_gets_the_last_bytes_of_a_connection_that_has_ended() -> None:
+    async with world() as made:
+        (near_reader, near), (_, far) = await made.pair()
+        near.write_eof()
+        near.transport.pause_reading()
+        (connection,) = made.front._open
+        waiting, sent = connection.writers[0].transport.get_write_buffer_size, 0
+        while waiting() == 0:  # until the sockets' buffers are full
+            far.write(bytes(16 << 10))
+            sent += 16 << 10
+            await eventually(lambda: made.paths.path("b", "a").statistics().delivered_bytes == sent)  # noqa: B023
+        far.write_eof()
+        await eventually(lambda: made.front.connections() == 0)
+        near.transport.resume_reading()
+        assert len(await near_reader.read()) == sent
