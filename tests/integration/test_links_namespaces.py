@@ -190,20 +190,19 @@ async def test_hosts_see_each_other_and_nothing_else() -> None:
 
 
 async def test_processes_end_with_the_context_and_with_who_made_it() -> None:
-    sleep = [sys.executable, "-c", "import time; print('inside', flush=True); time.sleep(3600)"]
+    sleep = [sys.executable, "-c", r"import os, time; os.write(1, b'inside\n'); time.sleep(3600)"]
     async with hosts() as world:
         pids = [(await world.start(name, sleep)).pid for name in world.hosts] + [world.shaper.pid]
         assert None not in map(start_time, pids)
     assert [start_time(pid) for pid in pids] == [None, None, None]
 
     script = f"""
-import asyncio
-import json
+import asyncio, os
 from commonweight.links.namespaces import Namespaces
 async def main():
     async with Namespaces(["a", "b"]) as world:
         pids = [(await world.start(name, {sleep!r})).pid for name in world.hosts]
-        print("started", *pids, world.shaper.pid, flush=True)
+        os.write(1, f"started {{' '.join(map(str, pids))}} {{world.shaper.pid}}\\n".encode())
         await asyncio.sleep(3600)
 asyncio.run(main())
 """
