@@ -8,7 +8,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from commonweight.rules.assignment import Pace, assign, reassign, update
+from commonweight.rules.assignment import Pace, assign, divide, reassign, update
 from tests.property.strategies import addresses
 
 seconds = st.floats(0.001, 1000)
@@ -150,9 +150,9 @@ def test_what_was_lost_is_done_again_as_soon_as_can_be(microbatches: int, paces:
 
 
 def test_a_stage_without_replicas_is_refused() -> None:
-    with pytest.raises(ValueError, match="stage 1 has no replica"):
+    with pytest.raises(ValueError, match="no replica is there"):
         assign(3, [{"0xa": 1.0}, {}])
-    with pytest.raises(ValueError, match="nobody but 0xa"):
+    with pytest.raises(ValueError, match="no replica is there"):
         reassign(("0xa", "0xa"), "0xa", {"0xa": 1.0})
 
 
@@ -181,3 +181,24 @@ def test_a_pace_forgets_what_is_long_ago(before_s: float, now_s: float) -> None:
     for _ in range(60):
         pace = update(pace, 4, 4 * now_s)
     assert pace.microbatch_s == pytest.approx(now_s, rel=1e-2)
+
+
+@given(counts, measured, st.dictionaries(addresses, st.integers(0, 40), max_size=8))
+def test_what_is_divided_on_top_goes_to_who_finishes_it_first(
+    microbatches: int, paces: dict[str, float], strangers: dict[str, int]
+) -> None:
+    loads = {**strangers, **{node: number * 7 % 13 for number, node in enumerate(paces)}}
+    expected = Counter(dict.fromkeys(paces, 0))
+    for _ in range(microbatches):
+        expected[min(paces, key=lambda node: ((loads[node] + expected[node] + 1) * paces[node], node))] += 1
+    assert divide(microbatches, paces, loads) == expected
+    assert sum(divide(microbatches, paces, loads).values()) == microbatches
+
+
+def test_a_million_microbatches_are_divided_among_a_thousand_exactly() -> None:
+    paces = {f"0x{number:040x}": 0.1 + number % 17 / 10 for number in range(1000)}
+    shares = divide(1_000_000, paces)
+    assert sum(shares.values()) == 1_000_000
+    assert max(shares[node] * pace for node, pace in paces.items()) <= min(
+        (shares[node] + 1) * pace for node, pace in paces.items()
+    )
