@@ -53,3 +53,15 @@ class Costs:
     def hop_s(self, replicas: Sequence[Provider]) -> float:
         """For a microbatch to get from one of a stage's replicas to the next stage."""
         return sum(self._boundary_bits / each.up_bps + each.latency_s for each in replicas) / len(replicas)
+
+
+def pipeline_ends_s(microbatch_s: Sequence[float], hop_s: Sequence[float]) -> tuple[list[float], list[float]]:
+    """How long each stage waits for its first microbatch, and after its last computation for what is still on its way.
+
+    `microbatch_s` and `hop_s` are means over each stage's replicas; a third of a microbatch is its forward pass. It
+    takes windows that are wide enough for a stage never to wait in between; see the test that follows each microbatch.
+    """
+    stages = range(len(microbatch_s))
+    forward = [seconds / 3 + hop for seconds, hop in zip(microbatch_s, hop_s, strict=True)]
+    there_and_back = [seconds + 2 * hop for seconds, hop in zip(microbatch_s, hop_s, strict=True)]
+    return [sum(forward[:stage]) for stage in stages], [sum(there_and_back[stage:-1]) for stage in stages]

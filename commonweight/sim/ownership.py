@@ -10,7 +10,7 @@ from commonweight.rules.accounting import divide_shares
 from commonweight.rules.emission import emission, split_emission
 from commonweight.rules.spec import Economics
 from commonweight.sim.population import Provider
-from commonweight.sim.swarm import RoundRecord
+from commonweight.sim.records import RoundRecord
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from commonweight.sim.ownership import Ownership
+from commonweight.sim.records import History
 from commonweight.sim.results import TARGET
-from commonweight.sim.swarm import History
 
 matplotlib.use("Agg")
 

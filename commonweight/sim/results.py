@@ -5,7 +5,8 @@ from rich.table import Table
 
 from commonweight.bench.measure import Result, Summary
 from commonweight.sim.ownership import settle
-from commonweight.sim.swarm import History, Swarm
+from commonweight.sim.records import History
+from commonweight.sim.swarm import Swarm
 
 TARGET = 0.95
 """Of the optimum, at 10,000 providers of whom a fifth leave every hour."""

@@ -2,16 +2,17 @@
 
 import math
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import simpy
 
 from commonweight.rules.assignment import Pace, update
-from commonweight.rules.placement import Replica, rebalance, stage_throughputs, weakest_stage
-from commonweight.sim.costs import Costs
+from commonweight.rules.placement import Move, Replica, rebalance, stage_throughputs, weakest_stage
+from commonweight.sim.costs import Costs, pipeline_ends_s
 from commonweight.sim.options import SimOptions, simulated_spec
 from commonweight.sim.part import StagePart
 from commonweight.sim.population import SILENT, Population, Provider
+from commonweight.sim.records import History, RoundRecord
 
 SILENCE_S = (3.0, 4.0)
 """After its last heartbeat, one a second, a node counts as lost after 4 s (docs/protocol.md)."""
@@ -20,47 +21,6 @@ REDIVIDE_S = 60.0
 REDIVIDE_LAST = 0.9
 """…and for the last time when so much of its expected time is over."""
 Process = Generator[simpy.Event, object, None]
-
-
-@dataclass(frozen=True)
-class RoundRecord:
-    """A sealed round."""
-
-    began_s: float
-    ended_s: float
-    ends_s: float
-    """Filling and draining the pipeline."""
-    average_s: float
-    """Of the slowest stage."""
-    offered: float
-    """FLOPs that all who were there could have computed since the last seal…"""
-    held: float
-    """…and those of them who had a part in a round, from when on they had."""
-    present: int
-    """How many were there when it was planned, whether they had a part in it or not."""
-    throughputs: tuple[float, ...]
-    """Microbatches per second of each stage, when it was planned."""
-    messages: int
-    """To and from the coordinator since the last seal, without heartbeats."""
-    units: dict[str, int]
-    """Credited to each provider."""
-    lost: dict[str, int]
-    """Units that providers had computed of it, and took along when they left; also those of rounds given up before."""
-
-
-@dataclass
-class History:
-    """All that happened until the last seal."""
-
-    microbatches: int
-    """In a round."""
-    providers: list[Provider] = field(default_factory=list)
-    rounds: list[RoundRecord] = field(default_factory=list)
-    recoveries_s: list[float] = field(default_factory=list)
-    """From each loss in a round until others had its microbatches."""
-    moves: int = 0
-    abandoned: int = 0
-    """Rounds that ended because nobody was left in a stage."""
 
 
 @dataclass
@@ -183,8 +143,8 @@ class Swarm:
     def _rounds(self) -> Process:
         while True:
             yield from self._until_complete()
-            if self.options.rebalance:
-                self._move()
+            while (move := rebalance(*self._measured())) is not None and self.options.rebalance and self._may_go(move):
+                self._move(move)
             yield from self._train()
 
     def _until_complete(self) -> Process:
@@ -193,44 +153,49 @@ class Swarm:
             self._somebody_ready = self._env.event()
             yield self._somebody_ready
 
-    def _move(self) -> None:
-        for _ in range(self.options.stages):
-            stages = [
-                {
-                    node: Replica(each.pace.microbatch_s, each.has_data, None if each.is_ready else frozenset())
-                    for node, each in replicas.items()
-                }
-                for replicas in self._stages
-            ]
-            self._throughputs = list(stage_throughputs(stages, self.costs.units))
-            move = rebalance(stages, self.costs.units)
-            ready = sum(each.is_ready for each in self._stages[move.source].values()) if move else 0
-            if move is None or ready < 2:
-                return
-            provider = self._stages[move.source].pop(move.node)
-            self._stages[move.target][move.node] = provider
-            pace = provider.pace.microbatch_s
-            assert pace is not None, "newcomers aren't moved"
-            provider.pace = Pace(pace * self.costs.units[move.target] / self.costs.units[move.source])
-            provider.stage, provider.is_ready = move.target, False
-            self._env.process(self._fetch(provider, move.target))
-            self.history.moves += 1
-            self._messages += 2
+    def _measured(self) -> tuple[list[dict[str, Replica]], list[int]]:
+        """What the coordinator knows of its stages."""
+        stages = [
+            {
+                node: Replica(each.pace.microbatch_s, each.has_data, None if each.is_ready else frozenset())
+                for node, each in replicas.items()
+            }
+            for replicas in self._stages
+        ]
+        self._throughputs = list(stage_throughputs(stages, self.costs.units))
+        return stages, self.costs.units
+
+    def _may_go(self, move: Move) -> bool:
+        """Whether somebody else is ready in the stage, so that the next round can begin."""
+        return sum(each.is_ready for each in self._stages[move.source].values()) > 1
+
+    def _move(self, move: Move) -> None:
+        provider = self._stages[move.source].pop(move.node)
+        self._stages[move.target][move.node] = provider
+        pace = provider.pace.microbatch_s
+        assert pace is not None, "newcomers aren't moved"
+        provider.pace = Pace(pace * self.costs.units[move.target] / self.costs.units[move.source])
+        provider.stage, provider.is_ready = move.target, False
+        self._env.process(self._fetch(provider, move.target))
+        self.history.moves += 1
+        self._messages += 2
 
     def _train(self) -> Process:
         began_s = self._env.now
         present = sum(map(len, self._stages))
         replicas = [[each for each in stage.values() if each.is_ready] for stage in self._stages]
         paces = [self._actual_paces(each, stage) for stage, each in enumerate(replicas)]
-        hops = [self.costs.hop_s(each) for each in replicas]
         means = [sum(each.values()) / len(each) for each in paces]
-        parts, ends = [], []
-        for stage, ready in enumerate(replicas):
-            # The first microbatch has come forward so far; the last gradient comes back from the last stage.
-            fill_s = sum(mean / 3 + hop for mean, hop in zip(means[:stage], hops[:stage], strict=True))
-            ends.append(sum(mean + 2 * hop for mean, hop in zip(means[stage:-1], hops[stage:-1], strict=True)))
-            planned = {each.address: each.pace.microbatch_s for each in ready}
-            parts.append(StagePart(self.history.microbatches, began_s + fill_s, planned, paces[stage]))
+        fills, ends = pipeline_ends_s(means, [self.costs.hop_s(each) for each in replicas])
+        parts = [
+            StagePart(
+                self.history.microbatches,
+                began_s + fills[stage],
+                {each.address: each.pace.microbatch_s for each in ready},
+                paces[stage],
+            )
+            for stage, ready in enumerate(replicas)
+        ]
         averages = [self.costs.average_s(each, stage) for stage, each in enumerate(replicas)]
         members = [{each.address: (each, began_s) for each in ready} for ready in replicas]
         throughputs = tuple(sum(1 / pace for pace in each.values()) for each in paces)
