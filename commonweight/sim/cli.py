@@ -37,7 +37,7 @@ def run(
     json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the results to this file, too.")] = None,
     plots: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Draw pictures there, as PNG files.")] = None,
 ) -> None:
-    """Simulate thousands of providers who come and go, and compare with the best they could do.
+    """Simulate providers who come and go, against the best that they could do.
 
     Who computes what, who gets which stage, what work is worth and who owns what for it is decided by the functions by
     which a coordinator decides it. Speeds, links and lifetimes are drawn from the seed; docs/benchmarks.md says from

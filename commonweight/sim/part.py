@@ -21,6 +21,8 @@ class StagePart:
         self._begins_s = dict.fromkeys(self.loads, begins_s)
         """Later where somebody had to wait before it got more: then all of its work counts as done without a break."""
         self._not_before_s = begins_s
+        self.losses_s: list[float] = []
+        """When replicas were lost, with what they had."""
         self.is_over = False
         """Whether all replicas have the average: who is lost now has done its part."""
 
@@ -58,6 +60,7 @@ class StagePart:
         lost = self.loads.pop(node)
         if lost:
             self._not_before_s = max(self._not_before_s, noticed_s)
+            self.losses_s.append(now_s)
         return lost, computed
 
     def take_over(self, microbatches: int, now_s: float) -> int:

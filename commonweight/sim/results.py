@@ -37,7 +37,7 @@ def results_of(swarm: Swarm, history: History) -> list[Result]:
     results = [
         Result("sealed work", "of the optimum", Summary.of([sealed / offered]), target=TARGET),
         Result("the same, round by round", "of the optimum", Summary.of([round_units / r.offered for r in rounds])),
-        Result("lost: without a part in a round", "of the optimum", Summary.of([1 - held / offered])),
+        Result("lost: without a part in a round", "of the optimum", Summary.of([max(0.0, 1 - held / offered)])),
         Result("lost: computed by who left before the seal", "of the optimum", Summary.of([lost / offered])),
         Result("lost: waiting in a round", "of the optimum", Summary.of([(held - sealed - lost) / offered])),
         Result("round", "s", Summary.of(lengths_s)),

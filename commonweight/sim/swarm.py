@@ -142,9 +142,9 @@ class Swarm:
 
     def _rounds(self) -> Process:
         while True:
-            yield from self._until_complete()
             while (move := rebalance(*self._measured())) is not None and self.options.rebalance and self._may_go(move):
                 self._move(move)
+            yield from self._until_complete()
             yield from self._train()
 
     def _until_complete(self) -> Process:
@@ -166,7 +166,7 @@ class Swarm:
         return stages, self.costs.units
 
     def _may_go(self, move: Move) -> bool:
-        """Whether somebody else is ready in the stage, so that the next round can begin."""
+        """Whether somebody else is ready in the stage that it leaves."""
         return sum(each.is_ready for each in self._stages[move.source].values()) > 1
 
     def _move(self, move: Move) -> None:
@@ -213,6 +213,7 @@ class Swarm:
             self.history.abandoned += 1
             units = self.costs.units
             for part, unit in zip(parts, units, strict=True):
+                part.is_over = True
                 for node in part.loads:
                     self._lost[node] = self._lost.get(node, 0) + unit * part.computed(node, self._env.now)
             return
@@ -267,24 +268,27 @@ class Swarm:
         if self.options.redivide:
             yield from self._redivide(round_, stage)
         yield from self._until_done(part)
-        drained_s = part.done_s + ends_s
-        while not part.is_over:
-            # What was lost since the last microbatch came through is replayed from its neighbours' copies.
-            yield from self._until_done(part)
-            yield self._env.timeout(max(0.0, drained_s - self._env.now))
-            done_s = part.done_s
-            if done_s > self._env.now:
-                continue
-            yield self._env.timeout(average_s)
-            # Who is lost before everybody has its part of the average takes it along; what others compute instead is
-            # averaged once more.
-            part.is_over = part.done_s == done_s
+        # What is lost from now on is replayed from its neighbours' copies.
+        yield self._env.timeout(ends_s)
+        yield from self._until_done(part)
+        averaged_s = self._env.now + average_s
+        seen = len(part.losses_s)
+        while True:
+            yield self._env.timeout(max(0.0, max(averaged_s, part.done_s) - self._env.now))
+            if len(part.losses_s) == seen and part.done_s <= self._env.now:
+                break
+            # Gradients are averaged piece by piece. Of who is lost on the way the pieces that are left are missing, and
+            # are averaged when others have computed them.
+            for lost_s in part.losses_s[seen:]:
+                averaged_s = max(averaged_s, part.done_s + max(0.0, averaged_s - lost_s))
+            seen = len(part.losses_s)
+        part.is_over = True
 
     def _redivide(self, round_: _Round, stage: int) -> Process:
         """Every minute, among all who are ready and measured by then, also those who came after the round's start."""
         began_s, part, members = self._env.now, round_.parts[stage], round_.members[stage]
         is_last = False
-        while not is_last and part.loads:
+        while part.loads and not (is_last or part.is_over):
             last_s = REDIVIDE_LAST * (part.expected_s - began_s) - (self._env.now - began_s)
             is_last = last_s <= REDIVIDE_S
             yield self._env.timeout(max(0.0, min(REDIVIDE_S, last_s)))
