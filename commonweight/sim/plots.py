@@ -1,5 +1,6 @@
 """Pictures of a run, as PNG files."""
 
+from itertools import pairwise
 from pathlib import Path
 
 import matplotlib
@@ -74,11 +75,11 @@ def _stages(history: History, folder: Path) -> Path:
 
 def _coordinator(history: History, folder: Path) -> Path:
     figure, axes = _new("Messages to and from the coordinator, heartbeats left out", "hours", "per second")
-    ends = [0.0, *(record.ended_s for record in history.rounds)]
+    edges_s = [0.0, *(record.ended_s for record in history.rounds)]
     rates = [
-        record.messages / (end - start) for record, start, end in zip(history.rounds, ends, ends[1:], strict=False)
+        record.messages / (end - start) for record, (start, end) in zip(history.rounds, pairwise(edges_s), strict=True)
     ]
-    axes.step(_hours(history), rates, where="pre")
+    axes.stairs(rates, [edge_s / 3600 for edge_s in edges_s])
     axes.set_ylim(bottom=0)
     return _save(figure, folder, "coordinator")
 

@@ -40,7 +40,9 @@ class History:
     providers: list[Provider] = field(default_factory=list)
     rounds: list[RoundRecord] = field(default_factory=list)
     recoveries_s: list[float] = field(default_factory=list)
-    """From each loss in a round until others had its microbatches."""
+    """From each loss in a round until others had its microbatches…"""
+    delays_s: list[float] = field(default_factory=list)
+    """…and by how much later its stage was done for having to compute them, as it seemed then."""
     moves: int = 0
     abandoned: int = 0
     """Rounds that ended because nobody was left in a stage."""

@@ -52,7 +52,10 @@ def results_of(swarm: Swarm, history: History) -> list[Result]:
     ]
     if history.recoveries_s:
         recovery = Summary.of(history.recoveries_s)
-        results.append(Result("from a loss until others have its work", "s", recovery, limit=RECOVERY_LIMIT_S))
+        results += [
+            Result("from a loss until others have its work", "s", recovery, limit=RECOVERY_LIMIT_S),
+            Result("by which a loss makes its stage later", "s", Summary.of(history.delays_s)),
+        ]
     results += [
         Result("coordinator: messages but heartbeats", "per s", Summary.of([messages])),
         Result("coordinator: heartbeats", "per s", Summary.of([heartbeats / run_s])),

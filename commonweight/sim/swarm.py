@@ -133,7 +133,9 @@ class Swarm:
             if not round_.nobody_left.triggered:
                 round_.nobody_left.succeed()
             return
+        done_s = part.done_s
         told = part.take_over(lost, self._env.now)
+        self.history.delays_s.append(part.done_s - done_s)
         # They are told, and so is who has the microbatches on either side.
         self._messages += told + 2 * min(lost, len(part.loads))
         self.history.recoveries_s.append(self._env.now + 2 * provider.latency_s - lost_s)
