@@ -273,17 +273,17 @@ class Swarm:
         # What is lost from now on is replayed from its neighbours' copies.
         yield self._env.timeout(ends_s)
         yield from self._until_done(part)
-        averaged_s = self._env.now + average_s
-        seen = len(part.losses_s)
+        # Gradients are averaged piece by piece. Of who is lost meanwhile the pieces that are left are missing: they wait
+        # until others have computed them.
+        since_s, left_s = self._env.now, average_s
         while True:
-            yield self._env.timeout(max(0.0, max(averaged_s, part.done_s) - self._env.now))
-            if len(part.losses_s) == seen and part.done_s <= self._env.now:
+            averaged_s = since_s + left_s
+            yield self._env.timeout(max(0.0, averaged_s - self._env.now))
+            yield from self._until_done(part)
+            lost_s = next((lost_s for lost_s in part.losses_s if since_s <= lost_s < averaged_s), None)
+            if lost_s is None:
                 break
-            # Gradients are averaged piece by piece. Of who is lost on the way the pieces that are left are missing, and
-            # are averaged when others have computed them.
-            for lost_s in part.losses_s[seen:]:
-                averaged_s = max(averaged_s, part.done_s + max(0.0, averaged_s - lost_s))
-            seen = len(part.losses_s)
+            since_s, left_s = part.done_s, averaged_s - lost_s
         part.is_over = True
 
     def _redivide(self, round_: _Round, stage: int) -> Process:

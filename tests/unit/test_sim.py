@@ -147,6 +147,13 @@ def test_a_run_without_a_sealed_round_says_so() -> None:
         run_cli("--providers", "20", "--stages", "2", "--hours", "0.05")
 
 
+def test_what_isn_t_installed_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("commonweight.sim.cli.find_spec", {"simpy": "there"}.get)
+    with pytest.raises(ConfigError, match=r"needs matplotlib, not installed here: pip install 'commonweight\[sim\]'"):
+        run_cli(*SMALL, "--plots", str(tmp_path))
+    run_cli(*SMALL)
+
+
 def test_pictures_are_drawn(tmp_path: Path) -> None:
     output = run_cli(*SMALL, "--plots", str(tmp_path / "new"))
     names = ("throughput", "stages", "coordinator", "recovery", "ownership")
