@@ -273,7 +273,7 @@ class Swarm:
         # What is lost from now on is replayed from its neighbours' copies.
         yield self._env.timeout(ends_s)
         yield from self._until_done(part)
-        # Gradients are averaged piece by piece. Of who is lost meanwhile the pieces that are left are missing: they wait
+        # Gradients are averaged piece by piece. Of who is lost the pieces that are left are missing; they wait
         # until others have computed them.
         since_s, left_s = self._env.now, average_s
         while True:
