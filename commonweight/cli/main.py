@@ -40,6 +40,7 @@ MOUNTS = (
     Mount("arbiter", "commonweight.cli.arbiter", "Decide challenged epochs and contested slashes."),
     Mount("watch", "commonweight.cli.watch", "Recompute every proposed epoch, and challenge a wrong one.", single=True),
     Mount("bench", "commonweight.bench.cli", "Measure what this machine and its links can do."),
+    Mount("sim", "commonweight.sim.cli", "Simulate a swarm that doesn't fit on this machine."),
 )
 
 

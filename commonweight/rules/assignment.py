@@ -45,59 +45,76 @@ def update(pace: Pace, microbatches: int, busy_s: float) -> Pace:
 def assign(microbatches: int, paces: Sequence[Mapping[str, float | None]]) -> tuple[tuple[str, ...], ...]:
     """For each stage, in order, the node that computes each microbatch, by its number.
 
-    `paces` are the seconds per microbatch of each stage's replicas, None for newcomers. Newcomers get the last
-    microbatches, at most one each: those that are left when every measured replica could have one, and at least one of
-    two or more. Where all of a stage are newcomers they share alike. Equals are ordered by address. Raises ValueError
-    where a stage has no replica, or a pace isn't positive and finite.
+    `paces` are the seconds per microbatch of each stage's replicas, None for newcomers. How many each gets says
+    `divide`; newcomers get the last ones. Equals are ordered by address. Raises ValueError where a stage has no
+    replica, or a pace isn't positive and finite.
     """
-    return tuple(_assign_stage(microbatches, stage, replicas) for stage, replicas in enumerate(paces))
+    return tuple(_in_order(divide(microbatches, replicas), replicas, Counter()) for replicas in paces)
 
 
 def reassign(assignment: Sequence[str], lost: str, paces: Mapping[str, float | None]) -> Mapping[int, str]:
     """The lost replica's microbatches of a stage, by number, and who computes each of them instead.
 
     `assignment` is the stage's, with what was reassigned before; `paces` are its replicas', the lost one's no matter.
-    On top of what the others have already, by the rule of `assign`; newcomers get nothing more where anybody is
-    measured. Raises ValueError where nobody is left.
+    Divided as by `divide`, on top of what the others have already. Raises ValueError where nobody is left.
     """
     numbers = [number for number, node in enumerate(assignment) if node == lost]
     others = {node: pace for node, pace in paces.items() if node != lost}
-    if not others:
-        raise ValueError(f"nobody but {lost} holds its stage: its microbatches wait until somebody does")
-    measured, newcomers = _split(others)
-    eligible = measured or dict.fromkeys(newcomers, 1.0)
-    return MappingProxyType(dict(zip(numbers, _spread(len(numbers), eligible, Counter(assignment)), strict=True)))
+    loads = Counter(assignment)
+    more = divide(len(numbers), others, loads)
+    return MappingProxyType(dict(zip(numbers, _in_order(more, others, loads), strict=True)))
 
 
-def _assign_stage(microbatches: int, stage: int, paces: Mapping[str, float | None]) -> tuple[str, ...]:
+def divide(
+    microbatches: int, paces: Mapping[str, float | None], loads: Mapping[str, int] | None = None
+) -> dict[str, int]:
+    """How many of a stage's microbatches each of its replicas gets; with `loads`, on top of those that it has.
+
+    Newcomers get at most one each: those that are left when every measured replica could have one, and at least one of
+    two or more; on top of others' loads none. Where all are newcomers they share alike. Takes a time that grows with
+    the replicas, and not with the microbatches.
+    """
     if not paces:
-        raise ValueError(f"stage {stage} has no replica that could compute its {microbatches} microbatches")
-    measured, newcomers = _split(paces)
-    if not measured:
-        return _spread(microbatches, dict.fromkeys(newcomers, 1.0), Counter())
-    tried = min(len(newcomers), max(microbatches - len(measured), int(microbatches > 1)))
-    return _spread(microbatches - tried, measured, Counter()) + tuple(newcomers[:tried])
-
-
-def _split(paces: Mapping[str, float | None]) -> tuple[dict[str, float], list[str]]:
-    """Those that are measured, and the newcomers in order."""
+        raise ValueError(f"no replica is there to compute {microbatches} microbatches of its stage")
+    newcomers = sorted(node for node, pace in paces.items() if pace is None)
     measured = {node: pace for node, pace in paces.items() if pace is not None}
     for node, pace in measured.items():
         if not 0 < pace < math.inf:
             raise ValueError(f"{node} can't need {pace} s for a microbatch")
-    return measured, sorted(paces.keys() - measured.keys())
+    if not measured:
+        return _divide(microbatches, dict.fromkeys(newcomers, 1.0), loads or {})
+    tried = 0 if loads else min(len(newcomers), max(microbatches - len(measured), int(microbatches > 1)))
+    shares = _divide(microbatches - tried, measured, loads or {})
+    return shares | {node: int(number < tried) for number, node in enumerate(newcomers)}
 
 
-def _spread(microbatches: int, paces: Mapping[str, float], loads: Counter[str]) -> tuple[str, ...]:
-    """So many more microbatches, each to who would finish it first, on top of `loads`."""
-    loads = Counter({node: loads[node] for node in paces})
+def _divide(microbatches: int, paces: Mapping[str, float], loads: Mapping[str, int]) -> dict[str, int]:
+    """Each to who would finish it first, on top of `loads`."""
+    begun = {node: loads.get(node, 0) for node in paces}
+    # What all could have finished by the time at which speeds alone, undivided, would have done everything is given out
+    # at once: it is no more than there is, but for loads that are over their share. The margin is for rounding.
+    even_s = (microbatches + sum(begun.values())) / math.fsum(1 / pace for pace in paces.values()) * (1 - 1e-9)
+    now = {node: max(begun[node], int(even_s / pace)) for node, pace in paces.items()}
+    if (left := microbatches + sum(begun.values()) - sum(now.values())) < 0:
+        now, left = dict(begun), microbatches
     # A product, not a running sum: equal paces stay equal, however many microbatches there are.
-    heap = [((loads[node] + 1) * pace, node) for node, pace in paces.items()]
+    heap = [((now[node] + 1) * pace, node) for node, pace in paces.items()]
     heapify(heap)
-    chosen = []
-    for _ in range(microbatches):
+    for _ in range(left):
         node = heap[0][1]
-        chosen.append(node)
-        loads[node] += 1
-        heapreplace(heap, ((loads[node] + 1) * paces[node], node))
-    return tuple(chosen)
+        now[node] += 1
+        heapreplace(heap, ((now[node] + 1) * paces[node], node))
+    return {node: now[node] - begun[node] for node in paces}
+
+
+def _in_order(
+    shares: Mapping[str, int], paces: Mapping[str, float | None], loads: Mapping[str, int]
+) -> tuple[str, ...]:
+    """Each node as often as `shares` says, in the order in which its microbatches will be finished; newcomers last."""
+    is_anybody_measured = any(pace is not None for pace in paces.values())
+    finished = []
+    for node, share in shares.items():
+        pace = paces[node] or (math.inf if is_anybody_measured else 1.0)
+        begun = loads.get(node, 0)
+        finished += [((begun + count) * pace, node) for count in range(1, share + 1)]
+    return tuple(node for _, node in sorted(finished))
