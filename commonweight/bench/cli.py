@@ -77,7 +77,7 @@ def convergence(
 
     Trains a dense model of 8.5 M parameters, and models with k = d/8, d/16 and d/32 that are as large, on this Python's
     library sources, in one process with all cores, until each has the target loss on sources that it isn't trained
-    on. Takes up to five hours on two idle cores; --rounds bounds it.
+    on. Takes up to four hours on two idle cores; --rounds bounds it.
 
     Example:
         commonweight bench convergence --json convergence.json
