@@ -18,24 +18,87 @@ def pipeline(
     json: Annotated[Path | None, typer.Option(help="Write the results to this file, too.")] = None,
     pairs: Annotated[int, typer.Option(min=1, max=1000, help="Measured turns of each contender.")] = 5,
     dtype: Annotated[list[str] | None, typer.Option(help="float32 or bfloat16; repeat. Default: both.")] = None,
+    stages: Annotated[list[int] | None, typer.Option(min=2, max=8, help="Repeat for several. Default: 2.")] = None,
+    against: Annotated[
+        list[str] | None, typer.Option(help="unsplit, torch or hivemind; repeat. Default: the first two.")
+    ] = None,
+    hivemind_python: Annotated[Path | None, typer.Option(help="A Python that has hivemind.")] = None,
+    hivemind_venv: Annotated[
+        Path | None, typer.Option(help="A folder for a virtual environment with hivemind; made if it isn't there.")
+    ] = None,
 ) -> None:
-    """Train a model of two stages over gRPC against plain PyTorch.
+    """Train a model of some stages over gRPC against plain PyTorch and against hivemind.
 
-    Contenders take turns, one round each: our two worker processes with one thread each; the same model unsplit in
-    one process with two threads, with the same microbatches and with its best ones; and torch.distributed.pipelining
-    (Schedule1F1B over gloo) with the same stages. Takes about ten minutes on two idle cores. Only the ratios count.
+    Contenders take turns, one round each: our worker processes with one thread each; the same model unsplit in
+    one process with two threads, with the same microbatches and with its best ones; torch.distributed.pipelining
+    (Schedule1F1B over gloo) with the same stages; and, if asked for, hivemind's servers and RemoteExperts with the
+    same stages. Takes about ten minutes on two idle cores, and half an hour more for hivemind. Only the ratios count.
 
     Example:
         commonweight bench pipeline --json pipeline.json
     """
+    from dataclasses import asdict, replace
+
+    from commonweight.bench.hivemind_python import ask_versions, make_hivemind_python
+    from commonweight.bench.measure import machine, publish
+    from commonweight.bench.pipeline import AGAINST, PipelineBench, run_pipeline_bench
+    from commonweight.errors import ConfigError
+
+    dtypes, counts = _dtypes(dtype), tuple(stages or (2,))
+    rivals = tuple(against or ("unsplit", "torch"))
+    if unknown := set(rivals) - set(AGAINST):
+        raise ConfigError(f"--against {', '.join(sorted(unknown))} isn't known: take {', '.join(AGAINST)}.")
+    versions = {}
+    if "hivemind" in rivals:
+        if (hivemind_python is None) == (hivemind_venv is None):
+            raise ConfigError("--against hivemind needs --hivemind-python PATH or --hivemind-venv FOLDER, not both.")
+        hivemind_python = hivemind_python or make_hivemind_python(hivemind_venv or Path())
+        versions = ask_versions(hivemind_python)
+    bench = PipelineBench(pairs=pairs, against=rivals, hivemind_python=str(hivemind_python) if versions else "")
+    here, results = machine(), []
+    for count in counts:
+        results += run_pipeline_bench(replace(bench, stages=count), dtypes)
+    config = asdict(bench) | {"stages": counts, "dtypes": dtypes, "hivemind_python": versions}
+    publish("pipeline", here, config, results, json)
+
+
+@app.command()
+def convergence(
+    json: Annotated[Path | None, typer.Option(help="Write the results to this file, too.")] = None,
+    target_loss: Annotated[float, typer.Option(min=0.1, max=10, help="Nats per byte, of held-out text.")] = 2.0,
+    rounds: Annotated[int, typer.Option(min=1, max=1_000_000, help="A run is given up after these.")] = 400,
+    dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
+    learning_rate: Annotated[
+        list[str] | None, typer.Option(help="Repeat; a model's best counts. Default: 0.001, 0.003.")
+    ] = None,
+    seed: Annotated[list[int] | None, typer.Option(min=0, max=2**53 - 1, help="Repeat. Default: 1.")] = None,
+) -> None:
+    """Count the tokens that models with compressed boundaries take to a loss that a dense one reaches.
+
+    Trains a dense model of 8.5 M parameters, and models with k = d/8, d/16 and d/32 that are as large, on this Python's
+    library sources, in one process with all cores, until each has the target loss on sources that it isn't trained
+    on. Takes up to four hours on two idle cores; --rounds bounds it.
+
+    Example:
+        commonweight bench convergence --json convergence.json
+    """
     from dataclasses import asdict
 
-    from commonweight.bench.measure import machine, publish
-    from commonweight.bench.pipeline import PipelineBench, run_pipeline_bench
+    from rich.console import Console
 
-    dtypes = _dtypes(dtype)
-    bench, here = PipelineBench(pairs=pairs), machine()
-    publish("pipeline", here, asdict(bench), run_pipeline_bench(bench, dtypes), json)
+    from commonweight.bench.convergence import Convergence, run_convergence
+    from commonweight.bench.measure import machine, publish
+
+    (known,), here = _dtypes([dtype]), machine()
+    bench = Convergence(
+        dtype=known,
+        target_loss=target_loss,
+        max_rounds=rounds,
+        learning_rates=tuple(learning_rate or Convergence.learning_rates),
+        seeds=tuple(seed or Convergence.seeds),
+    )
+    results, runs = run_convergence(bench, Console(stderr=True).print)
+    publish("convergence", here, asdict(bench) | runs, results, json)
 
 
 @app.command()

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from commonweight.bench.decode_workers import DecodeWorkers
 from commonweight.bench.measure import Result, Summary, compare, interleave
-from commonweight.bench.pipeline import Baseline, PipelineBench
+from commonweight.bench.pipeline import PipelineBench
+from commonweight.bench.processes import Baseline
 from commonweight.identity import NodeIdentity
 from commonweight.rules.canonical import canonical_json
 from commonweight.rules.spec import ModelSpec

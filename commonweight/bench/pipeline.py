@@ -1,29 +1,24 @@
 """`bench pipeline`: stages over gRPC on this machine against PyTorch without any of it."""
 
 import asyncio
-import json
-import os
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from commonweight.bench.measure import Result, Summary, compare, interleave
 from commonweight.bench.pipeline_workers import PipelineWorkers, StageRound
-from commonweight.errors import WorkerDied
+from commonweight.bench.processes import Baseline
 from commonweight.model.corpus import build_dataset, default_corpus
 from commonweight.model.tokenizer import ByteTokenizer
 from commonweight.rules.canonical import canonical_json
 from commonweight.rules.spec import ModelSpec, build_spec
-from commonweight.wire.link import worker_environment
 
-SAME_TARGET, BEST_TARGET, TORCH_TARGET = 0.95, 0.9, 1.1
-START_S = 120.0
+HIVEMIND_MODULE = "commonweight.bench.hivemind_peer"
+AGAINST = ("unsplit", "torch", "hivemind")
 
 
 @dataclass(frozen=True)
@@ -40,6 +35,10 @@ class PipelineBench:
     pairs: int = 5
     best_of: tuple[int, ...] = (1, 2, 4, 8)
     """Sequences per microbatch that the unsplit model tries before the best is compared with."""
+    against: tuple[str, ...] = ("unsplit", "torch")
+    """Of AGAINST."""
+    hivemind_python: str = ""
+    """A Python with hivemind, where it is compared with."""
 
     def spec(self, manifest: str, tokens: int, dtype: str, stages: int) -> ModelSpec:
         """The model at one precision."""
@@ -97,68 +96,58 @@ class PipelineBench:
         )
 
 
-class Baseline:
-    """Baseline processes that train a round when told, together."""
+@dataclass(frozen=True)
+class Targets:
+    """The least ratios that are wanted; None where nothing is."""
 
-    def __init__(self, orders: list[dict[str, Any]], threads: int) -> None:
-        environment = {**os.environ, **worker_environment(threads)}
-        self._processes = [
-            subprocess.Popen(
-                [sys.executable, "-m", "commonweight.bench.baseline"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                env=environment,
-                text=True,
-            )
-            for _ in orders
-        ]
-        for process, order in zip(self._processes, orders, strict=True):
-            self._tell(process, order)
-        for process in self._processes:
-            self._hear(process)
+    same: float | None = None
+    best: float | None = None
+    torch: float | None = None
+    hivemind: float | None = None
+
+    @classmethod
+    def of(cls, spec: ModelSpec) -> "Targets":
+        """They are for two stages, with a core each."""
+        if spec.stages != 2:
+            return cls()
+        if spec.training.compute_dtype == "bfloat16":
+            return cls(same=0.95, best=0.95, torch=1.4, hivemind=3.0)
+        return cls(same=0.95, best=0.97, torch=1.14, hivemind=3.0)
+
+
+@dataclass
+class Ours:
+    """A pipeline of one-thread workers, and what its measured turns were made of."""
+
+    pipeline: PipelineWorkers
+    runner: asyncio.Runner
+    parts: list[StageRound] = field(default_factory=list)
+    """Of the last turn."""
+    shares: list[list[tuple[float, float]]] = field(default_factory=list)
+    """By turn and stage, of the turn's seconds: those that its compute thread, and all its others, had a processor."""
 
     def train(self, round_: int) -> float:
-        """Train a round; seconds of the slowest process."""
-        for process in self._processes:
-            self._tell(process, {"round": round_})
-        return max(float(self._hear(process)["seconds"]) for process in self._processes)
-
-    def close(self) -> None:
-        """End the processes."""
-        for process in self._processes:
-            assert process.stdin is not None
-            process.stdin.close()
-        for process in self._processes:
-            try:
-                process.wait(10)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-
-    @staticmethod
-    def _tell(process: "subprocess.Popen[str]", order: dict[str, Any]) -> None:
-        assert process.stdin is not None
-        process.stdin.write(json.dumps(order) + "\n")
-        process.stdin.flush()
-
-    @staticmethod
-    def _hear(process: "subprocess.Popen[str]") -> dict[str, Any]:
-        assert process.stdout is not None
-        while line := process.stdout.readline():
-            if line.startswith("{"):
-                answer: dict[str, Any] = json.loads(line)
-                return answer
-        raise WorkerDied(f"A baseline process ended with exit code {process.wait()}.")
+        """Train a round; tokens per second."""
+        before, started_s = self.pipeline.thread_times(), time.perf_counter()
+        self.parts = self.runner.run(self.pipeline.train(round_))
+        seconds = time.perf_counter() - started_s
+        self.shares.append(
+            [
+                ((now.main_s - then.main_s) / seconds, (now.others_s - then.others_s) / seconds)
+                for now, then in zip(self.pipeline.thread_times(), before, strict=True)
+            ]
+        )
+        return self.pipeline.tokens_per_round / seconds
 
 
 @contextmanager
-def workers(spec: ModelSpec, data: Path, state: Path) -> Iterator[Callable[[int], list[StageRound]]]:
-    """A pipeline of one-thread workers; the function that is yielded trains one round."""
+def workers(spec: ModelSpec, data: Path, state: Path) -> Iterator[Ours]:
+    """A pipeline of one-thread workers, until the context ends."""
     with asyncio.Runner() as runner:
         pipeline = PipelineWorkers(spec, data, state)
         runner.run(pipeline.__aenter__())
         try:
-            yield lambda round_: runner.run(pipeline.train(round_))
+            yield Ours(pipeline, runner)
         finally:
             runner.run(pipeline.__aexit__())
 
@@ -177,73 +166,81 @@ def run_pipeline_bench(bench: PipelineBench, dtypes: tuple[str, ...]) -> list[Re
 
 def _measure(bench: PipelineBench, spec: ModelSpec, data: Path, scratch: Path) -> list[Result]:
     scratch.mkdir()
-    spec_file = scratch / "spec.json"
-    spec_file.write_bytes(canonical_json(spec.model_dump()))
-    order = {"spec": str(spec_file), "data": str(data)}
-    tokens = spec.training.tokens_per_round
     with ExitStack() as stack:
-
-        def unsplit(sequences: int) -> Baseline:
-            baseline = Baseline([order | {"kind": "unsplit", "sequences": sequences}], threads=2)
-            stack.callback(baseline.close)
-            return baseline
-
-        def rate(baseline: Baseline, shape: ModelSpec = spec) -> Callable[[int], float]:
-            return lambda round_: shape.training.tokens_per_round / baseline.train(round_)
-
-        candidates = {sequences: unsplit(sequences) for sequences in bench.best_of}
-        trial = interleave({str(n): rate(baseline) for n, baseline in candidates.items()}, 2)
-        best = max(candidates, key=lambda n: sum(trial[str(n)]))
-        for sequences, baseline in candidates.items():
-            if sequences not in (best, bench.microbatch_sequences):
-                baseline.close()
-
-        def torch_pipeline(name: str, shape: ModelSpec) -> Baseline:
-            file = scratch / f"{name}.json"
-            file.write_bytes(canonical_json(shape.model_dump()))
-            ranks = [
-                {"kind": "torch", "rank": rank, "spec": str(file), "data": str(data), "store": str(scratch / name)}
-                for rank in range(spec.stages)
-            ]
-            baseline = Baseline(ranks, threads=1)
-            stack.callback(baseline.close)
-            return baseline
-
-        small = _with_microbatches(spec, sequences=1, microbatches=8)
-        torch_same, torch_small = torch_pipeline("torch-same", spec), torch_pipeline("torch-small", small)
-        train = stack.enter_context(workers(spec, data, scratch / "state"))
-        last: list[StageRound] = []
-
-        def ours(round_: int) -> float:
-            nonlocal last
-            started_s = time.perf_counter()
-            last = train(round_)
-            return tokens / (time.perf_counter() - started_s)
-
-        values = interleave(
-            {
-                "ours": ours,
-                "same": rate(candidates[bench.microbatch_sequences]),
-                "best": rate(candidates[best]),
-                "torch_same": rate(torch_same),
-                "torch_small": rate(torch_small, small),
-            },
-            bench.pairs,
-        )
-    dtype, ours_rate = spec.training.compute_dtype, values["ours"]
-    shape = f"{bench.microbatches} × {bench.microbatch_sequences}"
-    bytes_per_token = [
-        (above.bytes_down + below.bytes_up) / tokens for above, below in zip(last, last[1:], strict=False)
-    ]
+        rivals = _rivals(bench, spec, data, scratch, stack)
+        ours = stack.enter_context(workers(spec, data, scratch / "state"))
+        turns = {"ours": ours.train} | {name: rival.rate for name, rival in rivals.items()}
+        values = interleave(turns, bench.pairs)
+    title = f"{spec.stages} stages, {spec.training.compute_dtype}"
     return [
-        compare(f"{dtype}: unsplit, 2 threads, {shape}", "tokens/s", ours_rate, values["same"], SAME_TARGET),
-        compare(
-            f"{dtype}: unsplit, 2 threads, best: {best} a time", "tokens/s", ours_rate, values["best"], BEST_TARGET
-        ),
-        compare(f"{dtype}: torch 1F1B over gloo, 8 × 1", "tokens/s", ours_rate, values["torch_small"], TORCH_TARGET),
-        compare(f"{dtype}: torch 1F1B over gloo, {shape}", "tokens/s", ours_rate, values["torch_same"], None),
-        Result(f"{dtype}: a boundary, both ways", "bytes/token", Summary.of(bytes_per_token)),
+        compare(f"{title}: {name}", "tokens/s", values["ours"], values[name], rival.target)
+        for name, rival in rivals.items()
+    ] + _bounds(title, spec, ours, bench.pairs)
+
+
+@dataclass(frozen=True)
+class _Rival:
+    baseline: Baseline
+    tokens_per_round: int
+    target: float | None
+
+    def rate(self, round_: int) -> float:
+        return self.tokens_per_round / self.baseline.train(round_)
+
+
+def _rivals(bench: PipelineBench, spec: ModelSpec, data: Path, scratch: Path, stack: ExitStack) -> dict[str, _Rival]:
+    """What ours is compared with, by name; all end with `stack`."""
+    target = Targets.of(spec)
+    shape = f"{bench.microbatches} × {bench.microbatch_sequences}"
+
+    def order(spec: ModelSpec, name: str) -> dict[str, Any]:
+        file = scratch / f"{name}.json"
+        file.write_bytes(canonical_json(spec.model_dump()))
+        return {"spec": str(file), "data": str(data), "store": str(scratch / name)}
+
+    def rival(target: float | None, spec: ModelSpec, orders: list[dict[str, Any]], threads: int, **how: Any) -> _Rival:
+        baseline = Baseline(orders, threads, **how)
+        stack.callback(baseline.close)
+        return _Rival(baseline, spec.training.tokens_per_round, target)
+
+    rivals: dict[str, _Rival] = {}
+    if "unsplit" in bench.against:
+        plain = order(spec, "unsplit") | {"kind": "unsplit"}
+        tried = {n: rival(None, spec, [plain | {"sequences": n}], threads=2) for n in bench.best_of}
+        rates = interleave({str(n): each.rate for n, each in tried.items()}, 2)
+        best = max(tried, key=lambda n: sum(rates[str(n)]))
+        for sequences in tried.keys() - {best, bench.microbatch_sequences}:
+            tried[sequences].baseline.close()
+        rivals[f"unsplit, 2 threads, {shape}"] = replace(tried[bench.microbatch_sequences], target=target.same)
+        rivals[f"unsplit, 2 threads, best: {best} a time"] = replace(tried[best], target=target.best)
+    if "torch" in bench.against:
+        small = _with_microbatches(spec, sequences=1, microbatches=8)
+        for name, shaped, wanted in (("8 × 1", small, target.torch), (shape, spec, None)):
+            ranks = order(shaped, f"torch-{shaped.training.microbatches_per_round}") | {"kind": "torch"}
+            orders = [ranks | {"rank": rank} for rank in range(spec.stages)]
+            rivals[f"torch 1F1B over gloo, {name}"] = rival(wanted, shaped, orders, threads=1)
+    if bench.hivemind_python:
+        how = {"python": bench.hivemind_python, "module": HIVEMIND_MODULE, "log": scratch / "hivemind.log"}
+        rivals[f"hivemind, {shape}"] = rival(target.hivemind, spec, [order(spec, "hivemind")], threads=1, **how)
+    return rivals
+
+
+def _bounds(title: str, spec: ModelSpec, ours: Ours, pairs: int) -> list[Result]:
+    """What crossed the boundaries, and what each stage did with its time in the measured turns."""
+    tokens = spec.training.tokens_per_round
+    crossed = [
+        (above.bytes_down + below.bytes_up) / tokens for above, below in zip(ours.parts, ours.parts[1:], strict=False)
     ]
+    results = [Result(f"{title}: a boundary, both ways", "bytes/token", Summary.of(crossed))]
+    for stage in range(spec.stages):
+        of_stage = [turn[stage] for turn in ours.shares[-pairs:]]
+        for name, values in (
+            ("computes, hashes, writes", [computing for computing, _ in of_stage]),
+            ("waits", [1 - computing for computing, _ in of_stage]),
+            ("transport, beside it", [transport for _, transport in of_stage]),
+        ):
+            results.append(Result(f"{title}: stage {stage} {name}", "of time", Summary.of(values)))
+    return results
 
 
 def _with_microbatches(spec: ModelSpec, *, sequences: int, microbatches: int) -> ModelSpec:

@@ -10,6 +10,7 @@ from asyncio.subprocess import Process
 from dataclasses import dataclass
 from pathlib import Path
 
+from commonweight.bench.thread_times import ThreadTimes
 from commonweight.errors import WorkerDied
 from commonweight.identity import NodeIdentity
 from commonweight.rules.canonical import canonical_json
@@ -89,6 +90,15 @@ class PipelineWorkers:
             )
             for event in events
         ]
+
+    @property
+    def tokens_per_round(self) -> int:
+        """That are trained."""
+        return self._spec.training.tokens_per_round
+
+    def thread_times(self) -> list[ThreadTimes]:
+        """Of each stage's worker, until now."""
+        return [ThreadTimes.of(worker.process.pid) for worker in self._workers]
 
     async def _start(self) -> None:
         for _ in range(self._spec.stages):

@@ -1,0 +1,202 @@
+"""`bench convergence`: how many tokens a model with compressed boundaries takes to a loss that a dense one reaches.
+
+A dense model (k = d) and compressed ones train on the same text, in the same order. A compressed model's projections
+into k numbers are smaller, so its feed-forward is made wider, until it has as many trained parameters as the dense one.
+Each is trained with every learning rate, and its best one counts. The loss is that of text which nobody trains on.
+"""
+
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from commonweight.bench.measure import Result, Summary
+from commonweight.bench.pipeline import PipelineBench
+from commonweight.model.corpus import build_dataset, default_corpus
+from commonweight.model.data import Dataset, Manifest
+from commonweight.model.stage import Stage, train_round
+from commonweight.model.tokenizer import ByteTokenizer
+from commonweight.rules.spec import ModelSpec
+from commonweight.rules.stages import boundary_bytes_per_token, stage_parameters
+
+HELD_OUT = 10
+"""One file of so many isn't trained on."""
+
+
+@dataclass(frozen=True)
+class Convergence:
+    """What is trained, and how far."""
+
+    shape: PipelineBench = field(default_factory=PipelineBench)
+    """Of the dense model, and of every round."""
+    dtype: str = "float32"
+    over: tuple[int, ...] = (8, 16, 32)
+    """Compressed models have k = d_model / this."""
+    target_loss: float = 2.0
+    """In nats per token, of held-out text."""
+    max_rounds: int = 400
+    """A run that hasn't reached the target by then is given up."""
+    evaluate_every: int = 5
+    held_out_microbatches: int = 8
+    learning_rates: tuple[str, ...] = ("0.001", "0.003")
+    seeds: tuple[int, ...] = (1,)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One model, trained once."""
+
+    learning_rate: str
+    curve: list[tuple[int, float]]
+    """Tokens trained, and the held-out loss then."""
+    seconds: float
+    reached: bool
+
+    @property
+    def tokens(self) -> int:
+        """Until the target was reached, or until the run was given up."""
+        return self.curve[-1][0]
+
+    @property
+    def loss(self) -> float:
+        """The last one."""
+        return self.curve[-1][1]
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Two data sets: what is trained on, and what isn't."""
+
+    train: Path
+    held_out: Path
+
+    @classmethod
+    def build(cls, folder: Path) -> "Texts":
+        """Of the default corpus."""
+        files = default_corpus()
+        held_out = files[HELD_OUT - 1 :: HELD_OUT]
+        for name, chosen in (("train", [f for f in files if f not in set(held_out)]), ("held-out", held_out)):
+            build_dataset(chosen, folder / name, ByteTokenizer())
+        return cls(folder / "train", folder / "held-out")
+
+
+def run_convergence(bench: Convergence, say: Callable[[str], None]) -> tuple[list[Result], dict[str, Any]]:
+    """The results, and what belongs to the configuration: sizes, and every run's curve. `say` hears of each run."""
+    with tempfile.TemporaryDirectory() as scratch:
+        texts = Texts.build(Path(scratch))
+        models = {name: _spec(bench, texts.train, k) for name, k in _widths(bench)}
+        runs: dict[str, list[list[Run]]] = {name: [] for name in models}
+        for seed in bench.seeds:
+            for name, model in models.items():
+                tried = []
+                for rate in bench.learning_rates:
+                    tried.append(run := _train(bench, _with(model, seed, rate), texts))
+                    reached = "reached" if run.reached else "didn't reach"
+                    say(f"{name}, seed {seed}, {rate}: {reached} {bench.target_loss} ({run.loss:.3f}, {run.tokens:,})")
+                runs[name].append(tried)
+    best = {name: [min(tried, key=_rank) for tried in of_seeds] for name, of_seeds in runs.items()}
+    sizes = {
+        name: {
+            "boundary_dim": model.architecture.boundary_dim,
+            "d_ff": model.architecture.d_ff,
+            "parameters": sum(stage_parameters(model, stage) for stage in range(model.stages)),
+            "boundary_bytes_per_token": boundary_bytes_per_token(model).sent,
+        }
+        for name, model in models.items()
+    }
+    curves = {name: [[asdict(run) for run in tried] for tried in of_seeds] for name, of_seeds in runs.items()}
+    results = [_result(bench, name, best[name], best["dense"]) for name in models if name != "dense"]
+    results += [
+        Result(f"{name}: loss at the end of the run", "nats", Summary.of([run.loss for run in chosen]))
+        for name, chosen in best.items()
+    ]
+    return results, {"models": sizes, "runs": curves}
+
+
+def match_d_ff(dense: ModelSpec, boundary_dim: int) -> int:
+    """The inner width at which a model with this k has as many trained parameters as a dense one, or nearly."""
+
+    def parameters(d_ff: int) -> int:
+        shape = {"boundary_dim": boundary_dim, "d_ff": d_ff}
+        model = dense.model_copy(update={"architecture": dense.architecture.model_copy(update=shape)})
+        return sum(stage_parameters(model, stage) for stage in range(model.stages))
+
+    # They grow by the same number with each unit of d_ff.
+    missing = sum(stage_parameters(dense, stage) for stage in range(dense.stages)) - parameters(1)
+    return 1 + round(missing / (parameters(2) - parameters(1)))
+
+
+def _widths(bench: Convergence) -> Iterator[tuple[str, int]]:
+    yield "dense", bench.shape.d_model
+    for over in bench.over:
+        yield f"k = d/{over}", bench.shape.d_model // over
+
+
+def _spec(bench: Convergence, folder: Path, boundary_dim: int) -> ModelSpec:
+    manifest = Manifest.read(folder)
+    dense = bench.shape.spec(manifest.hash, manifest.tokens, bench.dtype, bench.shape.stages)
+    dense = dense.model_copy(
+        update={"architecture": dense.architecture.model_copy(update={"boundary_dim": bench.shape.d_model})}
+    )
+    if boundary_dim == bench.shape.d_model:
+        return dense
+    shape = {"boundary_dim": boundary_dim, "d_ff": match_d_ff(dense, boundary_dim)}
+    return dense.model_copy(update={"architecture": dense.architecture.model_copy(update=shape)})
+
+
+def _with(model: ModelSpec, seed: int, rate: str) -> ModelSpec:
+    rates = {"learning_rate": rate, "final_learning_rate": rate}
+    return model.model_copy(update={"seed": seed, "training": model.training.model_copy(update=rates)})
+
+
+def _train(bench: Convergence, spec: ModelSpec, texts: Texts) -> Run:
+    started_s = time.perf_counter()
+    stages = [Stage(spec, index) for index in range(spec.stages)]
+    text, held_out = Dataset.open(texts.train, spec), Dataset.open(texts.held_out, _on(spec, texts.held_out))
+    curve: list[tuple[int, float]] = []
+    for round_ in range(bench.max_rounds):
+        train_round(stages, [text.microbatch(round_, j) for j in range(spec.training.microbatches_per_round)])
+        if (round_ + 1) % bench.evaluate_every == 0 or round_ + 1 == bench.max_rounds:
+            loss = _evaluate(stages, held_out, bench.held_out_microbatches)
+            curve.append(((round_ + 1) * spec.training.tokens_per_round, loss))
+            if loss <= bench.target_loss:
+                break
+    return Run(spec.training.learning_rate, curve, time.perf_counter() - started_s, curve[-1][1] <= bench.target_loss)
+
+
+def _evaluate(stages: list[Stage], held_out: Dataset, microbatches: int) -> float:
+    per_round = held_out.spec.training.microbatches_per_round
+    losses = []
+    with torch.no_grad():
+        for number in range(microbatches):
+            tokens, code = held_out.microbatch(*divmod(number, per_round)), None
+            for stage in stages:
+                output = stage.forward(tokens, code).output
+                if isinstance(output, float):
+                    losses.append(output)
+                else:
+                    code = output
+    return sum(losses) / len(losses)
+
+
+def _on(spec: ModelSpec, folder: Path) -> ModelSpec:
+    manifest = Manifest.read(folder)
+    data = {"manifest": manifest.hash, "tokens": manifest.tokens}
+    return spec.model_copy(update={"data": spec.data.model_copy(update=data)})
+
+
+def _rank(run: Run) -> tuple[bool, int, float]:
+    """The best first: what reached the target soonest, else what came nearest."""
+    return not run.reached, run.tokens if run.reached else 0, run.loss
+
+
+def _result(bench: Convergence, name: str, ours: list[Run], dense: list[Run]) -> Result:
+    what, tokens = f"{name}: tokens to {bench.target_loss:g} nats", Summary.of([run.tokens for run in ours])
+    if not all(run.reached for run in (*ours, *dense)):
+        return Result(f"{what}, not reached by all", "tokens", tokens)
+    ratios = [mine.tokens / its.tokens for mine, its in zip(ours, dense, strict=True)]
+    return Result(what, "tokens", tokens, Summary.of([run.tokens for run in dense]), Summary.of(ratios))
