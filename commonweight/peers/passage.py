@@ -1,0 +1,131 @@
+"""Getting a libp2p connection to a peer wherever it is: dialled, punched or through a relay. Trio side only."""
+
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from typing import Literal
+
+import trio
+
+from commonweight.errors import ConfigError, PeerUnreachable, Refused
+from commonweight.peers.address import PeerAddress, parse_peer
+from commonweight.peers.connections import Connections
+from commonweight.peers.host import Host
+from commonweight.peers.punching import PUNCH_S, Puncher, open_puncher
+from commonweight.peers.relaying import CircuitAddress, Circuits, open_circuits, parse_circuit
+from commonweight.peers.tunnel import Service, TunnelLimits, Tunnels, TunnelStatistics, open_tunnels
+
+DIAL_S = 5.0
+"""For one address of a peer."""
+
+Link = Literal["dialled", "punched", "relayed"]
+"""What libp2p is connected over; dialled by either side."""
+
+
+@dataclass(frozen=True)
+class Whereabouts:
+    """Where a peer says that its libp2p host is."""
+
+    peer_id: str
+    addresses: tuple[PeerAddress, ...] = ()
+    circuits: tuple[CircuitAddress, ...] = ()
+
+    @classmethod
+    def of(cls, peer_id: str, texts: Iterable[str]) -> "Whereabouts":
+        """From what the peer has announced; what is no address, or another peer's, is left out."""
+        addresses: list[PeerAddress] = []
+        circuits: list[CircuitAddress] = []
+        for text in texts:
+            with suppress(ConfigError):
+                if "/p2p-circuit" in text:
+                    circuits.append(parse_circuit(text))
+                else:
+                    addresses.append(parse_peer(text))
+        return cls(
+            peer_id,
+            tuple(address for address in addresses if address.peer_id == peer_id),
+            tuple(circuit for circuit in circuits if circuit.peer_id == peer_id),
+        )
+
+
+class Passage:
+    """One host's ways to others, and theirs to its services. Use `open_passage`."""
+
+    def __init__(
+        self, host: Host, connections: Connections, puncher: Puncher, circuits: Circuits, tunnels: Tunnels
+    ) -> None:
+        self._host = host
+        self._connections = connections
+        self._puncher = puncher
+        self._tunnels = tunnels
+        self.circuits = circuits
+        self._locks: defaultdict[str, trio.Lock] = defaultdict(trio.Lock)
+        self._circuited: set[str] = set()
+        """Peers that were connected through a relay first: a direct connection to them was punched."""
+
+    async def connect(self, peer: Whereabouts) -> Link:
+        """Be connected to the peer, directly if that can be had. Raises PeerUnreachable that says what was tried."""
+        async with self._locks[peer.peer_id]:
+            if (link := self._link(peer.peer_id)) is None:
+                await self._dial(peer)
+                link = self._link(peer.peer_id)
+            if link == "relayed" and peer.peer_id not in self._circuited:
+                self._circuited.add(peer.peer_id)
+                with trio.move_on_after(PUNCH_S):
+                    await self._connections.wait_until(lambda: self._link(peer.peer_id) != "relayed")
+                link = self._link(peer.peer_id)
+        if link is None:
+            raise PeerUnreachable(f"{peer.peer_id} hung up as soon as it was connected. Check that it runs.")
+        return link
+
+    async def tunnel(self, peer: Whereabouts, service: Service) -> int:
+        """The port on 127.0.0.1 that leads to a service of the peer's, for as long as this passage is open."""
+        return await self._tunnels.listen(peer.peer_id, service, lambda: self.connect(peer))
+
+    def statistics(self) -> TunnelStatistics:
+        """What goes through its tunnels."""
+        return self._tunnels.statistics()
+
+    async def outside(self) -> tuple[str, ...]:
+        """How others see this host."""
+        return await self._puncher.outside()
+
+    def _link(self, peer_id: str) -> Link | None:
+        link = self._connections.link(peer_id)
+        if link == "direct":
+            return "punched" if peer_id in self._circuited else "dialled"
+        return link
+
+    async def _dial(self, peer: Whereabouts) -> None:
+        failures: list[str] = []
+        self._circuited.discard(peer.peer_id)
+        for address in peer.addresses:
+            try:
+                return await self._host.connect(address, DIAL_S)
+            except PeerUnreachable as error:
+                failures.append(error.args[0])
+        for circuit in peer.circuits:
+            try:
+                return await self.circuits.dial(circuit)
+            except (PeerUnreachable, Refused) as error:
+                failures.append(error.args[0])
+        raise PeerUnreachable(" ".join(failures) or f"No libp2p address of {peer.peer_id} is known, nor a relay.")
+
+
+@asynccontextmanager
+async def open_passage(
+    host: Host,
+    relays: Sequence[PeerAddress],
+    services: Callable[[], Mapping[Service, str]],
+    admitted: Callable[[str], bool],
+    limits: TunnelLimits | None = None,
+) -> AsyncIterator[Passage]:
+    """Reach peers, and be reached, through `relays` too, by those that are `admitted`."""
+    connections = Connections(host)
+    async with (
+        open_puncher(host) as puncher,
+        open_circuits(host, connections, relays, admitted, puncher.punch) as circuits,
+        open_tunnels(host, services, admitted, limits) as tunnels,
+    ):
+        yield Passage(host, connections, puncher, circuits, tunnels)
