@@ -59,12 +59,14 @@ async def tunnel(near: Node, far: Node) -> AsyncIterator[int]:
 
 
 async def test_grpc_goes_through_a_tunnel_unchanged() -> None:
-    async with running_node() as near, running_node() as far, tunnel(near, far) as port:
-        async with (
-            serving_echo(far.certificate, [near.certificate.der]) as (_, far.services["data"]),
-            calling(f"127.0.0.1:{port}", near.certificate, far.certificate.der) as channel,
-        ):
-            await check_echoes(channel)
+    async with (
+        running_node() as near,
+        running_node() as far,
+        tunnel(near, far) as port,
+        serving_echo(far.certificate, [near.certificate.der]) as (_, far.services["data"]),
+        calling(f"127.0.0.1:{port}", near.certificate, far.certificate.der) as channel,
+    ):
+        await check_echoes(channel)
 
 
 @pytest.mark.usefixtures("unpunchable")
@@ -97,16 +99,19 @@ async def check_echoes(channel: grpc.aio.Channel) -> None:
 
 
 async def test_tls_is_with_the_far_service_and_not_with_who_copies() -> None:
-    async with running_node() as near, running_node() as far, running_node() as third, tunnel(near, far) as port:
-        async with (
-            serving_echo(far.certificate, [near.certificate.der]) as (_, far.services["data"]),
-            calling(f"127.0.0.1:{port}", near.certificate, third.certificate.der) as expects_another,
-            calling(f"127.0.0.1:{port}", third.certificate, far.certificate.der) as is_another,
-        ):
-            for channel in (expects_another, is_another):
-                with pytest.raises(grpc.aio.AioRpcError) as raised:
-                    await unary(channel)(b"x", timeout=DEADLINE_S)
-                assert raised.value.code() == grpc.StatusCode.UNAVAILABLE
+    async with (
+        running_node() as near,
+        running_node() as far,
+        running_node() as third,
+        tunnel(near, far) as port,
+        serving_echo(far.certificate, [near.certificate.der]) as (_, far.services["data"]),
+        calling(f"127.0.0.1:{port}", near.certificate, third.certificate.der) as expects_another,
+        calling(f"127.0.0.1:{port}", third.certificate, far.certificate.der) as is_another,
+    ):
+        for channel in (expects_another, is_another):
+            with pytest.raises(grpc.aio.AioRpcError) as raised:
+                await unary(channel)(b"x", timeout=DEADLINE_S)
+            assert raised.value.code() == grpc.StatusCode.UNAVAILABLE
 
 
 async def test_a_peer_that_is_not_admitted_reaches_nothing(told: list[Event]) -> None:
@@ -149,73 +154,87 @@ async def test_a_service_that_is_gone_is_told(told: list[Event]) -> None:
 
 
 async def test_a_peer_has_so_many_streams_and_gets_them_back(told: list[Event]) -> None:
-    limits = TunnelLimits(streams_per_peer=3)
-    async with running_node(limits=limits) as near, running_node() as far, tunnel(near, far) as port:
-        async with silent_service(far) as accepted:
-            writers = [(await asyncio.open_connection("127.0.0.1", port))[1] for _ in range(3)]
-            await until(lambda: len(accepted) == 3)
-            assert await read_to_end(port) == b""
-            assert "as many as there may be" in event(told, "tunnel.failed").fields["message"]
-            writers[0].close()
-            accepted[0][1].close()
-            await until(lambda: near.passage.statistics().open == 2)
-            _, writer = await asyncio.open_connection("127.0.0.1", port)
-            await until(lambda: len(accepted) == 4)
-            for each in (*writers, writer, *(service for _, service in accepted)):
-                each.close()
-            await until(lambda: near.passage.statistics().open == far.passage.statistics().open == 0)
+    async with (
+        running_node(limits=TunnelLimits(streams_per_peer=3)) as near,
+        running_node() as far,
+        tunnel(near, far) as port,
+        silent_service(far) as accepted,
+    ):
+        writers = [(await asyncio.open_connection("127.0.0.1", port))[1] for _ in range(3)]
+        await until(lambda: len(accepted) == 3)
+        assert await read_to_end(port) == b""
+        assert "as many as there may be" in event(told, "tunnel.failed").fields["message"]
+        writers[0].close()
+        accepted[0][1].close()
+        await until(lambda: near.passage.statistics().open == 2)
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+        await until(lambda: len(accepted) == 4)
+        for each in (*writers, writer, *(service for _, service in accepted)):
+            each.close()
+        await until(lambda: near.passage.statistics().open == far.passage.statistics().open == 0)
 
 
 async def test_the_far_side_has_its_own_limit(told: list[Event]) -> None:
-    async with running_node() as near, running_node(limits=TunnelLimits(streams_per_peer=1)) as far:
-        async with tunnel(near, far) as port, silent_service(far) as accepted:
-            _, writer = await asyncio.open_connection("127.0.0.1", port)
-            await until(lambda: len(accepted) == 1)
-            assert await read_to_end(port) == b""
-            assert event(told, "tunnel.refused").fields["why"] == "no_room"
-            writer.close()
+    async with (
+        running_node() as near,
+        running_node(limits=TunnelLimits(streams_per_peer=1)) as far,
+        tunnel(near, far) as port,
+        silent_service(far) as accepted,
+    ):
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+        await until(lambda: len(accepted) == 1)
+        assert await read_to_end(port) == b""
+        assert event(told, "tunnel.refused").fields["why"] == "no_room"
+        writer.close()
 
 
 async def test_what_is_not_read_is_not_taken_and_nothing_of_it_is_lost() -> None:
     """A reader that pauses, and then reads: what waits on the way is bounded meanwhile."""
     total, bound = 96 * MIB, 40 * MIB  # libp2p's largest window is 16 MiB; the rest is the kernel's
-    async with running_node() as near, running_node() as far, tunnel(near, far) as port:
-        async with silent_service(far) as accepted:
-            reader, writer = await asyncio.open_connection("127.0.0.1", port)
-            await until(lambda: len(accepted) == 1)
-            far_reader, far_writer = accepted[0]
-            payload = secrets.token_bytes(MIB)
-            sent = 0
+    async with (
+        running_node() as near,
+        running_node() as far,
+        tunnel(near, far) as port,
+        silent_service(far) as accepted,
+    ):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        await until(lambda: len(accepted) == 1)
+        far_reader, far_writer = accepted[0]
+        payload = secrets.token_bytes(MIB)
+        sent = 0
 
-            async def write() -> None:
-                nonlocal sent
-                while sent < total:
-                    writer.write(payload)
-                    await writer.drain()
-                    sent += len(payload)
-                writer.write_eof()
+        async def write() -> None:
+            nonlocal sent
+            while sent < total:
+                writer.write(payload)
+                await writer.drain()
+                sent += len(payload)
+            writer.write_eof()
 
-            writing = asyncio.create_task(write())
-            await until_still(lambda: sent)
-            assert MIB <= sent < bound
-            for _ in range(total // MIB):
-                assert await far_reader.readexactly(MIB) == payload
-            assert await far_reader.read() == b""
-            await writing
-            far_writer.write(b"half-closed, and still answering")
-            far_writer.write_eof()
-            assert await reader.read() == b"half-closed, and still answering"
-            await until(lambda: near.passage.statistics().open == far.passage.statistics().open == 0)
+        writing = asyncio.create_task(write())
+        await until_still(lambda: sent)
+        assert MIB <= sent < bound
+        for _ in range(total // MIB):
+            assert await far_reader.readexactly(MIB) == payload
+        assert await far_reader.read() == b""
+        await writing
+        far_writer.write(b"half-closed, and still answering")
+        far_writer.write_eof()
+        assert await reader.read() == b"half-closed, and still answering"
+        await until(lambda: near.passage.statistics().open == far.passage.statistics().open == 0)
 
 
 async def test_a_stream_that_carries_nothing_ends(told: list[Event]) -> None:
-    async with running_node(limits=TunnelLimits(idle_s=0.5)) as near, running_node() as far:
-        async with tunnel(near, far) as port, silent_service(far):
-            assert await read_to_end(port) == b""
-            await until(lambda: len([e for e in told if e.name == "tunnel.ended"]) == 2)
-            assert event(told, "tunnel.ended").fields["why"] == "idle"
-            assert near.passage.statistics().open == far.passage.statistics().open == 0
-            await near.thread.acall(near.host.ping, far.peer_id)
+    async with (
+        running_node(limits=TunnelLimits(idle_s=0.5)) as near,
+        running_node() as far,
+        tunnel(near, far) as port,
+        silent_service(far),
+    ):
+        assert await read_to_end(port) == b""
+        await until(lambda: {e.fields["why"] for e in told if e.name == "tunnel.ended"} == {"idle", "broken"})
+        assert near.passage.statistics().open == far.passage.statistics().open == 0
+        await near.thread.acall(near.host.ping, far.peer_id)
 
 
 @asynccontextmanager
