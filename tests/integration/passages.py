@@ -14,6 +14,7 @@ from commonweight.peers.address import PeerAddress, parse_peer
 from commonweight.peers.bridge import TrioThread
 from commonweight.peers.host import Host, HostConfig, open_host
 from commonweight.peers.passage import Passage, Whereabouts, open_passage
+from commonweight.peers.pump import CHUNK_BYTES
 from commonweight.peers.relay import Relay, RelayLimits, serve_relay
 from commonweight.peers.relaying import CircuitAddress
 from commonweight.peers.tunnel import Service, TunnelLimits
@@ -81,10 +82,10 @@ async def running_node(
 
 @asynccontextmanager
 async def running_relay(
-    limits: RelayLimits | None = None, listen: str = LOOPBACK
+    limits: RelayLimits | None = None, listen: str = LOOPBACK, identity: NodeIdentity | None = None
 ) -> AsyncIterator[tuple[PeerAddress, Relay]]:
     """A relay, and where it is."""
-    config = HostConfig(NodeIdentity(secrets.token_bytes(32)), listen)
+    config = HostConfig(identity or NodeIdentity(secrets.token_bytes(32)), listen)
     thread = TrioThread(lambda: open_host(config))
     try:
         host = await thread.start()
@@ -140,6 +141,20 @@ async def serving_echo(certificate: Certificate, admitted: Sequence[bytes]) -> A
         yield echo, f"127.0.0.1:{port}"
     finally:
         await server.stop(grace=0)
+
+
+@asynccontextmanager
+async def silent_service(far: Node) -> AsyncIterator[list[tuple[asyncio.StreamReader, asyncio.StreamWriter]]]:
+    """A plain TCP service that takes connections and does nothing with them; those that came."""
+    accepted: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
+    server = await asyncio.start_server(lambda r, w: accepted.append((r, w)), "127.0.0.1", 0, limit=CHUNK_BYTES)
+    far.services["data"] = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    try:
+        yield accepted
+    finally:
+        server.close()
+        for _, writer in accepted:
+            writer.close()
 
 
 @asynccontextmanager

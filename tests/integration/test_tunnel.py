@@ -12,7 +12,6 @@ import pytest
 from commonweight.events import Event
 from commonweight.peers import passage as passage_module
 from commonweight.peers.passage import Whereabouts
-from commonweight.peers.pump import CHUNK_BYTES
 from commonweight.peers.punching import Puncher
 from commonweight.peers.tunnel import TUNNEL, TunnelLimits
 from tests.integration.passages import (
@@ -22,6 +21,7 @@ from tests.integration.passages import (
     running_node,
     running_relay,
     serving_echo,
+    silent_service,
     stream,
     unary,
     until,
@@ -235,20 +235,6 @@ async def test_a_stream_that_carries_nothing_ends(told: list[Event]) -> None:
         await until(lambda: {e.fields["why"] for e in told if e.name == "tunnel.ended"} == {"idle", "broken"})
         assert near.passage.statistics().open == far.passage.statistics().open == 0
         await near.thread.acall(near.host.ping, far.peer_id)
-
-
-@asynccontextmanager
-async def silent_service(far: Node) -> AsyncIterator[list[tuple[asyncio.StreamReader, asyncio.StreamWriter]]]:
-    """A plain TCP service that takes connections and does nothing with them; those that came."""
-    accepted: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
-    server = await asyncio.start_server(lambda r, w: accepted.append((r, w)), "127.0.0.1", 0, limit=CHUNK_BYTES)
-    far.services["data"] = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
-    try:
-        yield accepted
-    finally:
-        server.close()
-        for _, writer in accepted:
-            writer.close()
 
 
 async def read_to_end(port: int) -> bytes:
