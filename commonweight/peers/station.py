@@ -1,0 +1,107 @@
+"""All of a process's libp2p, put together: host, gossip, exchange, Kademlia, multicast DNS. Trio side only."""
+
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+
+import trio
+
+from commonweight.errors import PeerUnreachable
+from commonweight.peers.address import PeerAddress
+from commonweight.peers.announced import Announced
+from commonweight.peers.directory import Directory
+from commonweight.peers.exchange import Exchange
+from commonweight.peers.gossip import Gossip, open_gossip
+from commonweight.peers.host import Host, HostConfig, HostStatistics, open_host
+from commonweight.peers.kademlia import Kademlia, open_kademlia
+from commonweight.peers.mdns import open_mdns
+from commonweight.peers.rendezvous import Rendezvous
+from commonweight.rules.announcement import Role
+
+
+@dataclass(frozen=True)
+class StationConfig:
+    """What one process's libp2p runs with."""
+
+    host: HostConfig
+    bootstrap: tuple[PeerAddress, ...] = ()
+    mdns: bool = False
+    model_id: bytes | None = None
+    """Peers are asked for its announcements; None: for all."""
+
+
+@dataclass(frozen=True)
+class StationStatistics:
+    """A station at one moment."""
+
+    host: HostStatistics
+    listening: tuple[str, ...]
+    """Neighbours in the announcements' topic."""
+    routing_table: int
+    """Peers known to Kademlia."""
+
+
+class Station:
+    """One process's libp2p. Use `open_station`."""
+
+    def __init__(self, host: Host, gossip: Gossip, exchange: Exchange, kademlia: Kademlia) -> None:
+        self.host = host
+        self._gossip = gossip
+        self._exchange = exchange
+        self._kademlia = kademlia
+
+    async def publish(self, announced: Announced) -> int:
+        """Send our own announcement; to how many neighbours that listen."""
+        return await self._gossip.publish(announced)
+
+    async def ask_all(self, model_id: bytes | None, role: Role | None) -> int:
+        """Have every connected peer tell what it knows; how many announcements were news."""
+        news = 0
+
+        async def ask(peer_id: str) -> None:
+            nonlocal news
+            try:
+                news += await self._exchange.ask(peer_id, model_id, role)
+            except PeerUnreachable:
+                return  # it is gone, or of another kind; the others answer
+
+        async with trio.open_nursery() as nursery:
+            for peer_id in self.host.connected:
+                nursery.start_soon(ask, peer_id)
+        return news
+
+    async def statistics(self) -> StationStatistics:
+        """What it is connected to."""
+        return StationStatistics(self.host.statistics(), self._gossip.neighbours, self._kademlia.size)
+
+
+@asynccontextmanager
+async def open_station(
+    config: StationConfig,
+    directory: Directory,
+    own: Callable[[], Iterable[Announced]],
+    joined: Callable[[], None],
+) -> AsyncIterator[Station]:
+    """Listen, stay connected, hear announcements and tell them. `own` are this process's announcements at the moment,
+    `joined` is called when it has met another peer.
+    """
+    async with AsyncExitStack() as stack:
+        host = await stack.enter_async_context(open_host(config.host))
+        gossip = await stack.enter_async_context(open_gossip(host, directory))
+        kademlia = await stack.enter_async_context(open_kademlia(host))
+        exchange = Exchange(host, directory, own)
+
+        async def meet(peer_id: str) -> None:
+            joined()
+            try:
+                await exchange.ask(peer_id, config.model_id, None)
+            except PeerUnreachable:
+                return  # a peer of another kind; it may still pass gossip on
+
+        rendezvous = Rendezvous(host, kademlia, config.bootstrap, meet)
+        nursery = await stack.enter_async_context(trio.open_nursery())
+        if config.mdns:
+            await stack.enter_async_context(open_mdns(host, config.host.psk, rendezvous.found))
+        nursery.start_soon(rendezvous.run)
+        yield Station(host, gossip, exchange, kademlia)
+        nursery.cancel_scope.cancel()
