@@ -178,6 +178,9 @@ class Discovery:
                 sequence=sequence,
                 neighbours=neighbours,
             )
+            # Asking tells, too. libp2p ignores the gossip of a key whose record it has seen with a later date: that of
+            # a second process with this key, or of this one before its clock was set back.
+            await self.ask(announced.announcement.model_id, Role.COORDINATOR)
             await asyncio.sleep(ANNOUNCE_GAP_S)
 
     async def _wait_for_death(self) -> None:

@@ -6,6 +6,7 @@ one guarded door here, with a bound on its size and on how many each neighbour m
 """
 
 import logging
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -60,6 +61,7 @@ class GuardedPubsub(Pubsub):
             max_inbound_rpc_size=MAX_RPC_BYTES,
             allowed_topics={TOPIC},
         )
+        self.counter = time.time_ns()  # of messages: from whole seconds, two processes with one key would share numbers
         self._own = ID.from_string(host.peer_id)
         self._directory = directory
         self._budgets: dict[ID, Budget] = {}

@@ -1,14 +1,13 @@
 """The directory of announcements: what replaces what, what is turned away, and what a flood can't do."""
 
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
 
 import pytest
 
 from commonweight.errors import IdentityMismatch, MalformedMessage, PeerUnreachable
-from commonweight.events import Event, add_sink
+from commonweight.events import Event
 from commonweight.identity import NodeIdentity
 from commonweight.peers.announced import Announced, next_sequence, read_announced, sign_announcement
 from commonweight.peers.directory import MAX_BURST, REFILL_S, Directory, Reach
@@ -62,15 +61,11 @@ def clock() -> Clock:
     return Clock()
 
 
-_heard: list[Event] = []
-add_sink(_heard.append)
-
-
 @pytest.fixture
-def events() -> Iterator[list[Event]]:
-    _heard.clear()
-    yield _heard
-    _heard.clear()
+def events(monkeypatch: pytest.MonkeyPatch) -> list[Event]:
+    heard: list[Event] = []
+    monkeypatch.setattr("commonweight.events._sinks", [heard.append])
+    return heard
 
 
 def names(events: list[Event]) -> list[str]:
