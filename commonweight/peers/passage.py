@@ -53,7 +53,13 @@ class Passage:
     """One host's ways to others, and theirs to its services. Use `open_passage`."""
 
     def __init__(
-        self, host: Host, connections: Connections, puncher: Puncher, circuits: Circuits, tunnels: Tunnels
+        self,
+        host: Host,
+        connections: Connections,
+        puncher: Puncher,
+        circuits: Circuits,
+        tunnels: Tunnels,
+        circuited: set[str],
     ) -> None:
         self._host = host
         self._connections = connections
@@ -61,21 +67,15 @@ class Passage:
         self._tunnels = tunnels
         self.circuits = circuits
         self._locks: defaultdict[str, trio.Lock] = defaultdict(trio.Lock)
-        self._circuited: set[str] = set()
-        """Peers that were connected through a relay first: a direct connection to them was punched."""
+        self._circuited = circuited
+        """Peers to which this host has gone through a relay: a direct connection to them was punched."""
 
     async def connect(self, peer: Whereabouts) -> Link:
         """Be connected to the peer, directly if that can be had. Raises PeerUnreachable that says what was tried."""
         async with self._locks[peer.peer_id]:
-            if (link := self._link(peer.peer_id)) is None:
+            if self._link(peer.peer_id) is None:
                 await self._dial(peer)
-                link = self._link(peer.peer_id)
-            if link == "relayed" and peer.peer_id not in self._circuited:
-                self._circuited.add(peer.peer_id)
-                with trio.move_on_after(PUNCH_S):
-                    await self._connections.wait_until(lambda: self._link(peer.peer_id) != "relayed")
-                link = self._link(peer.peer_id)
-        if link is None:
+        if (link := self._link(peer.peer_id)) is None:
             raise PeerUnreachable(f"{peer.peer_id} hung up as soon as it was connected. Check that it runs.")
         return link
 
@@ -105,11 +105,17 @@ class Passage:
                 return await self._host.connect(address, DIAL_S)
             except PeerUnreachable as error:
                 failures.append(error.args[0])
+        self._circuited.add(peer.peer_id)
         for circuit in peer.circuits:
             try:
-                return await self.circuits.dial(circuit)
+                await self.circuits.dial(circuit)
             except (PeerUnreachable, Refused) as error:
                 failures.append(error.args[0])
+                continue
+            with trio.move_on_after(PUNCH_S):  # the other side begins
+                await self._connections.wait_until(lambda: self._link(peer.peer_id) != "relayed")
+            return None
+        self._circuited.discard(peer.peer_id)
         raise PeerUnreachable(" ".join(failures) or f"No libp2p address of {peer.peer_id} is known, nor a relay.")
 
 
@@ -123,9 +129,10 @@ async def open_passage(
 ) -> AsyncIterator[Passage]:
     """Reach peers, and be reached, through `relays` too, by those that are `admitted`."""
     connections = Connections(host)
+    circuited: set[str] = set()
     async with (
-        open_puncher(host) as puncher,
+        open_puncher(host, lambda peer_id: peer_id in circuited or admitted(peer_id)) as puncher,
         open_circuits(host, connections, relays, admitted, puncher.punch) as circuits,
         open_tunnels(host, services, admitted, limits) as tunnels,
     ):
-        yield Passage(host, connections, puncher, circuits, tunnels)
+        yield Passage(host, connections, puncher, circuits, tunnels, circuited)

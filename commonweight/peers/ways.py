@@ -1,7 +1,7 @@
 """Which way gRPC takes to a peer's service: its own port, or a tunnel over the best connection that libp2p can make."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from commonweight.errors import IdentityMismatch, PeerUnreachable
 from commonweight.events import emit
@@ -28,7 +28,7 @@ class Way:
 
 
 async def find_way(
-    trio_side: TrioThread[Passage], passage: Passage, peer: Whereabouts, service: Service, address: str
+    trio_side: TrioThread[Any], passage: Passage, peer: Whereabouts, service: Service, address: str
 ) -> Way:
     """The best way to the service that the peer has at `address`, as host:port: directly; else by a tunnel, over a
     direct libp2p connection if one can be dialled or punched; else over a relay.
