@@ -1,7 +1,7 @@
 """What a node does while it is attached to its coordinator: it passes orders on to its parts, and signs reports."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from commonweight.errors import ConfigError, Refused, WireError, WorkerDied, error_with_code
@@ -40,6 +40,8 @@ class Session:
         self._assigned: asyncio.Future[pb.Assignment] = asyncio.get_running_loop().create_future()
         self._generation = 0
         self.started: tuple[bytes, int] | None = None
+        self.on_assigned: Callable[[int], None] = lambda _: None
+        """Called with the stage that this node holds from now on."""
         self.rounds = 0
 
     @property
@@ -116,6 +118,7 @@ class Session:
         if assignment.stage == 0 and self._config.data is None:
             raise ConfigError("This node holds the first stage, which reads the text: give --data FOLDER.")
         emit("node.assigned", stage=assignment.stage, model_id="0x" + assignment.model_id.hex())
+        self.on_assigned(assignment.stage)
         if self.started is None:
             self.started = wanted
             start = worker_pb2.WorkerStart(

@@ -9,6 +9,7 @@ import asyncio
 
 from commonweight.errors import PeerUnreachable, WorkerDied
 from commonweight.events import emit
+from commonweight.locating import make_locator
 from commonweight.wire.attachment import Attachment, Backoff, Finished, attach, together
 from commonweight.wire.channel import join_address, split_address
 from commonweight.wire.generated import control_pb2 as pb
@@ -42,6 +43,7 @@ class Node:
         self._decoding = Decoding(decode, config.identity, self.start_decoder)
         self._evidence = self.make_evidence()
         self._watch = Watch(config.identity.address, config.payout, config.directory, config.watch)
+        self._locator = make_locator(config.coordinator, config.identity)
         self._started: tuple[bytes, int] | None = None
         """Spec and stage that the worker was started with."""
         self._deaths = 0
@@ -76,7 +78,8 @@ class Node:
             payout=self.config.payout,
         )
         await self._evidence.listen(self.config.evidence_listen)
-        parts = [asyncio.create_task(self._train()), asyncio.create_task(self._decoding.run())]
+        running = (self._train(), self._decoding.run(), self._locator.run())
+        parts = [asyncio.create_task(part) for part in running]
         try:
             done, _ = await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
             for part in done:
@@ -118,9 +121,12 @@ class Node:
         """One attachment to the coordinator, from enrolment to the end of its stream."""
         worker = self._worker
         assert worker is not None, "a node attends with its worker running"
-        async with attach(self.config.coordinator, self.certificate, self._join(worker)) as coordinator:
+        join = self._join(worker)
+        async with attach(await self._locator.coordinator(), self.certificate, join) as coordinator:
             session = self.make_session(worker, coordinator)
             session.started = self._started
+            address = join.join.data_address
+            session.on_assigned = lambda stage: self._locator.announce(address, self.certificate.der, stage)
             try:
                 await together(session.obey(), session.relay())
             finally:

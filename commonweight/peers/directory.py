@@ -6,7 +6,7 @@ for one that nobody has looked at. It may be used from any thread.
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import Enum
 
@@ -68,18 +68,10 @@ class DirectoryStatistics:
 class Directory:
     """Live announcements."""
 
-    def __init__(
-        self,
-        clock: Callable[[], float],
-        favoured: Iterable[tuple[bytes, str]] = (),
-        *,
-        max_entries: int = MAX_ENTRIES,
-    ) -> None:
-        """`clock` gives Unix time. `favoured` are models with the account of their coordinator: those have room
-        reserved, and nobody else may announce as coordinator of these models.
-        """
+    def __init__(self, clock: Callable[[], float], *, max_entries: int = MAX_ENTRIES) -> None:
+        """`clock` gives Unix time."""
         self._clock = clock
-        self._favoured = dict(favoured)
+        self._favoured: dict[bytes, str] = {}
         self._max_entries = max_entries
         self._entries: dict[Key, Entry] = {}
         self._lock = threading.Lock()
@@ -88,6 +80,14 @@ class Directory:
         self._told_at_s: dict[str, float] = {}
         self.changed: Callable[[Entry], None] = lambda _: None
         """Called, in the thread that offers, with every entry that is new or newer."""
+
+    def favour(self, model_id: bytes, account: str) -> None:
+        """Reserve room for the model's coordinator, which has this account: no other counts as that from now on."""
+        with self._lock:
+            self._favoured[model_id] = account
+            for key, entry in list(self._entries.items()):
+                if key[0] == model_id and key[2] is Role.COORDINATOR and entry.announced.account != account:
+                    del self._entries[key]
 
     def offer(self, announced: Announced) -> bool:
         """Take in what was received; whether it counts, and is worth passing on.

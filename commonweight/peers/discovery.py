@@ -16,8 +16,9 @@ from commonweight.events import emit
 from commonweight.identity import NodeIdentity
 from commonweight.peers.announced import Announced, next_sequence, sign_announcement
 from commonweight.peers.bridge import TrioThread
+from commonweight.peers.config import PeersConfig
 from commonweight.peers.directory import Directory, Entry, Reach
-from commonweight.peers.station import Station, StationConfig, StationStatistics, open_station
+from commonweight.peers.station import Station, StationStatistics, open_station
 from commonweight.rules.announcement import MAX_PEER_ADDRESSES, Announcement, Role
 from commonweight.wire.attachment import together
 from commonweight.wire.channel import split_address
@@ -55,23 +56,24 @@ class Discovery:
     """A process's part in discovery, for its asyncio side."""
 
     def __init__(
-        self, config: StationConfig, favoured: Iterable[tuple[bytes, str]] = (), *, confirms: bool = False
+        self, identity: NodeIdentity, config: PeersConfig, model_id: bytes | None = None, *, confirms: bool = False
     ) -> None:
-        """`favoured` as in Directory. With `confirms` every announced address is dialled, not only what is looked for.
-
-        Nothing is started before `start`.
+        """Peers are asked for the announcements of `model_id`, or for all. With `confirms` every announced address is
+        dialled, not only what is looked for. Nothing is started before `start`.
         """
-        self._identity: NodeIdentity = config.host.identity
+        self._identity = identity
         self._confirms = confirms
-        self.directory = Directory(time.time, favoured)
+        self.directory = Directory(time.time)
         self.directory.changed = self._on_changed
         self._own: Announced | None = None
         self._claim: Claim | None = None
+        self.met = asyncio.Event()
+        """Set once a peer has been connected to, and asked."""
         self._wake = asyncio.Event()
         self._news = asyncio.Event()
         self._waiting: asyncio.Queue[Entry] = asyncio.Queue(MAX_WAITING)
         self._thread: TrioThread[Station] = TrioThread(
-            lambda: open_station(config, self.directory, self._announced, self._on_joined)
+            lambda: open_station(identity, config, model_id, self.directory, self._announced, self._on_joined)
         )
         self._station: Station
 
@@ -115,6 +117,7 @@ class Discovery:
         It was reached there just now, with the certificate that it announces. Raises PeerUnreachable, saying what was
         heard and tried, where that doesn't come about within `timeout_s`.
         """
+        self.directory.favour(model_id, account)
         failures: dict[str, str] = {}
         try:
             async with asyncio.timeout(timeout_s):
@@ -213,6 +216,7 @@ class Discovery:
         return () if own is None else (own,)
 
     def _on_joined(self) -> None:
+        self._thread.tell(self.met.set)
         self._thread.tell(self._wake.set)
 
     def _on_changed(self, entry: Entry) -> None:

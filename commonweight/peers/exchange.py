@@ -4,6 +4,7 @@ One stream, one question: the asker sends what it wants to know of and its own a
 what it knows. Announcements prove themselves, so it doesn't matter who passes them on.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -25,8 +26,10 @@ ANSWER_S = 10.0
 MAX_QUESTION = 256
 MAX_OWN = 4
 """Announcements of its own that an asker brings."""
-MAX_ASKERS = 32
-"""Answered at a time."""
+MAX_ANSWERS = 64
+"""At a time."""
+MAX_ANSWERS_EACH = 4
+"""Of these to one asker."""
 END = b""
 
 
@@ -38,7 +41,7 @@ class Exchange:
         self._host = host
         self._directory = directory
         self._own = own
-        self._answering: set[str] = set()
+        self._answering: Counter[str] = Counter()
         host.handle(PROTOCOL, self._answer)
 
     async def ask(self, peer_id: str, model_id: bytes | None, role: Role | None) -> int:
@@ -65,10 +68,10 @@ class Exchange:
 
     async def _answer(self, stream: INetStream) -> None:
         asker = str(stream.muxed_conn.peer_id)
-        if asker in self._answering or len(self._answering) >= MAX_ASKERS:
+        if self._answering[asker] >= MAX_ANSWERS_EACH or self._answering.total() >= MAX_ANSWERS:
             await end_stream(stream)
             return
-        self._answering.add(asker)
+        self._answering[asker] += 1
         try:
             with trio.fail_after(ANSWER_S):
                 frames = Frames(stream)
@@ -78,7 +81,8 @@ class Exchange:
                     await stream.write(frame(entry.announced.data))
                 await stream.write(frame(END))
         finally:
-            self._answering.discard(asker)
+            self._answering[asker] -= 1
+            self._answering += Counter()  # forgets who has none
             await end_stream(stream)
 
     async def _take_in(self, frames: Frames, at_most: int, peer_id: str) -> int:

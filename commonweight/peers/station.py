@@ -1,5 +1,6 @@
 """All of a process's libp2p, put together: host, gossip, exchange, Kademlia, multicast DNS. Trio side only."""
 
+import contextlib
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -7,27 +8,18 @@ from dataclasses import dataclass
 import trio
 
 from commonweight.errors import PeerUnreachable
-from commonweight.peers.address import PeerAddress
+from commonweight.identity import NodeIdentity
 from commonweight.peers.announced import Announced
+from commonweight.peers.config import PeersConfig
 from commonweight.peers.directory import Directory
 from commonweight.peers.exchange import Exchange
 from commonweight.peers.gossip import Gossip, open_gossip
 from commonweight.peers.host import Host, HostConfig, HostStatistics, open_host
 from commonweight.peers.kademlia import Kademlia, open_kademlia
 from commonweight.peers.mdns import open_mdns
+from commonweight.peers.relay import serve_relay
 from commonweight.peers.rendezvous import Rendezvous
 from commonweight.rules.announcement import Role
-
-
-@dataclass(frozen=True)
-class StationConfig:
-    """What one process's libp2p runs with."""
-
-    host: HostConfig
-    bootstrap: tuple[PeerAddress, ...] = ()
-    mdns: bool = False
-    model_id: bytes | None = None
-    """Peers are asked for its announcements; None: for all."""
 
 
 @dataclass(frozen=True)
@@ -77,31 +69,35 @@ class Station:
 
 @asynccontextmanager
 async def open_station(
-    config: StationConfig,
+    identity: NodeIdentity,
+    config: PeersConfig,
+    model_id: bytes | None,
     directory: Directory,
     own: Callable[[], Iterable[Announced]],
     joined: Callable[[], None],
 ) -> AsyncIterator[Station]:
-    """Listen, stay connected, hear announcements and tell them. `own` are this process's announcements at the moment,
-    `joined` is called when it has met another peer.
+    """Listen, stay connected, hear announcements and tell them.
+
+    Peers are asked for the announcements of `model_id`, or for all. `own` are this process's announcements at the
+    moment, `joined` is called when it has met another peer and asked it.
     """
     async with AsyncExitStack() as stack:
-        host = await stack.enter_async_context(open_host(config.host))
+        host = await stack.enter_async_context(open_host(HostConfig(identity, config.listen, config.psk)))
         gossip = await stack.enter_async_context(open_gossip(host, directory))
         kademlia = await stack.enter_async_context(open_kademlia(host))
         exchange = Exchange(host, directory, own)
+        if config.relay:
+            serve_relay(host)
 
         async def meet(peer_id: str) -> None:
+            with contextlib.suppress(PeerUnreachable):  # a peer of another kind may still pass gossip on
+                await exchange.ask(peer_id, model_id, None)
             joined()
-            try:
-                await exchange.ask(peer_id, config.model_id, None)
-            except PeerUnreachable:
-                return  # a peer of another kind; it may still pass gossip on
 
         rendezvous = Rendezvous(host, kademlia, config.bootstrap, meet)
         nursery = await stack.enter_async_context(trio.open_nursery())
         if config.mdns:
-            await stack.enter_async_context(open_mdns(host, config.host.psk, rendezvous.found))
+            await stack.enter_async_context(open_mdns(host, config.psk, rendezvous.found))
         nursery.start_soon(rendezvous.run)
         yield Station(host, gossip, exchange, kademlia)
         nursery.cancel_scope.cancel()

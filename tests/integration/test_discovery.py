@@ -26,11 +26,11 @@ from commonweight.peers import discovery as discovery_module
 from commonweight.peers.address import PeerAddress, parse_peer
 from commonweight.peers.announced import next_sequence, sign_announcement
 from commonweight.peers.bridge import TrioThread
+from commonweight.peers.config import PeersConfig
 from commonweight.peers.discovery import Claim, Discovery
 from commonweight.peers.frames import frame
 from commonweight.peers.gossip import TOPIC
 from commonweight.peers.host import Host, HostConfig, open_host
-from commonweight.peers.station import StationConfig
 from commonweight.rules.announcement import Announcement, Role
 from commonweight.rules.canonical import canonical_json
 from commonweight.wire.channel import join_address, serve
@@ -65,14 +65,9 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @asynccontextmanager
 async def discovering(
-    identity: NodeIdentity | None = None,
-    *bootstrap: PeerAddress,
-    favoured: tuple[tuple[bytes, str], ...] = (),
-    confirms: bool = False,
-    **config: object,
+    identity: NodeIdentity | None = None, *bootstrap: PeerAddress, confirms: bool = False
 ) -> AsyncIterator[Discovery]:
-    host = HostConfig(identity or new_identity(), ANY_PORT)
-    discovery = Discovery(StationConfig(host, bootstrap, **config), favoured, confirms=confirms)  # type: ignore[arg-type]
+    discovery = Discovery(identity or new_identity(), PeersConfig(ANY_PORT, bootstrap), confirms=confirms)
     await discovery.start()
     running = asyncio.create_task(discovery.run())
     try:
@@ -137,7 +132,7 @@ async def test_a_coordinator_is_found_by_a_bootstrap_address_and_its_key() -> No
         service(certificate) as address,
         discovering() as bootstrap,
         discovering(identity, where(bootstrap)) as coordinator,
-        discovering(None, where(bootstrap), favoured=((MODEL, identity.address),)) as node,
+        discovering(None, where(bootstrap)) as node,
     ):
         coordinator.announce(claim(certificate, address))
         assert await node.find_coordinator(MODEL, identity.address, WAIT_S) == f"{identity.peer_id}@{address}"

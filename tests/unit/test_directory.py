@@ -146,7 +146,8 @@ def test_a_flood_of_keys_neither_grows_it_nor_displaces_anybody(clock: Clock) ->
 
 def test_what_was_found_false_makes_room_and_the_coordinator_of_the_chain_always_has_it(clock: Clock) -> None:
     account = identity(50).address
-    directory = Directory(clock, [(MODEL, account)], max_entries=3)
+    directory = Directory(clock, max_entries=3)
+    directory.favour(MODEL, account)
     flood = [announced(number) for number in range(3)]
     for each in flood:
         directory.offer(each)
@@ -159,7 +160,10 @@ def test_what_was_found_false_makes_room_and_the_coordinator_of_the_chain_always
 
 
 def test_nobody_else_is_coordinator_of_a_model_whose_coordinator_is_known(clock: Clock, events: list[Event]) -> None:
-    directory = Directory(clock, [(MODEL, identity(50).address)])
+    directory = Directory(clock)
+    assert directory.offer(announced(1, role=Role.COORDINATOR))
+    directory.favour(MODEL, identity(50).address)
+    assert not directory.live()
     assert not directory.offer(announced(1, role=Role.COORDINATOR))
     assert identity(50).address in events[0].fields["message"]
     assert directory.offer(announced(1, role=Role.COORDINATOR, model_id=b"\x08" * 32))
