@@ -7,7 +7,8 @@ py-libp2p 0.8.1 wants to be held by the hand. Each of these is covered here, so 
 * a failed dial blocks the peer for a minute, and an old address is tried before a new one, so both are cleared;
 * a silent peer stays connected for ever, so each is pinged, and hung up on;
 * left alone it dials whomever it has heard of to fill up its connections, so that part is stopped;
-* its places for connections that come in are never given back, see `tcp.py`.
+* its places for connections that come in are never given back, see `tcp.py`;
+* it buffers whatever a peer sends, see `muxer.py`.
 """
 
 import logging
@@ -38,6 +39,7 @@ from commonweight.errors import ConfigError, PeerUnreachable
 from commonweight.events import emit
 from commonweight.identity import NodeIdentity
 from commonweight.peers.address import PeerAddress, parse_listen
+from commonweight.peers.muxer import ONLY_YAMUX, hold_to_windows
 from commonweight.peers.tcp import MAX_CONNECTIONS, BoundedTcp
 
 DIAL_S = 10.0
@@ -233,7 +235,7 @@ async def open_host(config: HostConfig) -> AsyncIterator[Host]:
     libp2p = new_host(
         key_pair=keys,
         sec_opt={NOISE: Noise(keys, create_noise_key_pair().private_key)},
-        muxer_preference="YAMUX",
+        muxer_opt=ONLY_YAMUX,
         psk=config.psk,
         transports=[BoundedTcp()],
         connection_config=ConnectionConfig(
@@ -247,6 +249,7 @@ async def open_host(config: HostConfig) -> AsyncIterator[Host]:
     )
     host = Host(libp2p, config)
     host.guard_streams()
+    hold_to_windows(host.swarm)
     async with libp2p.run([Multiaddr(listen)]):
         if not libp2p.get_addrs():
             raise ConfigError(f"libp2p can't listen on {listen}. Give an address of this machine and a free port.")
