@@ -19,6 +19,7 @@ from commonweight.identity import NodeIdentity
 from commonweight.peers.address import parse_peer
 from commonweight.peers.bridge import TrioThread
 from commonweight.peers.host import HostConfig, open_host
+from commonweight.peers.offered import Offered
 from commonweight.peers.passage import Passage, Whereabouts, open_passage
 from commonweight.wire.channel import PIPE_FRAME_BYTES, PIPE_PART_BYTES, PIPE_PING_TIMEOUT_MS, open_channel, serve
 from commonweight.wire.tls import make_certificate, server_credentials
@@ -144,7 +145,7 @@ async def _host(parent: Connection, secret: bytes, admitted: str, service: str, 
         config = HostConfig(NodeIdentity(secret), "/ip4/127.0.0.1/tcp/0")
         async with (
             open_host(config) as host,
-            open_passage(host, (), lambda: {"data": service}, lambda peer_id: peer_id == admitted) as passage,
+            open_passage(host, (), Offered({"data": service}, frozenset({admitted}))) as passage,
         ):
             yield host.addresses[0], passage
 

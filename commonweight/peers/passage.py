@@ -1,7 +1,7 @@
 """Getting a libp2p connection to a peer wherever it is: dialled, punched or through a relay. Trio side only."""
 
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Literal
@@ -12,9 +12,10 @@ from commonweight.errors import ConfigError, PeerUnreachable, Refused
 from commonweight.peers.address import PeerAddress, parse_peer
 from commonweight.peers.connections import Connections
 from commonweight.peers.host import Host
+from commonweight.peers.offered import Offered, Service
 from commonweight.peers.punching import PUNCH_S, Puncher, open_puncher
 from commonweight.peers.relaying import CircuitAddress, Circuits, open_circuits, parse_circuit
-from commonweight.peers.tunnel import Service, TunnelLimits, Tunnels, TunnelStatistics, open_tunnels
+from commonweight.peers.tunnel import TunnelLimits, Tunnels, TunnelStatistics, open_tunnels
 
 DIAL_S = 5.0
 """For one address of a peer."""
@@ -123,16 +124,19 @@ class Passage:
 async def open_passage(
     host: Host,
     relays: Sequence[PeerAddress],
-    services: Callable[[], Mapping[Service, str]],
-    admitted: Callable[[str], bool],
+    offered: Offered,
     limits: TunnelLimits | None = None,
 ) -> AsyncIterator[Passage]:
-    """Reach peers, and be reached, through `relays` too, by those that are `admitted`."""
+    """Reach peers, and have those that are admitted reach what is offered, through `relays`, too."""
     connections = Connections(host)
     circuited: set[str] = set()
+
+    def admitted(peer_id: str) -> bool:
+        return peer_id in offered.admitted
+
     async with (
         open_puncher(host, lambda peer_id: peer_id in circuited or admitted(peer_id)) as puncher,
         open_circuits(host, connections, relays, admitted, puncher.punch) as circuits,
-        open_tunnels(host, services, admitted, limits) as tunnels,
+        open_tunnels(host, offered, limits) as tunnels,
     ):
         yield Passage(host, connections, puncher, circuits, tunnels, circuited)

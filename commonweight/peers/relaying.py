@@ -72,7 +72,7 @@ class Circuits:
         self._connections = connections
         self._admitted = admitted
         self._accepted = accepted
-        self._reserved: set[PeerAddress] = set()
+        self._reserved: frozenset[PeerAddress] = frozenset()
 
     @property
     def addresses(self) -> tuple[str, ...]:
@@ -99,13 +99,13 @@ class Circuits:
             else:
                 told = ""
                 if relay not in self._reserved:
-                    self._reserved.add(relay)
+                    self._reserved |= {relay}
                     emit("relay.ready", address=str(CircuitAddress(relay, self._host.peer_id)), seconds=round(seconds))
                 with trio.move_on_after(min(max(seconds * RENEW_AT, MIN_RENEWAL_S), MAX_RENEWAL_S)):
                     await self._connections.wait_until(lambda: self._connections.link(relay.peer_id) is None)
                 if self._connections.link(relay.peer_id) is not None:
                     continue
-            self._reserved.discard(relay)
+            self._reserved -= {relay}
             await trio.sleep(RETRY_S)
 
     async def dial(self, address: CircuitAddress) -> None:

@@ -11,11 +11,11 @@ or change anything, and whoever else on this machine connects to PORT gets no fu
 """
 
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Literal, get_args
+from typing import get_args
 
 import trio
 from libp2p.abc import INetStream
@@ -24,12 +24,11 @@ from libp2p.io.exceptions import IOException
 from commonweight.errors import CommonweightError, PeerUnreachable, Refused
 from commonweight.events import emit
 from commonweight.peers.host import Host
+from commonweight.peers.offered import Offered, Service
 from commonweight.peers.pump import PumpLimits, SocketBytes, StreamBytes, end_stream, pump, reset_stream
 from commonweight.wire.channel import split_address
 
 TUNNEL = "/commonweight/tunnel/1"
-Service = Literal["data", "decode", "evidence"]
-"""What a node serves to other nodes, auditors and gateways."""
 
 
 class Answer(IntEnum):
@@ -71,14 +70,12 @@ class Tunnels:
     def __init__(
         self,
         host: Host,
-        services: Callable[[], Mapping[Service, str]],
-        admitted: Callable[[str], bool],
+        offered: Offered,
         limits: TunnelLimits,
         nursery: trio.Nursery,
     ) -> None:
         self._host = host
-        self._services = services
-        self._admitted = admitted
+        self._offered = offered
         self._limits = limits
         self._nursery = nursery
         self._ports: dict[tuple[str, Service], int] = {}
@@ -117,9 +114,9 @@ class Tunnels:
             await reset_stream(stream)
             raise
         service = next((each for each in get_args(Service) if each.encode() == name), None)
-        if not self._admitted(peer_id):
+        if peer_id not in self._offered.admitted:
             return await self._refuse(stream, peer_id, Answer.NOT_ADMITTED)
-        if service is None or (address := self._services().get(service)) is None:
+        if service is None or (address := self._offered.services.get(service)) is None:
             return await self._refuse(stream, peer_id, Answer.NOT_SERVED)
         if not self._has_room(peer_id):
             return await self._refuse(stream, peer_id, Answer.NO_ROOM)
@@ -191,15 +188,10 @@ class Tunnels:
 
 
 @asynccontextmanager
-async def open_tunnels(
-    host: Host,
-    services: Callable[[], Mapping[Service, str]],
-    admitted: Callable[[str], bool],
-    limits: TunnelLimits | None = None,
-) -> AsyncIterator[Tunnels]:
-    """Tunnel to peers, and take the `admitted` ones to `services`, which gives host:port by name when one asks."""
+async def open_tunnels(host: Host, offered: Offered, limits: TunnelLimits | None = None) -> AsyncIterator[Tunnels]:
+    """Tunnel to peers, and take the admitted ones to what is offered."""
     async with trio.open_nursery() as nursery:
-        tunnels = Tunnels(host, services, admitted, limits or TunnelLimits(), nursery)
+        tunnels = Tunnels(host, offered, limits or TunnelLimits(), nursery)
         host.handle(TUNNEL, tunnels.serve)
         yield tunnels
         nursery.cancel_scope.cancel()

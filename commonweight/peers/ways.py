@@ -6,8 +6,8 @@ from typing import Any, Literal
 from commonweight.errors import IdentityMismatch, PeerUnreachable
 from commonweight.events import emit
 from commonweight.peers.bridge import TrioThread
+from commonweight.peers.offered import Service
 from commonweight.peers.passage import Passage, Whereabouts
-from commonweight.peers.tunnel import Service
 from commonweight.wire.channel import split_address
 from commonweight.wire.tls import fetch_certificate
 

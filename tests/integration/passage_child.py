@@ -4,7 +4,8 @@
     serve  KEY LISTEN FOLDER GRPC_LISTEN [RELAY]
     call   KEY LISTEN FOLDER PEER_ID ADDRESS PEER_ADDRESS…
 
-KEY is a text from which the node's key follows. Certificates lie in FOLDER, by PeerId; everybody in it is admitted.
+KEY is a text from which the node's key follows; "near" and "far" admit each other. Certificates lie in FOLDER, by
+PeerId.
 """
 
 import asyncio
@@ -24,9 +25,9 @@ from commonweight.identity import NodeIdentity
 from commonweight.peers.address import PeerAddress, parse_peer
 from commonweight.peers.bridge import TrioThread
 from commonweight.peers.host import HostConfig, open_host
+from commonweight.peers.offered import Offered, Service
 from commonweight.peers.passage import Passage, Whereabouts, open_passage
 from commonweight.peers.relay import serve_relay
-from commonweight.peers.tunnel import Service
 from commonweight.peers.ways import find_way
 from commonweight.wire.channel import PIPE_FRAME_BYTES, serve, split_address
 from commonweight.wire.tls import Certificate, make_certificate, server_credentials
@@ -37,6 +38,9 @@ MESSAGES = 4
 
 def identity_of(key: str) -> NodeIdentity:
     return NodeIdentity(keccak(key.encode()))
+
+
+EVERYBODY = frozenset(identity_of(key).peer_id for key in ("near", "far"))
 
 
 async def relay(key: str, listen: str) -> None:
@@ -57,7 +61,7 @@ async def node(
     async def opened() -> AsyncIterator[Passage]:
         async with (
             open_host(HostConfig(identity_of(key), listen)) as host,
-            open_passage(host, relays, lambda: services, lambda peer_id: (folder / peer_id).exists()) as passage,
+            open_passage(host, relays, Offered(services, EVERYBODY)) as passage,
         ):
             yield passage
 

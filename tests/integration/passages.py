@@ -13,11 +13,12 @@ from commonweight.identity import NodeIdentity
 from commonweight.peers.address import PeerAddress, parse_peer
 from commonweight.peers.bridge import TrioThread
 from commonweight.peers.host import Host, HostConfig, open_host
+from commonweight.peers.offered import Offered, Service
 from commonweight.peers.passage import Passage, Whereabouts, open_passage
 from commonweight.peers.pump import CHUNK_BYTES
 from commonweight.peers.relay import Relay, RelayLimits, serve_relay
 from commonweight.peers.relaying import CircuitAddress
-from commonweight.peers.tunnel import Service, TunnelLimits
+from commonweight.peers.tunnel import TunnelLimits
 from commonweight.wire.channel import PIPE_FRAME_BYTES, open_channel, serve
 from commonweight.wire.tls import Certificate, make_certificate, server_credentials
 
@@ -33,8 +34,8 @@ class Node:
     thread: TrioThread[Passage]
     passage: Passage
     host: Host
-    admitted: set[str]
     services: dict[Service, str]
+    offered: Offered
     certificate: Certificate = field(init=False)
 
     def __post_init__(self) -> None:
@@ -48,6 +49,10 @@ class Node:
     def address(self) -> PeerAddress:
         return parse_peer(self.host.addresses[0])
 
+    def admit(self, *others: "Node") -> None:
+        """These, and nobody else."""
+        self.offered.admitted = frozenset(other.peer_id for other in others)
+
     def through(self, relay: PeerAddress) -> Whereabouts:
         """Where it is for who can't dial it."""
         return Whereabouts(self.peer_id, circuits=(CircuitAddress(relay, self.peer_id),))
@@ -59,15 +64,15 @@ async def running_node(
 ) -> AsyncIterator[Node]:
     """A node that admits nobody yet, and serves nothing."""
     identity = NodeIdentity(secrets.token_bytes(32))
-    admitted: set[str] = set()
     services: dict[Service, str] = {}
+    offered = Offered(services)
     hosts: list[Host] = []
 
     @asynccontextmanager
     async def opened() -> AsyncIterator[Passage]:
         async with (
             open_host(HostConfig(identity, listen)) as host,
-            open_passage(host, relays, lambda: services, admitted.__contains__, limits) as passage,
+            open_passage(host, relays, offered, limits) as passage,
         ):
             hosts.append(host)
             yield passage
@@ -75,7 +80,7 @@ async def running_node(
     thread = TrioThread(opened)
     try:
         passage = await thread.start()
-        yield Node(identity, thread, passage, hosts[0], admitted, services)
+        yield Node(identity, thread, passage, hosts[0], services, offered)
     finally:
         await thread.stop()
 

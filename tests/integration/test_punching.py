@@ -47,11 +47,11 @@ async def test_a_peer_has_a_host_dial_little_and_only_if_it_is_admitted(
     monkeypatch.setattr(Puncher, "punch", unwilling)
     monkeypatch.setattr("commonweight.peers.passage.PUNCH_S", 0.1)
     async with running_relay() as (address, _), running_node() as near, running_node([address]) as far:
-        far.admitted.add(near.peer_id)
+        far.admit(near)
         await until(lambda: far.passage.circuits.addresses != ())
         assert await near.thread.acall(near.passage.connect, far.through(address)) == "relayed"
         if not is_admitted:
-            far.admitted.clear()
+            far.admit()
         answer = await begin_punching(near, far, [f"/ip4/127.0.0.1/tcp/{port}" for port in range(1, 40)])
         if is_admitted:
             await until(lambda: len(dialled) > 0)

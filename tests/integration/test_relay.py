@@ -62,7 +62,7 @@ async def test_a_circuit_ends_at_its_limits_and_can_be_opened_again(
     limits: RelayLimits, why: str, told: list[Event]
 ) -> None:
     async with running_relay(limits) as (address, relay), running_node() as near, running_node([address]) as far:
-        far.admitted.add(near.peer_id)
+        far.admit(near)
         await reserved(far)
         port = await near.thread.acall(near.passage.tunnel, far.through(address), "data")
         async with silent_service(far):
@@ -104,7 +104,7 @@ async def test_circuits_of_one_peer_are_bounded() -> None:
         running_node() as other,
         running_node([address]) as far,
     ):
-        far.admitted.update((near.peer_id, other.peer_id))
+        far.admit(near, other)
         where = await reserved(far)
         await near.thread.acall(near.passage.circuits.dial, where)
         for node in (near, other):
@@ -122,7 +122,7 @@ async def test_the_end_of_one_circuit_leaves_the_others() -> None:
         running_node() as other,
         running_node([address]) as far,
     ):
-        far.admitted.update((near.peer_id, other.peer_id))
+        far.admit(near, other)
         where = await reserved(far)
         for node in (near, other):
             await node.thread.acall(node.passage.circuits.dial, where)

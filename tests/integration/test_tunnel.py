@@ -54,7 +54,7 @@ def unpunchable(monkeypatch: pytest.MonkeyPatch) -> None:
 @asynccontextmanager
 async def tunnel(near: Node, far: Node) -> AsyncIterator[int]:
     """A port of `near` that leads to `far`, which admits it."""
-    far.admitted.add(near.peer_id)
+    far.admit(near)
     yield await near.thread.acall(near.passage.tunnel, Whereabouts(far.peer_id, (far.address,)), "data")
 
 
@@ -72,7 +72,7 @@ async def test_grpc_goes_through_a_tunnel_unchanged() -> None:
 @pytest.mark.usefixtures("unpunchable")
 async def test_grpc_goes_through_a_relay_unchanged() -> None:
     async with running_relay() as (address, relay), running_node() as near, running_node([address]) as far:
-        far.admitted.add(near.peer_id)
+        far.admit(near)
         await until(lambda: far.passage.circuits.addresses != ())
         where = far.through(address)
         async with serving_echo(far.certificate, [near.certificate.der]) as (_, far.services["data"]):
@@ -121,7 +121,7 @@ async def test_a_peer_that_is_not_admitted_reaches_nothing(told: list[Event]) ->
         tunnel(near, far) as port,
         silent_service(far) as accepted,
     ):
-        far.admitted.clear()
+        far.admit()
         assert await read_to_end(port) == b""
         assert event(told, "tunnel.refused").fields == {"peer": near.peer_id, "why": "not_admitted"}
         failed = event(told, "tunnel.failed").fields
@@ -132,7 +132,7 @@ async def test_a_peer_that_is_not_admitted_reaches_nothing(told: list[Event]) ->
 @pytest.mark.parametrize("name", [b"evidence", b"127.0.0.1:22", b"", b"\xff" * 255])
 async def test_only_what_is_served_can_be_named(name: bytes, told: list[Event]) -> None:
     async with running_node() as near, running_node() as far, silent_service(far) as accepted:
-        far.admitted.add(near.peer_id)
+        far.admit(near)
 
         async def ask() -> bytes:
             opened = await near.host.open_stream(far.peer_id, TUNNEL)
