@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 from commonweight.errors import ChainError, ConfigError, PeerUnreachable
 from commonweight.identity import NodeIdentity
 from commonweight.peers.config import PeersConfig
+from commonweight.peers.offered import Offered, Service
 from commonweight.rules.announcement import Role
 from commonweight.wire.messages import split_peer
 
@@ -41,10 +42,16 @@ class Locator(Protocol):
     def announce(self, address: str, certificate: bytes, stage: int | None) -> None:
         """Have others know where a node is, and what it holds."""
 
+    async def reach(self, peer_id: str, service: Service, address: str) -> str:
+        """host:port at which this process reaches the service that a node of the model says it has at `address`.
 
-def make_locator(coordinator: str | Lookup, identity: NodeIdentity) -> Locator:
-    """The locator for a coordinator that is known, or is to be found."""
-    return Discovered(coordinator, identity) if isinstance(coordinator, Lookup) else Told(coordinator)
+        Raises PeerUnreachable.
+        """
+
+
+def make_locator(coordinator: str | Lookup, identity: NodeIdentity, offered: Offered | None = None) -> Locator:
+    """The locator for a coordinator that is known, or is to be found; then peers may reach what is `offered`, too."""
+    return Discovered(coordinator, identity, offered) if isinstance(coordinator, Lookup) else Told(coordinator)
 
 
 def read_coordinator(
@@ -90,13 +97,18 @@ class Told:
     def announce(self, address: str, certificate: bytes, stage: int | None) -> None:
         """The coordinator tells those who have to know."""
 
+    async def reach(self, peer_id: str, service: Service, address: str) -> str:
+        """There."""
+        return address
+
 
 class Discovered:
     """The coordinator announces itself, and its key is on the chain."""
 
-    def __init__(self, lookup: Lookup, identity: NodeIdentity) -> None:
+    def __init__(self, lookup: Lookup, identity: NodeIdentity, offered: Offered | None) -> None:
         """Nothing is started before `run`."""
         self._lookup = lookup
+        self._offered = offered
         self._identity = identity
         self._discovery: Discovery
         self._started = asyncio.Event()
@@ -106,7 +118,8 @@ class Discovered:
         """Take part in discovery."""
         from commonweight.peers.discovery import Discovery
 
-        self._discovery = Discovery(self._identity, self._lookup.peers, self._lookup.model_id)
+        lookup = self._lookup
+        self._discovery = Discovery(self._identity, lookup.peers, lookup.model_id, offered=self._offered)
         await self._discovery.start()
         self._started.set()
         try:
@@ -139,6 +152,11 @@ class Discovered:
                 stage=stage,
             )
         )
+
+    async def reach(self, peer_id: str, service: Service, address: str) -> str:
+        """Directly, or through libp2p."""
+        await self._started.wait()
+        return (await self._discovery.find_way(self._lookup.model_id, peer_id, service, address)).address
 
     def _account(self) -> str:
         from commonweight.chain.records import NOBODY

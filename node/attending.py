@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from commonweight.errors import ConfigError, Refused, WireError, WorkerDied, error_with_code
+from commonweight.errors import ConfigError, PeerUnreachable, Refused, WireError, WorkerDied, error_with_code
 from commonweight.events import emit
 from commonweight.rules.receipt import Domain, Receipt
 from commonweight.rules.report import report_receipt
@@ -15,6 +15,7 @@ from commonweight.wire.messages import report_from_proto
 from node.config import NodeConfig
 from node.decoding import Decoding
 from node.evidence import Evidence
+from node.routing import Routing
 from node.supervisor import WorkerProcess
 from node.watching import Watch
 
@@ -39,6 +40,11 @@ class Session:
         self._coordinator = coordinator
         self._assigned: asyncio.Future[pb.Assignment] = asyncio.get_running_loop().create_future()
         self._generation = 0
+        self.routing: Routing | None = None
+        """How neighbours are reached; None: where the coordinator says that they are."""
+        self._to_route: asyncio.Queue[pb.Formation | pb.DecodePeers] = asyncio.Queue()
+        self._formation: pb.Formation | None = None
+        """The one that counts."""
         self.started: tuple[bytes, int] | None = None
         self.on_assigned: Callable[[int], None] = lambda _: None
         """Called with the stage that this node holds from now on."""
@@ -58,10 +64,12 @@ class Session:
                     await self._start(message.assignment)
                 case "formation":
                     self._generation = message.formation.generation
-                    await self._worker.send(worker_pb2.WorkerCommand(formation=message.formation))
+                    self._formation = message.formation
+                    await self._route(message.formation)
                 case "plan":
                     await self._plan(message.plan)
                 case "pause":
+                    self._formation = None
                     emit("generation.paused", generation=message.pause.generation, why=message.pause.why)
                     await self._worker.send(worker_pb2.WorkerCommand(pause=message.pause))
                 case "sealed":
@@ -73,9 +81,27 @@ class Session:
                     needed = self._evidence.needed_versions()
                     await self._decoding.publish(await self._assigned, message.publish, needed)
                 case "decode_peers":
-                    await self._decoding.meet(message.decode_peers)
+                    await self._route(message.decode_peers)
                 case "answer":
                     self._decoding.recorded(message.answer)
+
+    async def find_ways(self) -> None:
+        """Find the ways to neighbours, and pass on what the coordinator said of them; orders don't wait for that."""
+        while True:
+            message = await self._to_route.get()
+            assert self.routing is not None, "nothing is put here otherwise"
+            if isinstance(message, pb.DecodePeers):
+                await self.routing.meet(message)
+                await self._decoding.meet(message)
+                continue
+            try:
+                await self.routing.form(message)
+            except PeerUnreachable as error:
+                if self._formation is message:
+                    self._fail(message.generation, error.code, error.args[0])
+                continue
+            if self._formation is message:
+                await self._worker.send(worker_pb2.WorkerCommand(formation=message))
 
     async def relay(self) -> None:
         """Pass on what the worker has done, reports signed."""
@@ -90,15 +116,7 @@ class Session:
                     emit("error", code=event.failure.code, message=event.failure.message)
                     raise error_with_code(event.failure.code, event.failure.message)
                 case "failure":
-                    failure = event.failure
-                    emit(
-                        "pipes.failed",
-                        code=failure.code,
-                        message=failure.message,
-                        generation=failure.generation,
-                    )
-                    failed = pb.PipesFailed(generation=failure.generation, code=failure.code, why=failure.message)
-                    self._coordinator.send(pb.NodeMessage(pipes_failed=failed))
+                    self._fail(event.failure.generation, event.failure.code, event.failure.message)
 
     async def pause(self) -> None:
         """The coordinator is gone: what is in flight is void."""
@@ -107,6 +125,19 @@ class Session:
             await self._worker.send(worker_pb2.WorkerCommand(pause=pause))
         except WorkerDied:
             return  # `relay` says so
+
+    async def _route(self, message: pb.Formation | pb.DecodePeers) -> None:
+        if self.routing is not None:
+            self._to_route.put_nowait(message)
+        elif isinstance(message, pb.Formation):
+            await self._worker.send(worker_pb2.WorkerCommand(formation=message))
+        else:
+            await self._decoding.meet(message)
+
+    def _fail(self, generation: int, code: str, message: str) -> None:
+        emit("pipes.failed", code=code, message=message, generation=generation)
+        failed = pb.PipesFailed(generation=generation, code=code, why=message)
+        self._coordinator.send(pb.NodeMessage(pipes_failed=failed))
 
     async def _start(self, assignment: pb.Assignment) -> None:
         wanted = (assignment.spec, assignment.stage)

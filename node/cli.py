@@ -31,6 +31,10 @@ def run(
     mdns: MdnsOption = False,
     p2p_listen: P2pListenOption = None,
     psk_file: PskFileOption = None,
+    relayed: Annotated[
+        bool,
+        typer.Option("--relayed", help="Be reached through the --bootstrap peers, which relay: behind a NAT."),
+    ] = False,
     model_id: Annotated[
         str | None, typer.Option(help="Id of the model to work for, 0x and 64 digits; with --bootstrap.")
     ] = None,
@@ -86,6 +90,8 @@ def run(
     The coordinator is given, or found, wherever it is and moves: a bootstrap peer's address, the chain and the model's
     id are enough.
     """
+    from dataclasses import replace
+
     from eth_utils.address import is_address, to_checksum_address
 
     from commonweight.chain.keys import load_key, read_password
@@ -101,6 +107,10 @@ def run(
 
     listen_host = split_address(listen)[0]
     peers = read_peers_config(bootstrap, mdns, p2p_listen, psk_file, listen_host)
+    if relayed:
+        if peers is None or not peers.bootstrap:
+            raise ConfigError("--relayed goes with --bootstrap MULTIADDR, of peers that run with --relay.")
+        peers = replace(peers, relayed=True)
     work_for = read_coordinator(coordinator, peers, rpc, registry, model_id)
     for address in (serve_listen, evidence_listen):
         if address is not None:

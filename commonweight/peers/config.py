@@ -25,6 +25,8 @@ class PeersConfig:
     """Whether to look on the LAN, too."""
     relay: bool = False
     """Whether peers that can't be reached may be reached through this one."""
+    relayed: bool = False
+    """Whether this one is reached through its bootstrap peers."""
     psk: str | None = field(default=None, repr=False)
     """32 bytes in hexadecimal: only who has the same is heard. None: anyone."""
 

@@ -18,7 +18,10 @@ from commonweight.peers.announced import Announced, next_sequence, sign_announce
 from commonweight.peers.bridge import TrioThread
 from commonweight.peers.config import PeersConfig
 from commonweight.peers.directory import Directory, Entry, Reach
+from commonweight.peers.offered import Offered, Service
+from commonweight.peers.passage import Whereabouts
 from commonweight.peers.station import Station, StationStatistics, open_station
+from commonweight.peers.ways import Way, find_way
 from commonweight.rules.announcement import MAX_PEER_ADDRESSES, Announcement, Role
 from commonweight.wire.attachment import together
 from commonweight.wire.channel import split_address
@@ -56,10 +59,16 @@ class Discovery:
     """A process's part in discovery, for its asyncio side."""
 
     def __init__(
-        self, identity: NodeIdentity, config: PeersConfig, model_id: bytes | None = None, *, confirms: bool = False
+        self,
+        identity: NodeIdentity,
+        config: PeersConfig,
+        model_id: bytes | None = None,
+        *,
+        confirms: bool = False,
+        offered: Offered | None = None,
     ) -> None:
         """Peers are asked for the announcements of `model_id`, or for all. With `confirms` every announced address is
-        dialled, not only what is looked for. Nothing is started before `start`.
+        dialled, not only what is looked for. Peers may reach what is `offered`. Nothing is started before `start`.
         """
         self._identity = identity
         self._confirms = confirms
@@ -73,7 +82,9 @@ class Discovery:
         self._news = asyncio.Event()
         self._waiting: asyncio.Queue[Entry] = asyncio.Queue(MAX_WAITING)
         self._thread: TrioThread[Station] = TrioThread(
-            lambda: open_station(identity, config, model_id, self.directory, self._announced, self._on_joined)
+            lambda: open_station(
+                identity, config, model_id, self.directory, self._announced, self._on_joined, offered or Offered()
+            )
         )
         self._station: Station
 
@@ -110,6 +121,15 @@ class Discovery:
     async def ask(self, model_id: bytes | None = None, role: Role | None = None) -> int:
         """Have every connected peer tell what it knows; how many announcements were news."""
         return await self._thread.acall(self._station.ask_all, model_id, role)
+
+    async def find_way(self, model_id: bytes, peer_id: str, service: Service, address: str) -> Way:
+        """The best way to the service that a node of the model has at `address`. Raises PeerUnreachable."""
+        announced = self._peer_addresses(model_id, peer_id)
+        if not announced:
+            await self.ask(model_id, Role.NODE)
+            announced = self._peer_addresses(model_id, peer_id)
+        where = Whereabouts.of(peer_id, announced)
+        return await find_way(self._thread, self._station.passage, where, service, address)
 
     async def find_coordinator(self, model_id: bytes, account: str, timeout_s: float) -> str:
         """PEERID@host:port of the model's coordinator, whose key has this address on the chain.
@@ -205,11 +225,17 @@ class Discovery:
             address=claim.address,
             certificate=claim.certificate,
             capacity=claim.capacity,
-            peer_addresses=tuple(_outside(self.addresses, claim.address))[:MAX_PEER_ADDRESSES],
+            peer_addresses=(*self._station.passage.circuits.addresses, *_outside(self.addresses, claim.address))[
+                :MAX_PEER_ADDRESSES
+            ],
             sequence=sequence,
             issued_at_s=int(time.time()),
             ttl_s=TTL_S,
         )
+
+    def _peer_addresses(self, model_id: bytes, peer_id: str) -> tuple[str, ...]:
+        live = (entry.announced for entry in self.directory.live(model_id, Role.NODE))
+        return next((each.announcement.peer_addresses for each in live if each.peer_id == peer_id), ())
 
     def _announced(self) -> Iterable[Announced]:
         own = self._own

@@ -17,6 +17,8 @@ from commonweight.peers.gossip import Gossip, open_gossip
 from commonweight.peers.host import Host, HostConfig, HostStatistics, open_host
 from commonweight.peers.kademlia import Kademlia, open_kademlia
 from commonweight.peers.mdns import open_mdns
+from commonweight.peers.offered import Offered
+from commonweight.peers.passage import Passage, open_passage
 from commonweight.peers.relay import serve_relay
 from commonweight.peers.rendezvous import Rendezvous
 from commonweight.rules.announcement import Role
@@ -36,8 +38,9 @@ class StationStatistics:
 class Station:
     """One process's libp2p. Use `open_station`."""
 
-    def __init__(self, host: Host, gossip: Gossip, exchange: Exchange, kademlia: Kademlia) -> None:
+    def __init__(self, host: Host, gossip: Gossip, exchange: Exchange, kademlia: Kademlia, passage: Passage) -> None:
         self.host = host
+        self.passage = passage
         self._gossip = gossip
         self._exchange = exchange
         self._kademlia = kademlia
@@ -75,8 +78,9 @@ async def open_station(
     directory: Directory,
     own: Callable[[], Iterable[Announced]],
     joined: Callable[[], None],
+    offered: Offered,
 ) -> AsyncIterator[Station]:
-    """Listen, stay connected, hear announcements and tell them.
+    """Listen, stay connected, hear announcements and tell them, and let peers reach what is offered.
 
     Peers are asked for the announcements of `model_id`, or for all. `own` are this process's announcements at the
     moment, `joined` is called when it has met another peer and asked it.
@@ -88,6 +92,8 @@ async def open_station(
         exchange = Exchange(host, directory, own)
         if config.relay:
             serve_relay(host)
+        relays = config.bootstrap if config.relayed else ()
+        passage = await stack.enter_async_context(open_passage(host, relays, offered))
 
         async def meet(peer_id: str) -> None:
             with contextlib.suppress(PeerUnreachable):  # a peer of another kind may still pass gossip on
@@ -99,5 +105,5 @@ async def open_station(
         if config.mdns:
             await stack.enter_async_context(open_mdns(host, config.psk, rendezvous.found))
         nursery.start_soon(rendezvous.run)
-        yield Station(host, gossip, exchange, kademlia)
+        yield Station(host, gossip, exchange, kademlia, passage)
         nursery.cancel_scope.cancel()
