@@ -152,8 +152,7 @@ class Discovery:
                             return entry.announced.target
                         failures[entry.announced.target] = error.args[0]
                     await self.ask(model_id, Role.COORDINATOR)
-                    with contextlib.suppress(TimeoutError):
-                        await asyncio.wait_for(self._news.wait(), ASK_EVERY_S)
+                    await _wait(self._news, ASK_EVERY_S)
         except TimeoutError:
             pass
         statistics = await self.statistics()
@@ -183,8 +182,7 @@ class Discovery:
     async def _keep_announcing(self) -> None:
         sequence = 0
         while True:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), ANNOUNCE_EVERY_S)
+            await _wait(self._wake, ANNOUNCE_EVERY_S)
             self._wake.clear()
             if self._claim is None:
                 continue
@@ -254,6 +252,13 @@ class Discovery:
         is_due = entry.reach is Reach.UNTRIED or time.time() >= entry.tried_at_s + REDIAL_S
         if self._confirms and is_due and entry.announced.peer_id != self._identity.peer_id and not self._waiting.full():
             self._waiting.put_nowait(entry)
+
+
+async def _wait(event: asyncio.Event, timeout_s: float) -> None:
+    """Until it is set, or for so long. `asyncio.wait_for` of Python 3.11 loses a cancellation that comes just then."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(timeout_s):
+            await event.wait()
 
 
 def _outside(listening: Iterable[str], address: str) -> Iterable[str]:

@@ -110,13 +110,10 @@ class Host:
         swarm = libp2p.get_network()
         assert isinstance(swarm, Swarm), "what new_host makes"
         self.swarm = swarm
+        self.addresses: tuple[str, ...] = ()
+        """Multiaddrs with our PeerId at which it listens."""
         self._streams_failed = 0
         self._hung_up = 0
-
-    @property
-    def addresses(self) -> tuple[str, ...]:
-        """Multiaddrs with our PeerId at which we listen."""
-        return tuple(str(address) for address in self.libp2p.get_addrs())
 
     @property
     def connected(self) -> tuple[str, ...]:
@@ -251,7 +248,8 @@ async def open_host(config: HostConfig) -> AsyncIterator[Host]:
     host.guard_streams()
     hold_to_windows(host.swarm)
     async with libp2p.run([Multiaddr(listen)]):
-        if not libp2p.get_addrs():
+        host.addresses = tuple(f"{address}/p2p/{host.peer_id}" for address in libp2p.get_transport_addrs())
+        if not host.addresses:
             raise ConfigError(f"libp2p can't listen on {listen}. Give an address of this machine and a free port.")
         await host.swarm.auto_connector.stop()
         try:
