@@ -65,9 +65,14 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @asynccontextmanager
 async def discovering(
-    identity: NodeIdentity | None = None, *bootstrap: PeerAddress, confirms: bool = False
+    identity: NodeIdentity | None = None,
+    *bootstrap: PeerAddress,
+    confirms: bool = False,
+    mdns: bool = False,
+    psk: str | None = None,
 ) -> AsyncIterator[Discovery]:
-    discovery = Discovery(identity or new_identity(), PeersConfig(ANY_PORT, bootstrap), confirms=confirms)
+    config = PeersConfig(ANY_PORT, bootstrap, mdns, psk=psk)
+    discovery = Discovery(identity or new_identity(), config, confirms=confirms)
     await discovery.start()
     running = asyncio.create_task(discovery.run())
     try:
@@ -175,6 +180,21 @@ async def test_gossip_reaches_who_never_asked_and_peers_do_without_the_bootstrap
         await second._thread.acall(second._station.host.connect, where(first))
         first.announce(claim(certificate, address))
         await until(lambda: bool(third.directory.live(MODEL)))
+
+
+async def test_a_coordinator_on_the_lan_is_found_with_nothing_but_its_key(events: list[Event]) -> None:
+    """Under a pre-shared key: whatever else announces itself on this LAN isn't met."""
+    identity, psk = new_identity(), secrets.token_hex(32)
+    certificate = make_certificate(identity)
+    async with (
+        service(certificate) as address,
+        discovering(identity, mdns=True, psk=psk) as coordinator,
+        discovering(mdns=True, psk=psk) as node,
+    ):
+        if told(events, "mdns.unavailable"):
+            pytest.skip("no multicast on this machine")
+        coordinator.announce(claim(certificate, address))
+        assert await node.find_coordinator(MODEL, identity.address, WAIT_S) == f"{identity.peer_id}@{address}"
 
 
 async def test_a_false_address_is_refuted_and_never_given_out(events: list[Event]) -> None:
