@@ -126,7 +126,8 @@ class Auditor:
                 self.config.threads,
                 audit_limit_s(spec),
             )
-            self._enlisted, self._replays = enlisted, Replays(lambda: Referee.start(config))
+            self._replays = Replays(lambda: Referee.start(config), self._locator.reach_evidence)
+            self._enlisted = enlisted
         emit("auditor.enlisted", model_id="0x" + enlisted.model_id.hex())
         return Model(spec, enlisted.model_id, Domain(enlisted.chain_id, enlisted.settlement)), self._replays
 

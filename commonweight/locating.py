@@ -48,6 +48,9 @@ class Locator(Protocol):
         Raises PeerUnreachable.
         """
 
+    async def reach_evidence(self, peer_id: str, address: str) -> str:
+        """The same of the evidence service; `address` where there is no way: the audit finds that out, and says so."""
+
 
 def make_locator(coordinator: str | Lookup, identity: NodeIdentity, offered: Offered | None = None) -> Locator:
     """The locator for a coordinator that is known, or is to be found; then peers may reach what is `offered`, too."""
@@ -98,6 +101,10 @@ class Told:
         """The coordinator tells those who have to know."""
 
     async def reach(self, peer_id: str, service: Service, address: str) -> str:
+        """There."""
+        return address
+
+    async def reach_evidence(self, peer_id: str, address: str) -> str:
         """There."""
         return address
 
@@ -157,6 +164,11 @@ class Discovered:
         """Directly, or through libp2p."""
         await self._started.wait()
         return (await self._discovery.find_way(self._lookup.model_id, peer_id, service, address)).address
+
+    async def reach_evidence(self, peer_id: str, address: str) -> str:
+        """Directly, or through libp2p."""
+        await self._started.wait()
+        return await self._discovery.reach_evidence(self._lookup.model_id, peer_id, address)
 
     def _account(self) -> str:
         from commonweight.chain.records import NOBODY

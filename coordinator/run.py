@@ -30,7 +30,7 @@ from commonweight.wire.channel import join_address, serve, split_address
 from commonweight.wire.generated import control_pb2_grpc, referee_pb2, serving_pb2_grpc
 from commonweight.wire.referee import Referee, RefereeConfig, Replays, audit_limit_s
 from commonweight.wire.tls import Certificate, enrolment_credentials, make_certificate, server_credentials
-from coordinator.announcing import announce_coordinator
+from coordinator.announcing import Announcing
 from coordinator.answers import Answers
 from coordinator.attendance import Reception
 from coordinator.auditing import Auditing
@@ -139,7 +139,9 @@ async def run_coordinator(config: CoordinatorConfig) -> None:
     evidence = StatementStore(config.statements / "evidence", "evidence")
     referee = _referee_config(config, certificate)
     holders, auditors = Holders(), Auditors(config.spec, place)
-    replays = Replays(lambda: Referee.start(referee))
+    identity = NodeIdentity(config.key.secret)
+    announcing = None if config.peers is None else Announcing(identity, config.peers, config.model_id)
+    replays = Replays(lambda: Referee.start(referee), None if announcing is None else announcing.reach_evidence)
     disputes = Disputes(config.spec, place, certificate.der, holders, auditors, replays)
     beacons = Beacons(per_epoch, ledger, contract, registered, config.confirmations)
     panel = Panel(
@@ -185,17 +187,11 @@ async def run_coordinator(config: CoordinatorConfig) -> None:
             asyncio.create_task(settlement.run(training, auditing, config.end_epoch), name="settlement"),
             asyncio.create_task(recheck_seats(training, auditors, seats, per_epoch), name="seats"),
         ]
-        if config.peers is not None:
-            announcing = announce_coordinator(
-                NodeIdentity(config.key.secret),
-                config.peers,
-                chain_id=config.chain_id,
-                registry=config.registry,
-                model_id=config.model_id,
-                address=address,
-                certificate=certificate.der,
+        if announcing is not None:
+            announced = announcing.run(
+                chain_id=config.chain_id, registry=config.registry, address=address, certificate=certificate.der
             )
-            tasks.append(asyncio.create_task(announcing, name="announcing"))
+            tasks.append(asyncio.create_task(announced, name="announcing"))
         if registered.terms.seat_stake:
             providers = ProviderRegistry(chain, registered.terms.providers, sender, first_block=first_block)
             slashing = Slashing(place, ledger, providers, base_url)

@@ -75,6 +75,8 @@ class Session:
                 case "sealed":
                     await self.seal(message.sealed)
                 case "audit":
+                    if self.routing is not None:
+                        self.routing.grant(message.audit.auditor)
                     await self._evidence.grant(message.audit)
                 case "publish":
                     # Before the next message goes to the worker: two rounds later it removes this version.

@@ -85,6 +85,8 @@ class Node:
             payout=self.config.payout,
         )
         await self._evidence.listen(self.config.evidence_listen)
+        if self._routing is not None:
+            self._routing.serve("evidence", self.config.evidence_listen, self._evidence.port)
         running = (self._train(), self._decoding.run(), self._locator.run())
         parts = [asyncio.create_task(part) for part in running]
         try:

@@ -12,6 +12,10 @@ from commonweight.locating import Locator
 from commonweight.peers.offered import Offered, Service
 from commonweight.wire.channel import join_address, split_address
 from commonweight.wire.generated import control_pb2 as pb
+from commonweight.wire.tls import peer_id_of
+
+MAX_AUDITORS = 64
+"""That are let in; one that is forgotten is let in again with its next grant."""
 
 
 class Routing:
@@ -22,6 +26,8 @@ class Routing:
         self._locator = locator
         self._offered = offered
         self._neighbours: dict[Service, frozenset[str]] = {}
+        self._auditors: dict[str, None] = {}
+        """Of late, the last one last."""
 
     def serve(self, service: Service, listen: str, port: int) -> None:
         """Neighbours may reach the service that listens on this port of the host in `listen`."""
@@ -51,10 +57,22 @@ class Routing:
             except PeerUnreachable as error:
                 emit("way.missing", peer=peers.next.peer_id, service="decode", code=error.code, message=error.args[0])
 
+    def grant(self, auditor: bytes) -> None:
+        """Let the holder of this certificate (DER) come for evidence. Raises IdentityMismatch for what is none."""
+        peer_id = peer_id_of(auditor)
+        self._auditors.pop(peer_id, None)
+        self._auditors[peer_id] = None
+        if len(self._auditors) > MAX_AUDITORS:
+            del self._auditors[next(iter(self._auditors))]
+        self._let_in()
+
     async def _reach(self, neighbour: pb.Neighbour, service: Service) -> str:
         return await self._locator.reach(neighbour.peer_id, service, neighbour.data_address)
 
     def _admit(self, service: Service, neighbours: pb.Formation | pb.DecodePeers) -> None:
         sides = (neighbours.previous.peer_id, neighbours.next.peer_id)
         self._neighbours[service] = frozenset(side for side in sides if side)
-        self._offered.admitted = frozenset().union(*self._neighbours.values())
+        self._let_in()
+
+    def _let_in(self) -> None:
+        self._offered.admitted = frozenset(self._auditors).union(*self._neighbours.values())

@@ -131,6 +131,14 @@ class Discovery:
         where = Whereabouts.of(peer_id, announced)
         return await find_way(self._thread, self._station.passage, where, service, address)
 
+    async def reach_evidence(self, model_id: bytes, peer_id: str, address: str) -> str:
+        """host:port at which a node's evidence is reached; `address` where there is no way."""
+        try:
+            return (await self.find_way(model_id, peer_id, "evidence", address)).address
+        except PeerUnreachable as error:
+            emit("way.missing", peer=peer_id, service="evidence", code=error.code, message=error.args[0])
+            return address
+
     async def find_coordinator(self, model_id: bytes, account: str, timeout_s: float) -> str:
         """PEERID@host:port of the model's coordinator, whose key has this address on the chain.
 

@@ -16,7 +16,7 @@ NOWHERE = "192.0.2.1"
 
 @pytest.fixture
 def network(tmp_path: Path) -> Iterator[Network]:
-    with Network(tmp_path) as network:
+    with Network(tmp_path, audit_rate="0.5") as network:
         yield network
 
 
@@ -54,4 +54,7 @@ def test_nodes_whose_ports_cannot_be_reached_train_through_libp2p(network: Netwo
     for node in nodes:
         node.wait_for("round.credited")
     assert by_stage[1].wait_for("tunnel.opened").fields["service"] == "data"
-    assert coordinator.wait_for("round.sealed").fields["generation"] >= 1
+    decided = coordinator.wait_for("audit.decided").fields
+    assert decided["verdict"] == "passed", decided
+    ways = [event.fields for event in coordinator.events if event.name == "way.found"]
+    assert {(way["service"], NOWHERE in way["why"]) for way in ways} >= {("evidence", True)}
