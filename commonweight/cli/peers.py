@@ -35,9 +35,11 @@ def bootstrap(
     """Run a peer that others begin with: it passes announcements on, and tells who comes in what is announced.
 
     It decides nothing and holds no secret of anybody: announcements are signed by whom they are about. Run two, on
-    different machines. Its events are JSON lines on stdout; `discovery.listening` has the address to give to others:
+    different machines. Its events are JSON lines on stdout; `discovery.listening` has the address to give to others.
 
-        commonweight node run --bootstrap MULTIADDR …
+    \b
+    Examples:
+      commonweight peers bootstrap --key bootstrap.json --listen /ip4/0.0.0.0/tcp/4001
     """
     from commonweight.chain.keys import load_key, read_password
     from commonweight.identity import NodeIdentity
