@@ -4,6 +4,7 @@ The way to the next stage is found before worker and decode process hear of it, 
 any other. The previous one comes by the same kinds of way.
 """
 
+import asyncio
 import ipaddress
 
 from commonweight.errors import PeerUnreachable
@@ -14,6 +15,8 @@ from commonweight.wire.channel import join_address, split_address
 from commonweight.wire.generated import control_pb2 as pb
 from commonweight.wire.tls import peer_id_of
 
+TRIES, RETRY_S = 3, 2.0
+"""The neighbour may not know yet that it has one, or not have its relay yet."""
 MAX_AUDITORS = 64
 """That are let in; one that is forgotten is let in again with its next grant."""
 
@@ -46,7 +49,14 @@ class Routing:
         """
         self._admit("data", formation)
         if formation.HasField("next"):
-            formation.next.data_address = await self._reach(formation.next, "data")
+            for left in reversed(range(TRIES)):
+                try:
+                    formation.next.data_address = await self._reach(formation.next, "data")
+                    break
+                except PeerUnreachable:
+                    if not left:
+                        raise
+                    await asyncio.sleep(RETRY_S)
 
     async def meet(self, peers: pb.DecodePeers) -> None:
         """The same of decode processes. Where there is no way, the address stays: it is tried again and again."""
