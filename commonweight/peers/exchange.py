@@ -13,6 +13,7 @@ from libp2p.abc import INetStream
 
 from commonweight.errors import IdentityMismatch, MalformedMessage, MessageTooLarge, PeerUnreachable
 from commonweight.peers.announced import Announced, read_announced
+from commonweight.peers.budget import Budgets
 from commonweight.peers.directory import MAX_ENTRIES, Directory
 from commonweight.peers.frames import Frames, frame
 from commonweight.peers.host import Host
@@ -30,6 +31,8 @@ MAX_ANSWERS = 64
 """At a time."""
 MAX_ANSWERS_EACH = 4
 """Of these to one asker."""
+ASKER_BURST, PER_ASKER_S = 10.0, 1.0
+"""Questions of one asker that are answered: so many at once, then so many in a second."""
 END = b""
 
 
@@ -42,6 +45,7 @@ class Exchange:
         self._directory = directory
         self._own = own
         self._answering: Counter[str] = Counter()
+        self._budgets = Budgets(ASKER_BURST, PER_ASKER_S, lambda: host.connected)
         host.handle(PROTOCOL, self._answer)
 
     async def ask(self, peer_id: str, model_id: bytes | None, role: Role | None) -> int:
@@ -68,7 +72,8 @@ class Exchange:
 
     async def _answer(self, stream: INetStream) -> None:
         asker = str(stream.muxed_conn.peer_id)
-        if self._answering[asker] >= MAX_ANSWERS_EACH or self._answering.total() >= MAX_ANSWERS:
+        busy = self._answering[asker] >= MAX_ANSWERS_EACH or self._answering.total() >= MAX_ANSWERS
+        if busy or not self._budgets.spend(asker):
             await end_stream(stream)
             return
         self._answering[asker] += 1

@@ -21,6 +21,7 @@ from libp2p.tools.anyio_service import background_trio_service
 from commonweight.errors import IdentityMismatch, MalformedMessage
 from commonweight.identity import public_key_of
 from commonweight.peers.announced import Announced, read_announced
+from commonweight.peers.budget import Budgets
 from commonweight.peers.directory import Directory
 from commonweight.peers.host import Host
 from commonweight.rules.announcement import MAX_BYTES
@@ -64,12 +65,12 @@ class GuardedPubsub(Pubsub):
         self.counter = time.time_ns()  # of messages: from whole seconds, two processes with one key would share numbers
         self._own = ID.from_string(host.peer_id)
         self._directory = directory
-        self._budgets: dict[ID, Budget] = {}
+        self._budgets = Budgets(NEIGHBOUR_BURST, PER_NEIGHBOUR_S, lambda: host.connected)
         self.set_topic_validator(TOPIC, self._is_worth_passing_on, is_async_validator=False)
 
     async def push_msg(self, msg_forwarder: ID, msg: rpc_pb2.Message) -> None:
         """Take a message in, from ourselves or a neighbour; drop it where it can't be an announcement."""
-        if msg_forwarder != self._own and not self._budget(msg_forwarder).spend(trio.current_time()):
+        if msg_forwarder != self._own and not self._budgets.spend(str(msg_forwarder)):
             return
         if list(msg.topicIDs) != [TOPIC] or len(msg.data) > MAX_BYTES:
             return
@@ -91,30 +92,6 @@ class GuardedPubsub(Pubsub):
             self._directory.refuse(error, str(forwarder))
             return False
         return self._directory.offer(announced)
-
-    def _budget(self, neighbour: ID) -> "Budget":
-        if neighbour not in self._budgets:
-            connected = set(self.host.get_connected_peers())
-            self._budgets = {peer: budget for peer, budget in self._budgets.items() if peer in connected}
-            self._budgets[neighbour] = Budget(trio.current_time())
-        return self._budgets[neighbour]
-
-
-class Budget:
-    """How many messages a neighbour may bring at the moment."""
-
-    def __init__(self, now_s: float) -> None:
-        self._left = NEIGHBOUR_BURST
-        self._at_s = now_s
-
-    def spend(self, now_s: float) -> bool:
-        """Whether one more may come."""
-        self._left = min(NEIGHBOUR_BURST, self._left + (now_s - self._at_s) * PER_NEIGHBOUR_S)
-        self._at_s = now_s
-        if self._left < 1:
-            return False
-        self._left -= 1
-        return True
 
 
 @asynccontextmanager

@@ -365,6 +365,19 @@ async def test_a_flood_leaves_room_and_time_for_the_honest(monkeypatch: pytest.M
         assert flooding.peer_id in (await bootstrap.statistics()).host.connected
 
 
+async def test_who_asks_without_end_is_answered_now_and_then() -> None:
+    async with discovering() as bootstrap, discovering(None, where(bootstrap)) as node:
+        await asyncio.wait_for(node.met.wait(), WAIT_S)
+        station, peer_id = node._station, where(bootstrap).peer_id
+        ask = station._exchange.ask
+        answers = await asyncio.gather(
+            *(node._thread.acall(ask, peer_id, MODEL, None) for _ in range(60)), return_exceptions=True
+        )
+        refused = [answer for answer in answers if isinstance(answer, PeerUnreachable)]
+        assert 0 < len(refused) < len(answers)
+        assert await node._thread.acall(station.host.ping, peer_id) < 5  # and no worse than that
+
+
 async def test_an_answer_is_bounded_and_a_silent_asker_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("commonweight.peers.exchange.ANSWER_S", 0.5)
     async with discovering() as bootstrap, stranger(new_identity()) as peer:
