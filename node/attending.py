@@ -2,9 +2,17 @@
 
 import asyncio
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
-from commonweight.errors import ConfigError, PeerUnreachable, Refused, WireError, WorkerDied, error_with_code
+from commonweight.errors import (
+    ConfigError,
+    IdentityMismatch,
+    PeerUnreachable,
+    Refused,
+    WireError,
+    WorkerDied,
+    error_with_code,
+)
 from commonweight.events import emit
 from commonweight.rules.receipt import Domain, Receipt
 from commonweight.rules.report import report_receipt
@@ -76,7 +84,8 @@ class Session:
                     await self.seal(message.sealed)
                 case "audit":
                     if self.routing is not None:
-                        self.routing.grant(message.audit.auditor)
+                        with suppress(IdentityMismatch):  # then it is refused below, and told
+                            self.routing.grant(message.audit.auditor)
                     await self._evidence.grant(message.audit)
                 case "publish":
                     # Before the next message goes to the worker: two rounds later it removes this version.
