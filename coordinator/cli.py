@@ -117,6 +117,6 @@ def run(
         data=data,
         referee_device=referee_device,
         referee_threads=referee_threads,
-        peers=read_peers_config(bootstrap, mdns, p2p_listen, psk_file, split_address(listen)[0]),
+        peers=read_peers_config(bootstrap, mdns, p2p_listen, psk_file, split_address(listen)[0], advertise),
     )
     run_until_stopped(run_coordinator(config))

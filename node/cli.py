@@ -106,7 +106,7 @@ def run(
     from node.watching import WatchConfig
 
     listen_host = split_address(listen)[0]
-    peers = read_peers_config(bootstrap, mdns, p2p_listen, psk_file, listen_host)
+    peers = read_peers_config(bootstrap, mdns, p2p_listen, psk_file, listen_host, advertise)
     if relayed:
         if peers is None or not peers.bootstrap:
             raise ConfigError("--relayed goes with --bootstrap MULTIADDR, of peers that run with --relay.")

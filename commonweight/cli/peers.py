@@ -21,6 +21,7 @@ def bootstrap(
     listen: Annotated[
         str, typer.Option(metavar="MULTIADDR", help="Where it listens: /ip4/HOST/tcp/PORT; port 0 takes a free one.")
     ] = "/ip4/127.0.0.1/tcp/0",
+    advertise: Annotated[str | None, typer.Option(help="Host by which others reach it, if another one.")] = None,
     join: Annotated[
         list[str] | None,
         typer.Option("--join", metavar="MULTIADDR", help="Another bootstrap peer to stay connected to; repeat."),
@@ -39,16 +40,21 @@ def bootstrap(
 
     \b
     Examples:
-      commonweight peers bootstrap --key bootstrap.json --listen /ip4/0.0.0.0/tcp/4001
+      commonweight peers bootstrap --key bootstrap.json --listen /ip4/0.0.0.0/tcp/4001 --advertise boot.example
     """
     from commonweight.chain.keys import load_key, read_password
     from commonweight.identity import NodeIdentity
     from commonweight.peers.address import parse_listen, parse_peer
-    from commonweight.peers.config import PeersConfig, read_psk
+    from commonweight.peers.config import PeersConfig, check_p2p_advertised, read_psk
     from commonweight.runtime import run_until_stopped
 
     config = PeersConfig(
-        parse_listen(listen), tuple(map(parse_peer, join or ())), mdns, relay=relay, psk=read_psk(psk_file)
+        parse_listen(listen),
+        tuple(map(parse_peer, join or ())),
+        mdns,
+        relay=relay,
+        advertise=check_p2p_advertised(listen, advertise),
+        psk=read_psk(psk_file),
     )
     identity = NodeIdentity(load_key(key, read_password(password_file)).secret)
 

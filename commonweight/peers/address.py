@@ -40,6 +40,16 @@ def parse_listen(text: str) -> str:
     return _parse_transport(text[:MAX_TEXT], lowest_port=0)
 
 
+def parse_peer_host(host: str) -> str:
+    """The beginning of a multiaddr for a host's IP or name: /ip4/…, /ip6/… or /dns/…. Raises ConfigError."""
+    try:
+        return f"/ip{ipaddress.ip_address(host).version}/{host}"
+    except ValueError:
+        prefix = f"/dns/{host}"
+        _parse_transport(f"{prefix}/tcp/1", lowest_port=1)
+        return prefix
+
+
 def _parse_transport(text: str, lowest_port: int) -> str:
     parts = text.split("/")
     if len(parts) != 5 or parts[0] or parts[3] != "tcp":

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from commonweight.errors import ConfigError
-from commonweight.peers.address import PeerAddress, parse_listen, parse_peer
+from commonweight.peers.address import PeerAddress, parse_listen, parse_peer, parse_peer_host
 
 MAX_BOOTSTRAP = 16
 _PSK = re.compile(r"[0-9a-fA-F]{64}")
@@ -27,12 +27,19 @@ class PeersConfig:
     """Whether peers that can't be reached may be reached through this one."""
     relayed: bool = False
     """Whether this one is reached through its bootstrap peers."""
+    advertise: str | None = None
+    """Host by which others reach it, where that isn't the one it listens on."""
     psk: str | None = field(default=None, repr=False)
     """32 bytes in hexadecimal: only who has the same is heard. None: anyone."""
 
 
 def read_peers_config(
-    bootstrap: Iterable[str] | None, mdns: bool, listen: str | None, psk_file: Path | None, default_host: str
+    bootstrap: Iterable[str] | None,
+    mdns: bool,
+    listen: str | None,
+    psk_file: Path | None,
+    default_host: str,
+    advertise: str | None = None,
 ) -> PeersConfig | None:
     """The config that these options make; None where there is nobody to look for. Raises ConfigError.
 
@@ -45,12 +52,22 @@ def read_peers_config(
         if listen is not None or psk_file is not None:
             raise ConfigError("--p2p-listen and --psk-file go with --bootstrap MULTIADDR or --mdns.")
         return None
-    return PeersConfig(
-        parse_listen(listen) if listen is not None else _free_port_of(default_host),
-        peers,
-        mdns,
-        psk=read_psk(psk_file),
-    )
+    where = parse_listen(listen) if listen is not None else _free_port_of(default_host)
+    if advertise is None and not _is_ip(default_host):
+        advertise = default_host
+    advertise = check_p2p_advertised(where, advertise)
+    return PeersConfig(where, peers, mdns, advertise=advertise, psk=read_psk(psk_file))
+
+
+def check_p2p_advertised(listen: str, advertise: str | None) -> str | None:
+    """`advertise`, where others can find the host that listens there by it. Raises ConfigError."""
+    if advertise is None and ipaddress.ip_address(listen.split("/")[2]).is_unspecified:
+        raise ConfigError(
+            f"libp2p listens on all interfaces ({listen}): say with --advertise HOST how others reach it."
+        )
+    if advertise is not None:
+        parse_peer_host(advertise)
+    return advertise
 
 
 def read_psk(path: Path | None) -> str | None:
@@ -69,6 +86,14 @@ def read_psk(path: Path | None) -> str | None:
             "Make one with `openssl rand -hex 32`, and give all members the same."
         )
     return text.lower()
+
+
+def _is_ip(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 def _free_port_of(host: str) -> str:

@@ -6,7 +6,6 @@ certificate.
 
 import asyncio
 import contextlib
-import ipaddress
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -90,7 +89,7 @@ class Discovery:
 
     @property
     def addresses(self) -> tuple[str, ...]:
-        """Multiaddrs at which libp2p listens."""
+        """Multiaddrs by which others reach our libp2p."""
         return self._station.host.addresses
 
     async def start(self) -> None:
@@ -231,9 +230,7 @@ class Discovery:
             address=claim.address,
             certificate=claim.certificate,
             capacity=claim.capacity,
-            peer_addresses=(*self._station.passage.circuits.addresses, *_outside(self.addresses, claim.address))[
-                :MAX_PEER_ADDRESSES
-            ],
+            peer_addresses=(*self._station.passage.circuits.addresses, *self.addresses)[:MAX_PEER_ADDRESSES],
             sequence=sequence,
             issued_at_s=int(time.time()),
             ttl_s=TTL_S,
@@ -267,18 +264,3 @@ async def _wait(event: asyncio.Event, timeout_s: float) -> None:
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(timeout_s):
             await event.wait()
-
-
-def _outside(listening: Iterable[str], address: str) -> Iterable[str]:
-    """Multiaddrs under which others may reach ours: one that stands for all interfaces becomes the announced host's."""
-    host, _ = split_address(address)
-    for text in listening:
-        parts = text.split("/")
-        if not ipaddress.ip_address(parts[2]).is_unspecified:
-            yield text
-            continue
-        try:
-            parts[1:3] = [f"ip{ipaddress.ip_address(host).version}", host]
-        except ValueError:
-            parts[1:3] = ["dns", host]
-        yield "/".join(parts)

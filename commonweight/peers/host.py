@@ -38,7 +38,7 @@ from multiaddr import Multiaddr
 from commonweight.errors import ConfigError, PeerUnreachable
 from commonweight.events import emit
 from commonweight.identity import NodeIdentity
-from commonweight.peers.address import PeerAddress, parse_listen
+from commonweight.peers.address import PeerAddress, parse_listen, parse_peer_host
 from commonweight.peers.muxer import ONLY_YAMUX, hold_to_windows
 from commonweight.peers.tcp import MAX_CONNECTIONS, BoundedTcp
 
@@ -68,6 +68,8 @@ class HostConfig:
     """Multiaddr, /ip4/…/tcp/…; port 0 takes a free one."""
     psk: str | None = field(default=None, repr=False)
     """32 bytes in hexadecimal: only who has the same is heard. None: anyone."""
+    advertise: str | None = None
+    """Host by which others reach it, where that isn't the one it listens on."""
 
 
 @dataclass(frozen=True)
@@ -110,8 +112,10 @@ class Host:
         swarm = libp2p.get_network()
         assert isinstance(swarm, Swarm), "what new_host makes"
         self.swarm = swarm
-        self.addresses: tuple[str, ...] = ()
+        self.listening: tuple[str, ...] = ()
         """Multiaddrs with our PeerId at which it listens."""
+        self.addresses: tuple[str, ...] = ()
+        """Those by which others reach it."""
         self._streams_failed = 0
         self._hung_up = 0
 
@@ -229,12 +233,19 @@ async def open_host(config: HostConfig) -> AsyncIterator[Host]:
     listen = parse_listen(config.listen)
     keys = KeyPair(NodeKey(config.identity), Secp256k1PublicKey.from_bytes(config.identity.public_key))
     _refuse_taken(listen)
+
+    def advertised(address: str) -> str:
+        if config.advertise is None or not address.startswith(listen.rpartition("/")[0]):
+            return address  # another one that was observed from outside
+        return f"{parse_peer_host(config.advertise)}/tcp/{address.split('/')[4]}"
+
     libp2p = new_host(
         key_pair=keys,
         sec_opt={NOISE: Noise(keys, create_noise_key_pair().private_key)},
         muxer_opt=ONLY_YAMUX,
         psk=config.psk,
         transports=[BoundedTcp()],
+        addrs_factory=lambda found: [Multiaddr(advertised(str(address))) for address in found],
         connection_config=ConnectionConfig(
             min_connections=0,
             low_watermark=MAX_CONNECTIONS,
@@ -248,8 +259,10 @@ async def open_host(config: HostConfig) -> AsyncIterator[Host]:
     host.guard_streams()
     hold_to_windows(host.swarm)
     async with libp2p.run([Multiaddr(listen)]):
-        host.addresses = tuple(f"{address}/p2p/{host.peer_id}" for address in libp2p.get_transport_addrs())
-        if not host.addresses:
+        listening = tuple(str(address) for address in libp2p.get_transport_addrs())
+        host.listening = tuple(f"{address}/p2p/{host.peer_id}" for address in listening)
+        host.addresses = tuple(f"{advertised(address)}/p2p/{host.peer_id}" for address in listening)
+        if not listening:
             raise ConfigError(f"libp2p can't listen on {listen}. Give an address of this machine and a free port.")
         await host.swarm.auto_connector.stop()
         try:

@@ -90,9 +90,9 @@ def _service(psk: str | None) -> str:
 
 def _own_service(host: Host, service: str) -> ServiceInfo:
     name = secrets.token_hex(16)
-    addresses = tuple(_lan_addresses(host.addresses))
+    addresses = tuple(_lan_addresses(host.listening))
     properties = {f"dnsaddr{number or ''}": str(address) for number, address in enumerate(addresses)}
-    _, _, _, _, port, *_ = host.addresses[0].split("/")
+    _, _, _, _, port, *_ = host.listening[0].split("/")
     ips = [socket.inet_aton(address.transport.split("/")[2]) for address in addresses]
     return ServiceInfo(
         service, f"{name}.{service}", port=int(port), properties=properties, server=f"{name}.local.", addresses=ips

@@ -86,7 +86,9 @@ async def open_station(
     moment, `joined` is called when it has met another peer and asked it.
     """
     async with AsyncExitStack() as stack:
-        host = await stack.enter_async_context(open_host(HostConfig(identity, config.listen, config.psk)))
+        host = await stack.enter_async_context(
+            open_host(HostConfig(identity, config.listen, config.psk, config.advertise))
+        )
         gossip = await stack.enter_async_context(open_gossip(host, directory))
         kademlia = await stack.enter_async_context(open_kademlia(host))
         exchange = Exchange(host, directory, own)

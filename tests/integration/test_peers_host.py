@@ -37,10 +37,13 @@ pytestmark = pytest.mark.asyncio
 
 @asynccontextmanager
 async def running(
-    identity: NodeIdentity | None = None, listen: str = ANY_PORT, psk: str | None = None
+    identity: NodeIdentity | None = None,
+    listen: str = ANY_PORT,
+    psk: str | None = None,
+    advertise: str | None = None,
 ) -> AsyncIterator[tuple[TrioThread[Host], Host]]:
     """A host in a trio thread of its own, as in every process."""
-    config = HostConfig(identity or NodeIdentity(secrets.token_bytes(32)), listen, psk)
+    config = HostConfig(identity or NodeIdentity(secrets.token_bytes(32)), listen, psk, advertise)
     thread = TrioThread(lambda: open_host(config))
     try:
         yield thread, await thread.start()
@@ -109,6 +112,16 @@ async def test_a_taken_port_is_refused() -> None:
         with pytest.raises(ConfigError, match="already in use"):
             async with running(listen=address_of(one).transport):
                 pass
+
+
+async def test_others_are_told_the_advertised_host_and_the_real_port() -> None:
+    async with running(listen="/ip4/0.0.0.0/tcp/0", advertise="127.0.0.1") as (_, one), running() as (thread, two):
+        address = address_of(one)
+        assert address.transport.startswith("/ip4/127.0.0.1/tcp/")
+        await thread.acall(two.connect, address)
+        store, peer = two.libp2p.get_peerstore(), ID.from_string(one.peer_id)
+        await until(lambda: len(store.get_protocols(peer)) > 0)  # it has identified itself
+        assert {str(each) for each in store.addrs(peer)} <= {address.transport, str(address)}
 
 
 async def test_plaintext_is_refused() -> None:

@@ -77,13 +77,28 @@ def test_who_looks_for_nobody_runs_no_libp2p() -> None:
 
 
 @pytest.mark.parametrize(
-    ("host", "listen"),
-    [("192.0.2.1", "/ip4/192.0.2.1/tcp/0"), ("::1", "/ip6/::1/tcp/0"), ("node.example", "/ip4/0.0.0.0/tcp/0")],
+    ("host", "listen", "advertise"),
+    [
+        ("192.0.2.1", "/ip4/192.0.2.1/tcp/0", None),
+        ("::1", "/ip6/::1/tcp/0", None),
+        ("node.example", "/ip4/0.0.0.0/tcp/0", "node.example"),
+    ],
 )
-def test_libp2p_listens_beside_the_rest(host: str, listen: str) -> None:
+def test_libp2p_listens_beside_the_rest(host: str, listen: str, advertise: str | None) -> None:
     config = read_peers_config([BOOTSTRAP], False, None, None, host)
     assert config is not None
-    assert (config.listen, config.bootstrap) == (listen, (parse_peer(BOOTSTRAP),))
+    assert (config.listen, config.advertise, config.bootstrap) == (listen, advertise, (parse_peer(BOOTSTRAP),))
+
+
+def test_who_listens_on_all_interfaces_says_how_it_is_reached() -> None:
+    everywhere = "/ip4/0.0.0.0/tcp/4001"
+    with pytest.raises(ConfigError, match="--advertise"):
+        read_peers_config([BOOTSTRAP], False, everywhere, None, "0.0.0.0")
+    with pytest.raises(ConfigError, match="no address"):
+        read_peers_config([BOOTSTRAP], False, everywhere, None, "0.0.0.0", "")
+    config = read_peers_config([BOOTSTRAP], False, everywhere, None, "0.0.0.0", "node.example")
+    assert config is not None
+    assert config.advertise == "node.example"
 
 
 def test_a_private_key_is_read_and_never_shown(tmp_path: Path) -> None:
