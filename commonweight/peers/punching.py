@@ -7,9 +7,10 @@ connected can have a host dial as many addresses as fit into a message: here onl
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from typing import Any, cast
 
 import trio
-from libp2p.abc import INetStream
+from libp2p.abc import IHost, INetStream
 from libp2p.peer.id import ID
 from libp2p.relay.circuit_v2.dcutr import DCUtRProtocol
 from libp2p.tools.anyio_service import background_trio_service
@@ -28,7 +29,8 @@ class Puncher(DCUtRProtocol):
     """Answers a peer that begins, and begins by itself only with `punch`. Use `open_puncher`."""
 
     def __init__(self, host: Host, admitted: Callable[[str], bool]) -> None:
-        super().__init__(host.libp2p)
+        super().__init__(cast(IHost, _Listening(host.libp2p)))
+        setattr(host.libp2p, "_dcutr_protocol", self)  # noqa: B010 - by this the host tells it who has gone
         self._admitted = admitted
 
     async def punch(self, peer_id: str) -> None:
@@ -51,6 +53,19 @@ class Puncher(DCUtRProtocol):
 
     def _decode_observed_addrs(self, addr_bytes: list[bytes]) -> list[Multiaddr]:
         return super()._decode_observed_addrs(addr_bytes[:MAX_ADDRESSES])
+
+
+class _Listening:
+    """A host whose addresses are those that it listens on: punching dials from these, not from what is advertised."""
+
+    def __init__(self, host: IHost) -> None:
+        self._host = host
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._host, name)
+
+    def get_addrs(self) -> list[Multiaddr]:
+        return self._host.get_transport_addrs()
 
 
 @asynccontextmanager

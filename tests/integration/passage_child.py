@@ -60,7 +60,7 @@ async def node(
     @asynccontextmanager
     async def opened() -> AsyncIterator[Passage]:
         async with (
-            open_host(HostConfig(identity_of(key), listen)) as host,
+            open_host(HostConfig(identity_of(key), listen, advertise=f"{key}.example")) as host,
             open_passage(host, relays, Offered(services, EVERYBODY)) as passage,
         ):
             yield passage
