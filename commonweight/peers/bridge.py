@@ -70,10 +70,16 @@ class TrioThread(Generic[T]):
                 if not scope.cancelled_caught:
                     self._tell(_succeed, future, result)
 
+        def begin() -> None:
+            if self._scope.cancel_called:  # the nursery takes nobody any more
+                self._tell(_fail, future, _ended())
+            else:
+                self._calls.start_soon(call)
+
         if self._ended.is_set():
             raise _ended()
         self._pending.add(future)
-        self._soon(lambda: self._calls.start_soon(call))
+        self._soon(begin)
         try:
             return await future
         except asyncio.CancelledError:

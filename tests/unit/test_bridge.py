@@ -125,3 +125,25 @@ async def test_stop_ends_calls_in_flight_and_leaves_the_context() -> None:
     assert left.is_set()
     assert not thread.died.done()
     await thread.stop()
+
+
+async def test_a_call_while_the_context_is_left_is_refused_and_disturbs_nothing() -> None:
+    leaving, left = asyncio.Event(), asyncio.Event()
+    go_on = trio.Event()
+
+    @asynccontextmanager
+    async def slow() -> AsyncIterator[trio.lowlevel.TrioToken]:
+        yield trio.lowlevel.current_trio_token()
+        thread.tell(leaving.set)
+        await go_on.wait()
+        thread.tell(left.set)
+
+    thread = TrioThread(slow)
+    token = await thread.start()
+    stopping = asyncio.create_task(thread.stop())
+    await asyncio.wait_for(leaving.wait(), WAIT_S)
+    with pytest.raises(PeerUnreachable):
+        await asyncio.wait_for(thread.acall(double, 1), WAIT_S)
+    token.run_sync_soon(go_on.set)
+    await stopping
+    assert left.is_set()
