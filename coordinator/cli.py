@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from commonweight.cli.options import BootstrapOption, MdnsOption, P2pListenOption, PskFileOption
+
 app = typer.Typer(no_args_is_help=True)
 
 
@@ -54,6 +56,10 @@ def run(
     referee_device: Annotated[str, typer.Option(help="For the audits, as torch names it: cpu, cuda:0.")] = "cpu",
     referee_threads: Annotated[int, typer.Option(min=1, max=1024, help="Compute threads of the audits.")] = 1,
     until_epoch: Annotated[int | None, typer.Option(min=1, help="End when this many epochs are final.")] = None,
+    bootstrap: BootstrapOption = None,
+    mdns: MdnsOption = False,
+    p2p_listen: P2pListenOption = None,
+    psk_file: PskFileOption = None,
 ) -> None:
     """Admit nodes, plan and seal rounds, have what is drawn of them replayed, settle epochs on the chain.
 
@@ -63,14 +69,17 @@ def run(
     lines on stdout; the first says where nodes reach it:
 
         commonweight node run --coordinator PEERID@HOST:PORT …
+
+    With --bootstrap it announces itself, and nodes find it by the chain, wherever it listens.
     """
     from eth_utils.address import is_address, to_checksum_address
 
     from commonweight.chain.keys import load_key, read_password
     from commonweight.errors import ConfigError, SpecError
+    from commonweight.peers.config import read_peers_config
     from commonweight.rules.spec import parse_spec
     from commonweight.runtime import run_until_stopped
-    from commonweight.wire.channel import check_advertised
+    from commonweight.wire.channel import check_advertised, split_address
     from coordinator.run import CoordinatorConfig, run_coordinator
 
     for address in (registry, *(allow or ()), *(gateway or ())):
@@ -108,5 +117,6 @@ def run(
         data=data,
         referee_device=referee_device,
         referee_threads=referee_threads,
+        peers=read_peers_config(bootstrap, mdns, p2p_listen, psk_file, split_address(listen)[0], advertise),
     )
     run_until_stopped(run_coordinator(config))

@@ -20,6 +20,7 @@ from commonweight.errors import ConfigError, InsufficientFunds
 from commonweight.events import emit
 from commonweight.http import serving_http
 from commonweight.identity import NodeIdentity
+from commonweight.peers.config import PeersConfig
 from commonweight.rules.answer import KEPT_VERSIONS
 from commonweight.rules.canonical import canonical_json
 from commonweight.rules.receipt import Domain
@@ -29,6 +30,7 @@ from commonweight.wire.channel import join_address, serve, split_address
 from commonweight.wire.generated import control_pb2_grpc, referee_pb2, serving_pb2_grpc
 from commonweight.wire.referee import Referee, RefereeConfig, Replays, audit_limit_s
 from commonweight.wire.tls import Certificate, enrolment_credentials, make_certificate, server_credentials
+from coordinator.announcing import Announcing
 from coordinator.answers import Answers
 from coordinator.attendance import Reception
 from coordinator.auditing import Auditing
@@ -87,6 +89,8 @@ class CoordinatorConfig:
     """The packed text, for audits of the tokens; without it these stay undecided."""
     referee_device: str
     referee_threads: int
+    peers: PeersConfig | None = None
+    """How it announces itself; None: nodes are told where it is."""
 
 
 async def run_coordinator(config: CoordinatorConfig) -> None:
@@ -136,7 +140,9 @@ async def run_coordinator(config: CoordinatorConfig) -> None:
     evidence = StatementStore(config.statements / "evidence", "evidence")
     referee = _referee_config(config, certificate)
     holders, auditors = Holders(), Auditors(config.spec, place)
-    replays = Replays(lambda: Referee.start(referee))
+    identity = NodeIdentity(config.key.secret)
+    announcing = None if config.peers is None else Announcing(identity, config.peers, config.model_id)
+    replays = Replays(lambda: Referee.start(referee), None if announcing is None else announcing.reach_evidence)
     disputes = Disputes(config.spec, place, certificate.der, holders, auditors, replays)
     beacons = Beacons(per_epoch, ledger, contract, registered, config.confirmations)
     panel = Panel(
@@ -165,7 +171,7 @@ async def run_coordinator(config: CoordinatorConfig) -> None:
             ControlService(admission, Reception(training, serving, answers, auditors, seats)),
             ServingService(serving),
             certificate,
-        ),
+        ) as address,
     ):
         base_url = (
             config.statements_url
@@ -182,6 +188,11 @@ async def run_coordinator(config: CoordinatorConfig) -> None:
             asyncio.create_task(settlement.run(training, auditing, config.end_epoch), name="settlement"),
             asyncio.create_task(recheck_seats(training, auditors, seats, per_epoch), name="seats"),
         ]
+        if announcing is not None:
+            announced = announcing.run(
+                chain_id=config.chain_id, registry=config.registry, address=address, certificate=certificate.der
+            )
+            tasks.append(asyncio.create_task(announced, name="announcing"))
         if registered.terms.seat_stake:
             providers = ProviderRegistry(chain, registered.terms.providers, sender, first_block=first_block)
             slashing = Slashing(place, ledger, providers, base_url)
@@ -238,8 +249,8 @@ async def _serving(
     nodes: ControlService,
     gateways: ServingService,
     certificate: Certificate,
-) -> AsyncIterator[None]:
-    """All services, from the moment they are announced to the end of the last call."""
+) -> AsyncIterator[str]:
+    """All services, from the moment they are announced to the end of the last call; where nodes enrol."""
     host, _ = split_address(config.listen)
     async with AsyncExitStack() as stack:
         control, control_port = await serve(
@@ -270,4 +281,4 @@ async def _serving(
             control_port=control_port,
             round=nodes.reception.training.round,
         )
-        yield
+        yield address

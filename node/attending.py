@@ -1,10 +1,17 @@
 """What a node does while it is attached to its coordinator: it passes orders on to its parts, and signs reports."""
 
 import asyncio
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 
-from commonweight.errors import ConfigError, Refused, WireError, WorkerDied, error_with_code
+from commonweight.errors import (
+    ConfigError,
+    IdentityMismatch,
+    Refused,
+    WireError,
+    WorkerDied,
+    error_with_code,
+)
 from commonweight.events import emit
 from commonweight.rules.receipt import Domain, Receipt
 from commonweight.rules.report import report_receipt
@@ -17,6 +24,7 @@ from node.config import NodeConfig
 from node.decoding import Decoding
 from node.evidence import Evidence
 from node.orders import Orders
+from node.routing import Routing
 from node.state import StageState
 from node.supervisor import WorkerProcess
 from node.watching import Watch
@@ -45,7 +53,14 @@ class Session:
         self._coordinator = coordinator
         self._assigned: asyncio.Future[pb.Assignment] = asyncio.get_running_loop().create_future()
         self._generation = 0
+        self.routing: Routing | None = None
+        """How neighbours are reached; None: where the coordinator says that they are."""
+        self._to_route: asyncio.Queue[pb.Formation | pb.DecodePeers | pb.Version] = asyncio.Queue()
+        self._formation: pb.Formation | None = None
+        """The one that counts."""
         self.started: tuple[bytes, int] | None = None
+        self.on_assigned: Callable[[int], None] = lambda _: None
+        """Called with the stage that this node holds from now on."""
         self.rounds = 0
 
     @property
@@ -61,33 +76,53 @@ class Session:
                 case "assignment":
                     await self._start(message.assignment)
                 case "formation":
-                    formation = message.formation
-                    if formation.generation != self._generation:
-                        self._generation = formation.generation
+                    if message.formation.generation != self._generation:
+                        self._generation = message.formation.generation
                         await self._orders.drop()
-                    await self._orders.give(worker_pb2.WorkerCommand(formation=formation), formation.round)
+                    self._formation = message.formation
+                    await self._route(message.formation)
                 case "plan":
                     await self._plan(message.plan)
                 case "version":
-                    await self._state.want(message.version)
+                    await self._route(message.version)
                 case "replicas":
+                    self._let_in(*message.replicas.certificates)
                     self._state.grant(message.replicas)
                 case "pause":
+                    self._formation = None
                     emit("generation.paused", generation=message.pause.generation, why=message.pause.why)
                     await self._orders.drop()
                     await self._worker.send(worker_pb2.WorkerCommand(pause=message.pause))
                 case "sealed":
                     await self.seal(message.sealed)
                 case "audit":
+                    self._let_in(message.audit.auditor)
                     await self._evidence.grant(message.audit)
                 case "publish":
                     # Before the next message goes to the worker: two rounds later it removes this version.
                     needed = self._evidence.needed_versions()
                     await self._decoding.publish(await self._assigned, message.publish, needed)
                 case "decode_peers":
-                    await self._decoding.meet(message.decode_peers)
+                    await self._route(message.decode_peers)
                 case "answer":
                     self._decoding.recorded(message.answer)
+
+    async def find_ways(self) -> None:
+        """Find the ways to neighbours and replicas, and pass on what the coordinator said of them; orders don't wait
+        for that.
+        """
+        while True:
+            message = await self._to_route.get()
+            assert self.routing is not None, "nothing is put here otherwise"
+            if isinstance(message, pb.Formation):
+                for peer_id, error in (await self.routing.form(message)).items():
+                    if self._formation is message:
+                        self._fail(message.generation, error.code, error.args[0], peer_id)
+            elif isinstance(message, pb.Version):
+                await self.routing.find_sources(message)
+            else:
+                await self.routing.meet(message)
+            await self._pass_on(message)
 
     async def relay(self) -> None:
         """Pass on what the worker has done, reports signed."""
@@ -105,19 +140,7 @@ class Session:
                     raise error_with_code(event.failure.code, event.failure.message)
                 case "failure":
                     failure = event.failure
-                    emit(
-                        "pipes.failed",
-                        code=failure.code,
-                        message=failure.message,
-                        generation=failure.generation,
-                    )
-                    failed = pb.PipesFailed(
-                        generation=failure.generation,
-                        code=failure.code,
-                        why=failure.message,
-                        peer_id=failure.peer_id,
-                    )
-                    self._coordinator.send(pb.NodeMessage(pipes_failed=failed))
+                    self._fail(failure.generation, failure.code, failure.message, failure.peer_id)
 
     async def pause(self) -> None:
         """The coordinator is gone: what is in flight is void."""
@@ -129,6 +152,33 @@ class Session:
         except WorkerDied:
             return  # `relay` says so
 
+    async def _route(self, message: pb.Formation | pb.DecodePeers | pb.Version) -> None:
+        if self.routing is not None:
+            self._to_route.put_nowait(message)
+        else:
+            await self._pass_on(message)
+
+    async def _pass_on(self, message: pb.Formation | pb.DecodePeers | pb.Version) -> None:
+        if isinstance(message, pb.DecodePeers):
+            await self._decoding.meet(message)
+        elif isinstance(message, pb.Version):
+            await self._state.want(message)
+        elif self._formation is message:
+            await self._orders.give(worker_pb2.WorkerCommand(formation=message), message.round)
+
+    def _let_in(self, *certificates: bytes) -> None:
+        """Their holders may come for what this node keeps."""
+        if self.routing is None:
+            return
+        for certificate in certificates:
+            with suppress(IdentityMismatch):  # it is refused later, and told
+                self.routing.grant(certificate)
+
+    def _fail(self, generation: int, code: str, message: str, peer_id: str) -> None:
+        emit("pipes.failed", code=code, message=message, generation=generation)
+        failed = pb.PipesFailed(generation=generation, code=code, why=message, peer_id=peer_id)
+        self._coordinator.send(pb.NodeMessage(pipes_failed=failed))
+
     async def _start(self, assignment: pb.Assignment) -> None:
         wanted = (assignment.spec, assignment.stage)
         if self.started is not None and self.started != wanted:
@@ -139,6 +189,7 @@ class Session:
         if assignment.stage == 0 and self._config.data is None:
             raise ConfigError("This node holds the first stage, which reads the text: give --data FOLDER.")
         emit("node.assigned", stage=assignment.stage, model_id="0x" + assignment.model_id.hex())
+        self.on_assigned(assignment.stage)
         if self.started is None:
             self.started = wanted
             start = worker_pb2.WorkerStart(

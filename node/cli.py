@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from commonweight.cli.options import BootstrapOption, MdnsOption, P2pListenOption, PskFileOption
+
 app = typer.Typer(no_args_is_help=True)
 
 
@@ -17,9 +19,25 @@ def _group() -> None:
 @app.command()
 def run(
     context: typer.Context,
-    coordinator: Annotated[str, typer.Option(help="Where to enrol: PEERID@HOST:PORT, as the coordinator prints it.")],
     key: Annotated[Path, typer.Option(help="Keystore file of the node's key: its identity. See `keys new`.")],
     dir: Annotated[Path, typer.Option(help="Folder for the checkpoints of this node's stage.")],
+    coordinator: Annotated[
+        str | None,
+        typer.Option(
+            help="Where to enrol: PEERID@HOST:PORT, as the coordinator prints it. Or it is found: --bootstrap."
+        ),
+    ] = None,
+    bootstrap: BootstrapOption = None,
+    mdns: MdnsOption = False,
+    p2p_listen: P2pListenOption = None,
+    psk_file: PskFileOption = None,
+    relayed: Annotated[
+        bool,
+        typer.Option("--relayed", help="Be reached through the --bootstrap peers, which relay: behind a NAT."),
+    ] = False,
+    model_id: Annotated[
+        str | None, typer.Option(help="Id of the model to work for, 0x and 64 digits; with --bootstrap.")
+    ] = None,
     data: Annotated[Path | None, typer.Option(help="Folder of the packed text; the first stage needs it.")] = None,
     listen: Annotated[
         str, typer.Option(help="host:port for neighbouring stages; port 0 takes a free one.")
@@ -68,20 +86,32 @@ def run(
 
     The node keeps its stage: stopped or killed, it goes on from its last checkpoint when it is started again with the
     same key. Its events are JSON lines on stdout (readable lines on a terminal). It ends when training is complete.
+
+    The coordinator is given, or found, wherever it is and moves: a bootstrap peer's address, the chain and the model's
+    id are enough.
     """
+    from dataclasses import replace
+
     from eth_utils.address import is_address, to_checksum_address
 
     from commonweight.chain.keys import load_key, read_password
     from commonweight.errors import ConfigError
     from commonweight.identity import NodeIdentity
+    from commonweight.locating import read_coordinator
+    from commonweight.peers.config import read_peers_config
     from commonweight.runtime import run_until_stopped
     from commonweight.wire.channel import check_advertised, join_address, split_address
-    from commonweight.wire.messages import split_peer
     from node.config import NodeConfig
     from node.control import Node
     from node.watching import WatchConfig
 
-    split_peer(coordinator)
+    listen_host = split_address(listen)[0]
+    peers = read_peers_config(bootstrap, mdns, p2p_listen, psk_file, listen_host, advertise)
+    if relayed:
+        if peers is None or not peers.bootstrap:
+            raise ConfigError("--relayed goes with --bootstrap MULTIADDR, of peers that run with --relay.")
+        peers = replace(peers, relayed=True)
+    work_for = read_coordinator(coordinator, peers, rpc, registry, model_id)
     for address in (serve_listen, evidence_listen):
         if address is not None:
             check_advertised(address, advertise)
@@ -95,10 +125,10 @@ def run(
         raise ConfigError(f"--payout {payout!r} is not an address: 0x and 40 hexadecimal digits.")
     unlocked = load_key(key, read_password(password_file))
     identity = NodeIdentity(unlocked.secret)
-    free_port = join_address(split_address(listen)[0], 0)
+    free_port = join_address(listen_host, 0)
     config = NodeConfig(
         identity=identity,
-        coordinator=coordinator,
+        coordinator=work_for,
         directory=dir,
         data=data,
         listen=listen,

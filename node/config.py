@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from commonweight.identity import NodeIdentity
+from commonweight.locating import Lookup
 from node.watching import WatchConfig
 
 
@@ -12,8 +13,8 @@ class NodeConfig:
     """What one node runs with."""
 
     identity: NodeIdentity
-    coordinator: str
-    """PEERID@host:port of its enrolment service."""
+    coordinator: str | Lookup
+    """PEERID@host:port of its enrolment service, or where to look for it."""
     directory: Path
     """For checkpoints."""
     data: Path | None

@@ -10,6 +10,8 @@ from typing import Any
 
 from commonweight.errors import PeerUnreachable, WorkerDied
 from commonweight.events import emit
+from commonweight.locating import Lookup, make_locator
+from commonweight.peers.offered import Offered
 from commonweight.wire.attachment import Attachment, Backoff, Finished, attach, together
 from commonweight.wire.channel import join_address, split_address
 from commonweight.wire.generated import control_pb2 as pb
@@ -18,6 +20,7 @@ from node.attending import Session
 from node.config import NodeConfig
 from node.decoding import DecodeConfig, Decoding
 from node.evidence import Evidence
+from node.routing import Routing
 from node.state import StageState
 from node.supervisor import DecoderProcess, WorkerProcess
 from node.watching import Watch
@@ -45,6 +48,11 @@ class Node:
         self._evidence = self.make_evidence()
         self._state = StageState(config.directory, self.certificate)
         self._watch = Watch(config.identity.address, config.payout, config.directory, config.watch)
+        offered = Offered()
+        self._locator = make_locator(config.coordinator, config.identity, offered)
+        self._routing = (
+            Routing(self._locator, offered, config.identity.address) if isinstance(config.coordinator, Lookup) else None
+        )
         self._started: tuple[bytes, int] | None = None
         """Spec and stage that the worker was started with."""
         self._deaths = 0
@@ -62,9 +70,12 @@ class Node:
     async def start_decoder(self) -> DecoderProcess:
         """Start its decode process."""
         config = self.config
-        return await DecoderProcess.start(
+        decoder = await DecoderProcess.start(
             listen=config.decode_listen, certificate=self.certificate, threads=config.threads
         )
+        if self._routing is not None:
+            self._routing.serve("decode", config.decode_listen, decoder.port)
+        return decoder
 
     def make_session(self, worker: WorkerProcess, coordinator: Attachment) -> Session:
         """What obeys the coordinator during one attachment."""
@@ -83,7 +94,10 @@ class Node:
             payout=self.config.payout,
         )
         await self._evidence.listen(self.config.evidence_listen, self._state.offering)
-        parts = [asyncio.create_task(self._train()), asyncio.create_task(self._decoding.run())]
+        if self._routing is not None:
+            self._routing.serve("evidence", self.config.evidence_listen, self._evidence.port)
+        running = (self._train(), self._decoding.run(), self._locator.run())
+        parts = [asyncio.create_task(part) for part in running]
         try:
             done, _ = await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
             for part in done:
@@ -121,16 +135,22 @@ class Node:
         if self._worker is None:
             self._started = None
             self._worker = await self.start_worker()
+            if self._routing is not None:
+                self._routing.serve("data", self.config.listen, self._worker.port)
 
     async def _attend(self) -> None:
         """One attachment to the coordinator, from enrolment to the end of its stream."""
         worker = self._worker
         assert worker is not None, "a node attends with its worker running"
-        async with attach(self.config.coordinator, self.certificate, self._join(worker)) as coordinator:
+        join = self._join(worker)
+        async with attach(await self._locator.coordinator(), self.certificate, join) as coordinator:
             session = self.make_session(worker, coordinator)
             session.started = self._started
+            session.routing = self._routing
+            address = join.join.data_address
+            session.on_assigned = lambda stage: self._locator.announce(address, self.certificate.der, stage)
             try:
-                await together(session.obey(), session.relay())
+                await together(session.obey(), session.relay(), session.find_ways())
             finally:
                 self._decoding.end()
                 self._started = session.started

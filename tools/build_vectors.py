@@ -23,6 +23,7 @@ from eth_utils.address import to_checksum_address
 
 from commonweight.identity import NodeIdentity
 from commonweight.rules.accounting import divide_shares
+from commonweight.rules.announcement import ANNOUNCEMENT_TYPE, Announcement, Role
 from commonweight.rules.answer import (
     NONCE_BYTES,
     Answer,
@@ -44,7 +45,7 @@ from commonweight.rules.audits import (
 )
 from commonweight.rules.averaging import slice_bounds
 from commonweight.rules.beacon import answers_root, blinded, hash_chain, round_beacon, round_root, seal_salt
-from commonweight.rules.canonical import canonical_json
+from commonweight.rules.canonical import canonical_json, content_hash
 from commonweight.rules.emission import emission, split_emission
 from commonweight.rules.epoch import (
     audit_line,
@@ -656,6 +657,38 @@ def _report_case(domain: Domain, model_id: bytes, generation: int, report: Repor
     }
 
 
+def build_announcement() -> Any:
+    """Announcements of a node and a coordinator, with the hash of their canonical JSON, digest and signature."""
+    cases = []
+    for role, stage, capacity, count in ((Role.NODE, 3, 12_345, 2), (Role.COORDINATOR, None, None, 0)):
+        identity = NodeIdentity(sha256(role.value.encode()).digest())
+        announcement = Announcement(
+            role=role,
+            chain_id=1337,
+            registry="0x" + sha256(b"registry").hexdigest()[:40],
+            model_id=sha256(b"model").digest(),
+            stage=stage,
+            address="node.example:7701",
+            certificate=sha256(b"certificate").digest(),
+            capacity=capacity,
+            peer_addresses=tuple(f"/ip4/192.0.2.{n}/tcp/4001/p2p/{identity.peer_id}" for n in range(count)),
+            sequence=1_800_000_000_123,
+            issued_at_s=1_800_000_000,
+            ttl_s=60,
+        )
+        value = announcement.to_json()
+        cases.append(
+            {
+                "announcement": value,
+                "content": to_hex(content_hash(value)),
+                "digest": to_hex(announcement.digest()),
+                "signer": identity.address,
+                "signature": to_hex(identity.sign_digest(announcement.digest())),
+            }
+        )
+    return {"type": ANNOUNCEMENT_TYPE.decode(), "cases": cases}
+
+
 def build_receipt() -> Any:
     """Signed receipts; those of one signer, domain, model, stage and unit with different outputs prove equivocation."""
     signers = [NodeIdentity(keccak(b"signer %d" % i)) for i in range(2)]
@@ -1148,6 +1181,7 @@ BUILDERS: dict[str, Callable[[], Any]] = {
     "spec": build_spec_vectors,
     "sampling": build_sampling,
     "shares": build_shares,
+    "announcement": build_announcement,
     "receipt": build_receipt,
     "report": build_report,
     "beacon": build_beacon,

@@ -125,6 +125,29 @@ def decode(
 
 
 @app.command()
+def tunnel(
+    json: Annotated[Path | None, typer.Option(help="Write the results to this file, too.")] = None,
+    pairs: Annotated[int, typer.Option(min=1, max=1000, help="Measured turns of each contender.")] = 5,
+) -> None:
+    """Call a peer through libp2p against calling it directly.
+
+    Contenders take turns: messages of 1 MiB there and back, one after another, over a channel with mutual TLS to
+    another process; opened to its port, and to a tunnel through two libp2p hosts in processes of their own. Takes half
+    a minute on two idle cores. Only the ratios count.
+
+    Example:
+        commonweight bench tunnel --json tunnel.json
+    """
+    from dataclasses import asdict
+
+    from commonweight.bench.measure import machine, publish
+    from commonweight.bench.tunnel import TunnelBench, run_tunnel_bench
+
+    bench, here = TunnelBench(pairs=pairs), machine()
+    publish("tunnel", here, asdict(bench), run_tunnel_bench(bench), json)
+
+
+@app.command()
 def merkle(
     json: Annotated[Path | None, typer.Option(help="Write the results to this file, too.")] = None,
     turns: Annotated[int, typer.Option(min=1, max=1000, help="Measured turns.")] = 5,

@@ -20,6 +20,7 @@ MOUNTS = (
     Mount("coordinator", "coordinator.cli", "Lead a model: plan rounds, keep the ledger, settle epochs."),
     Mount("auditor", "auditor.cli", "Check others' work: replay what is drawn of it, earn shares."),
     Mount("gateway", "gateway.cli", "Sell a model's answers, in OpenAI's format, for x402."),
+    Mount("peers", "commonweight.cli.peers", "Run a bootstrap peer, and show who is announced."),
     Mount("devnet", "commonweight.devnet.cli", "Run everything on this machine: chain, coordinator, nodes."),
     Mount("keys", "commonweight.cli.keys", "Create, import and show the key that is a node's identity."),
     Mount("model", "commonweight.cli.model", "Show what a model is, stage by stage, and register one."),

@@ -85,3 +85,26 @@ JsonOption = Annotated[
     bool,
     typer.Option("--json", help="Print JSON for programs.", allow_from_autoenv=False),
 ]
+BootstrapOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--bootstrap",
+        metavar="MULTIADDR",
+        help="libp2p address of a peer to begin with, as `peers bootstrap` prints it; repeat.",
+    ),
+]
+MdnsOption = Annotated[bool, typer.Option("--mdns", help="Look for peers on the LAN, too, by multicast DNS.")]
+P2pListenOption = Annotated[
+    str | None,
+    typer.Option(
+        "--p2p-listen",
+        metavar="MULTIADDR",
+        help="Where libp2p listens: /ip4/HOST/tcp/PORT. Default: the host of --listen with a free port.",
+    ),
+]
+PskFileOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--psk-file", metavar="FILE", help="Key of a private network, 64 hexadecimal digits: others aren't heard."
+    ),
+]

@@ -136,12 +136,19 @@ class Referee:
         return event
 
 
+Reach = Callable[[str, str], Awaitable[str]]
+"""The host:port at which this machine reaches a source, by its PeerId and own address; that, where there is none."""
+
+
 class Replays:
     """Referees, one at a time: started when one is needed, and again where it dies. One call at a time."""
 
-    def __init__(self, start: Callable[[], Awaitable[Referee]]) -> None:
-        """`start` may raise WorkerDied; nothing is started before it is needed."""
+    def __init__(self, start: Callable[[], Awaitable[Referee]], reach: Reach | None = None) -> None:
+        """`start` may raise WorkerDied; nothing is started before it is needed. `reach`: None where every source is
+        reached at its own address.
+        """
         self._start = start
+        self._reach = reach
         self._referee: Referee | None = None
 
     async def judge(self, order: control_pb2.AuditOrder) -> control_pb2.AuditOpinion:
@@ -188,6 +195,9 @@ class Replays:
         attempts: int = MAX_ATTEMPTS,
     ) -> Answer:
         """A referee's answer. Raises WorkerDied where so many died of the question."""
+        if self._reach is not None:
+            for source in order.sources:
+                source.address = await self._reach(source.peer_id, source.address)
         while True:
             attempts -= 1
             try:

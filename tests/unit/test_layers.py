@@ -69,3 +69,10 @@ def test_codes_are_distinct_and_shown() -> None:
 def test_input_errors_are_value_errors() -> None:
     assert issubclass(errors.InputError, ValueError)
     assert "(also ValueError)" in (errors.__doc__ or "")
+
+
+def test_listing_commands_never_imports_libp2p() -> None:
+    code = "import sys, commonweight.cli.main, node.control, coordinator.cli; print('libp2p' in sys.modules)"
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.strip() == "False"

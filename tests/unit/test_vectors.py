@@ -11,6 +11,7 @@ import pytest
 
 from commonweight.identity import recover_address
 from commonweight.rules.accounting import divide_shares
+from commonweight.rules.announcement import ANNOUNCEMENT_TYPE, announcement_from_json
 from commonweight.rules.answer import (
     Answer,
     answer_leaf,
@@ -23,7 +24,7 @@ from commonweight.rules.answer import (
 from commonweight.rules.audits import Audit, Kind, Verdict, draw_audits, left_outstanding, paid_rounds
 from commonweight.rules.averaging import slice_bounds
 from commonweight.rules.beacon import answers_root, blinded, hash_chain, round_beacon, round_root, seal_salt
-from commonweight.rules.canonical import canonical_json, parse_json
+from commonweight.rules.canonical import canonical_json, content_hash, parse_json
 from commonweight.rules.checking import check_statement
 from commonweight.rules.emission import emission, split_emission
 from commonweight.rules.epoch import signed_receipt
@@ -58,6 +59,16 @@ def raw(text: str) -> bytes:
 @pytest.fixture(scope="module")
 def specs() -> dict[str, ModelSpec]:
     return {case["name"]: build_spec(case["spec"]) for case in load("spec")["cases"]}
+
+
+def test_announcement() -> None:
+    vectors = load("announcement")
+    assert vectors["type"] == ANNOUNCEMENT_TYPE.decode()
+    for case in vectors["cases"]:
+        announcement = announcement_from_json(case["announcement"])
+        assert content_hash(case["announcement"]) == raw(case["content"])
+        assert announcement.digest() == raw(case["digest"])
+        assert recover_address(raw(case["digest"]), raw(case["signature"])) == case["signer"]
 
 
 def test_merkle() -> None:

@@ -1,0 +1,1 @@
+"""Finding each other by libp2p: announcements, discovery, and ways through a NAT. Tensors and control go over gRPC."""
