@@ -168,8 +168,8 @@ class Session:
         """Its opinion on a unit, signed."""
         audit, claim = self._read(order)
         kind, microbatch = audit.kind.value, audit.microbatch
-        unit = {"round": audit.round, "stage": audit.stage, "replica": audit.replica}
-        emit("audit.ordered", **unit, kind=kind, microbatch=microbatch)
+        round_, stage, replica = audit.round, audit.stage, audit.replica
+        emit("audit.ordered", round=round_, stage=stage, replica=replica, kind=kind, microbatch=microbatch)
         found = await self._replays.judge(order)
         evidence_hash = keccak(found.evidence) if found.evidence else NO_EVIDENCE
         verdict = Verdict(found.verdict)
@@ -177,7 +177,9 @@ class Session:
         found.signature = self._sign(receipt)
         emit(
             "audit.answered",
-            **unit,
+            round=round_,
+            stage=stage,
+            replica=replica,
             kind=kind,
             microbatch=microbatch,
             verdict=found.verdict,

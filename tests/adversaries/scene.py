@@ -180,7 +180,8 @@ class Scene:
 
     def paid_rounds(self, stage: int, epoch: int = 0) -> list[int]:
         """Of an epoch, and for what they are worth."""
-        due = str(report_units(self.network.spec, stage))
+        spec = self.network.spec
+        due = str(report_units(spec, stage, spec.training.microbatches_per_round))
         units = {sealed.round: sealed.reports[stage].units for sealed in self.statement(epoch).rounds}
         assert set(units.values()) <= {due, "0"}
         return [round_ for round_, found in units.items() if found == due]

@@ -237,7 +237,7 @@ def test_who_cheats_loses_its_stake_and_owns_nothing(tmp_path: Path) -> None:
     assert slash["evidence_hash"] != "0x" + "00" * 32
     assert (slash["address"], slash["stage"], slash["epoch"]) == (cheater.address, 0, 0)
     assert slash["amount"] == str(SEAT_STAKE)
-    unpaid = str(rounds * report_units(spec, 0))
+    unpaid = str(rounds * report_units(spec, 0, spec.training.microbatches_per_round))
     assert report["unpaid_units"] == {"total": unpaid, "by_address": {cheater.address: unpaid}}
     assert report["ownership"][cheater.address]["shares"] == "0"
     counts = report["audits"]["data"]

@@ -3,6 +3,7 @@
 import math
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -15,30 +16,34 @@ from commonweight.wire.generated import control_pb2
 from commonweight.wire.messages import MAX_HOPS, report_from_proto, report_to_proto, split_peer
 
 PEER = NodeIdentity(b"\x01" * 32).peer_id
-HOP = Hop(*(bytes([n]) * 32 for n in range(1, 7)), loss=0.1)
-REPORT = Report(2**40, 3, (HOP, Hop(*[bytes(32)] * 6, loss=0.0)), b"\x0a" * 32, b"\x0b" * 32, b"\x0c" * 32)
+HOP = Hop(1, *(bytes([n]) * 32 for n in range(1, 7)), loss=0.1)
+REPORT = Report(2**40, 3, (HOP, Hop(0, *[bytes(32)] * 6, loss=0.0)), *(bytes([n]) * 32 for n in range(10, 14)))
 
 
 def test_a_report_survives_the_way_there_and_back_with_its_digest():
-    wire = report_to_proto(REPORT, 1.5, 10, 20).SerializeToString()
+    wire = report_to_proto(REPORT, 1.5, 0.5, 10, 20).SerializeToString()
     message = control_pb2.StageReport.FromString(wire)
-    assert (message.seconds, message.bytes_down, message.bytes_up) == (1.5, 10, 20)
+    assert (message.seconds, message.busy_seconds, message.bytes_down, message.bytes_up) == (1.5, 0.5, 10, 20)
     back = report_from_proto(message)
     assert back == REPORT
     domain = Domain(1, "0x5FbDB2315678afecb367f032d93F642f64180aa3")
-    digests = [report_receipt(bytes(32), 1, each, b"\x0d" * 32).digest(domain) for each in (back, REPORT)]
-    assert digests[0] == digests[1]
+    digests = {
+        report_receipt(bytes(32), 1, each.round, each.stage, each.commitments(2), b"\x0d" * 32).digest(domain)
+        for each in (back, REPORT)
+    }
+    assert len(digests) == 1
 
 
 def test_the_largest_report_fits_into_a_control_message():
-    report = Report(2**64 - 1, 2**32 - 1, (HOP,) * MAX_HOPS, *[b"\xff" * 32] * 3)
+    hops = tuple(replace(HOP, microbatch=number) for number in range(MAX_HOPS))
+    report = Report(2**64 - 1, 2**32 - 1, hops, *[b"\xff" * 32] * 4)
     message = control_pb2.NodeMessage(
-        report=control_pb2.SignedReport(report=report_to_proto(report, 1.0, 2**63, 2**63))
+        report=control_pb2.SignedReport(report=report_to_proto(report, 1.0, 1.0, 2**63, 2**63))
     )
     assert message.ByteSize() < CONTROL_MESSAGE_BYTES // 2
 
 
-@pytest.mark.parametrize("field", ["gradient_hash", "state_before", "state_after"])
+@pytest.mark.parametrize("field", ["gradient_hash", "round_gradient_hash", "state_before", "state_after"])
 @pytest.mark.parametrize("size", [0, 31, 33])
 def test_a_hash_of_another_length_is_named(field, size):
     message = report_to_proto(REPORT)
@@ -65,18 +70,25 @@ def test_a_loss_that_is_none_is_refused(loss):
 
 @pytest.mark.parametrize("seconds", [math.nan, math.inf, -1.0])
 def test_a_duration_that_is_none_is_refused(seconds):
-    with pytest.raises(MalformedMessage, match="seconds"):
-        report_from_proto(report_to_proto(REPORT, seconds))
+    for durations in ((seconds, 0.0), (0.0, seconds)):
+        with pytest.raises(MalformedMessage, match="seconds"):
+            report_from_proto(report_to_proto(REPORT, *durations))
 
 
 def test_the_number_of_hops_is_bounded():
     message = report_to_proto(REPORT)
-    del message.hops[:]
-    with pytest.raises(MalformedMessage, match="has 0"):
-        report_from_proto(message)
-    message.hops.extend([control_pb2.Hop()] * (MAX_HOPS + 1))
+    message.hops.extend([control_pb2.Hop()] * (MAX_HOPS - 1))
     with pytest.raises(MalformedMessage, match=f"has {MAX_HOPS + 1}"):
         report_from_proto(message)
+
+
+def test_a_report_has_a_microbatch_once_and_may_have_none():
+    message = report_to_proto(REPORT)
+    message.hops[0].microbatch = 0
+    with pytest.raises(MalformedMessage, match="two are of one microbatch"):
+        report_from_proto(message)
+    del message.hops[:]
+    assert report_from_proto(message).load == ()
 
 
 def test_a_peer_is_split():
