@@ -70,6 +70,11 @@ class Child:
     def ended(self) -> bool:
         return self._output.ended.done()
 
+    def kill(self) -> None:
+        """SIGKILL, to it alone: what it started ends by itself."""
+        with suppress(ProcessLookupError):
+            self._transport.send_signal(signal.SIGKILL)
+
     async def stop(self, deadline_s: float) -> int:
         """Asks it to end, kills it after the deadline, and returns its exit status."""
         if not self.ended:

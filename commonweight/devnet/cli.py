@@ -50,6 +50,12 @@ def up(
     auditors: Annotated[
         int, typer.Option(help="Auditors with a seat of their own, dealt to the stages in turn; 0: only the referee.")
     ] = 1,
+    kill_every: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SECONDS", help="Kill a node (SIGKILL) in every such stretch of time, as in 30s; by --seed."
+        ),
+    ] = None,
     byzantine: Annotated[
         list[str] | None,
         typer.Option(
@@ -70,9 +76,11 @@ def up(
     Example:
       commonweight devnet up --stages 4 --until-epoch 1 --report report.json
       commonweight devnet up --byzantine 1:zeros:0.1
+      commonweight devnet up --replicas 2 --kill-every 30s
     """
     from rich.console import Console
 
+    from commonweight.devnet.churn import parse_interval
     from commonweight.devnet.options import UNATTENDED_EPOCHS, DevnetOptions
     from commonweight.devnet.run import run_devnet
     from commonweight.devnet.spec import ROUNDS_PER_EPOCH
@@ -85,6 +93,7 @@ def up(
         until_epoch=until_epoch if attended or until_epoch is not None else UNATTENDED_EPOCHS,
         backend=backend,  # type: ignore[arg-type]
         seed=seed,
+        kill_every_s=parse_interval(kill_every, "--kill-every"),
         folder=folder,
         report=report,
         live=attended,

@@ -29,6 +29,7 @@ from commonweight.devnet.accounts import (
     write_keys,
 )
 from commonweight.devnet.child import Child
+from commonweight.devnet.churn import plan_kills
 from commonweight.devnet.commands import (
     ask_command,
     auditor_command,
@@ -52,6 +53,7 @@ from commonweight.devnet.revenue import glance_at_revenue
 from commonweight.devnet.spec import NAME
 from commonweight.errors import ChainError, StateError
 from commonweight.events import Event, parse_event
+from commonweight.links.churn import PlannedFault, run_churn
 from commonweight.rules.canonical import canonical_json
 
 BRING_UP_S = 180.0
@@ -79,6 +81,8 @@ class Network:
         """Known once the model is registered."""
         self._observer = observer
         self._children: dict[str, Child] = {}
+        self._down: dict[str, asyncio.Event] = {}
+        """Nodes that were killed by plan; set when they may be started again."""
         self._watchers: list[asyncio.Task[None]] = []
 
     async def run(self) -> None:
@@ -140,6 +144,8 @@ class Network:
             command = auditor_command(self.folder, name, peer, cheating.get(name))
             self._watch(group, self._keep(name, command))
         await self._observer.until(lambda state: all(member.pid is not None for member in state.members))
+        if self.options.kill_every_s is not None:
+            self._watch(group, self._kill_nodes(list(nodes), self.options.kill_every_s))
         if self.options.buyers:
             await self._sell(group, deployment, peer)
             self._watch(group, self._look_at_revenue(deployment))
@@ -250,12 +256,31 @@ class Network:
             status = await self._ended(child)
             if self._observer.state.finished or (status == 0 and await self._finished_soon()):
                 return
-            if not any(member.joined for member in self._observer.state.members if member.name == name):
+            down = self._down.get(name)
+            if down is None and not any(each.joined for each in self._observer.state.members if each.name == name):
                 raise _unexpected(child, status)
             wait_s = max(0.0, next_restart - time.monotonic())
+            if down is not None:
+                wait_s = 0.0
+                await down.wait()
             self._observer.note("child.restarted", name=name, status=status, wait_s=wait_s)
             await asyncio.sleep(wait_s)
-            next_restart = time.monotonic() + RESTART_EVERY_S
+            next_restart = time.monotonic() + (0.0 if down is not None else RESTART_EVERY_S)
+
+    async def _kill_nodes(self, names: list[str], every_s: float) -> None:
+        """Kills nodes as planned, once training has begun."""
+        await self._observer.until(lambda state: state.last_round is not None)
+
+        async def kill(fault: PlannedFault) -> None:
+            self._down[fault.target] = asyncio.Event()
+            if (child := self._children.get(fault.target)) is not None and not child.ended:
+                self._observer.note("fault.begun", fault=fault.fault.value, name=fault.target)
+                child.kill()
+
+        async def restart(fault: PlannedFault) -> None:
+            self._down.pop(fault.target).set()
+
+        await run_churn(plan_kills(self.options.seed, names, every_s), kill, restart)
 
     async def _buy(self, name: str) -> None:
         """Buys an answer every few seconds, once there is a version of the model to ask."""

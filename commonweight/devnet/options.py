@@ -30,6 +30,8 @@ class DevnetOptions:
     """End when this many epochs are final; None: when asked to."""
     backend: Backend = "auto"
     seed: int = 0
+    kill_every_s: float | None = None
+    """In every such stretch of time a node is killed with SIGKILL, and started again soon after; None: none is."""
     folder: Path | None = None
     """None: a new one under runs/."""
     report: Path | None = None

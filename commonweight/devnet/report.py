@@ -39,6 +39,10 @@ def build_report(
     providers claim, how many of these were overruled, and what became of what is known to be bad. `slashed`: who lost
     stake, as what, for fraud in which epoch. `answers`: how many buyers paid for; and of final epochs, how many were
     sealed, with how many tokens, and how many of these tokens each provider is paid for.
+    `kills`: nodes that the devnet killed; `recovery_s`: for each, from then to the beginning of the first round that
+    was sealed after it, 0 where no round was broken off; `joins`: of nodes, since the first round was sealed;
+    `rounds_repeated`: begun again because something broke. `units_lost`: credited in a sealed round, and not paid
+    though nobody was convicted for them.
     `losses` has one number per sealed round, in nats per token; `revenue` is in the revenue token's smallest unit.
     """
     return {
@@ -85,9 +89,19 @@ def build_report(
             "total": str(sum(penalties.unpaid.values())),
             "by_address": {address: str(units) for address, units in penalties.unpaid.items()},
         },
+        "kills": state.kills,
+        "joins": state.joins,
+        "rounds_repeated": state.repeated,
+        "recovery_s": list(state.recovery_s),
+        "units_lost": str(_units_lost(state, penalties)),
         "answers": {"sold": state.answers, **answers.fields()},
         "deployments": dict(deployments),
     }
+
+
+def _units_lost(state: DevnetState, penalties: Penalties) -> int:
+    frauds = {fraud.node for fraud in state.frauds}
+    return sum(units for node, units in penalties.unpaid.items() if node not in frauds)
 
 
 def _role_of(state: DevnetState, penalty: Penalty) -> str:

@@ -123,6 +123,16 @@ class DevnetState(Frozen):
     auditors: tuple[MemberState, ...] = ()
     """With seats of their own, in the same order."""
     generation: int = 0
+    kills: int = 0
+    """Nodes that the devnet has killed."""
+    joins: int = 0
+    """Of nodes, since the first round was sealed."""
+    repeated: int = 0
+    """Rounds that were begun again."""
+    unrecovered: tuple[float, ...] = ()
+    """When nodes were killed since the last round was sealed."""
+    recovery_s: tuple[float, ...] = ()
+    """For each kill, from it to the beginning of the first round that was then sealed; 0 where none was broken off."""
     losses: tuple[float, ...] = ()
     last_round: RoundState | None = None
     first_round_s: float | None = None
@@ -206,13 +216,17 @@ def fold(state: DevnetState, source: str, event: Event) -> DevnetState:
         case "coordinator", "node.joined":
             port = int(fields["data_address"].rpartition(":")[2])
             found = {"stage": fields["stage"], "port": port, "online": True, "joined": True}
+            state = state.but(joins=state.joins + (state.last_round is not None))
             return _change(state, "address", fields["node"], **found)
         case "coordinator", "auditor.joined":
             return _change(state, "address", fields["node"], online=True, joined=True)
         case "coordinator", "node.lost" | "auditor.lost":
             return _change(state, "address", fields["node"], online=False)
+        case "devnet", "fault.begun":
+            return state.but(kills=state.kills + 1, unrecovered=(*state.unrecovered, event.time))
         case "coordinator", "generation.formed":
-            return state.but(generation=fields["generation"])
+            repeated = state.repeated + (state.generation > 0)
+            return state.but(generation=fields["generation"], repeated=repeated)
         case "coordinator", "round.sealed":
             return _seal(state, event)
         case "coordinator", "epoch.proposed":
@@ -286,7 +300,10 @@ def _seal(state: DevnetState, event: Event) -> DevnetState:
     sums = state.boundary_bytes or (0.0,) * len(last.bytes_per_token)
     spent = (total + rate * fields["tokens"] for total, rate in zip(sums, last.bytes_per_token, strict=True))
     first = event.time - state.started if state.first_round_s is None else state.first_round_s
+    begun = event.time - last.seconds
     return state.but(
+        unrecovered=(),
+        recovery_s=(*state.recovery_s, *(round(max(0.0, begun - killed), 3) for killed in state.unrecovered)),
         losses=(*state.losses, last.loss),
         last_round=last,
         first_round_s=first,

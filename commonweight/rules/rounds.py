@@ -28,6 +28,8 @@ from typing import TypeVar
 from commonweight.rules.assignment import Pace, assign, update
 from commonweight.rules.report import Report, find_mismatch
 
+PATIENCE_ROUNDS = 50
+"""So many rounds are trained before a newcomer that was waited for in vain is waited for again."""
 MAX_MISMATCHES = 3
 """When the reports of one round have contradicted each other this often, training stops."""
 
@@ -75,6 +77,8 @@ class RoundState:
     """Who is stepped with the round that is being trained; some shadow it. While newcomers are waited for between two
     rounds, who was with the one before.
     """
+    in_vain: Mapping[str, int] = field(default_factory=_nothing)
+    """Newcomers that were waited for in vain, and before which round: it isn't done again for a while."""
     paces: Mapping[str, Pace] = field(default_factory=_nothing)
     """Of who has been a member of a sealed round since it came online."""
     reports: Mapping[str, Report] = field(default_factory=_nothing)
@@ -277,7 +281,7 @@ def _lose(state: RoundState, node: str) -> Next:
 
 
 def _take_version(state: RoundState, node: str, round_: int) -> Next:
-    if node not in state.online or round_ > state.round:
+    if node not in state.online or not state.versions.get(node, 0) <= round_ <= state.round:
         return state, ()
     state = replace(state, versions=_with(state.versions, node, round_))
     if state.phase is Phase.GATHERING:
@@ -304,7 +308,8 @@ def _break(state: RoundState, node: str, generation: int, why: str, peer: str | 
         return _leave_crew(state, dispensable[0], why)
     if state.phase is Phase.FORMING:
         # One that can't be reached mustn't keep the others from training: it comes back as a newcomer.
-        spare = (each for each in blamed if len(state.holders(state.seats[each], state.crew)) > 1)
+        able = frozenset(each for each in state.crew if state.versions[each] == state.round)
+        spare = (each for each in blamed if set(state.holders(state.seats[each], able)) - {each})
         state = replace(state, versions=_without(state.versions, next(spare, "")))
     return _pause(state, f"{node}: {why}")
 
@@ -397,8 +402,12 @@ def _go_on(state: RoundState) -> Next:
     """Train the next round, or first let those into the crew who had an earlier state: rounds are shorter than it takes
     to fetch one.
     """
-    late = frozenset(node for node, version in state.versions.items() if version < state.round) - state.crew
-    if not late:
+    late = frozenset(
+        node
+        for node, version in state.versions.items()
+        if version < state.round and state.round >= state.in_vain.get(node, -PATIENCE_ROUNDS) + PATIENCE_ROUNDS
+    )
+    if not (late := late - state.crew):
         return _train(state)
     state = replace(state, phase=Phase.FORMING, crew=state.crew | late, assignment=(), reports=MappingProxyType({}))
     return state, (Form(state.generation, state.round, state.crew),)
@@ -408,15 +417,18 @@ def _wait_no_longer(state: RoundState, generation: int) -> Next:
     if generation != state.generation:
         return state, ()
     if state.phase is Phase.FORMING and state.members:
-        for node in state.crew - state.ready:
-            state = _without_member(state, node)
-        return _train_if_ready(state)
+        return _train_if_ready(_without_newcomers(state, state.crew - state.ready))
     missing = state.members - state.reports.keys()
     if state.phase is not Phase.TRAINING or any(state.works(node) for node in missing):
         return state, ()
-    for node in missing:
-        state = _without_member(state, node)
-    return _seal_if_complete(state)
+    return _seal_if_complete(_without_newcomers(state, missing))
+
+
+def _without_newcomers(state: RoundState, nodes: frozenset[str]) -> RoundState:
+    """Without these, who were waited for in vain."""
+    for node in nodes:
+        state = replace(_without_member(state, node), in_vain=_with(state.in_vain, node, state.round))
+    return state
 
 
 def _train(state: RoundState) -> Next:

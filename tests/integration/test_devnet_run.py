@@ -353,3 +353,22 @@ def test_bad_input_is_one_coded_message(arguments: tuple[str, ...], said: str, t
         assert devnet.wait() == 2
         assert len(devnet.printed) == 1
         assert said in devnet.printed[0]
+
+
+@pytest.mark.long
+def test_two_replicas_of_each_stage_train_on_while_nodes_are_killed(tmp_path: Path) -> None:
+    """Whoever is killed, no round waits for it to come back, and no unit that was sealed goes unpaid."""
+    arguments = ("--replicas", "2", "--kill-every", "8s", "--rounds-per-epoch", "20", "--until-epoch", "2")
+    with Devnet(tmp_path, *arguments) as devnet:
+        assert devnet.wait() == 0, "\n".join(devnet.printed)
+        report = devnet.report()
+        assert report["kills"] >= 2, "the fault was to happen"
+        assert len(report["losses"]) == 40
+        assert len(report["recovery_s"]) == report["kills"]
+        assert report["joins"] >= 1
+        assert report["units_lost"] == "0"
+        assert report["losses"][-1] < report["losses"][0] - 2
+        logged = [json.loads(line) for line in (devnet.folder / "logs" / "coordinator.jsonl").read_text().splitlines()]
+        crews = [event["replicas"] for event in logged if event["event"] == "round.sealed"]
+        assert [2, 2] in crews
+        assert any(sum(crew) == 3 for crew in crews), "some rounds were sealed while a node was down"

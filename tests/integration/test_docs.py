@@ -312,6 +312,7 @@ def test_the_protocol_page_has_the_code_s_constants() -> None:
     from commonweight.wire.state import CHUNK_S, MANIFEST_S, MAX_CHUNKS
     from coordinator.service import MAX_OUTBOX
     from coordinator.service import SILENCE_S as NODE_SILENCE_S
+    from coordinator.training import NEWCOMERS_S
     from node.decode_plane import MAX_UNSENT, MAX_UNSENT_BYTES
     from node.decoding import FIRST_BACKOFF_S, MAX_BACKOFF_S, SESSION_IDLE_S
     from node.download import MANIFEST_PATIENCE_S, PUT_OFF_S, SLOW_BYTES_PER_S
@@ -332,6 +333,7 @@ def test_the_protocol_page_has_the_code_s_constants() -> None:
         f"| {CONTROL_PING_TIMEOUT_MS / 1000:g} s for control, {PIPE_PING_TIMEOUT_MS / 1000:g} s for pipes |",
         f"| a pipe to open, from the formation on | {OPEN_S:g} s |",
         f"| nothing from a neighbour during a round | {STALL_S:g} s: ",
+        f"shadows, to report after all others | {NEWCOMERS_S:g} s: left out",
         f"| unread messages for a node | {MAX_OUTBOX}: ",
         f"| an auditor's answer | {AUDIT_S:g} s, and what the largest stage's round takes at "
         f"{BYTES_PER_S >> 20} MiB/s and {FLOPS_PER_S / 1e9:g} GFLOP/s: ",

@@ -80,8 +80,10 @@ def load_of(state: RoundState, node: str) -> Load:
 
 def honest(state: RoundState, node: str) -> Report:
     """What a node that has a seat reports about the round."""
-    loads = [[load_of(state, node)]] * state.stages
-    return honest_reports(state.stages, state.microbatches, state.round, loads)[state.seats[node]]
+    loads, stage = [[load_of(state, node)]] * state.stages, state.seats[node]
+    report = honest_reports(state.stages, state.microbatches, state.round, loads)[stage]
+    root = state.roots[stage] if state.roots else None
+    return report if root is None else replace(report, state_before=root)  # whatever was sealed, it goes on from there
 
 
 def kinds_of(effects: tuple[Effect, ...]) -> list[type[Effect]]:
@@ -287,7 +289,8 @@ class Rounds(RuleBasedStateMachine):
         if old.phase is Phase.TRAINING and any(not old.works(each) for each in blamed):
             assert not {Pause, Form, Stop} & set(kinds)
             assert self.state.generation == old.generation
-        can_spare = [each for each in blamed if len(old.holders(old.seats[each], old.crew)) > 1]
+        able = frozenset(each for each in old.crew if old.versions[each] == old.round)
+        can_spare = [each for each in blamed if set(old.holders(old.seats[each], able)) - {each}]
         if old.phase is Phase.FORMING and Pause in kinds and can_spare:
             assert Form in kinds, "the others form at once"
             assert any(each not in self.state.crew for each in can_spare), "and without one of them"
@@ -306,8 +309,9 @@ class Rounds(RuleBasedStateMachine):
                 assert round_ == state.round == len(self.sealed)
                 assert (generation, crew) == (state.generation, state.crew)
                 if generation == old.generation and state.phase is Phase.FORMING:  # they are waited for
-                    assert (round_, state.members) == (old.round + 1, old.members)
-                    assert crew > old.crew
+                    assert round_ == old.round + 1
+                    assert state.members <= old.members
+                    assert crew - state.members >= crew - old.crew
                 elif state.phase is Phase.FORMING:
                     assert generation == old.generation + 1
                     assert {state.seats[node] for node in crew} == set(range(state.stages))

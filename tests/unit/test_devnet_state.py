@@ -107,6 +107,18 @@ def test_only_the_coordinator_can_seal_a_round() -> None:
     assert fold(state, "node-0", event("round.sealed", round=0)).losses == ()
 
 
+def test_what_a_kill_costs_is_the_time_until_a_sealed_round_begins() -> None:
+    killed = ("devnet", event("fault.begun", at=111.0, fault="kill", name="node-1"))
+    state = after(*START, *SETTLED, killed)
+    assert (state.kills, state.recovery_s, state.joins, state.repeated) == (1, (), 0, 0)
+    formed = ("coordinator", event("generation.formed", at=111.2, generation=2, round=2))
+    state = reduce(lambda each, that: fold(each, *that), (formed, sealed(2, 4.9, at=114.0)), state)
+    assert state.recovery_s == (round(114.0 - 2.0 - 111.0, 3),)
+    assert state.unrecovered == ()
+    undisturbed = reduce(lambda each, that: fold(each, *that), (killed, sealed(3, 4.8, at=111.5)), state)
+    assert undisturbed.recovery_s[-1] == 0.0
+
+
 def test_a_node_that_dies_is_lost_and_comes_back() -> None:
     lost = after(
         *START,
