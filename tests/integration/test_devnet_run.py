@@ -364,7 +364,9 @@ def test_two_replicas_of_each_stage_train_on_while_nodes_are_killed(tmp_path: Pa
         report = devnet.report()
         assert report["kills"] >= 2, "the fault was to happen"
         assert len(report["losses"]) == 40
-        assert len(report["recovery_s"]) == report["kills"]
+        recovery_s = sorted(report["recovery_s"])  # of who was killed after the last round there is none
+        assert 0 < len(recovery_s) <= report["kills"]
+        assert recovery_s[len(recovery_s) // 2] < 5, "seconds; more where both replicas of a stage were killed"
         assert report["joins"] >= 1
         assert report["units_lost"] == "0"
         assert report["losses"][-1] < report["losses"][0] - 2
