@@ -26,6 +26,7 @@ from types import MappingProxyType
 from typing import TypeVar
 
 from commonweight.rules.assignment import Pace, assign, update
+from commonweight.rules.placement import weakest_stage
 from commonweight.rules.report import Report, find_mismatch
 
 PATIENCE_ROUNDS = 50
@@ -255,14 +256,12 @@ def _join(state: RoundState, event: Joined) -> Next:
         if event.stages is not None and stage not in event.stages:
             return state, (Refused(node, f"it holds stage {stage}, of which its owner has no seat on chain any more"),)
     else:
-        allowed = [stage for stage in range(state.stages) if event.stages is None or stage in event.stages]
-        readable = [stage for stage in allowed if stage or event.has_data]
-        if not allowed:
-            return state, (Refused(node, "its owner has no seat on chain in any stage of this model"),)
-        if not readable:
+        replicas = [len(state.holders(stage)) for stage in range(state.stages)]
+        weakest = weakest_stage(replicas, event.stages, has_data=event.has_data)
+        if weakest is None and (event.stages is None or event.stages & set(range(state.stages))):
             return state, (Refused(node, "only the first stage is open to it, and that reads the text: give --data"),)
-        # Of equals the first goes to a node with the text, the last to one without.
-        weakest = min(readable, key=lambda s: (len(state.holders(s)), s if event.has_data else -s))
+        if weakest is None:
+            return state, (Refused(node, "its owner has no seat on chain in any stage of this model"),)
         state = replace(state, seats=_with(state.seats, node, weakest))
         effects = (Seated(node, weakest),)
     return replace(state, online=state.online | {node}), effects
