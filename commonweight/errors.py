@@ -169,7 +169,7 @@ class CommitmentBroken(WireError):
 
 
 class EvidenceMissing(WireError):
-    """What an audit needs, and this node doesn't keep, or not any more."""
+    """What an audit or a replay needs, and this node doesn't keep, or not any more."""
 
     code = "EVIDENCE_MISSING"
 

@@ -36,13 +36,14 @@ def formations(state: RoundState, members: Mapping[str, Member]) -> Iterator[tup
 
 def round_plan(state: RoundState, beacon_tip: bytes) -> pb.RoundPlan:
     """That of the round that is to be trained, for all its members alike."""
-    plan = pb.RoundPlan(generation=state.generation, round=state.round, beacon_tip=beacon_tip)
+    plan = pb.RoundPlan(generation=state.generation, round=state.round, beacon_tip=beacon_tip, revision=state.revision)
     for stage, assignment in enumerate(state.assignment):
         members = state.holders(stage, state.members)
         numbers = {node: number for number, node in enumerate(members)}
         plan.stages.add(
             members=(bytes.fromhex(node[2:]) for node in members),
             assignment=(numbers[node] for node in assignment),
+            revision=state.revised[stage],
         )
     return plan
 

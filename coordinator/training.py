@@ -68,6 +68,8 @@ class Training:
         self._events: asyncio.Queue[tuple[rounds.Event, Member, Submission | None]] = asyncio.Queue()
         self._due: rounds.Train | None = None
         """To be planned as soon as nothing stands in its way."""
+        self._planned = (-1, -1)
+        """Generation and round of which the last plan was sent."""
         self._waits_for: str | None = None
         self._started_s = 0.0
         self._deadline: float | None = None
@@ -115,6 +117,11 @@ class Training:
         member.send(error)
         self.leave(member)  # one that doesn't even read this counts no longer, either
 
+    def let_go(self, member: Member) -> None:
+        """The node wants to leave."""
+        has_begun = self._planned == (self._state.generation, self._state.round)
+        self._events.put_nowait((rounds.Leaving(member.node, has_begun), member, None))
+
     def note_version(self, member: Member, round_: int) -> None:
         """The node has the state that is ready to train this round."""
         self._events.put_nowait((rounds.HasVersion(member.node, round_), member, None))
@@ -130,7 +137,8 @@ class Training:
     def submit(self, member: Member, submission: Submission) -> None:
         """A report whose signature is the node's, with seconds of work where it has microbatches."""
         busy_s = submission.message.busy_seconds
-        event = rounds.Reported(member.node, submission.generation, submission.report, busy_s)
+        revision = submission.message.revision
+        event = rounds.Reported(member.node, submission.generation, submission.report, busy_s, revision)
         self._events.put_nowait((event, member, submission))
 
     def say_finished(self) -> None:
@@ -175,16 +183,21 @@ class Training:
                     if self._follower is not None:
                         self._follower.joined(stage, member)
                     emit("node.joined", node=node, stage=stage, data_address=member.data_address)
-                case rounds.Lost(node) if member is not None:
-                    del self._members[node]
-                    self._audits.lost(member)
-                    if self._follower is not None:
-                        self._follower.lost(member)
+                case rounds.Lost(node):
+                    self._forget(node)
                     emit("node.lost", node=node, stage=state.seats[node])
             for effect in effects:
                 await self._act(effect, member, accepted, drawn)
             self._handover.tell(state, self._members)
             self.reconsider()
+
+    def _forget(self, node: str) -> Member:
+        """It isn't connected any more, or counts no longer."""
+        member = self._members.pop(node)
+        self._audits.lost(member)
+        if self._follower is not None:
+            self._follower.lost(member)
+        return member
 
     def _set_deadline(self, effects: tuple[rounds.Effect, ...]) -> None:
         """Once a generation is to be formed, all must be ready in time; once one has reported its work, so must the
@@ -197,7 +210,8 @@ class Training:
         elif self._waits_for_shadows:
             self._deadline = min(self._deadline or math.inf, now + NEWCOMERS_S)
         elif state.phase is rounds.Phase.TRAINING and any(report.hops for report in state.reports.values()):
-            self._deadline = self._deadline or now + REPORT_S
+            is_replayed = any(isinstance(effect, rounds.Replay) for effect in effects)
+            self._deadline = now + REPORT_S if is_replayed else self._deadline or now + REPORT_S
         else:
             self._deadline = None
 
@@ -238,8 +252,8 @@ class Training:
                 emit("node.refused", node=node, why=why)
                 member.send(Refused(why))
             case rounds.Form(generation, round_, crew) if self._waits_for_newcomers or self._state.assignment:
-                newcomers = sorted(crew - self._state.ready)
-                emit("generation.extended", generation=generation, round=round_, nodes=newcomers)
+                if newcomers := sorted(crew - self._state.ready):
+                    emit("generation.extended", generation=generation, round=round_, nodes=newcomers)
                 self._introduce()
             case rounds.Form(generation, round_):
                 delay_s = min(0.1 * 2 ** min(self._failed_generations, 10) - 0.1, MAX_REFORM_DELAY_S)
@@ -247,6 +261,17 @@ class Training:
                 asyncio.get_running_loop().call_later(delay_s, self._form, generation, round_)
             case rounds.Train():
                 self._due = effect
+            case rounds.Replay(generation, round_, lost, load):
+                count = {node: sum(each == node for each in load.values()) for node in sorted(set(load.values()))}
+                emit("round.replayed", generation=generation, round=round_, lost=lost, microbatches=count)
+                if self._planned == (generation, round_):
+                    self._plan()
+            case rounds.Excluded(node, generation, why):
+                emit("node.excluded", node=node, generation=generation, why=why)
+                self._members[node].send(pb.CoordinatorMessage(pause=pb.Pause(generation=generation, why=why)))
+            case rounds.Released(node):
+                emit("node.left", node=node, stage=self._state.seats[node])
+                self._forget(node).send(pb.CoordinatorMessage(finished=pb.Finished()))
             case rounds.Pause(generation, why):
                 emit("generation.paused", generation=generation, why=why)
                 for each in self.members:
@@ -284,10 +309,17 @@ class Training:
         if why is None and tip is not None:
             self._due = None
             self._started_s = time.monotonic()
-            plan = round_plan(self._state, tip)
-            for node, member in self._members.items():
-                if node in self._state.members:
-                    member.send(pb.CoordinatorMessage(plan=plan))
+            self._planned = due.generation, due.round
+            self._plan()
+
+    def _plan(self) -> None:
+        """Tell the members who computes what in the round that is being trained."""
+        tip = self._tips.tip(self._state.round)
+        assert tip is not None, "no round is planned without"
+        plan = round_plan(self._state, tip)
+        for node, member in self._members.items():
+            if node in self._state.members:
+                member.send(pb.CoordinatorMessage(plan=plan))
 
     async def _announce(self, drawn: Draw, submissions: list[Submission]) -> None:
         self._audits.sealed(drawn)

@@ -84,6 +84,7 @@ class Session:
                 case "plan":
                     await self._plan(message.plan)
                 case "version":
+                    self._state.note(message.version)
                     await self._route(message.version)
                 case "replicas":
                     self._let_in(*message.replicas.certificates)

@@ -144,4 +144,5 @@ def run(
         else WatchConfig(rpc, registry, unlocked, tuple(mirror or ()), http, contest),
     )
     make: Callable[[NodeConfig], Node] = context.obj or Node
-    run_until_stopped(make(config).run())
+    node = make(config)
+    run_until_stopped(node.run(), node.leave)

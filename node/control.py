@@ -27,6 +27,10 @@ from node.watching import Watch
 
 MAX_WORKER_DEATHS = 3
 """In a row, without a finished round between them."""
+LEAVE_S = 8.0
+"""For the end of the round that is being trained, when the node is asked to stop. Who goes earlier has computed for
+nothing: others of its stage replay its load.
+"""
 
 
 class Node:
@@ -57,6 +61,8 @@ class Node:
         """Spec and stage that the worker was started with."""
         self._deaths = 0
         self._backoff = Backoff()
+        self._leaving = asyncio.Event()
+        self._is_attached = False
 
     def make_evidence(self) -> Evidence:
         """Its service for auditors."""
@@ -85,8 +91,17 @@ class Node:
         """What a session is made of."""
         return self.config, worker, coordinator, self._watch, self._decoding, self._evidence, self._state
 
+    def leave(self) -> float:
+        """End `run` once the work in the round that is being trained is done. Returns after how many seconds that is
+        to be waited for no longer.
+        """
+        seconds = LEAVE_S if self._is_attached else 0.0
+        emit("node.leaving", within_s=seconds)
+        self._leaving.set()
+        return seconds
+
     async def run(self) -> None:
-        """Take part until the coordinator has no more work, or until cancelled."""
+        """Take part until the coordinator has no more work for this node, or until cancelled."""
         emit(
             "node.started",
             node=self.config.identity.address,
@@ -118,7 +133,7 @@ class Node:
                 await self._ensure_worker()
                 await self._attend()
             except Finished:
-                emit("node.finished")
+                emit("node.left" if self._leaving.is_set() else "node.finished")
                 return
             except WorkerDied as error:
                 if self._worker is not None:
@@ -129,6 +144,8 @@ class Node:
                 if self._deaths >= MAX_WORKER_DEATHS:
                     raise
             except PeerUnreachable as error:
+                if self._leaving.is_set():
+                    return
                 await self._backoff.wait(error)
 
     async def _ensure_worker(self) -> None:
@@ -149,9 +166,11 @@ class Node:
             session.routing = self._routing
             address = join.join.data_address
             session.on_assigned = lambda stage: self._locator.announce(address, self.certificate.der, stage)
+            self._is_attached = True
             try:
-                await together(session.obey(), session.relay(), session.find_ways())
+                await together(session.obey(), session.relay(), session.find_ways(), self._ask_to_leave(coordinator))
             finally:
+                self._is_attached = False
                 self._decoding.end()
                 self._started = session.started
                 if session.attached:
@@ -159,6 +178,10 @@ class Node:
                 if session.rounds:
                     self._deaths = 0
                 await session.pause()
+
+    async def _ask_to_leave(self, coordinator: Attachment) -> None:
+        await self._leaving.wait()
+        coordinator.send(pb.NodeMessage(leave=pb.Leave()))
 
     def _join(self, worker: WorkerProcess) -> pb.NodeMessage:
         host, _ = split_address(self.config.listen)

@@ -5,7 +5,7 @@ spec's shapes, never more than may be in flight; and slices of the round's gradi
 """
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -52,17 +52,24 @@ class Flow:
         self._plan = plan
         self._window = window
         self._unanswered = 0
+        self._more = 0
+        """In this round the window is wider by so many."""
         self._round = -1
         self._due: set[int] = set()
         self._assembler = Assembler(self._expect)
 
     def begin(self, round_: int, due: Iterable[int] = ()) -> None:
         """Of this round these microbatches may come from now on."""
-        self._round, self._due, self._unanswered = round_, set(due), 0
+        self._round, self._due, self._unanswered, self._more = round_, set(due), 0, 0
 
     def allow(self, microbatch: int) -> None:
         """This one, too."""
         self._due.add(microbatch)
+
+    def extend(self, due: Collection[int]) -> None:
+        """These, too, at any time: the sender has the gradients of some of them, and waits for no answer."""
+        self._due.update(due)
+        self._more += len(due)
 
     def answer(self) -> None:
         """One that has come was answered."""
@@ -79,7 +86,7 @@ class Flow:
     def _expect(self, round_: int, microbatch: int) -> Plan | None:
         if round_ != self._round or microbatch not in self._due:
             return None
-        if self._window is not None and self._unanswered >= self._window:
+        if self._window is not None and self._unanswered >= self._window + self._more:
             raise UnplannedMessage(
                 f"microbatch {microbatch} of round {round_} came before its turn: {self._window} are in flight."
             )
@@ -98,23 +105,30 @@ class Slice:
 
 
 class SliceFlow:
-    """What comes over a pipe from another replica: at most one slice of either kind in a round, one after another."""
+    """What comes over a pipe from another replica: at most one slice of either kind in a round, one after another.
+    Where the plan is changed all begins again.
+    """
 
     def __init__(self) -> None:
         self._round = -1
+        self._revision = 0
         self._due: dict[bool, int] = {}
         self._buffer = bytearray()
         self._received = 0
 
-    def begin(self, round_: int, due: Mapping[bool, int]) -> None:
-        """Of this round these may come from now on: by `Slice.summed`, how many numbers."""
-        self._round, self._due, self._received = round_, dict(due), 0
+    def begin(self, round_: int, due: Mapping[bool, int], revision: int = 0) -> None:
+        """Of this round these may come from now on: by `Slice.summed`, how many numbers. `revision`: by which the
+        stage's plan was changed last; what was sent before is passed over.
+        """
+        self._round, self._due, self._received, self._revision = round_, dict(due), 0, revision
 
     def add(self, frame: pb.PipeFrame) -> Slice | None:
         """Take the next frame; returns the slice that it completes. Raises WireError for what may not come."""
         if frame.WhichOneof("body") != "slice":
             raise MalformedMessage("A frame with a slice is due on the pipe between replicas; this one has none.")
         part, summed = frame.slice, frame.slice.summed
+        if part.round == self._round and part.revision < self._revision:
+            return None
         data = part.data  # each access to the field copies it
         size = FLOAT_BYTES * self._due.get(summed, 0)
         if part.round != self._round or not size:
@@ -136,13 +150,17 @@ class SliceFlow:
         return Slice(part.round, summed, numbers)
 
 
-def slice_frames(round_: int, summed: bool, numbers: Tensor) -> list[pb.PipeFrame]:
+def slice_frames(round_: int, revision: int, summed: bool, numbers: Tensor) -> list[pb.PipeFrame]:
     """The frames of a slice: contiguous float32 on the CPU."""
     view = to_bytes(numbers)
     return [
         pb.PipeFrame(
             slice=pb.SliceFrame(
-                round=round_, summed=summed, offset=offset, data=bytes(view[offset : offset + PIPE_PART_BYTES])
+                round=round_,
+                revision=revision,
+                summed=summed,
+                offset=offset,
+                data=bytes(view[offset : offset + PIPE_PART_BYTES]),
             )
         )
         for offset in range(0, view.nbytes, PIPE_PART_BYTES)

@@ -59,10 +59,10 @@ class DataPlane:
     """All pipes of a node. All methods run on the event loop."""
 
     certificate: Certificate
-    on_activation: Callable[[int, Assembled], None]
-    on_gradient: Callable[[int, Assembled], None]
+    on_activation: Callable[[int, str, Assembled], None]
+    on_gradient: Callable[[int, str, Assembled], None]
     on_slice: Callable[[int, str, Slice], None]
-    """(generation, from whom, slice)."""
+    """Each (generation, from whom, what)."""
     on_break: Callable[[int, CommonweightError, str], None]
     """(generation, error, PeerId): a pipe of this generation doesn't open, or broke."""
     plan: StagePlan | None = None
@@ -143,31 +143,38 @@ class DataPlane:
             await self._server.stop(grace=0)
 
     async def begin(self, share: Share) -> None:
-        """This round is planned: what it says may come from now on."""
+        """This round is planned, maybe once more: what it says may come from now on."""
         async with self._changed:
-            self._share = share
+            before, self._share = self._share, share
             for pipe in self.pipes.values():
-                self._expect(pipe, share)
+                if before is None or not share.revises(before):
+                    self._expect(pipe, share)
+                elif isinstance(pipe.flow, Flow):
+                    pipe.flow.extend(share.from_previous(pipe.peer) - before.from_previous(pipe.peer))
+                elif share.stage_revision != before.stage_revision:
+                    self._expect(pipe, share)
             self._changed.notify_all()
 
-    def send_down(self, microbatch: int, frames: Sequence[pb.PipeFrame]) -> None:
-        """One microbatch's activation, to who computes it on the next stage."""
-        if self._share is not None and (pipe := self.pipes.get(self._share.next[microbatch])) is not None:
+    def send_down(self, node: str, microbatch: int, frames: Sequence[pb.PipeFrame]) -> None:
+        """One microbatch's activation, to a node of the next stage."""
+        if (pipe := self.pipes.get(node)) is not None:
             assert isinstance(pipe.flow, Flow), "the next stage is a neighbour"
             pipe.flow.allow(microbatch)  # a gradient answers an activation
             pipe.put(frames)
 
-    def send_up(self, microbatch: int, frames: Sequence[pb.PipeFrame]) -> None:
-        """One microbatch's gradient, to who has sent its activation."""
-        if self._share is not None and (pipe := self.pipes.get(self._share.previous[microbatch])) is not None:
+    def send_up(self, node: str, microbatch: int, frames: Sequence[pb.PipeFrame]) -> None:
+        """One microbatch's gradient, to a node of the previous stage that has sent its activation; none where that
+        needs none.
+        """
+        if (pipe := self.pipes.get(node)) is not None:
             assert isinstance(pipe.flow, Flow), "the previous stage is a neighbour"
             pipe.flow.answer()
             pipe.put(frames)
 
-    def send_slice(self, node: str, round_: int, summed: bool, numbers: Tensor) -> None:
+    def send_slice(self, share: Share, node: str, summed: bool, numbers: Tensor) -> None:
         """A slice of the round's gradient, to another replica."""
         if (pipe := self.pipes.get(node)) is not None:
-            pipe.put(slice_frames(round_, summed, numbers))
+            pipe.put(slice_frames(share.round, share.stage_revision, summed, numbers))
 
     def count_bytes(self, stage: int) -> int:
         """Bytes sent to the replicas of a stage since the last call."""
@@ -259,28 +266,33 @@ class DataPlane:
                 if summer in senders:
                     begin, end = slice_bounds(plan.numbers, len(senders), senders.index(summer))
                     sizes[summed] = end - begin
-        flow.begin(share.round, sizes)
+        flow.begin(share.round, sizes, share.stage_revision)
 
     async def _take(self, pipe: Pipe, frame: pb.PipeFrame) -> None:
         """A frame has come. One of a round that isn't planned yet waits for its plan, and what follows with it."""
         body = frame.WhichOneof("body")
         if body in ("tensor", "slice"):
-            await self._wait_for_plan(getattr(frame, body).round)
+            await self._wait_for_plan(getattr(frame, body).round, getattr(frame, body).revision)
         if isinstance(pipe.flow, SliceFlow):
             if (complete := pipe.flow.add(frame)) is not None:
                 self.on_slice(pipe.generation, pipe.peer, complete)
         elif (assembled := pipe.flow.add(frame)) is not None:
             is_activation = self._stage_of(pipe.peer) == self._need_plan().stage - 1
-            (self.on_activation if is_activation else self.on_gradient)(pipe.generation, assembled)
+            (self.on_activation if is_activation else self.on_gradient)(pipe.generation, pipe.peer, assembled)
 
-    async def _wait_for_plan(self, round_: int) -> None:
-        if self._share is not None and round_ <= self._share.round:
+    async def _wait_for_plan(self, round_: int, revision: int) -> None:
+        def is_planned() -> bool:
+            return self._share is not None and (round_, revision) <= (self._share.round, self._share.revision)
+
+        if is_planned():
             return
         try:
             async with asyncio.timeout(PLAN_S), self._changed:
-                await self._changed.wait_for(lambda: self._share is not None and round_ <= self._share.round)
+                await self._changed.wait_for(is_planned)
         except TimeoutError:
-            raise UnplannedMessage(f"A frame of round {round_} came; no plan of it within {PLAN_S:g} s.") from None
+            raise UnplannedMessage(
+                f"A frame by revision {revision} of round {round_} came; no plan of that within {PLAN_S:g} s."
+            ) from None
 
     def _break(self, generation: int, node: str, error: CommonweightError) -> None:
         """Tell of it, once for each peer, unless the generation is over or goes on without the peer."""

@@ -20,6 +20,10 @@ class Share:
 
     generation: int
     round: int
+    revision: int
+    """How often the round's plan was changed."""
+    stage_revision: int
+    """By which of these changes that of its own stage was changed last."""
     node: str
     """Its own address."""
     load: tuple[int, ...]
@@ -32,6 +36,10 @@ class Share:
     """All that step the stage, itself among them, in order of address."""
     contributors: tuple[str, ...]
     """Those of them that have a load."""
+
+    def revises(self, other: "Share") -> bool:
+        """Whether it is of the same round, planned later."""
+        return (self.generation, self.round) == (other.generation, other.round) and self.revision > other.revision
 
     def from_previous(self, node: str) -> frozenset[int]:
         """The microbatches that come from this node."""
@@ -54,6 +62,8 @@ def read_share(plan: pb.RoundPlan, spec: ModelSpec, stage: int, node: str) -> Sh
     return Share(
         generation=plan.generation,
         round=plan.round,
+        revision=plan.revision,
+        stage_revision=plan.stages[stage].revision,
         node=node,
         load=load,
         previous=neighbours(rows[stage - 1]) if stage else MappingProxyType({}),

@@ -34,6 +34,8 @@ class StageState:
         self._send: Callable[[pb.NodeMessage], None] = lambda _: None
         self._frozen_hash = b""
         self._getting: asyncio.Task[None] | None = None
+        self._sealed = pb.Version()
+        """That the coordinator has spoken of last."""
         self._changed = asyncio.Condition()
 
     def begin(self, assignment: pb.Assignment, send: Callable[[pb.NodeMessage], None]) -> None:
@@ -55,9 +57,15 @@ class StageState:
         for certificate in wanted - granted:
             self.offering.grant(certificate)
 
+    def note(self, sealed: pb.Version) -> None:
+        """The coordinator has said which state root this version has: what this node may have stepped to in a round
+        that others trained again doesn't count.
+        """
+        self._sealed = sealed
+
     def has(self, round_: int) -> bool:
         """Whether the version that is ready to train `round_` is there; version 0 follows from the spec."""
-        return round_ == 0 or self._stored_root(round_) is not None
+        return self._is_there(self._sealed if self._sealed.round == round_ else pb.Version(round=round_))
 
     async def wait_for(self, round_: int) -> None:
         """Return once it is there."""

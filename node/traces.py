@@ -37,12 +37,13 @@ class Traces:
         self._reserve_bytes = reserve_bytes
         self._round = 0
         self._file: BufferedWriter | None = None
-        self._written: set[bytes] = set()
+        self._index: TraceIndex = {}
+        """Of what is written of the round."""
 
     def begin(self, round_: int) -> None:
         """Write the trace of this round from now on; one that wasn't finished is forgotten."""
         self._close()
-        self._round, self._written = round_, set()
+        self._round, self._index = round_, {}
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             self._file = self._scratch.open("wb")
@@ -51,17 +52,30 @@ class Traces:
 
     def add(self, digest: bytes, data: memoryview) -> None:
         """Write an entry, unless one with this hash is there."""
-        if self._file is None or digest in self._written:
+        if self._file is None or digest in self._index:
             return
         try:
             disk = os.statvfs(self._folder)
             if disk.f_bavail * disk.f_frsize < self._reserve_bytes + data.nbytes:
                 raise OSError(f"less than {self._reserve_bytes} bytes are free, which the next checkpoint may take")
             self._file.write(digest + data.nbytes.to_bytes(8, "little"))
+            self._index[digest] = self._file.tell(), data.nbytes
             self._file.write(data)
         except OSError as error:
             self._drop(error)
-        self._written.add(digest)
+
+    def read(self, digest: bytes) -> bytearray | None:
+        """An entry of the round that was begun last; None where it isn't there, or not any more."""
+        try:
+            begin, size = self._index[digest]
+            if self._file is not None:
+                self._file.flush()
+            path = self._scratch if self._file is not None else trace_path(self._folder, self._round)
+            with path.open("rb") as file:
+                data = bytearray(os.pread(file.fileno(), size, begin))
+        except (OSError, KeyError):
+            return None
+        return data if len(data) == size else None
 
     def finish(self) -> None:
         """The round is trained: its trace can be read from now on."""
@@ -89,6 +103,7 @@ class Traces:
                 trace_path(self._folder, round_).unlink()
 
     def _drop(self, error: OSError) -> None:
+        self._index = {}
         with suppress(OSError):
             self._close()
         for path in (self._scratch, trace_path(self._folder, self._round)):  # the latter of an earlier training

@@ -1,39 +1,33 @@
 """The compute side of a worker: trains its stage, round by round, on the main thread and on nothing else.
 
-It reads one queue, which holds in order what the coordinator wants and what peers sent. Within a round it follows
-1F1B: a gradient that is there goes first, and no more microbatches are sent on than `in_flight_limit` says. Then the
-stage's replicas add up their gradients, and step.
+It reads one queue, which holds in order what the coordinator wants and what peers sent. When a round's microbatches are
+computed (see stage_round.py) the stage's replicas add up their gradients, and step.
 """
 
-import math
 import time
-from collections import deque
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import Any, Self
+from typing import Self
 
 import safetensors.torch
 import torch
 from torch import Tensor
 
-from commonweight.errors import CheckpointError, CommonweightError, NonFiniteTensor, PeerUnreachable
+from commonweight.errors import CheckpointError, CommonweightError, PeerUnreachable, UnplannedMessage
 from commonweight.model.data import Dataset
 from commonweight.model.numerics import numerics_class
-from commonweight.model.stage import Forward, Stage
+from commonweight.model.stage import Stage
 from commonweight.rules.averaging import slice_bounds
-from commonweight.rules.report import NO_TENSOR, Hop, Report
+from commonweight.rules.report import NO_TENSOR, Report
 from commonweight.rules.spec import ModelSpec
-from commonweight.rules.stages import in_flight_limit
-from commonweight.wire.generated.pipe_pb2 import PipeFrame
-from commonweight.wire.pipe import digest, encode
-from commonweight.wire.tensors import to_bytes
 from node.checkpoint import Checkpoints
 from node.flow import FLOAT_BYTES, Slice
 from node.share import Share
+from node.stage_round import Activation, Gradient, Send, StageRound
 from node.traces import Traces
 
 STALL_S = 120.0
@@ -82,30 +76,6 @@ class Forget:
 
 
 @dataclass(frozen=True)
-class Activation:
-    """A microbatch from the previous stage."""
-
-    generation: int
-    microbatch: int
-    tokens: Tensor
-    """[batch, time + 1]"""
-    code: Tensor
-    """[batch, time, k], in the boundary's dtype"""
-    digests: tuple[bytes, bytes]
-
-
-@dataclass(frozen=True)
-class Gradient:
-    """A microbatch's gradient from the next stage."""
-
-    generation: int
-    microbatch: int
-    gradient: Tensor
-    """[batch, time, k], in the boundary's dtype"""
-    digest: bytes
-
-
-@dataclass(frozen=True)
 class Arrived:
     """A slice of the round's gradient from another replica."""
 
@@ -128,6 +98,8 @@ class TrainedRound:
     """A round that this stage has finished: stepped, checkpointed, ready to be signed."""
 
     generation: int
+    revision: int
+    """By which the stage's plan was changed last."""
     report: Report
     seconds: float
     busy_s: float
@@ -138,12 +110,12 @@ class TrainedRound:
 class Outlet:
     """Where the trainer's results go; each call returns at once and is safe from the compute thread."""
 
-    send_down: Callable[[int, Sequence[PipeFrame]], None]
-    """One microbatch's activation (token ids, code), to the next stage."""
-    send_up: Callable[[int, Sequence[PipeFrame]], None]
-    """One microbatch's gradient, to the previous stage."""
-    send_slice: Callable[[str, int, bool, Tensor], None]
-    """(to whom, round, whether it is summed, its numbers)."""
+    send_down: Send
+    """One microbatch's activation (token ids, code), to a node of the next stage."""
+    send_up: Send
+    """One microbatch's gradient, to a node of the previous stage; no frames where it needs none."""
+    send_slice: Callable[[Share, str, bool, Tensor], None]
+    """(as planned, to whom, whether it is summed, its numbers)."""
     report: Callable[[TrainedRound], None]
     fail: Callable[[int, CommonweightError, bool], None]
     """(generation, error, whether the worker ends)."""
@@ -157,13 +129,8 @@ class _Interrupted(Exception):
         self.item = item
 
 
-@dataclass
-class _Pending:
-    """A microbatch that was sent on and waits for its gradient."""
-
-    microbatch: int
-    forward: Forward
-    hop: dict[str, Any]
+class _Revised(Exception):
+    """The stage's part of the plan was changed: others add up their gradients than thought."""
 
 
 @dataclass
@@ -186,10 +153,8 @@ class Trainer:
     """With Stage's arguments: the stage at version 0."""
     generation: int = NO_GENERATION
     _root: bytes = b""
-    _busy_s: float = 0.0
-    """That it computed in this round."""
-    _activations: deque[Activation] = field(default_factory=deque)
-    _gradients: deque[Gradient] = field(default_factory=deque)
+    _round: StageRound | None = None
+    """That is being trained, or was trained last in this generation."""
     _slices: dict[tuple[str, bool], Slice] = field(default_factory=dict)
     """By the sender, and whether it is summed."""
 
@@ -244,14 +209,12 @@ class Trainer:
                 except CommonweightError as error:
                     done.set_exception(error)
             case TrainRound(share) if share.generation == self.generation:
-                generation = share.generation
-                try:
-                    self._restore(share.round)  # who trains for the first time has fetched it meanwhile
-                    self.outlet.report(self._train(share))
-                except CommonweightError as error:
-                    self._abandon()
-                    # Numbers that overflow here may be a neighbour's doing: no reason to end this node.
-                    self.outlet.fail(generation, error, isinstance(error, CheckpointError))
+                with self._telling():
+                    if self._round is not None and share.revises(self._round.share):
+                        self._revise(share)
+                    else:
+                        self._restore(share.round)  # who trains for the first time has fetched it meanwhile
+                        self.outlet.report(self._train(share))
             case Abandon(generation) if generation == self.generation:
                 self._abandon()
             case Forget(round_, retained):
@@ -259,7 +222,19 @@ class Trainer:
                 self.traces.retain(round_, retained)
                 self.round_gradients.retain(round_, retained)
             case Activation() | Gradient() | Arrived() if item.generation == self.generation:
-                self._keep(item)
+                with self._telling():
+                    self._keep(item)
+
+    @contextmanager
+    def _telling(self) -> Iterator[None]:
+        """What goes wrong with a round ends this node's part in the generation, and is told."""
+        generation = self.generation
+        try:
+            yield
+        except CommonweightError as error:
+            self._abandon()
+            # Numbers that overflow here may be a neighbour's doing: no reason to end this node.
+            self.outlet.fail(generation, error, isinstance(error, CheckpointError))
 
     def _abandon(self) -> None:
         """What still comes of this generation is void, a plan, too: parts of its rounds are missing."""
@@ -267,8 +242,7 @@ class Trainer:
         self._forget()
 
     def _forget(self) -> None:
-        self._activations.clear()
-        self._gradients.clear()
+        self._round = None
         self._slices.clear()
         self.stage.discard_gradients()
 
@@ -282,106 +256,63 @@ class Trainer:
         self._root = self._root or self.stage.state_root()
 
     def _keep(self, item: FromPeer) -> None:
-        match item:
-            case Activation():
-                self._activations.append(item)
-            case Gradient():
-                self._gradients.append(item)
-            case Arrived(_, node, slice_):
-                self._slices[node, slice_.summed] = slice_
+        if isinstance(item, Arrived):
+            self._slices[item.node, item.slice.summed] = item.slice
+        elif self._round is not None:
+            self._round.keep(item)
 
     def _train(self, share: Share) -> TrainedRound:
         started_s = time.monotonic()
-        limit = in_flight_limit(self.spec, self.stage.index)
-        to_draw = deque(share.load if self.stage.is_first else ())
-        in_flight: dict[int, _Pending] = {}
-        hops: list[Hop] = []
-        self._busy_s = 0.0
+        self._slices.clear()
         self.traces.begin(share.round)
-        while len(hops) < len(share.load):
-            self._drain()
-            if self._gradients:
-                gradient = self._gradients.popleft()
-                hops.append(self._backward(share.round, in_flight.pop(gradient.microbatch), gradient))
-            elif len(in_flight) < limit and (to_draw or self._activations):
-                pending = self._forward(share.round, to_draw.popleft() if to_draw else None)
-                if self.stage.is_last:
-                    hops.append(self._backward(share.round, pending, None))
-                else:
-                    in_flight[pending.microbatch] = pending
-            else:
-                self._wait(share.round)
-        return self._finish(share, tuple(hops), started_s)
+        self._round = round_ = StageRound(
+            share, self.stage, self.dataset, self.traces, self.outlet.send_down, self.outlet.send_up
+        )
+        while True:
+            while not round_.is_computed:
+                self._drain()
+                if not round_.compute():
+                    self._wait(share.round)
+            try:
+                own_hash, total = self._add_up(round_)
+                break
+            except _Revised:
+                continue
+        return self._finish(round_, own_hash, total, started_s)
 
-    def _forward(self, round_: int, drawn: int | None) -> _Pending:
-        """`drawn`: the microbatch whose tokens are to be drawn; None: the one that came first."""
-        if drawn is not None:
-            assert self.dataset is not None, "the first stage has the text"
-            microbatch, tokens, code = drawn, self.dataset.microbatch(round_, drawn), None
-            digests = digest(tokens), NO_TENSOR
-        else:
-            arrived = self._activations.popleft()
-            microbatch, tokens, code = arrived.microbatch, arrived.tokens, arrived.code
-            digests = arrived.digests
-        hop: dict[str, Any] = {"tokens": digests[0], "activation_in": digests[1], "activation_out": NO_TENSOR}
-        with self._computing():
-            forward = self.stage.forward(tokens, code)
-        if isinstance(forward.output, Tensor):
-            output = forward.output.cpu()
-            self.outlet.send_down(microbatch, encode(round_, microbatch, (tokens, output)))
-            hop |= {"activation_out": self._trace(output), "loss": 0.0}
-        else:
-            if not math.isfinite(forward.output):
-                raise NonFiniteTensor(
-                    f"The loss of round {round_}, microbatch {microbatch} is {forward.output}: training has diverged. "
-                    "Register the model with a lower learning_rate or grad_clip."
-                )
-            hop["loss"] = forward.output
-        self._trace(tokens, digests[0])
-        if code is not None:
-            self._trace(code, digests[1])
-        return _Pending(microbatch, forward, hop)
+    def _add_up(self, round_: StageRound) -> tuple[bytes, Tensor | None]:
+        """The hash of this node's gradient, and the sum of all replicas'; None where there are no others."""
+        share = round_.share
+        self.round_gradients.begin(share.round)
+        own_hash = self._keep_gradient() if share.load else NO_TENSOR
+        return own_hash, self._sum(share) if len(share.members) > 1 else None
 
-    def _backward(self, round_: int, pending: _Pending, gradient: Gradient | None) -> Hop:
-        hop = pending.hop
-        hop["gradient_in"] = NO_TENSOR if gradient is None else gradient.digest
-        hop["gradient_out"] = NO_TENSOR
-        with self._computing():
-            result = self.stage.backward(pending.forward, None if gradient is None else gradient.gradient)
-        if result is not None:
-            result = result.cpu()
-            self.outlet.send_up(pending.microbatch, encode(round_, pending.microbatch, (result,)))
-            hop["gradient_out"] = self._trace(result)
-        hop["sketch"] = self.stage.sketch()
-        if gradient is not None:
-            self._trace(gradient.gradient, gradient.digest)
-        return Hop(microbatch=pending.microbatch, **hop)
-
-    @contextmanager
-    def _computing(self) -> Iterator[None]:
-        started_s = time.monotonic()
-        yield
-        self._busy_s += time.monotonic() - started_s
-
-    def _trace(self, tensor: Tensor, known: bytes | None = None) -> bytes:
-        """Keep what has crossed a side of the stage; its digest, which may be known."""
-        name = known or digest(tensor)
-        self.traces.add(name, to_bytes(tensor))
-        return name
-
-    def _finish(self, share: Share, hops: tuple[Hop, ...], started_s: float) -> TrainedRound:
-        round_, before = share.round, self._root
-        self.round_gradients.begin(round_)
-        own_hash = self._keep_gradient() if hops else NO_TENSOR
-        if len(share.members) > 1:
-            self.stage.replace_gradient(self._sum(share))
-        round_hash = own_hash if share.members == (share.node,) else self._keep_gradient()
+    def _finish(self, round_: StageRound, own_hash: bytes, total: Tensor | None, started_s: float) -> TrainedRound:
+        share, before, round_hash = round_.share, self._root, own_hash
+        if total is not None:
+            self.stage.replace_gradient(total)
+            round_hash = self._keep_gradient()
         self.stage.step()
         self._root = self.checkpoints.save(self.stage)
         self.traces.finish()
         self.round_gradients.finish()
-        report = Report(round_, self.stage.index, hops, own_hash, round_hash, before, self._root)
-        return TrainedRound(share.generation, report, time.monotonic() - started_s, self._busy_s)
+        report = Report(share.round, self.stage.index, round_.hops, own_hash, round_hash, before, self._root)
+        seconds = time.monotonic() - started_s
+        return TrainedRound(share.generation, share.stage_revision, report, seconds, round_.busy_s)
+
+    def _revise(self, share: Share) -> None:
+        """The round that is being trained, or was trained last, was planned anew."""
+        round_ = self._round
+        assert round_ is not None, "a plan is changed that there is"
+        is_changed = share.stage_revision != round_.share.stage_revision
+        if is_changed and self.stage.round != share.round:
+            raise UnplannedMessage(
+                f"The plan of round {share.round} was changed when this node had stepped already: it comes back to the "
+                "round before."
+            )
+        if is_changed:
+            self._slices.clear()
+        round_.revise(share)
 
     def _keep_gradient(self) -> bytes:
         """Keep the gradient as it is now; its hash."""
@@ -400,23 +331,26 @@ class Trainer:
             own = self.stage.flat_gradient()
             for node in others:
                 if node in adders:
-                    self.outlet.send_slice(node, share.round, False, own[slice(*bounds[node])])
+                    self.outlet.send_slice(share, node, False, own[slice(*bounds[node])])
             begin, end = bounds[share.node]
-            parts = [own[begin:end] if node == share.node else self._slice(node, False, end - begin) for node in adders]
+            parts = [
+                own[begin:end] if node == share.node else self._slice(share, node, False, end - begin)
+                for node in adders
+            ]
             summed = parts[0].clone()
             for part in parts[1:]:
                 summed += part
             for node in others:
-                self.outlet.send_slice(node, share.round, True, summed)
+                self.outlet.send_slice(share, node, True, summed)
             total[begin:end] = summed
         for node in adders:
             if node != share.node:
                 begin, end = bounds[node]
-                total[begin:end] = self._slice(node, True, end - begin)
+                total[begin:end] = self._slice(share, node, True, end - begin)
         return total
 
-    def _slice(self, node: str, summed: bool, numbers: int) -> Tensor:
-        """A slice from another replica, once it has come."""
+    def _slice(self, share: Share, node: str, summed: bool, numbers: int) -> Tensor:
+        """A slice from another replica, once it has come. Raises _Revised."""
         deadline = time.monotonic() + SLICE_S + numbers * FLOAT_BYTES / MIN_BYTES_PER_S
         while numbers and (node, summed) not in self._slices:
             try:
@@ -425,6 +359,8 @@ class Trainer:
                 raise PeerUnreachable(
                     f"{node}, another replica of stage {self.stage.index}, sent no slice of the gradient in time."
                 ) from None
+            if self._round is not None and self._round.share.stage_revision != share.stage_revision:
+                raise _Revised
         return self._slices.pop((node, summed)).numbers if numbers else torch.empty(0)
 
     def _drain(self) -> None:
@@ -446,6 +382,8 @@ class Trainer:
             self._keep(item)
         elif isinstance(item, Forget):
             self._serve(item)
+        elif isinstance(item, TrainRound) and self._round is not None and item.share.revises(self._round.share):
+            self._revise(item.share)
         else:
             self._forget()
             raise _Interrupted(item)

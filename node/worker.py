@@ -30,13 +30,12 @@ from commonweight.wire.tls import Certificate, peer_id_of
 from node.flow import Slice, StagePlan
 from node.pipes import DataPlane
 from node.share import read_share
+from node.stage_round import Activation, Gradient
 from node.trainer import (
     NO_GENERATION,
     Abandon,
-    Activation,
     Arrived,
     Forget,
-    Gradient,
     Item,
     Outlet,
     Quit,
@@ -173,13 +172,13 @@ class Worker:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
 
-    def _take_activation(self, generation: int, arrived: Assembled) -> None:
+    def _take_activation(self, generation: int, node: str, arrived: Assembled) -> None:
         tokens, code = arrived.tensors
         digests = (arrived.digests[0], arrived.digests[1])
-        self._inbox.put(Activation(generation, arrived.microbatch, tokens, code, digests))
+        self._inbox.put(Activation(generation, node, arrived.microbatch, tokens, code, digests, arrived.answered))
 
-    def _take_gradient(self, generation: int, arrived: Assembled) -> None:
-        self._inbox.put(Gradient(generation, arrived.microbatch, arrived.tensors[0], arrived.digests[0]))
+    def _take_gradient(self, generation: int, node: str, arrived: Assembled) -> None:
+        self._inbox.put(Gradient(generation, node, arrived.microbatch, arrived.tensors[0], arrived.digests[0]))
 
     def _take_slice(self, generation: int, node: str, arrived: Slice) -> None:
         self._inbox.put(Arrived(generation, node, arrived))
@@ -201,7 +200,7 @@ class Worker:
             self._plane.count_bytes(stage + 1),
             self._plane.count_bytes(stage - 1),
         )
-        message.numerics = self._numerics
+        message.numerics, message.revision = self._numerics, trained.revision
         report = worker_pb2.WorkerReport(generation=trained.generation, report=message)
         self._events.put_nowait(worker_pb2.WorkerEvent(report=report))
 

@@ -7,9 +7,10 @@
 A stage is held by its **replicas**; they divide each round among themselves, and step alike. A node keeps its **seat**
 (its stage) for good: the same key comes back to the same stage.
 
-The **crew** are the nodes whose pipes are open, or opening. A **generation** is a set of pipes that lose nothing:
-losing a node that works ends it; what was in flight is forgotten, and the round is trained again from its start in the
-next generation, from the same state and the same text, so that a fault changes nothing in the result.
+The **crew** are the nodes whose pipes are open, or opening. Who works and is lost is replaced while the round goes on:
+its load is **replayed** by other replicas of its stage, from what its neighbours have kept. Where that can't be, for
+want of another replica or because some have stepped already, the **generation** ends: what was in flight is forgotten,
+and the round is trained again from its start in the next one, from the same state and the same text.
 
 Newcomers join the crew of a running generation: while a round is trained where they have the state that it began with,
 otherwise before the next one, which waits for them a moment. Their first round they spend without a load,
@@ -25,7 +26,7 @@ from enum import Enum
 from types import MappingProxyType
 from typing import TypeVar
 
-from commonweight.rules.assignment import Pace, assign, update
+from commonweight.rules.assignment import Pace, assign, reassign, update
 from commonweight.rules.placement import weakest_stage
 from commonweight.rules.report import Report, find_mismatch
 
@@ -36,6 +37,7 @@ MAX_MISMATCHES = 3
 
 Assignment = tuple[tuple[str, ...], ...]
 """For each stage, the node that computes each microbatch."""
+R = TypeVar("R")
 V = TypeVar("V")
 
 
@@ -74,9 +76,13 @@ class RoundState:
     """Of the crew: whose pipes are open."""
     assignment: Assignment = ()
     """Of the round that is being trained."""
+    revision: int = 0
+    """How often that was changed while it is being trained."""
+    revised: tuple[int, ...] = ()
+    """For each stage, by which revision it was changed last."""
     members: frozenset[str] = frozenset()
-    """Who is stepped with the round that is being trained; some shadow it. While newcomers are waited for between two
-    rounds, who was with the one before.
+    """Who is stepped with the round that is being trained; some shadow it, and who has reported may be gone. While
+    newcomers are waited for between two rounds, who was with the one before.
     """
     in_vain: Mapping[str, int] = field(default_factory=_nothing)
     """Newcomers that were waited for in vain, and before which round: it isn't done again for a while."""
@@ -85,6 +91,8 @@ class RoundState:
     reports: Mapping[str, Report] = field(default_factory=_nothing)
     """By node, of `round`."""
     mismatches: int = 0
+    leaving: frozenset[str] = frozenset()
+    """Who goes when the round that is being trained is over."""
 
     def holders(self, stage: int, among: frozenset[str] | None = None) -> tuple[str, ...]:
         """Who has a seat in the stage and is online (or `among` others), in order of address."""
@@ -93,7 +101,7 @@ class RoundState:
 
     def works(self, node: str) -> bool:
         """Whether it has a load in the round that is being trained."""
-        return any(node in of_stage for of_stage in self.assignment)
+        return bool(self.assignment) and node in self.assignment[self.seats[node]]
 
 
 @dataclass(frozen=True)
@@ -112,6 +120,15 @@ class Lost:
     """A node's control stream ended or fell silent."""
 
     node: str
+
+
+@dataclass(frozen=True)
+class Leaving:
+    """A node wants to go, once its work in the round that is being trained is done."""
+
+    node: str
+    has_begun: bool = True
+    """Whether the members were told to train this round."""
 
 
 @dataclass(frozen=True)
@@ -150,6 +167,8 @@ class Reported:
     report: Report
     busy_s: float
     """Seconds that it worked on its load; positive where it has one."""
+    revision: int = 0
+    """By which the stage was changed last when it was trained."""
 
 
 @dataclass(frozen=True)
@@ -161,7 +180,7 @@ class Waited:
     generation: int
 
 
-Event = Joined | Lost | HasVersion | Ready | Broken | Reported | Waited
+Event = Joined | Lost | Leaving | HasVersion | Ready | Broken | Reported | Waited
 
 
 @dataclass(frozen=True)
@@ -202,6 +221,33 @@ class Train:
 
 
 @dataclass(frozen=True)
+class Replay:
+    """The members go on with the round by a plan that was changed: others compute the load of a node that is lost."""
+
+    generation: int
+    round: int
+    lost: str
+    load: Mapping[int, str]
+    """By microbatch, who computes it instead."""
+
+
+@dataclass(frozen=True)
+class Excluded:
+    """The node is connected, but the generation goes on without it: it forgets what is in flight."""
+
+    node: str
+    generation: int
+    why: str
+
+
+@dataclass(frozen=True)
+class Released:
+    """The node may go: nothing is expected of it any more."""
+
+    node: str
+
+
+@dataclass(frozen=True)
 class Seal:
     """The round is final: these reports (by node) are credited, once, in the transaction that stores the new state."""
 
@@ -224,7 +270,7 @@ class Stop:
     why: str
 
 
-Effect = Seated | Refused | Form | Train | Seal | Pause | Stop
+Effect = Seated | Refused | Form | Train | Replay | Excluded | Released | Seal | Pause | Stop
 Next = tuple[RoundState, tuple[Effect, ...]]
 
 
@@ -235,6 +281,8 @@ def advance(state: RoundState, event: Event) -> Next:
             return _join(state, event)
         case Lost(node):
             return _lose(state, node)
+        case Leaving():
+            return _let_go(state, event)
         case HasVersion(node, round_):
             return _take_version(state, node, round_)
         case Ready(node, generation):
@@ -270,13 +318,27 @@ def _join(state: RoundState, event: Joined) -> Next:
 def _lose(state: RoundState, node: str) -> Next:
     if node not in state.online:
         return state, ()
-    state = replace(
+    return _leave_crew(_offline(state, node), node, f"{node} of stage {state.seats[node]} is lost")
+
+
+def _let_go(state: RoundState, event: Leaving) -> Next:
+    node = event.node
+    if node not in state.online or node in state.leaving:
+        return state, ()
+    if state.phase is Phase.TRAINING and state.works(node) and event.has_begun:
+        return replace(state, leaving=state.leaving | {node}), ()
+    state, effects = _leave_crew(_offline(state, node), node, f"{node} of stage {state.seats[node]} leaves")
+    return state, (Released(node), *effects)
+
+
+def _offline(state: RoundState, node: str) -> RoundState:
+    return replace(
         state,
         online=state.online - {node},
+        leaving=state.leaving - {node},
         versions=_without(state.versions, node),
         paces=_without(state.paces, node),
     )
-    return _leave_crew(state, node, f"{node} of stage {state.seats[node]} is lost")
 
 
 def _take_version(state: RoundState, node: str, round_: int) -> Next:
@@ -285,7 +347,7 @@ def _take_version(state: RoundState, node: str, round_: int) -> Next:
     state = replace(state, versions=_with(state.versions, node, round_))
     if state.phase is Phase.GATHERING:
         return _form_if_complete(state)
-    if state.phase is not Phase.TRAINING or round_ < state.round or node in state.crew:
+    if state.phase is not Phase.TRAINING or round_ < state.round or node in state.crew | state.members:
         return state, ()
     state = replace(state, crew=state.crew | {node})
     return state, (Form(state.generation, state.round, state.crew),)
@@ -303,8 +365,9 @@ def _break(state: RoundState, node: str, generation: int, why: str, peer: str | 
     if peer is not None and peer not in state.crew:
         return state, ()  # it is gone already
     blamed = [each for each in (peer, node) if each is not None]
-    if dispensable := [each for each in blamed if _is_dispensable(state, each)]:
-        return _leave_crew(state, dispensable[0], why)
+    for can_be_spared in (_is_dispensable, _is_done, _is_replaceable):
+        if spared := [each for each in blamed if can_be_spared(state, each)]:
+            return _leave_crew(state, spared[0], why)
     if state.phase is Phase.FORMING:
         # One that can't be reached mustn't keep the others from training: it comes back as a newcomer.
         able = frozenset(each for each in state.crew if state.versions[each] == state.round)
@@ -317,6 +380,8 @@ def _report(state: RoundState, event: Reported) -> Next:
     node, report = event.node, event.report
     if state.phase is not Phase.TRAINING or event.generation != state.generation:
         return state, ()  # likewise
+    if node in state.members and event.revision != state.revised[state.seats[node]]:
+        return state, ()  # it is told of another load meanwhile
     if fault := _find_fault(state, node, report):
         return state, (Refused(node, fault),)
     if (earlier := state.reports.get(node)) is not None:
@@ -348,12 +413,22 @@ def _seal_if_complete(state: RoundState) -> Next:
     state = replace(
         state,
         round=state.round + 1,
+        members=state.members & state.crew,
         roots=tuple(next(iter(reports.values())).state_after for reports in by_stage),
-        versions=MappingProxyType({**state.versions, **dict.fromkeys(state.members, state.round + 1)}),
+        versions=MappingProxyType({**state.versions, **dict.fromkeys(state.members & state.crew, state.round + 1)}),
         mismatches=0,
     )
+    state, released = _release(state)
     state, effects = _go_on(state)
-    return state, (seal, *effects)
+    return state, (seal, *released, *effects)
+
+
+def _release(state: RoundState) -> Next:
+    """Without those who want to go."""
+    leaving = sorted(state.leaving)
+    for node in leaving:
+        state = _without_member(_offline(state, node), node)
+    return state, tuple(map(Released, leaving))
 
 
 def _without_strays(state: RoundState) -> RoundState:
@@ -406,6 +481,8 @@ def _go_on(state: RoundState) -> Next:
         for node, version in state.versions.items()
         if version < state.round and state.round >= state.in_vain.get(node, -PATIENCE_ROUNDS) + PATIENCE_ROUNDS
     )
+    if {state.seats[node] for node in state.ready} != set(range(state.stages)):
+        return _pause(state, "the last replica of a stage has left")
     if not (late := late - state.crew):
         return _train(state)
     state = replace(state, phase=Phase.FORMING, crew=state.crew | late, assignment=(), reports=MappingProxyType({}))
@@ -440,7 +517,13 @@ def _train(state: RoundState) -> Next:
 
     assignment = assign(state.microbatches, [paces(stage) for stage in range(state.stages)])
     state = replace(
-        state, phase=Phase.TRAINING, members=state.ready, assignment=assignment, reports=MappingProxyType({})
+        state,
+        phase=Phase.TRAINING,
+        members=state.ready,
+        assignment=assignment,
+        revision=0,
+        revised=(0,) * state.stages,
+        reports=MappingProxyType({}),
     )
     return state, (Train(state.generation, state.round, assignment, state.members),)
 
@@ -452,14 +535,57 @@ def _is_dispensable(state: RoundState, node: str) -> bool:
     return state.phase is Phase.TRAINING and not state.works(node)
 
 
+def _is_done(state: RoundState, node: str) -> bool:
+    """Whether the round is sealed without any more of it: nobody waits for its gradients, or its part of their sum."""
+    if state.phase is not Phase.TRAINING or node not in state.reports:
+        return False
+    stage = state.seats[node]
+    return all(each in state.reports for each in state.members if state.seats[each] in (stage - 1, stage))
+
+
+def _is_replaceable(state: RoundState, node: str) -> bool:
+    """Whether others of its stage can compute its load: none of them has stepped, as far as is known."""
+    if state.phase is not Phase.TRAINING or not state.works(node):
+        return False
+    replicas = state.holders(state.seats[node], state.members)
+    return len(replicas) > 1 and not any(each in state.reports for each in replicas)
+
+
 def _leave_crew(state: RoundState, node: str, why: str) -> Next:
     """Without it; whoever leaves the crew has to say anew that it has a version."""
     if node not in state.crew:
         return state, ()
-    if not _is_dispensable(state, node):
+    effects: tuple[Effect, ...] = (Excluded(node, state.generation, why),) if node in state.online else ()
+    if _is_done(state, node):  # its report counts
+        state = replace(_without_member(state, node), members=state.members, reports=state.reports)
+        return state, effects
+    if _is_replaceable(state, node):
+        state, more = _replay(state, node)
+    elif not _is_dispensable(state, node):
         return _pause(state, why)
-    state = _without_member(state, node)
-    return _train_if_ready(state) if state.phase is Phase.FORMING else _seal_if_complete(state)
+    else:
+        state = _without_member(state, node)
+        state, more = _train_if_ready(state) if state.phase is Phase.FORMING else _seal_if_complete(state)
+    return state, (*effects, *more)
+
+
+def _replay(state: RoundState, lost: str) -> Next:
+    """The others of its stage compute its load, too; they add up their gradients anew."""
+    stage, state = state.seats[lost], _without_member(state, lost)
+    replicas = state.holders(stage, state.members)
+    paces = {node: state.paces[node].microbatch_s if node in state.paces else None for node in replicas}
+    row = state.assignment[stage]
+    load = reassign(row, lost, paces)
+    changed = tuple(load.get(microbatch, node) for microbatch, node in enumerate(row))
+    revision = state.revision + 1
+    state = replace(
+        state,
+        assignment=_with_row(state.assignment, stage, changed),
+        revision=revision,
+        revised=_with_row(state.revised, stage, revision),
+    )
+    form = Form(state.generation, state.round, state.crew)
+    return state, (form, Replay(state.generation, state.round, lost, load))
 
 
 def _without_member(state: RoundState, node: str) -> RoundState:
@@ -476,13 +602,18 @@ def _without_member(state: RoundState, node: str) -> RoundState:
 
 def _pause(state: RoundState, why: str) -> Next:
     pause = Pause(state.generation, why)
-    state, effects = _form_if_complete(replace(_disbanded(state), phase=Phase.GATHERING))
-    return state, (pause, *effects)
+    state, released = _release(replace(_disbanded(state), phase=Phase.GATHERING))
+    state, effects = _form_if_complete(state)
+    return state, (pause, *released, *effects)
 
 
 def _disbanded(state: RoundState) -> RoundState:
     nobody: frozenset[str] = frozenset()
     return replace(state, crew=nobody, ready=nobody, members=nobody, assignment=(), reports=MappingProxyType({}))
+
+
+def _with_row(rows: tuple[R, ...], stage: int, row: R) -> tuple[R, ...]:
+    return (*rows[:stage], row, *rows[stage + 1 :])
 
 
 def _with(mapping: Mapping[str, V], key: str, value: V) -> Mapping[str, V]:

@@ -46,11 +46,16 @@ class Assembled:
     tensors: tuple[Tensor, ...]
     digests: tuple[bytes, ...]
     """SHA-256 of each tensor's bytes; `digest(tensor)` of the sender's."""
+    answered: bool = False
+    """Of an activation: the sender has its gradient already."""
 
 
-def encode(round_: int, microbatch: int, tensors: Sequence[Tensor]) -> list[pipe_pb2.PipeFrame]:
+def encode(
+    round_: int, microbatch: int, tensors: Sequence[Tensor], *, revision: int = 0, answered: bool = False
+) -> list[pipe_pb2.PipeFrame]:
     """The frames of one microbatch, each with at most 1 MiB of tensor bytes; the headers are in the first.
 
+    `revision` is that of the sender's plan; `answered` as in `Assembled`.
     Raises NonFiniteTensor for NaN or infinity, MalformedMessage for a dtype that doesn't travel,
     MessageTooLarge over MAX_MICROBATCH_BYTES.
     """
@@ -73,6 +78,8 @@ def encode(round_: int, microbatch: int, tensors: Sequence[Tensor]) -> list[pipe
             headers=headers if offset == 0 else (),
             offset=offset,
             data=part,
+            revision=revision,
+            answered=answered,
         )
         frames.append(pipe_pb2.PipeFrame(tensor=tensor_frame))
         offset += len(part)
@@ -132,7 +139,7 @@ class Assembler:
         if part.round != self._round:
             self._round, self._done = part.round, set()
         sizes = tuple(size_of(each) for each in plan)
-        return _Partial(part.round, part.microbatch, tuple(part.headers), sizes)
+        return _Partial(part.round, part.microbatch, tuple(part.headers), sizes, part.answered)
 
 
 @dataclass
@@ -143,6 +150,7 @@ class _Partial:
     microbatch: int
     headers: tuple[tensor_pb2.TensorHeader, ...]
     sizes: tuple[int, ...]
+    answered: bool
     received: int = 0
     buffer: bytearray | None = field(default=None, repr=False)
 
@@ -182,7 +190,7 @@ class _Partial:
             tensors.append(tensor)
             digests.append(hashlib.sha256(view[offset : offset + size]).digest())
             offset += size
-        return Assembled(self.round, self.microbatch, tuple(tensors), tuple(digests))
+        return Assembled(self.round, self.microbatch, tuple(tensors), tuple(digests), self.answered)
 
 
 def _parts(views: Sequence[memoryview]) -> Iterator[bytes]:

@@ -21,10 +21,11 @@ from commonweight.wire.generated.pipe_pb2 import PipeFrame
 from commonweight.wire.pipe import Assembled, Assembler
 from node.flow import StagePlan
 from node.published import version_path
+from node.stage_round import Activation, Gradient
 from node.traces import read_index, trace_path
-from node.trainer import Activation, Gradient, Item, Outlet, Quit, Restore, TrainedRound, Trainer, TrainRound
+from node.trainer import Item, Outlet, Quit, Restore, TrainedRound, Trainer, TrainRound
 from referee.auditor import Auditor, Outcome
-from tests.unit.shares import undivided_share
+from tests.unit.shares import address, undivided_share
 
 WAIT_S = 60.0
 GENERATION = 1
@@ -106,7 +107,7 @@ class Pipeline:
 
     def train(self, round_: int) -> None:
         """One round; its reports are in `sealed`."""
-        for trainer in self.trainers:
+        for trainer in reversed(self.trainers):  # a plan is there before what comes by it
             share = undivided_share(self.spec, trainer.stage.index, GENERATION, round_)
             trainer.inbox.put(TrainRound(share))
         for _ in self.trainers:
@@ -137,7 +138,7 @@ class Pipeline:
         def send(assembler: Assembler, frames: list[PipeFrame], to: int) -> None:
             for frame in frames:
                 if (arrived := assembler.add(frame)) is not None:
-                    inboxes[to].put(self._item(arrived, down=to > stage))
+                    inboxes[to].put(self._item(arrived, stage, down=to > stage))
 
         options: dict[str, Any] = {
             "state_dir": self.keepers[stage].state_dir,
@@ -145,8 +146,8 @@ class Pipeline:
             "device": "cpu",
             "inbox": inbox,
             "outlet": Outlet(
-                send_down=lambda _, frames: send(down, list(frames), stage + 1),
-                send_up=lambda _, frames: send(up, list(frames), stage - 1),
+                send_down=lambda *sent: send(down, list(sent[-1]), stage + 1),
+                send_up=lambda *sent: send(up, list(sent[-1]), stage - 1),
                 send_slice=lambda *_: None,
                 report=self.reports.put,
                 fail=lambda generation, error, fatal: self.reports.put(error),
@@ -161,8 +162,9 @@ class Pipeline:
         return lambda round_, microbatch: plan
 
     @staticmethod
-    def _item(arrived: Assembled, *, down: bool) -> Item:
+    def _item(arrived: Assembled, stage: int, *, down: bool) -> Item:
         if down:
             tokens, code = arrived.tensors
-            return Activation(GENERATION, arrived.microbatch, tokens, code, (arrived.digests[0], arrived.digests[1]))
-        return Gradient(GENERATION, arrived.microbatch, arrived.tensors[0], arrived.digests[0])
+            digests = arrived.digests[0], arrived.digests[1]
+            return Activation(GENERATION, address(stage), arrived.microbatch, tokens, code, digests)
+        return Gradient(GENERATION, address(stage), arrived.microbatch, arrived.tensors[0], arrived.digests[0])

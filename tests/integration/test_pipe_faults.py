@@ -251,7 +251,7 @@ async def test_what_comes_before_its_plan_waits_for_it(bench: Bench) -> None:
 async def test_what_nobody_plans_in_time_ends_its_pipe(impatient: Bench) -> None:
     previous, _ = await impatient.form()
     await previous.write(*altered(impatient.recording.activations[0], round=7))
-    await failed(impatient, "WIRE_UNPLANNED", f"A frame of round 7 came; no plan of it within {OPEN_S} s")
+    await failed(impatient, "WIRE_UNPLANNED", f"revision 0 of round 7 came; no plan of that within {OPEN_S} s")
     await impatient.trains_on()
 
 

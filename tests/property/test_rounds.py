@@ -17,14 +17,18 @@ from commonweight.rules.rounds import (
     Broken,
     Effect,
     Event,
+    Excluded,
     Form,
     HasVersion,
     Joined,
+    Leaving,
     Lost,
     Pause,
     Phase,
     Ready,
     Refused,
+    Released,
+    Replay,
     Reported,
     RoundState,
     Seal,
@@ -86,6 +90,12 @@ def honest(state: RoundState, node: str) -> Report:
     return report if root is None else replace(report, state_before=root)  # whatever was sealed, it goes on from there
 
 
+def report_of(state: RoundState, node: str, report: Report, busy_s: float, *, age: int = 0) -> Reported:
+    """The event: it was trained by the plan that is, in a generation of this age."""
+    revision = state.revised[state.seats[node]] if state.revised else 0
+    return Reported(node, state.generation - age, report, busy_s, revision)
+
+
 def kinds_of(effects: tuple[Effect, ...]) -> list[type[Effect]]:
     return [type(effect) for effect in effects]
 
@@ -132,6 +142,15 @@ class Rounds(RuleBasedStateMachine):
         self.send(Lost(node))
         assert node not in self.state.online
 
+    @rule(node=nodes, has_begun=st.booleans())
+    def leave(self, node: str, has_begun: bool) -> None:
+        old = self.state
+        kinds = kinds_of(self.send(Leaving(node, has_begun)))
+        if node in old.online - old.leaving:
+            assert (Released in kinds) == (node not in self.state.online)
+            has_work = has_begun and old.phase is Phase.TRAINING and old.works(node)
+            assert (node in self.state.leaving) == has_work
+
     @rule(node=nodes, age=ages)
     def has_version(self, node: str, age: int) -> None:
         self.send(HasVersion(node, max(0, self.state.round - age)))
@@ -161,12 +180,13 @@ class Rounds(RuleBasedStateMachine):
     def fail(self, node: str, peer: str | None, age: int) -> None:
         self.send(Broken(node, self.state.generation - age, "a pipe broke", peer))
 
-    @rule(node=nodes, as_node=nodes, age=ages, lie=st.sampled_from(LIES), busy_s=seconds)
-    def anyone_reports(self, node: str, as_node: str, age: int, lie: str, busy_s: float) -> None:
+    @rule(node=nodes, as_node=nodes, age=ages, lie=st.sampled_from(LIES), busy_s=seconds, by_last_plan=st.booleans())
+    def anyone_reports(self, node: str, as_node: str, age: int, lie: str, busy_s: float, by_last_plan: bool) -> None:
         """By anyone about what anyone trains."""
         if as_node in self.state.seats:
             report = lie_about(honest(self.state, as_node), lie)
-            self.send(Reported(node, self.state.generation - age, report, busy_s))
+            revision = self.state.revision if by_last_plan else 0
+            self.send(Reported(node, self.state.generation - age, report, busy_s, revision))
 
     @rule(data=st.data(), age=ages, lie=st.sampled_from(LIES), twice=st.booleans(), busy_s=seconds)
     def member_reports(self, data: st.DataObject, age: int, lie: str, twice: bool, busy_s: float) -> None:
@@ -174,8 +194,9 @@ class Rounds(RuleBasedStateMachine):
         if self.state.members:
             node = data.draw(st.sampled_from(sorted(self.state.members)))
             report = lie_about(honest(self.state, node), lie)
+            event = report_of(self.state, node, report, busy_s, age=age)
             for _ in range(1 + twice):
-                self.send(Reported(node, self.state.generation - age, report, busy_s))
+                self.send(event)
 
     @rule()
     def all_join_and_open(self) -> None:
@@ -191,7 +212,7 @@ class Rounds(RuleBasedStateMachine):
         for place, node in enumerate(order):
             if node in state.members:
                 report = lie_about(honest(state, node), lie if node == liar else "none")
-                self.send(Reported(node, state.generation, report, busy_s + place))
+                self.send(report_of(state, node, report, busy_s + place))
 
     @rule()
     def late_report(self) -> None:
@@ -199,7 +220,7 @@ class Rounds(RuleBasedStateMachine):
         if self.sealed and self.state.members:
             node = min(self.state.members)
             report = replace(honest(self.state, node), round=self.sealed[-1])
-            self.send(Reported(node, self.state.generation, report, 1.0))
+            self.send(report_of(self.state, node, report, 1.0))
 
     @rule()
     def restart(self) -> None:
@@ -224,7 +245,7 @@ class Rounds(RuleBasedStateMachine):
             assert state.phase is Phase.TRAINING
             for node in sorted(state.members):
                 if self.state.round == before:
-                    self.send(Reported(node, state.generation, honest(state, node), 1.0))
+                    self.send(report_of(state, node, honest(state, node), 1.0))
             if self.state.phase is Phase.STOPPED:
                 assert self.stops
                 self.restart()
@@ -264,14 +285,17 @@ class Rounds(RuleBasedStateMachine):
         if {Train, Pause, Seal, Stop} & set(kinds):
             self.told = {}
         self.proven &= self.state.paces.keys()
-        assert kinds in (
+        assert [kind for kind in kinds if kind not in (Excluded, Released)] in (
             [],
             [Refused],
             [Seated],
             [Form],
+            [Form, Replay],
             [Train],
             [Seal, Train],
             [Seal, Form],
+            [Seal, Pause],
+            [Seal, Pause, Form],
             [Pause],
             [Pause, Form],
             [Stop],
@@ -287,13 +311,19 @@ class Rounds(RuleBasedStateMachine):
         else:
             return
         if old.phase is Phase.TRAINING and any(not old.works(each) for each in blamed):
-            assert not {Pause, Form, Stop} & set(kinds)
-            assert self.state.generation == old.generation
+            assert Seal in kinds or not {Pause, Form, Stop} & set(kinds)
+        if old.phase is Phase.TRAINING and any(self.has_successors(old, each) for each in blamed):
+            assert Seal in kinds or not {Pause, Stop} & set(kinds)
         able = frozenset(each for each in old.crew if old.versions[each] == old.round)
         can_spare = [each for each in blamed if set(old.holders(old.seats[each], able)) - {each}]
         if old.phase is Phase.FORMING and Pause in kinds and can_spare:
             assert Form in kinds, "the others form at once"
             assert any(each not in self.state.crew for each in can_spare), "and without one of them"
+
+    def has_successors(self, old: RoundState, node: str) -> bool:
+        """Whether nobody in its stage has reported, and it isn't alone there."""
+        replicas = {each for each in old.members if old.seats[each] == old.seats[node]}
+        return len(replicas) > 1 and not replicas & old.reports.keys()
 
     def check(self, effect: Effect, old: RoundState, event: Event) -> None:
         state = self.state
@@ -316,9 +346,12 @@ class Rounds(RuleBasedStateMachine):
                     assert generation == old.generation + 1
                     assert {state.seats[node] for node in crew} == set(range(state.stages))
                     assert all(state.versions[node] == round_ for node in crew)
+                elif not isinstance(event, HasVersion):  # one of them is lost
+                    assert (generation, state.phase) == (old.generation, Phase.TRAINING)
+                    assert len(old.crew - crew) == 1
+                    assert crew < old.crew
                 else:  # newcomers join those who train, and stop nobody
                     assert (generation, state.phase) == (old.generation, Phase.TRAINING)
-                    assert isinstance(event, HasVersion)
                     assert crew == old.crew | {event.node}
                     assert state.versions[event.node] == round_
                     assert (state.members, state.reports) == (old.members, old.reports)
@@ -327,6 +360,25 @@ class Rounds(RuleBasedStateMachine):
                 assert (assignment, members) == (state.assignment, state.members)
                 assert state.phase is Phase.TRAINING
                 self.check_assignment()
+            case Replay(generation, round_, lost, load):
+                assert (generation, round_) == (state.generation, state.round) == (old.generation, old.round)
+                assert lost in old.members - state.members
+                stage = state.seats[lost]
+                row = enumerate(old.assignment[stage])
+                expected = [load[number] if node == lost else node for number, node in row]
+                assert state.assignment == (*old.assignment[:stage], tuple(expected), *old.assignment[stage + 1 :])
+                assert set(load.values()) <= set(state.holders(stage, state.members))
+                assert state.reports == old.reports
+                assert not any(report.stage == stage for report in state.reports.values())
+                assert state.revised[stage] == state.revision == old.revision + 1
+            case Excluded(node, generation, why):
+                assert node in old.crew & state.online
+                assert node not in state.crew
+                assert generation == old.generation
+                assert why
+            case Released(node):
+                assert node in old.leaving or (isinstance(event, Leaving) and event.node == node)
+                assert node not in state.online | state.crew | state.leaving
             case Seal(round_, reports):
                 self.check_seal(round_, reports, old)
             case Pause(generation, why):
@@ -374,11 +426,12 @@ class Rounds(RuleBasedStateMachine):
         assert state.round == len(self.sealed)
         assert self.sealed == list(range(state.round))
         assert state.ready <= state.crew <= state.online
-        assert state.members <= state.ready
+        assert state.members - state.ready <= state.reports.keys(), "who is gone has done its work"
+        assert state.leaving <= state.online
         assert all(version <= state.round for version in state.versions.values())
         could_form = {state.seats[node] for node, round_ in state.versions.items() if round_ == state.round}
         if state.phase in (Phase.FORMING, Phase.TRAINING):
-            assert {state.seats[node] for node in state.crew} == set(range(state.stages))
+            assert {state.seats[node] for node in state.crew | state.reports.keys()} == set(range(state.stages))
         elif state.phase is Phase.GATHERING:
             assert could_form != set(range(state.stages))  # or it would have formed
         assert (state.phase is Phase.TRAINING) == bool(state.assignment)
@@ -421,7 +474,7 @@ def reported(state: RoundState, *nodes: str) -> tuple[RoundState, tuple[Effect, 
     told = state
     for node in nodes or sorted(state.members):
         report = honest(told, node)
-        state, effects = advance(state, Reported(node, told.generation, report, float(len(report.hops))))
+        state, effects = advance(state, report_of(told, node, report, float(len(report.hops))))
     return state, effects
 
 
@@ -537,24 +590,78 @@ def test_who_shadows_a_round_may_be_lost_without_any_loss() -> None:
     assert state.members == set(NODES[:2])
     for event in (Lost(NODES[1]), Broken(NODES[0], state.generation, "a pipe broke", NODES[1])):
         after, effects = advance(state, event)
-        assert effects == ()
+        assert set(kinds_of(effects)) <= {Excluded}
         assert after.members == {NODES[0]}
     state, _ = reported(state, NODES[0])
     after, effects = advance(state, Lost(NODES[1]))
     assert kinds_of(effects) == [Seal, Train], "it was the only one that was waited for"
 
 
-def test_a_worker_that_is_lost_ends_the_generation_and_the_others_train_the_round_again() -> None:
+def all_work() -> RoundState:
+    """Two replicas of either stage, each with its share of four microbatches."""
     state = formed(2, 2, microbatches=4)
-    for _ in range(3):  # then all have their share
+    for _ in range(3):
         state, effects = reported(state)
     assert kinds_of(effects) == [Seal, Train]
-    lost = NODES[2]
-    assert state.works(lost)
-    after, effects = advance(state, Lost(lost))
+    assert all(map(state.works, NODES[:4]))
+    return state
+
+
+def test_the_load_of_a_worker_that_is_lost_is_replayed_by_the_other_replica() -> None:
+    state, lost, other = all_work(), NODES[2], NODES[0]
+    state, _ = reported(state, NODES[1])  # the next stage may be ready first
+    state, effects = advance(state, Lost(lost))
+    assert kinds_of(effects) == [Form, Replay]
+    assert (load_of(state, other), load_of(state, lost)) == ((0, 1, 2, 3), ())
+    late = Reported(other, state.generation, honest(state, other), 1.0, revision=0)
+    assert advance(state, late) == (state, ()), "it doesn't know of its successor's load yet"
+    state, effects = reported(state, other, NODES[3])
+    assert kinds_of(effects) == [Seal, Train]
+    assert effects[0].reports.keys() == {other, NODES[1], NODES[3]}  # type: ignore[union-attr]
+
+
+def test_when_a_replica_may_have_stepped_without_the_lost_one_the_round_is_trained_again() -> None:
+    state, _ = reported(all_work(), NODES[0])
+    after, effects = advance(state, Lost(NODES[2]))
     assert kinds_of(effects) == [Pause, Form]
-    assert after.crew == set(NODES[:4]) - {lost}
+    assert after.crew == set(NODES[:4]) - {NODES[2]}
     assert (after.round, after.roots) == (state.round, state.roots)
+
+
+def test_who_is_lost_after_all_that_it_was_needed_for_is_paid_for_it() -> None:
+    state, _ = reported(all_work(), NODES[0], NODES[2])
+    state, effects = advance(state, Lost(NODES[2]))
+    assert effects == ()
+    for event in (Joined(NODES[2]), HasVersion(NODES[2], state.round)):
+        state, _ = advance(state, event)
+    assert NODES[2] not in state.crew, "it has trained this round"
+    state, effects = reported(state, NODES[1], NODES[3])
+    assert kinds_of(effects) == [Seal, Form], "it has the state before the round"
+    assert effects[0].reports.keys() == set(NODES[:4])  # type: ignore[union-attr]
+
+
+def test_who_wants_to_leave_goes_when_its_work_is_done() -> None:
+    state, effects = advance(all_work(), Leaving(NODES[2]))
+    assert effects == ()
+    state, effects = reported(state)
+    assert kinds_of(effects) == [Seal, Released, Train]
+    assert state.members == set(NODES[:4]) - {NODES[2]}
+    assert advance(state, Lost(NODES[2])) == (state, ())
+
+
+def test_when_the_last_replica_of_a_stage_leaves_training_waits_for_another_one() -> None:
+    state, _ = advance(formed(), Leaving(NODES[1]))
+    state, effects = reported(state)
+    assert kinds_of(effects) == [Seal, Released, Pause]
+    assert (state.phase, state.online) == (Phase.GATHERING, {NODES[0]})
+
+
+def test_a_node_that_others_can_t_reach_forgets_what_it_had_begun() -> None:
+    state, effects = advance(all_work(), Broken(NODES[0], 1, "it fell silent", NODES[3]))
+    assert effects[0] == Excluded(NODES[3], 1, "it fell silent")
+    assert kinds_of(effects) == [Excluded, Form, Replay]
+    state, effects = advance(state, HasVersion(NODES[3], state.round))
+    assert kinds_of(effects) == [Form], "it comes back as a newcomer"
 
 
 @pytest.mark.parametrize("blames", [None, NODES[0], NODES[1], NODES[2]])

@@ -1,10 +1,10 @@
 """Real trainers of all replicas of all stages, wired to each other in this process."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from queue import SimpleQueue
-from threading import Thread
+from threading import Lock, Thread
 from types import TracebackType
 from typing import Self
 
@@ -13,14 +13,14 @@ from torch import Tensor
 from commonweight.errors import CommonweightError
 from commonweight.rules.report import Report
 from commonweight.rules.spec import ModelSpec
+from commonweight.wire.generated import control_pb2 as pb
 from commonweight.wire.generated.pipe_pb2 import PipeFrame
 from commonweight.wire.pipe import Assembled, Assembler
 from node.flow import Slice, SliceFlow, StagePlan, slice_frames
 from node.share import Share, read_share
+from node.stage_round import Activation, Gradient
 from node.trainer import (
-    Activation,
     Arrived,
-    Gradient,
     Item,
     Outlet,
     Quit,
@@ -43,6 +43,10 @@ class Crew:
         self.outcomes: SimpleQueue[tuple[str, TrainedRound | CommonweightError]] = SimpleQueue()
         self.trainers: dict[str, Trainer] = {}
         self._shares: dict[str, Share] = {}
+        self.lost: dict[str, int] = {}
+        """How many messages these nodes send before they are lost."""
+        self.died: SimpleQueue[str] = SimpleQueue()
+        self._lock = Lock()
 
     def __enter__(self) -> Self:
         self.trainers = {node: self._open(node) for node in self.seats}
@@ -68,37 +72,58 @@ class Crew:
         for each in done:
             each.result(WAIT_S)
 
-    def train(
-        self, generation: int, round_: int, rows: Sequence[Row], shadows: Sequence[str] = ()
-    ) -> dict[str, Report]:
-        """One round, divided like this; the reports by node. Raises what a trainer reports instead."""
-        here = [{node for node in shadows if self.seats[node] == stage} for stage in range(self.spec.stages)]
-        plan = plan_of(generation, round_, rows, here)
-        nodes = {node for row in rows for node in row} | set(shadows)
-        self._shares = {node: read_share(plan, self.spec, self.seats[node], node) for node in nodes}
-        for node in sorted(nodes):
-            self.inboxes[node].put(TrainRound(self._shares[node]))
+    def begin(self, plan: pb.RoundPlan, nodes: Collection[str]) -> None:
+        """These are told of a plan."""
+        with self._lock:  # who hears of it later waits with what comes by it, as the data plane does
+            self._shares |= {node: read_share(plan, self.spec, self.seats[node], node) for node in nodes}
+            for node in sorted(nodes):
+                self.inboxes[node].put(TrainRound(self._shares[node]))
+
+    def reports(self, nodes: Collection[str]) -> dict[str, Report]:
+        """What these report. Raises what a trainer reports instead."""
         reports: dict[str, Report] = {}
-        while reports.keys() != nodes:
+        while reports.keys() != set(nodes):
             node, outcome = self.outcomes.get(timeout=WAIT_S)
             if isinstance(outcome, CommonweightError):
                 raise outcome
             reports[node] = outcome.report
         return reports
 
+    def _pass(self, node: str, to: str, item: Item, revision: int | None = None) -> None:
+        with self._lock:
+            if node in self.lost:
+                self.lost[node] -= 1
+                if self.lost[node] == 0:
+                    self.died.put(node)
+            is_late = revision is not None and revision < self._shares[to].stage_revision
+            if not is_late and self.lost.get(node, 1) >= 0 and self.lost.get(to, 1) > 0:
+                self.inboxes[to].put(item)
+
+    def train(
+        self, generation: int, round_: int, rows: Sequence[Row], shadows: Sequence[str] = ()
+    ) -> dict[str, Report]:
+        """One round, divided like this; the reports by node. Raises what a trainer reports instead."""
+        here = [{node for node in shadows if self.seats[node] == stage} for stage in range(self.spec.stages)]
+        nodes = {node for row in rows for node in row} | set(shadows)
+        self.begin(plan_of(generation, round_, rows, here), nodes)
+        return self.reports(nodes)
+
     def _open(self, node: str) -> Trainer:
         stage = self.seats[node]
 
-        def send_down(microbatch: int, frames: Sequence[PipeFrame]) -> None:
-            to, arrived = self._shares[node].next[microbatch], _assembled(frames, StagePlan.activation, stage)
+        def send_down(to: str, microbatch: int, frames: Sequence[PipeFrame]) -> None:
+            arrived = _assembled(frames, StagePlan.activation, stage)
             tokens, code = arrived.tensors
             digests = arrived.digests[0], arrived.digests[1]
-            self.inboxes[to].put(Activation(self._generation(node), microbatch, tokens, code, digests))
+            generation, answered = self._generation(node), arrived.answered
+            self._pass(node, to, Activation(generation, node, microbatch, tokens, code, digests, answered))
 
-        def send_up(microbatch: int, frames: Sequence[PipeFrame]) -> None:
-            to, arrived = self._shares[node].previous[microbatch], _assembled(frames, StagePlan.gradient, stage)
-            gradient = Gradient(self._generation(node), microbatch, arrived.tensors[0], arrived.digests[0])
-            self.inboxes[to].put(gradient)
+        def send_up(to: str, microbatch: int, frames: Sequence[PipeFrame]) -> None:
+            if not frames:
+                return
+            arrived = _assembled(frames, StagePlan.gradient, stage)
+            gradient = Gradient(self._generation(node), node, microbatch, arrived.tensors[0], arrived.digests[0])
+            self._pass(node, to, gradient)
 
         def _assembled(frames: Sequence[PipeFrame], of: property, stage: int) -> Assembled:
             assert of.fget is not None
@@ -106,12 +131,13 @@ class Crew:
             (arrived,) = filter(None, map(assembler.add, frames))
             return arrived
 
-        def send_slice(to: str, round_: int, summed: bool, numbers: Tensor) -> None:
+        def send_slice(share: Share, to: str, summed: bool, numbers: Tensor) -> None:
             flow = SliceFlow()
-            flow.begin(round_, {summed: numbers.numel()})
-            (arrived,) = [each for each in map(flow.add, slice_frames(round_, summed, numbers)) if each is not None]
+            flow.begin(share.round, {summed: numbers.numel()}, share.stage_revision)
+            frames = slice_frames(share.round, share.stage_revision, summed, numbers)
+            (arrived,) = [each for each in map(flow.add, frames) if each is not None]
             assert isinstance(arrived, Slice)
-            self.inboxes[to].put(Arrived(self._generation(node), node, arrived))
+            self._pass(node, to, Arrived(self._generation(node), node, arrived), share.stage_revision)
 
         outlet = Outlet(
             send_down=send_down,

@@ -16,15 +16,23 @@ def address(number: int) -> str:
 
 
 def plan_of(
-    generation: int, round_: int, rows: Sequence[Row], shadows: Sequence[Collection[str]] | None = None
+    generation: int,
+    round_: int,
+    rows: Sequence[Row],
+    shadows: Sequence[Collection[str]] | None = None,
+    revised: Sequence[int] = (),
 ) -> pb.RoundPlan:
-    """The plan of a round. `shadows`: of each stage, the members without a load."""
-    plan = pb.RoundPlan(generation=generation, round=round_)
-    for row, here in zip(rows, shadows or [()] * len(rows), strict=True):
+    """The plan of a round. `shadows`: of each stage, the members without a load. `revised`: of each stage, by which
+    revision it was changed last.
+    """
+    plan = pb.RoundPlan(generation=generation, round=round_, revision=max(revised, default=0))
+    changes = revised or [0] * len(rows)
+    for row, here, revision in zip(rows, shadows or [()] * len(rows), changes, strict=True):
         members = sorted({*row, *here})
         plan.stages.add(
             members=[bytes.fromhex(member[2:]) for member in members],
             assignment=[members.index(node) for node in row],
+            revision=revision,
         )
     return plan
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from commonweight.errors import UnplannedMessage
 from commonweight.model.corpus import build_dataset
 from commonweight.model.replay import replay_microbatch
 from commonweight.model.stage import Stage
@@ -14,9 +15,10 @@ from commonweight.model.tokenizer import ByteTokenizer
 from commonweight.rules.report import NO_TENSOR, Report, find_mismatch
 from commonweight.rules.spec import ModelSpec, build_spec
 from node.checkpoint import Checkpoints
+from node.stage_round import Activation
 from node.traces import read_index, trace_path
-from tests.unit.crew import Crew
-from tests.unit.shares import Row, address
+from tests.unit.crew import WAIT_S, Crew
+from tests.unit.shares import Row, address, plan_of
 from tests.unit.tiny import tiny_spec
 
 torch.set_num_threads(1)
@@ -113,6 +115,92 @@ def test_a_replicas_part_is_replayed_in_the_order_that_its_report_has(spec: Mode
                 replay_microbatch(stage, tokens, *inputs)
                 assert stage.sketch() == hop.sketch
             assert stage.gradient_hash() == report.gradient_hash
+
+
+@pytest.mark.parametrize("after", [1, 2, 3])
+@pytest.mark.parametrize("stage", range(STAGES))
+def test_a_lost_replicas_load_is_replayed_from_what_its_neighbours_have_kept(
+    spec: ModelSpec, tmp_path: Path, stage: int, after: int
+) -> None:
+    """It is lost when it has sent so many messages, two of its three microbatches may be done; the others hear of it
+    while they compute, or add up.
+    """
+    divided = rows([0, 1, 0, 2, 0], [0, 1, 0, 2, 0], [0, 1, 0, 2, 0])
+    lost, revised = node(stage, 0), [0] * STAGES
+    replayed, revised[stage] = list(divided), 1
+    replayed[stage] = [node(stage, replica) for replica in (1, 1, 2, 2, 1)]
+    with Crew(spec, tmp_path / "data", tmp_path / "crew", NODES) as crew:
+        crew.form(1, 0)
+        whole = crew.train(1, 0, divided)
+        crew.form(2, 0)
+        crew.lost[lost] = after
+        crew.begin(plan_of(2, 0, divided), crew.seats)
+        assert crew.died.get(timeout=WAIT_S) == lost
+        others = crew.seats.keys() - {lost}
+        crew.begin(plan_of(2, 0, replayed, revised=revised), others)
+        reports = crew.reports(others)
+        assert find_mismatch(by_stage(reports)) is None
+        for who, report in reports.items():
+            assert report.load == tuple(j for j, each in enumerate(replayed[crew.seats[who]]) if each == who)
+
+        def computed(found: dict[str, Report]) -> set[tuple[bytes, ...]]:
+            return {(hop.activation_out, hop.gradient_out) for report in found.values() for hop in report.hops}
+
+        assert computed(reports) == computed(whole)
+
+
+def test_several_are_lost_one_after_another_those_that_took_over_among_them(spec: ModelSpec, tmp_path: Path) -> None:
+    divided = rows([0, 1, 0, 2, 0], [0, 1, 0, 2, 0], [0, 1, 0, 2, 0])
+    plans = [
+        ((1, 0), rows([0, 1, 0, 2, 0], [1, 1, 1, 2, 1], [0, 1, 0, 2, 0]), [0, 1, 0]),
+        ((1, 1), rows([0, 1, 0, 2, 0], [2] * 5, [0, 1, 0, 2, 0]), [0, 2, 0]),
+        ((0, 0), rows([1, 1, 2, 2, 1], [2] * 5, [0, 1, 0, 2, 0]), [3, 2, 0]),
+        ((2, 0), rows([1, 1, 2, 2, 1], [2] * 5, [2, 1, 2, 2, 1]), [3, 2, 4]),
+    ]
+    with Crew(spec, tmp_path / "data", tmp_path / "crew", NODES) as crew:
+        crew.form(1, 0)
+        whole = crew.train(1, 0, divided)
+        crew.form(2, 0)
+        crew.lost[node(1, 0)] = 1
+        crew.begin(plan_of(2, 0, divided), crew.seats)
+        assert crew.died.get(timeout=WAIT_S) == node(1, 0)
+        others = set(crew.seats)
+        for place, plan, revised in plans:
+            crew.lost[node(*place)] = 0
+            others -= {node(*place)}
+            crew.begin(plan_of(2, 0, plan, revised=revised), others)
+        reports = crew.reports(others)
+        assert find_mismatch(by_stage(reports)) is None
+
+        def losses(found: dict[str, Report]) -> dict[int, float]:
+            return {hop.microbatch: hop.loss for each in by_stage(found)[-1].values() for hop in each.hops}
+
+        assert losses(reports) == losses(whole)
+
+
+def test_who_has_stepped_already_says_so_and_goes_back(spec: ModelSpec, tmp_path: Path) -> None:
+    with Crew(spec, tmp_path / "data", tmp_path / "crew", NODES) as crew:
+        crew.form(1, 0)
+        crew.train(1, 0, DIVIDED)
+        changed = rows([0, 1, 0, 0, 1], [2, 2, 1, 0, 2], [1, 0, 1, 0, 1])
+        crew.begin(plan_of(1, 0, changed, revised=[1, 0, 0]), [node(0, 0)])
+        with pytest.raises(UnplannedMessage, match="had stepped already"):
+            crew.reports([node(0, 0)])
+        crew.form(2, 0)
+        assert find_mismatch(by_stage(crew.train(2, 0, DIVIDED))) is None
+
+
+def test_who_has_sent_other_bits_than_its_successor_is_noticed(spec: ModelSpec, tmp_path: Path) -> None:
+    divided = rows([0] * 5, [0] * 5, [0] * 5)
+    with Crew(spec, tmp_path / "data", tmp_path / "crew", NODES) as crew:
+        crew.form(1, 0)
+        reports = crew.train(1, 0, divided)
+        crew.begin(plan_of(1, 0, [[node(0, 1)] * 5, *divided[1:]], revised=[1, 0, 0]), [node(1, 0)])
+        hop = reports[node(1, 0)].hops[0]
+        other = Activation(1, node(0, 1), hop.microbatch, torch.zeros(1), torch.zeros(1), (hop.tokens, bytes(32)))
+        crew.inboxes[node(1, 0)].put(other)
+        with pytest.raises(UnplannedMessage, match="otherwise than from"):
+            crew.reports([node(1, 0)])
 
 
 def test_who_has_shadowed_goes_on_with_a_load(spec: ModelSpec, tmp_path: Path) -> None:

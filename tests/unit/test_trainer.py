@@ -16,9 +16,10 @@ from commonweight.rules.report import HOP_WORDS, NO_TENSOR
 from commonweight.wire.evidence import MAX_RETAINED_ROUNDS
 from commonweight.wire.tensors import digest
 from node.checkpoint import Checkpoints
+from node.stage_round import Activation, Gradient
 from node.traces import read_index, trace_path
-from node.trainer import Activation, Forget, Gradient, Item, Outlet, Quit, Restore, TrainedRound, Trainer, TrainRound
-from tests.unit.shares import undivided_share
+from node.trainer import Forget, Item, Outlet, Quit, Restore, TrainedRound, Trainer, TrainRound
+from tests.unit.shares import address, undivided_share
 from tests.unit.tiny import random_batches, tiny_spec
 
 torch.set_num_threads(1)
@@ -46,7 +47,7 @@ class Middle:
         self.failures: list[CommonweightError] = []
         self._reports: list[TrainedRound] = []
         outlet = Outlet(
-            send_down=lambda microbatch, _: self._answer(microbatch),
+            send_down=lambda node, microbatch, _: self._answer(node, microbatch),
             send_up=lambda *_: None,
             send_slice=lambda *_: None,
             report=self._report,
@@ -63,7 +64,7 @@ class Middle:
         if meanwhile is not None:
             self.inbox.put(meanwhile)
         for number, (tokens, code) in enumerate(zip(random_batches(SPEC, round_), codes(generation), strict=True)):
-            self.inbox.put(Activation(generation, number, tokens, code, (digest(tokens), digest(code))))
+            self.inbox.put(Activation(generation, address(0), number, tokens, code, (digest(tokens), digest(code))))
         self.trainer.run()
         assert self.failures == []
         return self._reports.pop()
@@ -77,10 +78,10 @@ class Middle:
         self._reports.append(trained)
         self.inbox.put(Quit())
 
-    def _answer(self, microbatch: int) -> None:
+    def _answer(self, node: str, microbatch: int) -> None:
         """The next stage's gradient."""
         gradient = GRADIENTS[microbatch]
-        self.inbox.put(Gradient(self.trainer.generation, microbatch, gradient, digest(gradient)))
+        self.inbox.put(Gradient(self.trainer.generation, node, microbatch, gradient, digest(gradient)))
 
     def trace(self, round_: int, of: str = "traces") -> dict[bytes, bytes]:
         path = trace_path(self.folder / of, round_)

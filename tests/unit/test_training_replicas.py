@@ -209,9 +209,46 @@ async def test_a_shadow_that_is_lost_costs_nothing() -> None:
         assert list(world.told(A, "plan")[-1].stages[0].members) == [bytes.fromhex(A[2:])]
 
 
-async def test_a_worker_that_is_lost_ends_the_generation_and_the_next_is_formed_without_it() -> None:
+async def test_the_load_of_a_worker_that_is_lost_is_replayed_by_another_in_the_same_round(
+    told: list[tuple[str, dict[str, Any]]],
+) -> None:
     async with a_world() as world:
         *members, worker = await sharing(world)
+        planned = world.told(B, "plan")[-1]
+        others, its = world.load(members[0]), world.load(worker)
+        world.training.leave(worker)
+        await world.until("B", "plan", 1, 3, times=2)
+        assert paused(world) == []
+        assert met(world, A) == (1, 3, "", "B", "")
+        again = world.told(B, "plan")[-1]
+        assert (planned.revision, again.revision) == (0, 1)
+        assert [each.revision for each in again.stages] == [1, 0]
+        assert again.beacon_tip == planned.beacon_tip
+        assert tuple(sorted((*others, *its))) == world.load(members[0]) == ALL
+        fields = next(fields for name, fields in told if name == "round.replayed")
+        assert fields == {"generation": 1, "round": 3, "lost": C, "microbatches": {A: len(its)}}
+        await world.seal(members, 1, 3)
+
+
+async def test_a_load_that_was_never_planned_is_replayed_once_the_round_can_be() -> None:
+    async with a_world() as world:
+        *members, worker = await shadowing(world)
+        world.obstacles[3] = "an audit isn't decided"
+        await world.seal(members, 1, 2)
+        world.training.leave(worker)
+        await world.heard_all()
+        assert world.told(A, "plan")[-1].round == 2
+        del world.obstacles[3]
+        world.training.reconsider()
+        await world.until("A", "plan", 1, 3)
+        assert world.load(members[0]) == ALL
+        await world.seal(members, 1, 3)
+
+
+async def test_a_worker_that_is_lost_when_another_may_have_stepped_ends_the_generation() -> None:
+    async with a_world() as world:
+        *members, worker = await sharing(world)
+        world.report(members[0], 1, 3, 0, load=world.load(members[0]))
         world.training.leave(worker)
         await world.until("B", "formation", 2, 3)
         assert paused(world) == [1]
@@ -223,6 +260,35 @@ async def test_a_worker_that_is_lost_ends_the_generation_and_the_next_is_formed_
         assert world.told(C, "version")[-1].round == 4
         world.training.note_version(again, 4)
         await world.until("C", "formation", 2, 4)
+
+
+async def test_who_can_t_be_reached_is_told_to_forget_the_round_that_others_go_on_with() -> None:
+    async with a_world() as world:
+        *members, worker = await sharing(world)
+        world.training.break_pipes(members[1], 1, "WIRE_UNREACHABLE: it fell silent", C)
+        await world.until("C", "pause", 1)
+        assert [pause.why for pause in world.told(C, "pause")] == ["WIRE_UNREACHABLE: it fell silent"]
+        assert paused(world) == []
+        assert world.load(members[0]) == ALL
+        world.training.note_version(worker, 3)
+        await world.until("C", "formation", 1, 3)
+        await world.seal(members, 1, 3)
+
+
+async def test_who_wants_to_leave_is_let_go_after_its_round() -> None:
+    async with a_world() as world:
+        *members, worker = await sharing(world)
+        world.training.let_go(worker)
+        await world.heard_all()
+        assert not world.told(C, "finished")
+        await world.seal([*members, worker], 1, 3)
+        await world.until("C", "finished")
+        assert paused(world) == []
+        assert world.load(members[0]) == ALL
+        world.training.leave(worker)
+        await world.seal(members, 1, 4)
+        await world.arrive(C)
+        assert world.told(C, "version")[-1].round == 5, "it may come back"
 
 
 async def test_a_newcomer_that_can_t_be_reached_leaves_the_crew_and_nobody_else_does() -> None:

@@ -21,7 +21,7 @@ class EnrolResponse(_message.Message):
     def __init__(self, control_port: _Optional[int] = ...) -> None: ...
 
 class NodeMessage(_message.Message):
-    __slots__ = ("join", "heartbeat", "pipes_open", "report", "pipes_failed", "version_ready", "version_failed", "auditor", "opinion", "recording", "answer", "version")
+    __slots__ = ("join", "heartbeat", "pipes_open", "report", "pipes_failed", "version_ready", "version_failed", "auditor", "opinion", "recording", "answer", "version", "leave")
     JOIN_FIELD_NUMBER: _ClassVar[int]
     HEARTBEAT_FIELD_NUMBER: _ClassVar[int]
     PIPES_OPEN_FIELD_NUMBER: _ClassVar[int]
@@ -34,6 +34,7 @@ class NodeMessage(_message.Message):
     RECORDING_FIELD_NUMBER: _ClassVar[int]
     ANSWER_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
+    LEAVE_FIELD_NUMBER: _ClassVar[int]
     join: Join
     heartbeat: Heartbeat
     pipes_open: PipesOpen
@@ -46,7 +47,12 @@ class NodeMessage(_message.Message):
     recording: AuditRecording
     answer: SignedAnswer
     version: HasVersion
-    def __init__(self, join: _Optional[_Union[Join, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., pipes_open: _Optional[_Union[PipesOpen, _Mapping]] = ..., report: _Optional[_Union[SignedReport, _Mapping]] = ..., pipes_failed: _Optional[_Union[PipesFailed, _Mapping]] = ..., version_ready: _Optional[_Union[VersionReady, _Mapping]] = ..., version_failed: _Optional[_Union[VersionFailed, _Mapping]] = ..., auditor: _Optional[_Union[AuditorJoin, _Mapping]] = ..., opinion: _Optional[_Union[AuditOpinion, _Mapping]] = ..., recording: _Optional[_Union[AuditRecording, _Mapping]] = ..., answer: _Optional[_Union[SignedAnswer, _Mapping]] = ..., version: _Optional[_Union[HasVersion, _Mapping]] = ...) -> None: ...
+    leave: Leave
+    def __init__(self, join: _Optional[_Union[Join, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., pipes_open: _Optional[_Union[PipesOpen, _Mapping]] = ..., report: _Optional[_Union[SignedReport, _Mapping]] = ..., pipes_failed: _Optional[_Union[PipesFailed, _Mapping]] = ..., version_ready: _Optional[_Union[VersionReady, _Mapping]] = ..., version_failed: _Optional[_Union[VersionFailed, _Mapping]] = ..., auditor: _Optional[_Union[AuditorJoin, _Mapping]] = ..., opinion: _Optional[_Union[AuditOpinion, _Mapping]] = ..., recording: _Optional[_Union[AuditRecording, _Mapping]] = ..., answer: _Optional[_Union[SignedAnswer, _Mapping]] = ..., version: _Optional[_Union[HasVersion, _Mapping]] = ..., leave: _Optional[_Union[Leave, _Mapping]] = ...) -> None: ...
+
+class Leave(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
 
 class HasVersion(_message.Message):
     __slots__ = ("round",)
@@ -107,7 +113,7 @@ class SignedReport(_message.Message):
     def __init__(self, generation: _Optional[int] = ..., report: _Optional[_Union[StageReport, _Mapping]] = ..., signature: _Optional[bytes] = ...) -> None: ...
 
 class StageReport(_message.Message):
-    __slots__ = ("round", "stage", "hops", "gradient_hash", "state_before", "state_after", "seconds", "bytes_down", "bytes_up", "numerics", "round_gradient_hash", "busy_seconds")
+    __slots__ = ("round", "stage", "hops", "gradient_hash", "state_before", "state_after", "seconds", "bytes_down", "bytes_up", "numerics", "round_gradient_hash", "busy_seconds", "revision")
     ROUND_FIELD_NUMBER: _ClassVar[int]
     STAGE_FIELD_NUMBER: _ClassVar[int]
     HOPS_FIELD_NUMBER: _ClassVar[int]
@@ -120,6 +126,7 @@ class StageReport(_message.Message):
     NUMERICS_FIELD_NUMBER: _ClassVar[int]
     ROUND_GRADIENT_HASH_FIELD_NUMBER: _ClassVar[int]
     BUSY_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    REVISION_FIELD_NUMBER: _ClassVar[int]
     round: int
     stage: int
     hops: _containers.RepeatedCompositeFieldContainer[Hop]
@@ -132,7 +139,8 @@ class StageReport(_message.Message):
     numerics: str
     round_gradient_hash: bytes
     busy_seconds: float
-    def __init__(self, round: _Optional[int] = ..., stage: _Optional[int] = ..., hops: _Optional[_Iterable[_Union[Hop, _Mapping]]] = ..., gradient_hash: _Optional[bytes] = ..., state_before: _Optional[bytes] = ..., state_after: _Optional[bytes] = ..., seconds: _Optional[float] = ..., bytes_down: _Optional[int] = ..., bytes_up: _Optional[int] = ..., numerics: _Optional[str] = ..., round_gradient_hash: _Optional[bytes] = ..., busy_seconds: _Optional[float] = ...) -> None: ...
+    revision: int
+    def __init__(self, round: _Optional[int] = ..., stage: _Optional[int] = ..., hops: _Optional[_Iterable[_Union[Hop, _Mapping]]] = ..., gradient_hash: _Optional[bytes] = ..., state_before: _Optional[bytes] = ..., state_after: _Optional[bytes] = ..., seconds: _Optional[float] = ..., bytes_down: _Optional[int] = ..., bytes_up: _Optional[int] = ..., numerics: _Optional[str] = ..., round_gradient_hash: _Optional[bytes] = ..., busy_seconds: _Optional[float] = ..., revision: _Optional[int] = ...) -> None: ...
 
 class SignedAnswer(_message.Message):
     __slots__ = ("part", "signature")
@@ -289,24 +297,28 @@ class Neighbour(_message.Message):
     def __init__(self, peer_id: _Optional[str] = ..., data_address: _Optional[str] = ..., certificate: _Optional[bytes] = ...) -> None: ...
 
 class RoundPlan(_message.Message):
-    __slots__ = ("generation", "round", "beacon_tip", "stages")
+    __slots__ = ("generation", "round", "beacon_tip", "stages", "revision")
     GENERATION_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
     BEACON_TIP_FIELD_NUMBER: _ClassVar[int]
     STAGES_FIELD_NUMBER: _ClassVar[int]
+    REVISION_FIELD_NUMBER: _ClassVar[int]
     generation: int
     round: int
     beacon_tip: bytes
     stages: _containers.RepeatedCompositeFieldContainer[StagePlan]
-    def __init__(self, generation: _Optional[int] = ..., round: _Optional[int] = ..., beacon_tip: _Optional[bytes] = ..., stages: _Optional[_Iterable[_Union[StagePlan, _Mapping]]] = ...) -> None: ...
+    revision: int
+    def __init__(self, generation: _Optional[int] = ..., round: _Optional[int] = ..., beacon_tip: _Optional[bytes] = ..., stages: _Optional[_Iterable[_Union[StagePlan, _Mapping]]] = ..., revision: _Optional[int] = ...) -> None: ...
 
 class StagePlan(_message.Message):
-    __slots__ = ("members", "assignment")
+    __slots__ = ("members", "assignment", "revision")
     MEMBERS_FIELD_NUMBER: _ClassVar[int]
     ASSIGNMENT_FIELD_NUMBER: _ClassVar[int]
+    REVISION_FIELD_NUMBER: _ClassVar[int]
     members: _containers.RepeatedScalarFieldContainer[bytes]
     assignment: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, members: _Optional[_Iterable[bytes]] = ..., assignment: _Optional[_Iterable[int]] = ...) -> None: ...
+    revision: int
+    def __init__(self, members: _Optional[_Iterable[bytes]] = ..., assignment: _Optional[_Iterable[int]] = ..., revision: _Optional[int] = ...) -> None: ...
 
 class RoundSealed(_message.Message):
     __slots__ = ("round", "beacon", "stages", "retained", "salt", "answers", "replica")

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from commonweight.wire.generated import tensor_pb2 as commonweight_dot_v1_dot_tensor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x63ommonweight/v1/pipe.proto\x12\x0f\x63ommonweight.v1\x1a\x1c\x63ommonweight/v1/tensor.proto\"\x9e\x01\n\tPipeFrame\x12+\n\x05hello\x18\x01 \x01(\x0b\x32\x1a.commonweight.v1.PipeHelloH\x00\x12.\n\x06tensor\x18\x02 \x01(\x0b\x32\x1c.commonweight.v1.TensorFrameH\x00\x12,\n\x05slice\x18\x03 \x01(\x0b\x32\x1b.commonweight.v1.SliceFrameH\x00\x42\x06\n\x04\x62ody\"I\n\nSliceFrame\x12\r\n\x05round\x18\x01 \x01(\x04\x12\x0e\n\x06summed\x18\x02 \x01(\x08\x12\x0e\n\x06offset\x18\x03 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x04 \x01(\x0c\"V\n\tPipeHello\x12\x11\n\tspec_hash\x18\x01 \x01(\x0c\x12\x12\n\ngeneration\x18\x02 \x01(\x04\x12\r\n\x05stage\x18\x03 \x01(\r\x12\x13\n\x0b\x66rozen_hash\x18\x04 \x01(\x0c\"~\n\x0bTensorFrame\x12\r\n\x05round\x18\x01 \x01(\x04\x12\x12\n\nmicrobatch\x18\x02 \x01(\r\x12.\n\x07headers\x18\x03 \x03(\x0b\x32\x1d.commonweight.v1.TensorHeader\x12\x0e\n\x06offset\x18\x04 \x01(\r\x12\x0c\n\x04\x64\x61ta\x18\x05 \x01(\x0c\x32O\n\tStagePipe\x12\x42\n\x04Open\x12\x1a.commonweight.v1.PipeFrame\x1a\x1a.commonweight.v1.PipeFrame(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x63ommonweight/v1/pipe.proto\x12\x0f\x63ommonweight.v1\x1a\x1c\x63ommonweight/v1/tensor.proto\"\x9e\x01\n\tPipeFrame\x12+\n\x05hello\x18\x01 \x01(\x0b\x32\x1a.commonweight.v1.PipeHelloH\x00\x12.\n\x06tensor\x18\x02 \x01(\x0b\x32\x1c.commonweight.v1.TensorFrameH\x00\x12,\n\x05slice\x18\x03 \x01(\x0b\x32\x1b.commonweight.v1.SliceFrameH\x00\x42\x06\n\x04\x62ody\"[\n\nSliceFrame\x12\r\n\x05round\x18\x01 \x01(\x04\x12\x0e\n\x06summed\x18\x02 \x01(\x08\x12\x0e\n\x06offset\x18\x03 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x04 \x01(\x0c\x12\x10\n\x08revision\x18\x05 \x01(\r\"V\n\tPipeHello\x12\x11\n\tspec_hash\x18\x01 \x01(\x0c\x12\x12\n\ngeneration\x18\x02 \x01(\x04\x12\r\n\x05stage\x18\x03 \x01(\r\x12\x13\n\x0b\x66rozen_hash\x18\x04 \x01(\x0c\"\xa2\x01\n\x0bTensorFrame\x12\r\n\x05round\x18\x01 \x01(\x04\x12\x12\n\nmicrobatch\x18\x02 \x01(\r\x12.\n\x07headers\x18\x03 \x03(\x0b\x32\x1d.commonweight.v1.TensorHeader\x12\x0e\n\x06offset\x18\x04 \x01(\r\x12\x0c\n\x04\x64\x61ta\x18\x05 \x01(\x0c\x12\x10\n\x08revision\x18\x06 \x01(\r\x12\x10\n\x08\x61nswered\x18\x07 \x01(\x08\x32O\n\tStagePipe\x12\x42\n\x04Open\x12\x1a.commonweight.v1.PipeFrame\x1a\x1a.commonweight.v1.PipeFrame(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,11 +35,11 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PIPEFRAME']._serialized_start=78
   _globals['_PIPEFRAME']._serialized_end=236
   _globals['_SLICEFRAME']._serialized_start=238
-  _globals['_SLICEFRAME']._serialized_end=311
-  _globals['_PIPEHELLO']._serialized_start=313
-  _globals['_PIPEHELLO']._serialized_end=399
-  _globals['_TENSORFRAME']._serialized_start=401
-  _globals['_TENSORFRAME']._serialized_end=527
-  _globals['_STAGEPIPE']._serialized_start=529
-  _globals['_STAGEPIPE']._serialized_end=608
+  _globals['_SLICEFRAME']._serialized_end=329
+  _globals['_PIPEHELLO']._serialized_start=331
+  _globals['_PIPEHELLO']._serialized_end=417
+  _globals['_TENSORFRAME']._serialized_start=420
+  _globals['_TENSORFRAME']._serialized_end=582
+  _globals['_STAGEPIPE']._serialized_start=584
+  _globals['_STAGEPIPE']._serialized_end=663
 # @@protoc_insertion_point(module_scope)
