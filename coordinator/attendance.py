@@ -53,6 +53,9 @@ class AttendingNode:
                 self.training.break_pipes(self.member, failed.generation, f"{failed.code}: {failed.why}"[:500], peer)
             case "version":
                 self.training.note_version(self.member, message.version.round)
+            case "late":
+                late = message.late
+                self.training.note_late(self.member, late.generation, late.why[:500], address_of(late.peer_id))
             case "leave":
                 self.training.let_go(self.member)
             case "report":

@@ -13,6 +13,7 @@ from commonweight.events import emit
 from commonweight.rules import rounds
 from commonweight.rules.rounds import RoundState, advance
 from commonweight.rules.spec import ModelSpec
+from commonweight.rules.stages import stage_units
 from commonweight.wire.generated import control_pb2 as pb
 from coordinator.draws import Draw
 from coordinator.handover import Handover
@@ -57,6 +58,7 @@ class Training:
         self._state = RoundState(
             stages=spec.stages,
             microbatches=spec.training.microbatches_per_round,
+            work=tuple(stage_units(spec, stage) for stage in range(spec.stages)),
             seats=progress.seats,
             round=progress.round,
             generation=progress.generation,
@@ -133,6 +135,10 @@ class Training:
     def break_pipes(self, member: Member, generation: int, why: str, peer: str | None = None) -> None:
         """The node's pipes don't open, or broke. `peer`: with which node; None where it is no pipe's fault."""
         self._events.put_nowait((rounds.Broken(member.node, generation, why, peer), member, None))
+
+    def note_late(self, member: Member, generation: int, why: str, peer: str) -> None:
+        """The node waits for another one much longer than it did before."""
+        self._events.put_nowait((rounds.Late(member.node, generation, why, peer), member, None))
 
     def submit(self, member: Member, submission: Submission) -> None:
         """A report whose signature is the node's, with seconds of work where it has microbatches."""

@@ -134,6 +134,9 @@ class Session:
                     self._coordinator.send(pb.NodeMessage(pipes_open=event.pipes_open))
                 case "started":
                     await self._state.derived(event.started.frozen_hash)
+                case "late":
+                    emit("peer.late", generation=event.late.generation, message=event.late.why)
+                    self._coordinator.send(pb.NodeMessage(late=event.late))
                 case "report":
                     self._coordinator.send(pb.NodeMessage(report=await self.sign(event.report)))
                 case "failure" if event.failure.fatal:

@@ -176,6 +176,11 @@ class DataPlane:
         if (pipe := self.pipes.get(node)) is not None:
             pipe.put(slice_frames(share.round, share.stage_revision, summed, numbers))
 
+    def peer_id(self, node: str) -> str:
+        """Of one whom the formation names; empty for others."""
+        peer = self._peers.get(node)
+        return "" if peer is None else peer.neighbour.peer_id
+
     def count_bytes(self, stage: int) -> int:
         """Bytes sent to the replicas of a stage since the last call."""
         return sum(pipe.count_bytes() for node, pipe in self.pipes.items() if self._stage_of(node) == stage)

@@ -22,6 +22,8 @@ from commonweight.errors import EvidenceMissing, NonFiniteTensor, UnplannedMessa
 from commonweight.model.boundary import boundary_plan, tokens_plan
 from commonweight.model.data import Dataset
 from commonweight.model.stage import Forward, Stage
+from commonweight.rules.assignment import Pace, update
+from commonweight.rules.placement import hedge_deadline_s
 from commonweight.rules.report import NO_TENSOR, Hop
 from commonweight.rules.stages import in_flight_limit
 from commonweight.wire.generated.pipe_pb2 import PipeFrame
@@ -96,8 +98,12 @@ class StageRound:
     """One microbatch's activation (token ids, code), to the next stage."""
     send_up: Send
     """One microbatch's gradient, to the previous stage; no frames: it needs none."""
+    answers: dict[str, Pace]
+    """By node of the next stage, how long its gradients took, in this round and before."""
     busy_s: float = 0.0
     """Seconds that it computed."""
+    late: set[str] = field(default_factory=set)
+    """Nodes of the next stage that are known to be."""
     _to_draw: deque[int] = field(default_factory=deque)
     _activations: deque[Activation] = field(default_factory=deque)
     """That have come and wait for their turn."""
@@ -107,6 +113,8 @@ class StageRound:
     """By microbatch, as it came last."""
     _sent: dict[int, tuple[bytes, bytes]] = field(default_factory=dict)
     """By microbatch, the digests of what was sent on."""
+    _sent_s: dict[int, float] = field(default_factory=dict)
+    """When it was, of what isn't answered (`time.monotonic`)."""
     _in_flight: dict[int, _Pending] = field(default_factory=dict)
     _hops: dict[int, Hop] = field(default_factory=dict)
 
@@ -133,6 +141,9 @@ class StageRound:
         if isinstance(item, Gradient):
             if item.node == self.share.next.get(microbatch) and microbatch in self._in_flight:
                 self._gradients.setdefault(microbatch, item)
+                if (sent_s := self._sent_s.pop(microbatch, None)) is not None:
+                    pace = self.answers.get(item.node, Pace())
+                    self.answers[item.node] = update(pace, 1, time.monotonic() - sent_s)
         elif item.node == self.share.previous.get(microbatch):  # else it comes from a node that was lost
             before = self._taken.get(microbatch)
             self._taken[microbatch] = _Taken(item.node, item.digests, item.answered)
@@ -161,6 +172,18 @@ class StageRound:
             return False
         return True
 
+    def next_late(self) -> tuple[float, str]:
+        """When the next node is late (`time.monotonic`), and which; infinity where none can be.
+
+        A microbatch that is sent a second time has no deadline.
+        """
+        deadlines = []
+        for microbatch, sent_s in self._sent_s.items():
+            node = self.share.next[microbatch]
+            if (answer_s := self.answers.get(node, Pace()).microbatch_s) is not None and node not in self.late:
+                deadlines.append((sent_s + hedge_deadline_s(answer_s), node))
+        return min(deadlines, default=(math.inf, ""))
+
     def revise(self, share: Share) -> None:
         """The round was planned anew: what went to a node that is lost goes to its successor.
 
@@ -171,6 +194,7 @@ class StageRound:
             self._to_draw.extend(microbatch for microbatch in share.load if microbatch not in before.load)
         for microbatch, (tokens, code) in self._sent.items():
             if (node := share.next[microbatch]) != before.next[microbatch]:
+                self._sent_s.pop(microbatch, None)
                 tensors = self._read(tokens, tokens_plan(self.stage.spec)), self._read(code, self._code)
                 answered = microbatch not in self._in_flight or microbatch in self._gradients
                 self.send_down(node, microbatch, self._encode(microbatch, tensors, answered=answered))
@@ -197,7 +221,7 @@ class StageRound:
             output = forward.output.cpu()
             self.send_down(self.share.next[microbatch], microbatch, self._encode(microbatch, (tokens, output)))
             hop |= {"activation_out": self._trace(output), "loss": 0.0}
-            self._sent[microbatch] = digests[0], hop["activation_out"]
+            self._sent[microbatch], self._sent_s[microbatch] = (digests[0], hop["activation_out"]), time.monotonic()
         else:
             if not math.isfinite(forward.output):
                 raise NonFiniteTensor(

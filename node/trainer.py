@@ -21,6 +21,7 @@ from commonweight.errors import CheckpointError, CommonweightError, PeerUnreacha
 from commonweight.model.data import Dataset
 from commonweight.model.numerics import numerics_class
 from commonweight.model.stage import Stage
+from commonweight.rules.assignment import Pace
 from commonweight.rules.averaging import slice_bounds
 from commonweight.rules.report import NO_TENSOR, Report
 from commonweight.rules.spec import ModelSpec
@@ -117,8 +118,10 @@ class Outlet:
     send_slice: Callable[[Share, str, bool, Tensor], None]
     """(as planned, to whom, whether it is summed, its numbers)."""
     report: Callable[[TrainedRound], None]
-    fail: Callable[[int, CommonweightError, bool], None]
-    """(generation, error, whether the worker ends)."""
+    fail: Callable[[int, CommonweightError, bool, str], None]
+    """(generation, error, whether the worker ends, the node whose doing it is: empty where it is none's)."""
+    late: Callable[[int, str, str], None]
+    """(generation, which node of the next stage is, what is known of it)."""
 
 
 class _Interrupted(Exception):
@@ -127,6 +130,14 @@ class _Interrupted(Exception):
     def __init__(self, item: Item) -> None:
         super().__init__(item)
         self.item = item
+
+
+class _NoSlice(PeerUnreachable):
+    """Another replica has failed this one."""
+
+    def __init__(self, node: str, stage: int) -> None:
+        super().__init__(f"{node}, another replica of stage {stage}, sent no slice of the gradient in time.")
+        self.node = node
 
 
 class _Revised(Exception):
@@ -153,6 +164,8 @@ class Trainer:
     """With Stage's arguments: the stage at version 0."""
     generation: int = NO_GENERATION
     _root: bytes = b""
+    _answers: dict[str, Pace] = field(default_factory=dict)
+    """By node of the next stage, how long its gradients took."""
     _round: StageRound | None = None
     """That is being trained, or was trained last in this generation."""
     _slices: dict[tuple[str, bool], Slice] = field(default_factory=dict)
@@ -234,7 +247,8 @@ class Trainer:
         except CommonweightError as error:
             self._abandon()
             # Numbers that overflow here may be a neighbour's doing: no reason to end this node.
-            self.outlet.fail(generation, error, isinstance(error, CheckpointError))
+            node = error.node if isinstance(error, _NoSlice) else ""
+            self.outlet.fail(generation, error, isinstance(error, CheckpointError), node)
 
     def _abandon(self) -> None:
         """What still comes of this generation is void, a plan, too: parts of its rounds are missing."""
@@ -266,13 +280,13 @@ class Trainer:
         self._slices.clear()
         self.traces.begin(share.round)
         self._round = round_ = StageRound(
-            share, self.stage, self.dataset, self.traces, self.outlet.send_down, self.outlet.send_up
+            share, self.stage, self.dataset, self.traces, self.outlet.send_down, self.outlet.send_up, self._answers
         )
         while True:
             while not round_.is_computed:
                 self._drain()
                 if not round_.compute():
-                    self._wait(share.round)
+                    self._wait(round_)
             try:
                 own_hash, total = self._add_up(round_)
                 break
@@ -356,9 +370,7 @@ class Trainer:
             try:
                 self._take(self.inbox.get(timeout=max(0.0, deadline - time.monotonic())))
             except Empty:
-                raise PeerUnreachable(
-                    f"{node}, another replica of stage {self.stage.index}, sent no slice of the gradient in time."
-                ) from None
+                raise _NoSlice(node, self.stage.index) from None
             if self._round is not None and self._round.share.stage_revision != share.stage_revision:
                 raise _Revised
         return self._slices.pop((node, summed)).numbers if numbers else torch.empty(0)
@@ -367,13 +379,23 @@ class Trainer:
         while not self.inbox.empty():
             self._take(self.inbox.get())
 
-    def _wait(self, round_: int) -> None:
-        try:
-            self._take(self.inbox.get(timeout=STALL_S))
-        except Empty:
-            raise PeerUnreachable(
-                f"Round {round_} got nothing from a neighbour for {STALL_S:g} s. Its log says what it waits for."
-            ) from None
+    def _wait(self, round_: StageRound) -> None:
+        """For what is next; who is late meanwhile is told of."""
+        given_up_s = time.monotonic() + STALL_S
+        while True:
+            late_s, node = round_.next_late()
+            try:
+                return self._take(self.inbox.get(timeout=max(0.0, min(late_s, given_up_s) - time.monotonic())))
+            except Empty:
+                if late_s >= given_up_s:
+                    raise PeerUnreachable(
+                        f"Round {round_.share.round} got nothing from a neighbour for {STALL_S:g} s. Its log says what "
+                        "it waits for."
+                    ) from None
+            round_.late.add(node)
+            usual_s = self._answers[node].microbatch_s
+            why = f"{node} has not answered in round {round_.share.round}; its gradients take {usual_s:.2g} s otherwise"
+            self.outlet.late(self.generation, node, why)
 
     def _take(self, item: Item) -> None:
         if isinstance(item, FromPeer | Abandon) and item.generation != self.generation:

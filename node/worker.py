@@ -125,7 +125,8 @@ class Worker:
                     send_up=lambda *sent: self._call(plane.send_up, *sent),
                     send_slice=lambda *sent: self._call(plane.send_slice, *sent),
                     report=lambda trained: self._call(self._report, trained),
-                    fail=lambda generation, error, fatal: self._call(self._fail, generation, error, fatal),
+                    fail=lambda *failure: self._call(self._fail_by, *failure),
+                    late=lambda *late: self._call(self._late, *late),
                 ),
             )
         )
@@ -203,6 +204,16 @@ class Worker:
         message.numerics, message.revision = self._numerics, trained.revision
         report = worker_pb2.WorkerReport(generation=trained.generation, report=message)
         self._events.put_nowait(worker_pb2.WorkerEvent(report=report))
+
+    def _fail_by(self, generation: int, error: CommonweightError, fatal: bool, node: str) -> None:
+        assert self._plane is not None, "listen comes before a generation"
+        self._fail(generation, error, fatal, self._plane.peer_id(node))
+
+    def _late(self, generation: int, node: str, why: str) -> None:
+        assert self._plane is not None, "a round is trained over its pipes"
+        if peer_id := self._plane.peer_id(node):
+            late = control_pb2.Late(generation=generation, peer_id=peer_id, why=why)
+            self._events.put_nowait(worker_pb2.WorkerEvent(late=late))
 
     def _fail(self, generation: int, error: CommonweightError, fatal: bool, peer_id: str = "") -> None:
         failure = worker_pb2.WorkerFailure(

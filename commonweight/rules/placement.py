@@ -19,9 +19,9 @@ is paid for by ten times the time in which the replica computes nothing.
 MAX_IN_FLIGHT = 64
 """Microbatches sent to a replica and not answered."""
 HEDGE_FACTOR = 3.0
-"""A replica is late when it takes so many times its expected time…"""
-HEDGE_MARGIN_S = 1.0
-"""…and this longer."""
+"""A replica is late when it takes so many times as long as it did before…"""
+HEDGE_MARGIN_S = 3.0
+"""…and this longer: less may be a machine that does something else for a moment."""
 
 
 @dataclass(frozen=True)
@@ -117,13 +117,13 @@ def rebalance(stages: Sequence[Mapping[str, Replica]], work: Sequence[int]) -> M
     return best
 
 
-def hedge_deadline_s(microbatch_s: float, queued: int, round_trip_s: float) -> float:
-    """Seconds after which a microbatch that was sent to a replica is sent to another one, too; who is first counts.
+def hedge_deadline_s(answer_s: float) -> float:
+    """Seconds after which a microbatch that was sent to a replica isn't waited for any longer: others compute it.
 
-    `microbatch_s` is the replica's pace, a newcomer's that of its stage; `queued` microbatches wait there for it,
-    this one included.
+    `answer_s` is how long its gradients took until now. Who waits for a node that itself waits for a later stage has
+    the longer time, by more than what is between them: so the one that holds up all is found late first.
     """
-    return HEDGE_FACTOR * queued * microbatch_s + round_trip_s + HEDGE_MARGIN_S
+    return HEDGE_FACTOR * answer_s + HEDGE_MARGIN_S
 
 
 def in_flight(depth: int, round_trip_s: float, stage_s: float) -> int:

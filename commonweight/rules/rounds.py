@@ -20,14 +20,14 @@ otherwise before the next one, which waits for them a moment. Their first round 
 new state, then carries out the effects, in order.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from types import MappingProxyType
 from typing import TypeVar
 
 from commonweight.rules.assignment import Pace, assign, reassign, update
-from commonweight.rules.placement import weakest_stage
+from commonweight.rules.placement import Replica, stage_throughputs, weakest_stage
 from commonweight.rules.report import Report, find_mismatch
 
 PATIENCE_ROUNDS = 50
@@ -61,6 +61,8 @@ class RoundState:
     stages: int
     microbatches: int
     """In a round."""
+    work: tuple[int, ...] = ()
+    """What a microbatch costs in each stage (`stage_units`); () where all cost the same."""
     seats: Mapping[str, int] = field(default_factory=_nothing)
     """The stage of each node (its address)."""
     round: int = 0
@@ -101,7 +103,7 @@ class RoundState:
 
     def works(self, node: str) -> bool:
         """Whether it has a load in the round that is being trained."""
-        return bool(self.assignment) and node in self.assignment[self.seats[node]]
+        return bool(self.assignment) and node in self.seats and node in self.assignment[self.seats[node]]
 
 
 @dataclass(frozen=True)
@@ -159,6 +161,16 @@ class Broken:
 
 
 @dataclass(frozen=True)
+class Late:
+    """A node waits for the gradient of a microbatch that it has sent to `peer`, much longer than it took before."""
+
+    node: str
+    generation: int
+    why: str
+    peer: str
+
+
+@dataclass(frozen=True)
 class Reported:
     """A node's report, its signature checked."""
 
@@ -180,7 +192,7 @@ class Waited:
     generation: int
 
 
-Event = Joined | Lost | Leaving | HasVersion | Ready | Broken | Reported | Waited
+Event = Joined | Lost | Leaving | HasVersion | Ready | Broken | Late | Reported | Waited
 
 
 @dataclass(frozen=True)
@@ -289,6 +301,8 @@ def advance(state: RoundState, event: Event) -> Next:
             return _ready(state, node, generation)
         case Broken(node, generation, why, peer):
             return _break(state, node, generation, why, peer)
+        case Late(node, generation, why, peer):
+            return _hedge(state, node, generation, why, peer)
         case Reported():
             return _report(state, event)
         case Waited(generation):
@@ -304,8 +318,7 @@ def _join(state: RoundState, event: Joined) -> Next:
         if event.stages is not None and stage not in event.stages:
             return state, (Refused(node, f"it holds stage {stage}, of which its owner has no seat on chain any more"),)
     else:
-        replicas = [len(state.holders(stage)) for stage in range(state.stages)]
-        weakest = weakest_stage(replicas, event.stages, has_data=event.has_data)
+        weakest = weakest_stage(_throughputs(state), event.stages, has_data=event.has_data)
         if weakest is None and (event.stages is None or event.stages & set(range(state.stages))):
             return state, (Refused(node, "only the first stage is open to it, and that reads the text: give --data"),)
         if weakest is None:
@@ -313,6 +326,15 @@ def _join(state: RoundState, event: Joined) -> Next:
         state = replace(state, seats=_with(state.seats, node, weakest))
         effects = (Seated(node, weakest),)
     return replace(state, online=state.online | {node}), effects
+
+
+def _throughputs(state: RoundState) -> Sequence[float]:
+    """Microbatches per second of each stage's replicas, as far as they are measured."""
+    stages = [
+        {node: Replica(state.paces.get(node, Pace()).microbatch_s) for node in state.holders(stage)}
+        for stage in range(state.stages)
+    ]
+    return stage_throughputs(stages, state.work or (1,) * state.stages)
 
 
 def _lose(state: RoundState, node: str) -> Next:
@@ -374,6 +396,15 @@ def _break(state: RoundState, node: str, generation: int, why: str, peer: str | 
         spare = (each for each in blamed if set(state.holders(state.seats[each], able)) - {each})
         state = replace(state, versions=_without(state.versions, next(spare, "")))
     return _pause(state, f"{node}: {why}")
+
+
+def _hedge(state: RoundState, node: str, generation: int, why: str, peer: str) -> Next:
+    """Whoever is late where another replica can do it instead isn't waited for."""
+    if generation != state.generation or node not in state.crew or not _is_replaceable(state, peer):
+        return state, ()
+    if state.seats[peer] != state.seats[node] + 1:
+        return state, ()  # it has sent it nothing
+    return _leave_crew(state, peer, why)
 
 
 def _report(state: RoundState, event: Reported) -> Next:
@@ -482,7 +513,7 @@ def _go_on(state: RoundState) -> Next:
         if version < state.round and state.round >= state.in_vain.get(node, -PATIENCE_ROUNDS) + PATIENCE_ROUNDS
     )
     if {state.seats[node] for node in state.ready} != set(range(state.stages)):
-        return _pause(state, "the last replica of a stage has left")
+        return _pause(state, "a stage has no replica any more")
     if not (late := late - state.crew):
         return _train(state)
     state = replace(state, phase=Phase.FORMING, crew=state.crew | late, assignment=(), reports=MappingProxyType({}))
@@ -548,7 +579,7 @@ def _is_replaceable(state: RoundState, node: str) -> bool:
     if state.phase is not Phase.TRAINING or not state.works(node):
         return False
     replicas = state.holders(state.seats[node], state.members)
-    return len(replicas) > 1 and not any(each in state.reports for each in replicas)
+    return node in replicas and len(replicas) > 1 and not any(each in state.reports for each in replicas)
 
 
 def _leave_crew(state: RoundState, node: str, why: str) -> Next:

@@ -150,7 +150,8 @@ class Pipeline:
                 send_up=lambda *sent: send(up, list(sent[-1]), stage - 1),
                 send_slice=lambda *_: None,
                 report=self.reports.put,
-                fail=lambda generation, error, fatal: self.reports.put(error),
+                fail=lambda _, error, *__: self.reports.put(error),
+                late=lambda *_: None,
             ),
         }
         if stage == self.at and self.cheat is not None:

@@ -449,7 +449,8 @@ async def test_a_formation_that_was_given_up_before_its_turn_is_passed_over(benc
         send_up=lambda *_: None,
         send_slice=lambda *_: None,
         report=lambda _: None,
-        fail=lambda _, error, __: failures.append(error),
+        fail=lambda _, error, *__: failures.append(error),
+        late=lambda *_: None,
     )
     trainer = Trainer.open(
         bench.recording.spec, 1, state_dir=tmp_path, data_dir=None, device="cpu", inbox=inbox, outlet=outlet

@@ -21,6 +21,7 @@ from commonweight.rules.rounds import (
     Form,
     HasVersion,
     Joined,
+    Late,
     Leaving,
     Lost,
     Pause,
@@ -130,7 +131,14 @@ class Rounds(RuleBasedStateMachine):
             seat = self.state.seats[node]
             assert node in self.state.online
             assert seat in may_hold
-            assert len(old.holders(seat)) == min(len(old.holders(stage)) for stage in may_hold) or held is not None
+            if held is None:  # who isn't measured yet counts like the others
+                speeds = {each: 1 / pace.microbatch_s for each, pace in old.paces.items() if pace.microbatch_s}
+                typical = sum(speeds.values()) / len(speeds) if speeds else 1.0
+
+                def throughput(stage: int) -> float:
+                    return sum(speeds.get(each, typical) for each in old.holders(stage))
+
+                assert throughput(seat) <= min(map(throughput, may_hold)) + 1e-9
 
     @rule()
     def join_all(self) -> None:
@@ -180,6 +188,14 @@ class Rounds(RuleBasedStateMachine):
     def fail(self, node: str, peer: str | None, age: int) -> None:
         self.send(Broken(node, self.state.generation - age, "a pipe broke", peer))
 
+    @rule(node=nodes, peer=nodes, age=ages)
+    def late(self, node: str, peer: str, age: int) -> None:
+        old = self.state
+        kinds = kinds_of(self.send(Late(node, old.generation - age, "it takes long", peer)))
+        assert kinds in ([], [Excluded, Form, Replay]), "nobody is hedged against in vain"
+        if kinds:
+            assert old.seats[peer] == old.seats[node] + 1
+
     @rule(node=nodes, as_node=nodes, age=ages, lie=st.sampled_from(LIES), busy_s=seconds, by_last_plan=st.booleans())
     def anyone_reports(self, node: str, as_node: str, age: int, lie: str, busy_s: float, by_last_plan: bool) -> None:
         """By anyone about what anyone trains."""
@@ -226,7 +242,7 @@ class Rounds(RuleBasedStateMachine):
     def restart(self) -> None:
         """The coordinator is killed; the ledger is all that is left."""
         old = self.state
-        self.state = RoundState(old.stages, old.microbatches, old.seats, old.round, old.generation, old.roots)
+        self.state = RoundState(old.stages, old.microbatches, old.work, old.seats, old.round, old.generation, old.roots)
         self.told, self.proven = {}, set()
 
     @rule()
@@ -261,7 +277,7 @@ class Rounds(RuleBasedStateMachine):
         old = self.state
         self.state, effects = advance(old, event)
         kinds = kinds_of(effects)
-        if isinstance(event, Ready | Broken | Reported | Waited) and event.generation != old.generation:
+        if isinstance(event, Ready | Broken | Late | Reported | Waited) and event.generation != old.generation:
             assert (self.state, effects) == (old, ())  # nothing of an ended generation counts
         if not isinstance(event, Joined | Waited) and event.node not in old.online:
             assert self.state == old  # nor anything of who isn't there
@@ -654,6 +670,15 @@ def test_when_the_last_replica_of_a_stage_leaves_training_waits_for_another_one(
     state, effects = reported(state)
     assert kinds_of(effects) == [Seal, Released, Pause]
     assert (state.phase, state.online) == (Phase.GATHERING, {NODES[0]})
+
+
+def test_who_is_late_is_replaced_where_another_replica_is_there() -> None:
+    state = all_work()
+    assert advance(state, Late(NODES[1], 1, "it takes long", NODES[2])) == (state, ()), "it waits for no earlier stage"
+    _, effects = advance(state, Late(NODES[0], 1, "it takes long", NODES[3]))
+    assert kinds_of(effects) == [Excluded, Form, Replay]
+    alone = formed()
+    assert advance(alone, Late(NODES[0], alone.generation, "it takes long", NODES[1])) == (alone, ())
 
 
 def test_a_node_that_others_can_t_reach_forgets_what_it_had_begun() -> None:

@@ -46,6 +46,8 @@ class Crew:
         self.lost: dict[str, int] = {}
         """How many messages these nodes send before they are lost."""
         self.died: SimpleQueue[str] = SimpleQueue()
+        self.late: SimpleQueue[tuple[str, str]] = SimpleQueue()
+        """Who says it of whom."""
         self._lock = Lock()
 
     def __enter__(self) -> Self:
@@ -144,7 +146,8 @@ class Crew:
             send_up=send_up,
             send_slice=send_slice,
             report=lambda trained: self.outcomes.put((node, trained)),
-            fail=lambda _, error, __: self.outcomes.put((node, error)),
+            fail=lambda _, error, *__: self.outcomes.put((node, error)),
+            late=lambda _, other, __: self.late.put((node, other)),
         )
         return Trainer.open(
             self.spec,

@@ -149,6 +149,23 @@ def test_a_lost_replicas_load_is_replayed_from_what_its_neighbours_have_kept(
         assert computed(reports) == computed(whole)
 
 
+def test_who_takes_much_longer_than_before_is_late(
+    spec: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("commonweight.rules.placement.HEDGE_MARGIN_S", 0.2)
+    divided, slow = rows([0] * 5, [0, 1, 0, 1, 0], [0] * 5), node(1, 1)
+    with Crew(spec, tmp_path / "data", tmp_path / "crew", NODES) as crew:
+        crew.form(1, 0)
+        crew.train(1, 0, divided)
+        crew.lost[slow] = 0
+        nodes = {each for row in divided for each in row}
+        crew.begin(plan_of(1, 1, divided), nodes)
+        assert crew.late.get(timeout=WAIT_S) == (node(0, 0), slow)
+        others = nodes - {slow}
+        crew.begin(plan_of(1, 1, rows([0] * 5, [0] * 5, [0] * 5), revised=[0, 1, 0]), others)
+        assert find_mismatch(by_stage(crew.reports(others))) is None
+
+
 def test_several_are_lost_one_after_another_those_that_took_over_among_them(spec: ModelSpec, tmp_path: Path) -> None:
     divided = rows([0, 1, 0, 2, 0], [0, 1, 0, 2, 0], [0, 1, 0, 2, 0])
     plans = [

@@ -51,7 +51,8 @@ class Middle:
             send_up=lambda *_: None,
             send_slice=lambda *_: None,
             report=self._report,
-            fail=lambda _, error, __: self.failures.append(error),
+            fail=lambda _, error, *__: self.failures.append(error),
+            late=lambda *_: None,
         )
         self.trainer = Trainer.open(
             SPEC, 1, state_dir=folder, data_dir=None, device="cpu", inbox=self.inbox, outlet=outlet

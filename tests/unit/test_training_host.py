@@ -37,6 +37,8 @@ A, B, C, D = (
     "0x90F79bf6EB2c4f870365E785982E1f101E93b906",
     "0x15d34AAf54267DB7D7c367839AAf71A00a2C6A65",
 )
+SEATS = {C: frozenset({0}), D: frozenset({1})}
+"""The stages that these may hold; the others any."""
 NAMES = {A: "A", B: "B", C: "C", D: "D"}
 START = Progress(generation=0, round=0, seats={}, roots=())
 
@@ -175,7 +177,7 @@ class World:
 
     async def arrive(self, *nodes: str) -> list[Member]:
         """These nodes join, one after another, without the state of their stage; returns their connections."""
-        members = [self.member(node) for node in nodes]
+        members = [self.member(node, stages=SEATS.get(node)) for node in nodes]
         for member in members:
             before = len(self.told(member.node, "version"))
             self.training.join(member)
@@ -431,7 +433,7 @@ async def test_who_hangs_up_when_nothing_more_is_needed_of_it_is_credited() -> N
         world.report(rest, 1, 0, 1)
         await world.until("B", "pause", 1)
         assert sorted(world.credits) == [0]
-        assert world.told(B, "pause")[0].why == "the last replica of a stage has left"
+        assert world.told(B, "pause")[0].why == "a stage has no replica any more"
 
 
 async def test_what_a_connection_says_that_was_replaced_is_not_heard() -> None:

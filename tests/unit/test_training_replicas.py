@@ -69,17 +69,18 @@ def paused(world: World) -> list[int]:
     return [pause.generation for pause in world.told(A, "pause")]
 
 
-async def test_seats_go_to_the_stage_with_the_fewest_who_are_there_and_stay() -> None:
+async def test_seats_go_to_the_slowest_stage_and_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tests.unit.test_training_host.SEATS", {})
     async with a_world() as world:
-        members = await world.arrive(A, B, C, D)
-        assert [world.training.stage_of(node) for node in (A, B, C, D)] == [0, 1, 0, 1]
-        world.training.leave(members[2])
+        members = await world.arrive(A, B, D, C)
+        assert [world.training.stage_of(node) for node in (A, B, D, C)] == [0, 1, 1, 0], "the last one has the head"
+        world.training.leave(members[3])
         await world.arrive(C)
         assert [entry[2:] for entry in world.log if entry[:2] == ("ledger", "seat")] == [
             (0, "A"),
             (1, "B"),
-            (0, "C"),
             (1, "D"),
+            (0, "C"),
         ]
 
 

@@ -21,7 +21,7 @@ class EnrolResponse(_message.Message):
     def __init__(self, control_port: _Optional[int] = ...) -> None: ...
 
 class NodeMessage(_message.Message):
-    __slots__ = ("join", "heartbeat", "pipes_open", "report", "pipes_failed", "version_ready", "version_failed", "auditor", "opinion", "recording", "answer", "version", "leave")
+    __slots__ = ("join", "heartbeat", "pipes_open", "report", "pipes_failed", "version_ready", "version_failed", "auditor", "opinion", "recording", "answer", "version", "leave", "late")
     JOIN_FIELD_NUMBER: _ClassVar[int]
     HEARTBEAT_FIELD_NUMBER: _ClassVar[int]
     PIPES_OPEN_FIELD_NUMBER: _ClassVar[int]
@@ -35,6 +35,7 @@ class NodeMessage(_message.Message):
     ANSWER_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     LEAVE_FIELD_NUMBER: _ClassVar[int]
+    LATE_FIELD_NUMBER: _ClassVar[int]
     join: Join
     heartbeat: Heartbeat
     pipes_open: PipesOpen
@@ -48,7 +49,18 @@ class NodeMessage(_message.Message):
     answer: SignedAnswer
     version: HasVersion
     leave: Leave
-    def __init__(self, join: _Optional[_Union[Join, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., pipes_open: _Optional[_Union[PipesOpen, _Mapping]] = ..., report: _Optional[_Union[SignedReport, _Mapping]] = ..., pipes_failed: _Optional[_Union[PipesFailed, _Mapping]] = ..., version_ready: _Optional[_Union[VersionReady, _Mapping]] = ..., version_failed: _Optional[_Union[VersionFailed, _Mapping]] = ..., auditor: _Optional[_Union[AuditorJoin, _Mapping]] = ..., opinion: _Optional[_Union[AuditOpinion, _Mapping]] = ..., recording: _Optional[_Union[AuditRecording, _Mapping]] = ..., answer: _Optional[_Union[SignedAnswer, _Mapping]] = ..., version: _Optional[_Union[HasVersion, _Mapping]] = ..., leave: _Optional[_Union[Leave, _Mapping]] = ...) -> None: ...
+    late: Late
+    def __init__(self, join: _Optional[_Union[Join, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., pipes_open: _Optional[_Union[PipesOpen, _Mapping]] = ..., report: _Optional[_Union[SignedReport, _Mapping]] = ..., pipes_failed: _Optional[_Union[PipesFailed, _Mapping]] = ..., version_ready: _Optional[_Union[VersionReady, _Mapping]] = ..., version_failed: _Optional[_Union[VersionFailed, _Mapping]] = ..., auditor: _Optional[_Union[AuditorJoin, _Mapping]] = ..., opinion: _Optional[_Union[AuditOpinion, _Mapping]] = ..., recording: _Optional[_Union[AuditRecording, _Mapping]] = ..., answer: _Optional[_Union[SignedAnswer, _Mapping]] = ..., version: _Optional[_Union[HasVersion, _Mapping]] = ..., leave: _Optional[_Union[Leave, _Mapping]] = ..., late: _Optional[_Union[Late, _Mapping]] = ...) -> None: ...
+
+class Late(_message.Message):
+    __slots__ = ("generation", "peer_id", "why")
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
+    PEER_ID_FIELD_NUMBER: _ClassVar[int]
+    WHY_FIELD_NUMBER: _ClassVar[int]
+    generation: int
+    peer_id: str
+    why: str
+    def __init__(self, generation: _Optional[int] = ..., peer_id: _Optional[str] = ..., why: _Optional[str] = ...) -> None: ...
 
 class Leave(_message.Message):
     __slots__ = ()

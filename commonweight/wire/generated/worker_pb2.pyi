@@ -56,18 +56,20 @@ class WorkerStart(_message.Message):
     def __init__(self, spec: _Optional[bytes] = ..., stage: _Optional[int] = ..., state_dir: _Optional[str] = ..., data_dir: _Optional[str] = ..., device: _Optional[str] = ...) -> None: ...
 
 class WorkerEvent(_message.Message):
-    __slots__ = ("listening", "pipes_open", "report", "failure", "started")
+    __slots__ = ("listening", "pipes_open", "report", "failure", "started", "late")
     LISTENING_FIELD_NUMBER: _ClassVar[int]
     PIPES_OPEN_FIELD_NUMBER: _ClassVar[int]
     REPORT_FIELD_NUMBER: _ClassVar[int]
     FAILURE_FIELD_NUMBER: _ClassVar[int]
     STARTED_FIELD_NUMBER: _ClassVar[int]
+    LATE_FIELD_NUMBER: _ClassVar[int]
     listening: WorkerListening
     pipes_open: _control_pb2.PipesOpen
     report: WorkerReport
     failure: WorkerFailure
     started: WorkerStarted
-    def __init__(self, listening: _Optional[_Union[WorkerListening, _Mapping]] = ..., pipes_open: _Optional[_Union[_control_pb2.PipesOpen, _Mapping]] = ..., report: _Optional[_Union[WorkerReport, _Mapping]] = ..., failure: _Optional[_Union[WorkerFailure, _Mapping]] = ..., started: _Optional[_Union[WorkerStarted, _Mapping]] = ...) -> None: ...
+    late: _control_pb2.Late
+    def __init__(self, listening: _Optional[_Union[WorkerListening, _Mapping]] = ..., pipes_open: _Optional[_Union[_control_pb2.PipesOpen, _Mapping]] = ..., report: _Optional[_Union[WorkerReport, _Mapping]] = ..., failure: _Optional[_Union[WorkerFailure, _Mapping]] = ..., started: _Optional[_Union[WorkerStarted, _Mapping]] = ..., late: _Optional[_Union[_control_pb2.Late, _Mapping]] = ...) -> None: ...
 
 class WorkerStarted(_message.Message):
     __slots__ = ("frozen_hash",)
