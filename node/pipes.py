@@ -25,7 +25,7 @@ from commonweight.errors import (
 from commonweight.events import emit
 from commonweight.identity import address_of
 from commonweight.rules.averaging import slice_bounds
-from commonweight.rules.stages import in_flight_limit
+from commonweight.rules.placement import MAX_IN_FLIGHT
 from commonweight.wire.channel import PIPE_FRAME_BYTES, PIPE_PING_TIMEOUT_MS, open_channel, serve
 from commonweight.wire.generated import control_pb2, pipe_pb2_grpc
 from commonweight.wire.generated import pipe_pb2 as pb
@@ -248,7 +248,7 @@ class DataPlane:
         if peer.stage > plan.stage:
             flow = Flow(plan.gradient)
         elif peer.stage < plan.stage:
-            flow = Flow(plan.activation, in_flight_limit(plan.spec, peer.stage))
+            flow = Flow(plan.activation, MAX_IN_FLIGHT)
         else:
             flow = SliceFlow()
         async with self._changed:

@@ -1,6 +1,7 @@
 """One round on one stage: the microbatches of a share are drawn or arrive, are sent on, and answered.
 
-Follows 1F1B: a gradient that is there goes first, and no more microbatches are sent on than `in_flight_limit` says.
+Follows 1F1B: a gradient that is there goes first, and no more microbatches are sent on than the window says, which
+follows how long their gradients take.
 
 What crosses a side of the stage is kept, for auditors, and for whoever takes over the load of a neighbour that is lost:
 an activation that had been sent to it goes out again; and where one comes a second time, from its successor, it is
@@ -23,7 +24,7 @@ from commonweight.model.boundary import boundary_plan, tokens_plan
 from commonweight.model.data import Dataset
 from commonweight.model.stage import Forward, Stage
 from commonweight.rules.assignment import Pace, update
-from commonweight.rules.placement import hedge_deadline_s
+from commonweight.rules.placement import hedge_deadline_s, in_flight
 from commonweight.rules.report import NO_TENSOR, Hop
 from commonweight.rules.stages import in_flight_limit
 from commonweight.wire.generated.pipe_pb2 import PipeFrame
@@ -100,6 +101,8 @@ class StageRound:
     """One microbatch's gradient, to the previous stage; no frames: it needs none."""
     answers: dict[str, Pace]
     """By node of the next stage, how long its gradients took, in this round and before."""
+    window: int
+    """How many microbatches may be sent on and not answered."""
     busy_s: float = 0.0
     """Seconds that it computed."""
     late: set[str] = field(default_factory=set)
@@ -115,11 +118,14 @@ class StageRound:
     """By microbatch, the digests of what was sent on."""
     _sent_s: dict[int, float] = field(default_factory=dict)
     """When it was, of what isn't answered (`time.monotonic`)."""
+    _fastest_s: dict[str, float] = field(default_factory=dict)
+    """By node of the next stage, the shortest time in which a gradient came in this round."""
+    _answered_s: list[float] = field(default_factory=list)
+    """When gradients came (`time.monotonic`)."""
     _in_flight: dict[int, _Pending] = field(default_factory=dict)
     _hops: dict[int, Hop] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._limit = in_flight_limit(self.stage.spec, self.stage.index)
         if self.stage.is_first:
             self._to_draw.extend(self.share.load)
 
@@ -142,8 +148,7 @@ class StageRound:
             if item.node == self.share.next.get(microbatch) and microbatch in self._in_flight:
                 self._gradients.setdefault(microbatch, item)
                 if (sent_s := self._sent_s.pop(microbatch, None)) is not None:
-                    pace = self.answers.get(item.node, Pace())
-                    self.answers[item.node] = update(pace, 1, time.monotonic() - sent_s)
+                    self._note_answer(item.node, sent_s, time.monotonic())
         elif item.node == self.share.previous.get(microbatch):  # else it comes from a node that was lost
             before = self._taken.get(microbatch)
             self._taken[microbatch] = _Taken(item.node, item.digests, item.answered)
@@ -162,7 +167,7 @@ class StageRound:
         if self._gradients:
             gradient = self._gradients.pop(next(iter(self._gradients)))
             self._backward(self._in_flight.pop(gradient.microbatch), gradient)
-        elif len(self._in_flight) < self._limit and (self._to_draw or self._activations):
+        elif len(self._in_flight) < self.window and (self._to_draw or self._activations):
             pending = self._forward()
             if self.stage.is_last:
                 self._backward(pending, None)
@@ -171,6 +176,14 @@ class StageRound:
         else:
             return False
         return True
+
+    @property
+    def next_window(self) -> int:
+        """That of the next round, by what was seen in this one."""
+        least, times = in_flight_limit(self.stage.spec, self.stage.index), self._answered_s
+        if len(times) < 2 or times[-1] <= times[0]:
+            return max(least, self.window)
+        return in_flight(least, (len(times) - 1) / (times[-1] - times[0]), max(self._fastest_s.values()))
 
     def next_late(self) -> tuple[float, str]:
         """When the next node is late (`time.monotonic`), and which; infinity where none can be.
@@ -198,6 +211,12 @@ class StageRound:
                 tensors = self._read(tokens, tokens_plan(self.stage.spec)), self._read(code, self._code)
                 answered = microbatch not in self._in_flight or microbatch in self._gradients
                 self.send_down(node, microbatch, self._encode(microbatch, tensors, answered=answered))
+
+    def _note_answer(self, node: str, sent_s: float, now_s: float) -> None:
+        answer_s = now_s - sent_s
+        self.answers[node] = update(self.answers.get(node, Pace()), 1, answer_s)
+        self._fastest_s[node] = min(self._fastest_s.get(node, math.inf), answer_s)
+        self._answered_s.append(now_s)
 
     @property
     def _code(self) -> Plan:

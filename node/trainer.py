@@ -25,6 +25,7 @@ from commonweight.rules.assignment import Pace
 from commonweight.rules.averaging import slice_bounds
 from commonweight.rules.report import NO_TENSOR, Report
 from commonweight.rules.spec import ModelSpec
+from commonweight.rules.stages import in_flight_limit
 from node.checkpoint import Checkpoints
 from node.flow import FLOAT_BYTES, Slice
 from node.share import Share
@@ -166,6 +167,8 @@ class Trainer:
     _root: bytes = b""
     _answers: dict[str, Pace] = field(default_factory=dict)
     """By node of the next stage, how long its gradients took."""
+    _window: int = 0
+    """How many microbatches may be sent on and not answered in the next round, at least."""
     _round: StageRound | None = None
     """That is being trained, or was trained last in this generation."""
     _slices: dict[tuple[str, bool], Slice] = field(default_factory=dict)
@@ -280,7 +283,14 @@ class Trainer:
         self._slices.clear()
         self.traces.begin(share.round)
         self._round = round_ = StageRound(
-            share, self.stage, self.dataset, self.traces, self.outlet.send_down, self.outlet.send_up, self._answers
+            share=share,
+            stage=self.stage,
+            dataset=self.dataset,
+            traces=self.traces,
+            send_down=self.outlet.send_down,
+            send_up=self.outlet.send_up,
+            answers=self._answers,
+            window=max(self._window, in_flight_limit(self.spec, self.stage.index)),
         )
         while True:
             while not round_.is_computed:
@@ -292,6 +302,7 @@ class Trainer:
                 break
             except _Revised:
                 continue
+        self._window = round_.next_window
         return self._finish(round_, own_hash, total, started_s)
 
     def _add_up(self, round_: StageRound) -> tuple[bytes, Tensor | None]:

@@ -18,6 +18,8 @@ is paid for by ten times the time in which the replica computes nothing.
 """
 MAX_IN_FLIGHT = 64
 """Microbatches sent to a replica and not answered."""
+IN_FLIGHT_GAIN = 1.25
+"""By how much the window is wider than what is known to be on its way."""
 HEDGE_FACTOR = 3.0
 """A replica is late when it takes so many times as long as it did before…"""
 HEDGE_MARGIN_S = 3.0
@@ -126,10 +128,12 @@ def hedge_deadline_s(answer_s: float) -> float:
     return HEDGE_FACTOR * answer_s + HEDGE_MARGIN_S
 
 
-def in_flight(depth: int, round_trip_s: float, stage_s: float) -> int:
+def in_flight(least: int, per_s: float, answer_s: float) -> int:
     """How many microbatches a stage may have sent on without their gradients having come back.
 
-    One for each of the `depth` stages that are to be kept busy, and as many as the slowest of them computes, at one
-    per `stage_s` seconds, while one travels there and back.
+    As many as come back, at `per_s`, while one is on its way, there and back through all later stages, at best
+    `answer_s`: the bandwidth-delay product. A quarter more, so that it grows from round to round where it is what
+    limits the rate, and not otherwise (as BBR's window does; Cardwell et al., ACM Queue 2016). Never fewer than
+    `least`, which keeps the later stages busy where the way takes no time.
     """
-    return max(1, min(MAX_IN_FLIGHT, depth + math.ceil(round_trip_s / stage_s)))
+    return max(least, min(MAX_IN_FLIGHT, 1 + math.ceil(IN_FLIGHT_GAIN * per_s * answer_s)))

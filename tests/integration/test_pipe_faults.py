@@ -145,9 +145,6 @@ ACTIVATION_FAULTS = {
     "part over its limit": TOO_LARGE(
         lambda f: altered(f[0], data=bytes(PIPE_PART_BYTES + 1)), match=f"over the limit of {PIPE_PART_BYTES}"
     ),
-    "more than may be in flight": UNPLANNED(
-        lambda f: f[0] + f[1] + f[2] + f[3] + f[4], match="microbatch 4 of round 0 came before its turn"
-    ),
 }
 
 

@@ -8,6 +8,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from commonweight.rules.placement import (
+    IN_FLIGHT_GAIN,
     MAX_IN_FLIGHT,
     MOVE_MARGIN,
     Move,
@@ -188,10 +189,16 @@ def test_of_nodes_that_wait_for_each_other_the_one_that_all_wait_for_is_late_fir
     assert hedge_deadline_s(answer_s + here_s) >= here_s + hedge_deadline_s(answer_s)
 
 
-@given(st.integers(0, 40), st.just(0.0) | st.floats(1e-6, 10), seconds)
-def test_what_is_in_flight_hides_the_way_there_and_back(depth: int, round_trip_s: float, stage_s: float) -> None:
-    credits = in_flight(depth, round_trip_s, stage_s)
-    assert 1 <= credits <= MAX_IN_FLIGHT
-    if credits < MAX_IN_FLIGHT:
-        assert (credits - depth) * stage_s >= round_trip_s * (1 - 1e-9)
-    assert in_flight(depth, 0.0, stage_s) == max(1, depth)
+@given(st.integers(1, 40), seconds, seconds)
+def test_the_window_grows_until_the_slowest_stage_is_what_limits_the_rate_and_no_further(
+    least: int, answer_s: float, slowest_s: float
+) -> None:
+    """Microbatches take `answer_s` there and back at best; one comes back per `slowest_s` at most."""
+    window = least
+    for _ in range(60):
+        rate = min(window / answer_s, 1 / slowest_s)
+        window = in_flight(least, rate, answer_s)
+    assert least <= window <= max(least, MAX_IN_FLIGHT)
+    needed = answer_s / slowest_s
+    assert window >= min(needed, MAX_IN_FLIGHT)
+    assert window <= max(least, IN_FLIGHT_GAIN * needed + 2)

@@ -1,0 +1,60 @@
+"""What may come over a pipe, and when."""
+
+import pytest
+import torch
+
+from commonweight.errors import UnplannedMessage
+from commonweight.wire.pipe import encode
+from node.flow import Flow, SliceFlow, slice_frames
+
+PLAN = ((torch.float32, (2, 3)),)
+NUMBERS = torch.arange(6.0)
+
+
+def arrive(flow: Flow, *microbatches: int) -> None:
+    for microbatch in microbatches:
+        (frame,) = encode(0, microbatch, [NUMBERS.view(2, 3)])
+        assert flow.add(frame) is not None
+
+
+def flow_of(window: int, due: range) -> Flow:
+    flow = Flow(PLAN, window)
+    flow.begin(0, due)
+    return flow
+
+
+def test_no_more_come_than_may_be_in_flight() -> None:
+    flow = flow_of(2, range(4))
+    arrive(flow, 0, 1)
+    flow.answer()
+    arrive(flow, 2)
+    with pytest.raises(UnplannedMessage, match="microbatch 3 of round 0 came before its turn: 2 are in flight"):
+        arrive(flow, 3)
+
+
+def test_what_a_successor_takes_over_comes_beside_what_is_in_flight() -> None:
+    flow = flow_of(2, range(2))
+    arrive(flow, 0, 1)
+    with pytest.raises(UnplannedMessage, match="microbatch 5 of round 0 isn't planned"):
+        arrive(flow, 5)
+    flow.extend({5, 6})
+    arrive(flow, 5, 6)
+    with pytest.raises(UnplannedMessage, match="came twice"):
+        arrive(flow, 5)
+
+
+def test_slices_of_a_plan_that_was_changed_are_passed_over_half_sent_ones_too() -> None:
+    flow = SliceFlow()
+    large = torch.zeros(1 << 19)
+    flow.begin(0, {False: large.numel()})
+    first, second = slice_frames(0, 0, False, large)
+    assert flow.add(first) is None
+    flow.begin(0, {False: 6}, revision=2)
+    for stale in (second, *slice_frames(0, 1, False, NUMBERS)):
+        assert flow.add(stale) is None
+    (frame,) = slice_frames(0, 2, False, NUMBERS)
+    arrived = flow.add(frame)
+    assert arrived is not None
+    assert arrived.numbers.equal(NUMBERS)
+    with pytest.raises(UnplannedMessage, match="isn't due"):
+        flow.add(frame)
