@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from commonweight.errors import CheckpointError, CommonweightError, NonFiniteTensor, PeerUnreachable
+from commonweight.failpoints import slow_down
 from commonweight.model.data import Dataset
 from commonweight.model.numerics import numerics_class
 from commonweight.model.stage import Forward, Stage
@@ -325,6 +326,7 @@ class Trainer:
             digests = arrived.digests
         hop: dict[str, Any] = {"tokens": digests[0], "activation_in": digests[1], "activation_out": NO_TENSOR}
         with self._computing():
+            slow_down()
             forward = self.stage.forward(tokens, code)
         if isinstance(forward.output, Tensor):
             output = forward.output.cpu()

@@ -129,6 +129,8 @@ class DevnetState(Frozen):
     """Of nodes, since the first round was sealed."""
     repeated: int = 0
     """Rounds that were begun again."""
+    replays: int = 0
+    """Rounds in which others computed again what a lost replica had, and which went on."""
     unrecovered: tuple[float, ...] = ()
     """When nodes were killed since the last round was sealed."""
     recovery_s: tuple[float, ...] = ()
@@ -222,11 +224,13 @@ def fold(state: DevnetState, source: str, event: Event) -> DevnetState:
             return _change(state, "address", fields["node"], online=True, joined=True)
         case "coordinator", "node.lost" | "auditor.lost":
             return _change(state, "address", fields["node"], online=False)
-        case "devnet", "fault.begun":
+        case "devnet", "fault.begun" if fields["fault"] == "kill":
             return state.but(kills=state.kills + 1, unrecovered=(*state.unrecovered, event.time))
         case "coordinator", "generation.formed":
             repeated = state.repeated + (state.generation > 0)
             return state.but(generation=fields["generation"], repeated=repeated)
+        case "coordinator", "round.replayed":
+            return state.but(replays=state.replays + 1)
         case "coordinator", "round.sealed":
             return _seal(state, event)
         case "coordinator", "epoch.proposed":
