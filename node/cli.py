@@ -42,7 +42,14 @@ def run(
     listen: Annotated[
         str, typer.Option(help="host:port for neighbouring stages; port 0 takes a free one.")
     ] = "127.0.0.1:0",
-    advertise: Annotated[str | None, typer.Option(help="Host by which they reach it, if another one.")] = None,
+    advertise: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST[:PORT]",
+            help="By which they reach it, if that is another host, or another port of a router that forwards it. The "
+            "host is that of all services.",
+        ),
+    ] = None,
     payout: Annotated[
         str | None, typer.Option(help="Account that is paid for the work. Default: the node's own.")
     ] = None,
@@ -53,9 +60,17 @@ def run(
         str | None,
         typer.Option(help="host:port for generation. Default: the host of --listen with a free port."),
     ] = None,
+    serve_advertise: Annotated[
+        str | None,
+        typer.Option(metavar="HOST[:PORT]", help="The same of --serve-listen. Default: the host of --advertise."),
+    ] = None,
     evidence_listen: Annotated[
         str | None,
         typer.Option(help="host:port for auditors. Default: the host of --listen with a free port."),
+    ] = None,
+    evidence_advertise: Annotated[
+        str | None,
+        typer.Option(metavar="HOST[:PORT]", help="The same of --evidence-listen. Default: the host of --advertise."),
     ] = None,
     serve_mib: Annotated[
         int, typer.Option(min=1, max=1 << 20, help="Memory for all sequences that are generated at a time.")
@@ -100,21 +115,28 @@ def run(
     from commonweight.locating import read_coordinator
     from commonweight.peers.config import read_peers_config
     from commonweight.runtime import run_until_stopped
-    from commonweight.wire.channel import check_advertised, join_address, split_address
+    from commonweight.wire.channel import check_advertised, join_address, split_address, split_advertised
     from node.config import NodeConfig
     from node.control import Node
     from node.watching import WatchConfig
 
     listen_host = split_address(listen)[0]
-    peers = read_peers_config(bootstrap, mdns, p2p_listen, psk_file, listen_host, advertise)
+    host = None if advertise is None else split_advertised(advertise)[0]
+    free_port = join_address(listen_host, 0)
+    serve_listen, evidence_listen = serve_listen or free_port, evidence_listen or free_port
+    serve_advertise, evidence_advertise = serve_advertise or host, evidence_advertise or host
+    for where, reached in (
+        (listen, advertise),
+        (serve_listen, serve_advertise),
+        (evidence_listen, evidence_advertise),
+    ):
+        check_advertised(where, None if reached is None else split_advertised(reached)[0])
+    peers = read_peers_config(bootstrap, mdns, p2p_listen, psk_file, listen_host, host)
     if relayed:
         if peers is None or not peers.bootstrap:
             raise ConfigError("--relayed goes with --bootstrap MULTIADDR, of peers that run with --relay.")
         peers = replace(peers, relayed=True)
     work_for = read_coordinator(coordinator, peers, rpc, registry, model_id)
-    for address in (serve_listen, evidence_listen):
-        if address is not None:
-            check_advertised(address, advertise)
     if (rpc is None) != (registry is None) or ((http is not None or contest) and rpc is None):
         raise ConfigError(
             "To watch the chain a node needs both --rpc URL and --registry ADDRESS; --http and --contest go with them."
@@ -125,19 +147,20 @@ def run(
         raise ConfigError(f"--payout {payout!r} is not an address: 0x and 40 hexadecimal digits.")
     unlocked = load_key(key, read_password(password_file))
     identity = NodeIdentity(unlocked.secret)
-    free_port = join_address(listen_host, 0)
     config = NodeConfig(
         identity=identity,
         coordinator=work_for,
         directory=dir,
         data=data,
         listen=listen,
-        advertise=check_advertised(listen, advertise),
+        advertise=advertise,
         payout=to_checksum_address(payout) if payout else identity.address,
         device=device,
         threads=threads,
-        decode_listen=serve_listen or free_port,
-        evidence_listen=evidence_listen or free_port,
+        decode_listen=serve_listen,
+        decode_advertise=serve_advertise,
+        evidence_listen=evidence_listen,
+        evidence_advertise=evidence_advertise,
         cache_bytes=serve_mib << 20,
         watch=None
         if rpc is None or registry is None

@@ -22,15 +22,19 @@ class NodeConfig:
     listen: str
     """host:port of the data plane; port 0 takes a free one."""
     advertise: str | None
-    """host by which neighbours reach it, where that isn't the one it listens on."""
+    """host or host:port by which neighbours reach it, where that isn't where it listens."""
     payout: str
     """Account that is paid."""
     device: str
     threads: int
     decode_listen: str
     """host:port of the decode process; port 0 takes a free one."""
+    decode_advertise: str | None
+    """As `advertise`, for gateways and neighbours that generate."""
     evidence_listen: str
-    """host:port for auditors; port 0 takes a free one."""
+    """host:port for auditors and for replicas that fetch a state; port 0 takes a free one."""
+    evidence_advertise: str | None
+    """As `advertise`, for them."""
     cache_bytes: int
     """Memory for the keys, values and traces of all sequences that are generated at a time."""
     watch: WatchConfig | None

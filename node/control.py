@@ -13,7 +13,7 @@ from commonweight.events import emit
 from commonweight.locating import Lookup, make_locator
 from commonweight.peers.offered import Offered
 from commonweight.wire.attachment import Attachment, Backoff, Finished, attach, together
-from commonweight.wire.channel import join_address, split_address
+from commonweight.wire.channel import advertised_address
 from commonweight.wire.generated import control_pb2 as pb
 from commonweight.wire.tls import make_certificate
 from node.attending import Session
@@ -44,7 +44,7 @@ class Node:
         decode = DecodeConfig(
             directory=config.directory,
             listen=config.decode_listen,
-            advertise=config.advertise,
+            advertise=config.decode_advertise,
             cache_bytes=config.cache_bytes,
             device=config.device,
         )
@@ -184,13 +184,12 @@ class Node:
         coordinator.send(pb.NodeMessage(leave=pb.Leave()))
 
     def _join(self, worker: WorkerProcess) -> pb.NodeMessage:
-        host, _ = split_address(self.config.listen)
-        evidence_host, _ = split_address(self.config.evidence_listen)
+        config = self.config
         join = pb.Join(
-            data_address=join_address(self.config.advertise or host, worker.port),
+            data_address=advertised_address(config.listen, config.advertise, worker.port),
             certificate=self.certificate.der,
-            payout_account=self.config.payout,
-            has_data=self.config.data is not None,
-            evidence_address=join_address(self.config.advertise or evidence_host, self._evidence.port),
+            payout_account=config.payout,
+            has_data=config.data is not None,
+            evidence_address=advertised_address(config.evidence_listen, config.evidence_advertise, self._evidence.port),
         )
         return pb.NodeMessage(join=join)

@@ -13,7 +13,7 @@ from pathlib import Path
 from commonweight.errors import CheckpointError, WorkerDied
 from commonweight.events import emit
 from commonweight.identity import NodeIdentity
-from commonweight.wire.channel import join_address, split_address
+from commonweight.wire.channel import advertised_address
 from commonweight.wire.generated import control_pb2 as pb
 from commonweight.wire.generated import worker_pb2
 from commonweight.wire.messages import answer_to_proto
@@ -38,7 +38,7 @@ class DecodeConfig:
     listen: str
     """host:port of the decode process; port 0 takes a free one."""
     advertise: str | None
-    """host by which gateways and neighbours reach it, where that isn't the one it listens on."""
+    """host or host:port by which gateways and neighbours reach it, where that isn't where it listens."""
     cache_bytes: int
     """For keys, values and traces of all sessions together."""
     device: str
@@ -184,8 +184,7 @@ class Decoding:
 
     def _say_ready(self, round_: int) -> None:
         assert self._process is not None, "it has said so"
-        host, _ = split_address(self._config.listen)
-        address = join_address(self._config.advertise or host, self._process.port)
+        address = advertised_address(self._config.listen, self._config.advertise, self._process.port)
         self._say(pb.NodeMessage(version_ready=pb.VersionReady(round=round_, decode_address=address)))
 
     def _say_failed(self, round_: int, code: str, why: str, *, retrying: bool = False) -> None:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from commonweight.errors import EvidenceMissing, NonFiniteTensor, UnplannedMessage
+from commonweight.failpoints import slow_down
 from commonweight.model.boundary import boundary_plan, tokens_plan
 from commonweight.model.data import Dataset
 from commonweight.model.stage import Forward, Stage
@@ -235,6 +236,7 @@ class StageRound:
             digests = arrived.digests
         hop: dict[str, Any] = {"tokens": digests[0], "activation_in": digests[1], "activation_out": NO_TENSOR}
         with self._computing():
+            slow_down()
             forward = self.stage.forward(tokens, code)
         if isinstance(forward.output, Tensor):
             output = forward.output.cpu()

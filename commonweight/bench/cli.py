@@ -241,6 +241,61 @@ def calibrate(
         raise typer.Exit(1)
 
 
+@app.command()
+def swarm(
+    json: Annotated[Path | None, typer.Option(help="Write the results to this file, too.")] = None,
+    part: Annotated[list[str] | None, typer.Option(help="churn, replicas or links; repeat. Default: all.")] = None,
+    turns: Annotated[int, typer.Option(min=1, max=1000, help="Measured turns of each contender.")] = 1,
+    stages: Annotated[int, typer.Option(min=2, max=8, help="Of the devnet's model.")] = 2,
+    rounds: Annotated[int, typer.Option(min=1, max=1_000_000, help="Of a run without kills; two aren't counted.")] = 8,
+    churn_rounds: Annotated[
+        int, typer.Option(min=1, max=1_000_000, help="Of a run with kills, and of the one it is compared with.")
+    ] = 24,
+    kill_every: Annotated[
+        str, typer.Option(metavar="SECONDS", help="A node is killed in every such stretch of time.")
+    ] = "30s",
+    slow: Annotated[
+        str, typer.Option(metavar="TIME", help="Every node sleeps so long before each microbatch.")
+    ] = "200ms",
+    link: Annotated[
+        list[str] | None,
+        typer.Option(metavar="RATE:DELAY", help="Between all nodes; repeat. Default: 80mbit:50ms, 8mbit:50ms."),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, max=2**53 - 1, help="Of weights, data and kills.")] = 0,
+) -> None:
+    """Train on devnets while nodes are killed, with a second replica of each stage, and over slow links.
+
+    Contenders take turns, a devnet each: two replicas of each stage with kills against the same without; two against
+    one; links with a rate and a delay against loopback through the same proxy. Nodes sleep before each microbatch, as
+    if they computed for so long: otherwise all would share this machine's cores. Takes about ten minutes. Only the
+    ratios count.
+
+    Example:
+        commonweight bench swarm --json swarm.json
+    """
+    from dataclasses import asdict
+
+    from rich.console import Console
+
+    from commonweight.bench.measure import machine, publish
+    from commonweight.bench.swarm import SwarmBench, run_swarm_bench
+
+    bench = SwarmBench(
+        parts=tuple(part or SwarmBench.parts),
+        stages=stages,
+        rounds=rounds,
+        churn_rounds=churn_rounds,
+        kill_every=kill_every,
+        slow=slow,
+        links=tuple(link or SwarmBench.links),
+        turns=turns,
+        seed=seed,
+    )
+    here = machine()
+    results, runs = run_swarm_bench(bench, Console(stderr=True).print)
+    publish("swarm", here, asdict(bench) | {"runs": runs}, results, json)
+
+
 def _dtypes(given: list[str] | None) -> tuple[str, ...]:
     from commonweight.errors import ConfigError
 

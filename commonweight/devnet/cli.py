@@ -56,6 +56,28 @@ def up(
             metavar="SECONDS", help="Kill a node (SIGKILL) in every such stretch of time, as in 30s; by --seed."
         ),
     ] = None,
+    slow: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NODE:TIME",
+            help="A node's worker takes so much longer for each microbatch, as in node-1:200ms; repeat.",
+        ),
+    ] = None,
+    link: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RATE:DELAY[:jitter=TIME]",
+            help="Links between nodes, one way, as in 80mbit:50ms; through a process that shapes them.",
+        ),
+    ] = None,
+    partition: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NODE[,NODE…][:in|:out]",
+            help="Cut these off from all other nodes once the first round is sealed: both ways, or what goes in, or "
+            "what goes out; repeat. `devnet inject heal` ends it.",
+        ),
+    ] = None,
     byzantine: Annotated[
         list[str] | None,
         typer.Option(
@@ -77,6 +99,7 @@ def up(
       commonweight devnet up --stages 4 --until-epoch 1 --report report.json
       commonweight devnet up --byzantine 1:zeros:0.1
       commonweight devnet up --replicas 2 --kill-every 30s
+      commonweight devnet up --slow node-1:200ms --link 80mbit:50ms
     """
     from rich.console import Console
 
@@ -94,6 +117,9 @@ def up(
         backend=backend,  # type: ignore[arg-type]
         seed=seed,
         kill_every_s=parse_interval(kill_every, "--kill-every"),
+        slow=tuple(slow or ()),
+        link=link,
+        partition=tuple(partition or ()),
         folder=folder,
         report=report,
         live=attended,
@@ -144,3 +170,96 @@ def stop(
             f"{file.state.folder}; `kill -9 {file.pid}` ends it and everything that it started."
         )
     typer.echo(f"{file.state.folder} has ended.")
+
+
+inject = typer.Typer(no_args_is_help=True)
+app.add_typer(inject, name="inject")
+
+NodeArgument = Annotated[str, typer.Argument(metavar="NODE", help="As `devnet status` names it: node-1.")]
+
+
+@inject.callback()
+def _inject() -> None:
+    """Have something befall a devnet that runs, once: its log notes it, and its report counts kills."""
+
+
+@inject.command("kill")
+def inject_kill(node: NodeArgument, folder: DirOption = None) -> None:
+    """Kill a node with SIGKILL; it is started again a few seconds later.
+
+    \b
+    Example:
+      commonweight devnet inject kill node-1
+    """
+    _inflict("kill", node, folder)
+
+
+@inject.command("slow")
+def inject_slow(
+    slow: Annotated[str, typer.Argument(metavar="NODE:TIME", help="As in node-1:200ms; 0ms ends it.")],
+    folder: DirOption = None,
+) -> None:
+    """Have a node's worker take so much longer for each microbatch, from the next one on.
+
+    \b
+    Example:
+      commonweight devnet inject slow node-1:200ms
+    """
+    _inflict("slow", slow, folder)
+
+
+@inject.command("link")
+def inject_link(
+    link: Annotated[
+        str, typer.Argument(metavar="RATE:DELAY[:jitter=TIME]", help="As in 80mbit:50ms; unlimited:0ms ends it.")
+    ],
+    folder: DirOption = None,
+) -> None:
+    """Give all links between nodes another rate and delay; for a devnet with --link.
+
+    \b
+    Example:
+      commonweight devnet inject link 8mbit:50ms:jitter=5ms
+    """
+    _inflict("link", link, folder)
+
+
+@inject.command("partition")
+def inject_partition(
+    partition: Annotated[
+        str, typer.Argument(metavar="NODE[,NODE…][:in|:out]", help="As in node-0,node-1 or node-1:out.")
+    ],
+    folder: DirOption = None,
+) -> None:
+    """Cut nodes off from all others, until `inject heal`; for a devnet with --link.
+
+    Both ways; with :in nothing reaches them, with :out nothing that they send reaches others. All still reach the
+    coordinator.
+
+    \b
+    Example:
+      commonweight devnet inject partition node-1
+    """
+    _inflict("partition", partition, folder)
+
+
+@inject.command("heal")
+def inject_heal(folder: DirOption = None) -> None:
+    """End all partitions.
+
+    \b
+    Example:
+      commonweight devnet inject heal
+    """
+    _inflict("heal", "", folder)
+
+
+def _inflict(fault: str, what: str, folder: Path | None) -> None:
+    from commonweight.devnet.injection import send_injection
+    from commonweight.devnet.observer import read_state
+    from commonweight.errors import StateError
+
+    file = read_state(folder)
+    if not file.runs:
+        raise StateError(f"{file.state.folder} has ended: nothing can befall it any more. Start another devnet.")
+    typer.echo(send_injection(Path(file.state.folder), fault, what) + ".")

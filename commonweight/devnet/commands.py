@@ -1,7 +1,7 @@
 """The command lines of a devnet's processes: those that anyone would type, with this Python."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from commonweight.devnet.accounts import key_file, password_file
@@ -11,6 +11,8 @@ from commonweight.devnet.folder import RunFolder
 from commonweight.devnet.options import DevnetOptions
 
 ANY_PORT = "127.0.0.1:0"
+ADVERTISE = {"data": "--advertise", "decode": "--serve-advertise", "evidence": "--evidence-advertise"}
+"""A node's options, by service."""
 PRICE_PROMPT, PRICE_COMPLETION = 20 * USD, 100 * USD
 """Of a million tokens, in base units of play money."""
 PROMPTS = ("import ", "def __init__(self", "class ", "    return ", "for i in range(")
@@ -42,15 +44,23 @@ def coordinator_command(
 
 
 def node_command(
-    folder: RunFolder, deployment: Deployment, name: str, coordinator: str, cheating: Cheating | None
+    folder: RunFolder,
+    deployment: Deployment,
+    name: str,
+    coordinator: str,
+    cheating: Cheating | None,
+    front: Mapping[str, str] | None = None,
 ) -> list[str]:
-    """Holds one stage, and watches the epochs. `coordinator`: PeerId@host:port. `cheating`: how, if it does."""
+    """Holds one stage, and watches the epochs. `coordinator`: PeerId@host:port. `cheating`: how, if it does. `front`:
+    where others reach each of its services, if not where they listen.
+    """
     cheats = (sys.executable, "-m", "adversary", str(cheating))
     return [
         *(_commonweight("node", "run") if cheating is None else cheats),
         *("--coordinator", coordinator, *_key(folder.keys, name)),
         *("--dir", str(folder.node(name)), "--data", str(folder.data), "--listen", ANY_PORT, "--threads", "1"),
         *("--rpc", deployment.rpc_url, "--registry", deployment.registry, "--http", ANY_PORT),
+        *(word for service, address in (front or {}).items() for word in (ADVERTISE[service], address)),
     ]
 
 

@@ -64,6 +64,10 @@ class RunFolder:
         """A provider's own folder."""
         return self.path / name
 
+    def slow(self, name: str) -> Path:
+        """The file that says by how many seconds a provider's worker is slower."""
+        return self.path / f"{name}.slow"
+
     @classmethod
     def create(cls, path: Path | None) -> "RunFolder":
         """An empty folder, made if need be; by default a new one under runs/. Raises ConfigError."""

@@ -12,8 +12,8 @@ Anything else that dies ends the run.
 import asyncio
 import os
 import time
-from collections.abc import AsyncIterator, Coroutine
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Coroutine, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from itertools import count
 from typing import Any
 
@@ -29,7 +29,6 @@ from commonweight.devnet.accounts import (
     write_keys,
 )
 from commonweight.devnet.child import Child
-from commonweight.devnet.churn import plan_kills
 from commonweight.devnet.commands import (
     ask_command,
     auditor_command,
@@ -46,14 +45,17 @@ from commonweight.devnet.deployment import (
     register_model,
     take_seats,
 )
+from commonweight.devnet.faults import Faults
 from commonweight.devnet.folder import RunFolder, write_json
+from commonweight.devnet.injection import injections
 from commonweight.devnet.observer import Observer
 from commonweight.devnet.options import DevnetOptions
 from commonweight.devnet.revenue import glance_at_revenue
 from commonweight.devnet.spec import NAME
+from commonweight.devnet.wiring import Wiring
 from commonweight.errors import ChainError, StateError
 from commonweight.events import Event, parse_event
-from commonweight.links.churn import PlannedFault, run_churn
+from commonweight.failpoints import SLOW_VARIABLE
 from commonweight.rules.canonical import canonical_json
 
 BRING_UP_S = 180.0
@@ -66,6 +68,8 @@ BUY_EVERY_S = 10.0
 """Between a buyer's answers."""
 REVENUE_EVERY_S = 5.0
 """Between looks at the revenue."""
+UNSHAPED = "unlimited:0ms"
+"""A link that only can be shaped and cut."""
 FAREWELL_S = 5.0
 """Between the coordinator's word that training is finished and the end of all who heard it."""
 
@@ -81,8 +85,10 @@ class Network:
         """Known once the model is registered."""
         self._observer = observer
         self._children: dict[str, Child] = {}
-        self._down: dict[str, asyncio.Event] = {}
-        """Nodes that were killed by plan; set when they may be started again."""
+        self._faults = Faults(folder, observer, self._children, list(options.node_stages))
+        self._wiring: Wiring | None = None
+        """The links between nodes, where there are any that can be shaped."""
+        self._until_the_end = AsyncExitStack()
         self._watchers: list[asyncio.Task[None]] = []
 
     async def run(self) -> None:
@@ -114,12 +120,16 @@ class Network:
         """Ends the chain, and whatever else is left."""
         for name in list(self._children):
             await self._stop(name)
+        await self._until_the_end.aclose()
 
     async def _bring_up(self, group: asyncio.TaskGroup) -> None:
         async with asyncio.TaskGroup() as start:
             corpus = start.create_task(self._pack_corpus())
             contracts = start.create_task(self._deploy(group))
         deployment = self.deployment = await self._register(*contracts.result(), corpus.result())
+        if (shape := self.options.link_shape) is not None:
+            self._wiring = await self._until_the_end.enter_async_context(Wiring(self.options.seed))
+            self._watch(group, self._wiring.watch())
         cheating = self.options.cheating
         nodes = self.options.node_stages
         auditors = self.options.auditor_stages
@@ -137,15 +147,22 @@ class Network:
         peer = (await self._observer.until(lambda state: state.coordinator is not None)).coordinator
         assert peer is not None, "it is what was waited for"
         write_json(self.folder.deployments, self.deployments())
+        if self._wiring is not None and shape is not None:
+            self._faults.wiring = self._wiring
+            await self._faults.shape(shape, self.options.link or UNSHAPED)
+        for slow in self.options.slowed:
+            self._faults.slow(slow)
         for name in nodes:
-            command = node_command(self.folder, deployment, name, peer, cheating.get(name))
-            self._watch(group, self._keep(name, command))
+            front = None if self._wiring is None else await self._wiring.front(name)
+            command = node_command(self.folder, deployment, name, peer, cheating.get(name), front)
+            slow_file = {SLOW_VARIABLE: str(self.folder.slow(name))}
+            self._watch(group, self._keep(name, command, slow_file))
         for name in auditors:
             command = auditor_command(self.folder, name, peer, cheating.get(name))
             self._watch(group, self._keep(name, command))
         await self._observer.until(lambda state: all(member.pid is not None for member in state.members))
-        if self.options.kill_every_s is not None:
-            self._watch(group, self._kill_nodes(list(nodes), self.options.kill_every_s))
+        await self._until_the_end.enter_async_context(injections(self.folder.path, self._faults.inject))
+        self._watch(group, self._disturb())
         if self.options.buyers:
             await self._sell(group, deployment, peer)
             self._watch(group, self._look_at_revenue(deployment))
@@ -224,8 +241,10 @@ class Network:
         )
         return deployment
 
-    async def _start(self, name: str, command: list[str]) -> Child:
-        child = self._children[name] = await Child.start(name, command, self.folder.logs)
+    async def _start(self, name: str, command: list[str], environment: Mapping[str, str] | None = None) -> Child:
+        child = self._children[name] = await Child.start(name, command, self.folder.logs, environment=environment)
+        if self._wiring is not None:
+            await self._wiring.know(name, child.pid)
         self._observer.note("child.started", name=name, child_pid=child.pid)
         return child
 
@@ -245,18 +264,22 @@ class Network:
         if status or not self._observer.state.finished:
             raise _unexpected(child, status)
 
-    async def _keep(self, name: str, command: list[str]) -> None:
+    async def _keep(self, name: str, command: list[str], environment: Mapping[str, str] | None = None) -> None:
         """The same for a node or an auditor, which is started again instead if the coordinator ever had it."""
         next_restart = time.monotonic()
         while True:
-            child = await self._start(name, command)
+            child = await self._start(name, command, environment)
             async for line in child.lines():
                 if event := parse_event(line):
                     self._observer.record(name, event)
+                    if self._wiring is not None:
+                        await self._wiring.follow(name, event)
             status = await self._ended(child)
+            if self._wiring is not None:
+                await self._wiring.forget(name)
             if self._observer.state.finished or (status == 0 and await self._finished_soon()):
                 return
-            down = self._down.get(name)
+            down = self._faults.down(name)
             if down is None and not any(each.joined for each in self._observer.state.members if each.name == name):
                 raise _unexpected(child, status)
             wait_s = max(0.0, next_restart - time.monotonic())
@@ -267,20 +290,13 @@ class Network:
             await asyncio.sleep(wait_s)
             next_restart = time.monotonic() + (0.0 if down is not None else RESTART_EVERY_S)
 
-    async def _kill_nodes(self, names: list[str], every_s: float) -> None:
-        """Kills nodes as planned, once training has begun."""
+    async def _disturb(self) -> None:
+        """What the options say, once training has begun."""
         await self._observer.until(lambda state: state.last_round is not None)
-
-        async def kill(fault: PlannedFault) -> None:
-            self._down[fault.target] = asyncio.Event()
-            if (child := self._children.get(fault.target)) is not None and not child.ended:
-                self._observer.note("fault.begun", fault=fault.fault.value, name=fault.target)
-                child.kill()
-
-        async def restart(fault: PlannedFault) -> None:
-            self._down.pop(fault.target).set()
-
-        await run_churn(plan_kills(self.options.seed, names, every_s), kill, restart)
+        for partition in self.options.partitions:
+            await self._faults.partition(partition)
+        if self.options.kill_every_s is not None:
+            await self._faults.kill_by_plan(self.options.seed, self.options.kill_every_s)
 
     async def _buy(self, name: str) -> None:
         """Buys an answer every few seconds, once there is a version of the model to ask."""

@@ -7,8 +7,10 @@ from typing import get_args
 from commonweight.chain.local import Backend, local_chain_command
 from commonweight.devnet.accounts import auditor_stages, node_stages
 from commonweight.devnet.byzantine import Cheating, parse_byzantine
+from commonweight.devnet.churn import Partition, Slow, parse_link, parse_partition, parse_slow
 from commonweight.devnet.spec import ROUNDS_PER_EPOCH, devnet_spec
 from commonweight.errors import ConfigError
+from commonweight.links.link import LinkShape
 from commonweight.rules.spec import ModelSpec
 
 UNATTENDED_EPOCHS = 3
@@ -32,6 +34,12 @@ class DevnetOptions:
     seed: int = 0
     kill_every_s: float | None = None
     """In every such stretch of time a node is killed with SIGKILL, and started again soon after; None: none is."""
+    slow: tuple[str, ...] = ()
+    """NODE:TIME of each whose worker takes so much longer for a microbatch."""
+    link: str | None = None
+    """How all links between nodes are, as docs/links.md writes it; None: they are this machine's."""
+    partition: tuple[str, ...] = ()
+    """NODE[,NODE…][:in|:out] that are cut off from all others once the first round is sealed."""
     folder: Path | None = None
     """None: a new one under runs/."""
     report: Path | None = None
@@ -66,6 +74,7 @@ class DevnetOptions:
                 raise ConfigError(f"--report {self.report}: there is no folder {parent}.")
         self.spec("0x" + "0" * 64, 2**20)
         parse_byzantine(self.byzantine, self.stages, self.auditors, self.buyers)
+        _ = self.slowed, self.link_shape, self.partitions
         local_chain_command(self.backend)
 
     @property
@@ -82,6 +91,23 @@ class DevnetOptions:
     def cheating(self) -> dict[str, Cheating]:
         """How who cheats, by the name of its process."""
         return parse_byzantine(self.byzantine, self.stages, self.auditors, self.buyers)
+
+    @property
+    def slowed(self) -> tuple[Slow, ...]:
+        """Who is slow, and by how much."""
+        return tuple(parse_slow(text, self.node_stages, "--slow") for text in self.slow)
+
+    @property
+    def link_shape(self) -> LinkShape | None:
+        """Of all links between nodes; None: there are no links that could be shaped or cut."""
+        if self.link is not None:
+            return parse_link(self.link, "--link")
+        return LinkShape() if self.partition else None
+
+    @property
+    def partitions(self) -> tuple[Partition, ...]:
+        """Who is cut off from whom once the first round is sealed."""
+        return tuple(parse_partition(text, self.node_stages, "--partition") for text in self.partition)
 
     def spec(self, manifest_hash: str, tokens: int) -> ModelSpec:
         """The model to train on the corpus with this manifest and this many tokens."""

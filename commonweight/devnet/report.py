@@ -39,9 +39,10 @@ def build_report(
     providers claim, how many of these were overruled, and what became of what is known to be bad. `slashed`: who lost
     stake, as what, for fraud in which epoch. `answers`: how many buyers paid for; and of final epochs, how many were
     sealed, with how many tokens, and how many of these tokens each provider is paid for.
-    `kills`: nodes that the devnet killed; `recovery_s`: for each, from then to the beginning of the first round that
-    was sealed after it, 0 where no round was broken off; `joins`: of nodes, since the first round was sealed;
-    `rounds_repeated`: begun again because something broke. `units_lost`: credited in a sealed round, and not paid
+    `kills`: nodes that the devnet killed; `recovery_s`: for each, from then until others had its work, or to the
+    beginning of the first round that was sealed after it, 0 where no round was broken off; `joins`: of nodes, since the first round was sealed;
+    `rounds_repeated`: begun again because something broke; `replays`: of rounds that went on, because others computed
+    again what was lost. `units_lost`: credited in a sealed round, and not paid
     though nobody was convicted for them.
     `losses` has one number per sealed round, in nats per token; `revenue` is in the revenue token's smallest unit.
     """
@@ -92,6 +93,7 @@ def build_report(
         "kills": state.kills,
         "joins": state.joins,
         "rounds_repeated": state.repeated,
+        "replays": state.replays,
         "recovery_s": list(state.recovery_s),
         "units_lost": str(_units_lost(state, penalties)),
         "answers": {"sold": state.answers, **answers.fields()},

@@ -129,6 +129,8 @@ class DevnetState(Frozen):
     """Of nodes, since the first round was sealed."""
     repeated: int = 0
     """Rounds that were begun again."""
+    replays: int = 0
+    """Rounds in which others computed again what a lost replica had, and which went on."""
     unrecovered: tuple[float, ...] = ()
     """When nodes were killed since the last round was sealed."""
     recovery_s: tuple[float, ...] = ()
@@ -222,11 +224,13 @@ def fold(state: DevnetState, source: str, event: Event) -> DevnetState:
             return _change(state, "address", fields["node"], online=True, joined=True)
         case "coordinator", "node.lost" | "auditor.lost":
             return _change(state, "address", fields["node"], online=False)
-        case "devnet", "fault.begun":
+        case "devnet", "fault.begun" if fields["fault"] == "kill":
             return state.but(kills=state.kills + 1, unrecovered=(*state.unrecovered, event.time))
         case "coordinator", "generation.formed":
             repeated = state.repeated + (state.generation > 0)
             return state.but(generation=fields["generation"], repeated=repeated)
+        case "coordinator", "round.replayed":
+            return _recovered(state.but(replays=state.replays + 1), event.time)
         case "coordinator", "round.sealed":
             return _seal(state, event)
         case "coordinator", "epoch.proposed":
@@ -300,10 +304,8 @@ def _seal(state: DevnetState, event: Event) -> DevnetState:
     sums = state.boundary_bytes or (0.0,) * len(last.bytes_per_token)
     spent = (total + rate * fields["tokens"] for total, rate in zip(sums, last.bytes_per_token, strict=True))
     first = event.time - state.started if state.first_round_s is None else state.first_round_s
-    begun = event.time - last.seconds
+    state = _recovered(state, event.time - last.seconds)
     return state.but(
-        unrecovered=(),
-        recovery_s=(*state.recovery_s, *(round(max(0.0, begun - killed), 3) for killed in state.unrecovered)),
         losses=(*state.losses, last.loss),
         last_round=last,
         first_round_s=first,
@@ -311,6 +313,12 @@ def _seal(state: DevnetState, event: Event) -> DevnetState:
         training_s=state.training_s + last.seconds,
         boundary_bytes=tuple(spent),
     )
+
+
+def _recovered(state: DevnetState, time: float) -> DevnetState:
+    """By then training had made up for all that was killed."""
+    waits = (round(max(0.0, time - killed), 3) for killed in state.unrecovered)
+    return state.but(unrecovered=(), recovery_s=(*state.recovery_s, *waits))
 
 
 def _without(state: DevnetState, number: int) -> tuple[EpochState, ...]:

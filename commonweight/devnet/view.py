@@ -51,6 +51,10 @@ def event_line(state: DevnetState, source: str, event: Event) -> str | None:
     match source, event.name:
         case "devnet", "devnet.started":
             return f"Starting a devnet in {state.folder}"
+        case "devnet", "fault.begun":
+            return _fault(fields)
+        case "devnet", "fault.ended":
+            return f"{fields['name']}: the {fields['fault']} is healed"
         case "devnet", "child.restarted":
             when = f" in {fields['wait_s']:.0f} s" if fields["wait_s"] else ""
             return f"{fields['name']}: ended with status {fields['status']}; it is started again{when} with its key"
@@ -231,6 +235,19 @@ def next_commands(state: DevnetState) -> dict[str, str]:
     if running := [node for node in state.nodes if node.pid]:
         commands[f"kill -9 {running[0].pid}"] = f"{running[0].name} dies and comes back; the result is the same"
     return commands | {f"commonweight devnet stop --dir {state.folder}": "end it"}
+
+
+def _fault(fields: Mapping[str, Any]) -> str:
+    name, how = fields["name"], fields["how"]
+    match fields["fault"]:
+        case "kill":
+            return f"{name} is killed"
+        case "slow":
+            return f"{name} takes {how} longer for each microbatch"
+        case "link":
+            return f"links between nodes: {how}"
+    reach = {"both": "", "in": ", nothing reaches it", "out": ", nothing that it sends arrives"}
+    return f"{name} is cut off from the others{reach[how]}"
 
 
 def _revenue(state: DevnetState) -> str:

@@ -92,6 +92,10 @@ class LinkShaper:
         """The process."""
         return self._process.pid
 
+    async def ended(self) -> None:
+        """Returns once the process is gone: nothing goes over its links any more."""
+        await self._process.wait()
+
     async def open(self, target: str) -> str:
         """A new front for `target`: "host:port", where it listens until the process ends. Nobody is behind it yet."""
         address: str = (await self._tell("open", target=target))["address"]

@@ -80,16 +80,21 @@ class Fronts(Orders):
         return await super().obey(do, fields)
 
     def check(self, shape: LinkShape) -> None:
-        if shape.loss:
-            raise ConfigError(
-                f"A link between processes can't lose {shape.loss:.3g} of its packets: the connections over it are "
-                "carried as streams, which have none. Leave the loss out, or join network namespaces."
-            )
+        check_stream_shape(shape)
 
     def _front(self, address: str) -> Front:
         if address not in self._fronts:
             raise ConfigError(f"There is no front {address}.")
         return self._fronts[address]
+
+
+def check_stream_shape(shape: LinkShape) -> None:
+    """Raises ConfigError for a shape that a link between processes can't have."""
+    if shape.loss:
+        raise ConfigError(
+            f"A link between processes can't lose {shape.loss:.3g} of its packets: the connections over it are "
+            "carried as streams, which have none. Leave the loss out, or join network namespaces."
+        )
 
 
 async def serve(orders: Orders, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

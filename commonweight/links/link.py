@@ -98,6 +98,12 @@ def transmit(
     return LinkState(free_s, delivered_s), delivered_s
 
 
+def parse_time(text: str) -> float:
+    """Seconds, of "200ms" or "1.5s". Raises ConfigError."""
+    number, per_s = _quantity("time", text, _UNITS_S)
+    return number / per_s
+
+
 def parse_shape(text: str) -> LinkShape:
     """Reads RATE:DELAY[:LOSS][:jitter=TIME][:loss=LOSS][:queue=SIZE], such as "80mbit:50ms:1%:jitter=5ms".
 
@@ -111,10 +117,10 @@ def parse_shape(text: str) -> LinkShape:
         )
 
     def quantity(what: str, value: str, units: dict[str, int]) -> tuple[float, int]:
-        match = _QUANTITY.fullmatch(value.lower())
-        if match is None or match[2] not in units:
-            refuse(f"{value!r} is no {what} in {', '.join(units)}")
-        return float(match[1]), units[match[2]]
+        try:
+            return _quantity(what, value, units)
+        except ConfigError as error:
+            refuse(error.args[0])
 
     first, *rest = text.split(":")
     if not rest:
@@ -151,3 +157,10 @@ def parse_shape(text: str) -> LinkShape:
         found.get("loss", 0.0),
         int(found["queue"]) if "queue" in found else None,
     )
+
+
+def _quantity(what: str, value: str, units: dict[str, int]) -> tuple[float, int]:
+    match = _QUANTITY.fullmatch(value.lower())
+    if match is None or match[2] not in units:
+        raise ConfigError(f"{value!r} is no {what} in {', '.join(units)}")
+    return float(match[1]), units[match[2]]

@@ -143,6 +143,29 @@ def check_advertised(listen: str, advertise: str | None) -> str | None:
     return advertise
 
 
+def split_advertised(advertise: str) -> tuple[str, int | None]:
+    """Host and port of "host:port", or of "host" alone, which has no port of its own: None.
+
+    Raises ConfigError that shows what was given.
+    """
+    if advertise.count(":") == 1 or advertise.startswith("["):
+        host, port = split_address(advertise)
+        if port == 0:
+            raise ConfigError(f"{advertise!r} can't be reached: port 0 is none. Give the port that is forwarded.")
+        return host, port
+    split_address(join_address(advertise, 0))
+    return advertise, None
+
+
+def advertised_address(listen: str, advertise: str | None, port: int) -> str:
+    """The host:port that others are told of who listens on `port` of the host in `listen`.
+
+    `advertise`: host, or host:port, by which they reach it; None: as it listens.
+    """
+    host, forwarded = (split_address(listen)[0], None) if advertise is None else split_advertised(advertise)
+    return join_address(host, port if forwarded is None else forwarded)
+
+
 def join_address(host: str, port: int) -> str:
     """The reverse of split_address: "host:port", IPv6 in brackets."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

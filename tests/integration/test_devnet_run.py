@@ -355,6 +355,73 @@ def test_bad_input_is_one_coded_message(arguments: tuple[str, ...], said: str, t
         assert said in devnet.printed[0]
 
 
+def inject(devnet: Devnet, *words: str) -> "subprocess.CompletedProcess[str]":
+    """What `devnet inject` prints."""
+    return subprocess.run(
+        [sys.executable, "-m", "commonweight", "devnet", "inject", *words, "--dir", str(devnet.folder)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=WAIT_S,
+        check=False,
+    )
+
+
+def round_s(devnet: Devnet) -> float:
+    """Seconds of the next round that is sealed."""
+    devnet.wait_for_line(r"round +\d+ ")
+    last = devnet.state().state.last_round
+    assert last is not None
+    return last.seconds
+
+
+def wait_for_round(devnet: Devnet, least_s: float, most_s: float) -> None:
+    """Until a round takes between so many seconds."""
+    while not least_s <= round_s(devnet) <= most_s:
+        pass
+
+
+def test_links_and_nodes_are_as_slow_as_they_are_told_while_it_runs(tmp_path: Path) -> None:
+    microbatches, code_bytes, rate_bps = 16, 8192 * 32 * 4, 2_000_000
+    sending_s = code_bytes * 8 / rate_bps  # of one round's code over the boundary, one way
+    endless = ("--rounds-per-epoch", "1000", "--auditors", "0")
+    with Devnet(tmp_path, *endless, "--link", "2mbit:20ms", "--slow", "node-1:50ms") as devnet:
+        devnet.wait_for_line("links between nodes: 2mbit:20ms")
+        devnet.wait_for_line("node-1 takes 0.05 s longer for each microbatch")
+        assert round_s(devnet) >= sending_s > 4
+        assert inject(devnet, "link", "unlimited:0ms").returncode == 0
+        wait_for_round(devnet, microbatches * 0.05, sending_s)
+        assert inject(devnet, "slow", "node-0:300ms").stdout == "node-0 takes 0.3 s longer for each microbatch.\n"
+        wait_for_round(devnet, microbatches * 0.3, 60)
+        unknown = inject(devnet, "slow", "node-2:1s")
+        assert unknown.returncode == 2
+        assert "[CONFIG_INVALID] inject slow 'node-2:1s': there is no node 'node-2'" in unknown.stderr
+        os.kill(devnet.pid, signal.SIGTERM)
+        assert devnet.wait() == 130
+        ended = inject(devnet, "kill", "node-0")
+        assert ended.returncode == 5
+        assert "has ended: nothing can befall it any more" in ended.stderr
+
+
+def test_a_partition_stops_training_until_it_is_healed(tmp_path: Path) -> None:
+    with Devnet(tmp_path, "--rounds-per-epoch", "1000", "--auditors", "0", "--partition", "node-1:out") as devnet:
+        devnet.wait_for_line("node-1 is cut off from the others, nothing that it sends arrives")
+        members = family(devnet.pid)
+        devnet.wait_for_line("all stages are held again: generation 2 trains")  # or would, if its pipes could open
+        log = (devnet.folder / "logs" / "node-0.jsonl").read_text()
+        assert re.search(r'"pipes.failed".*WIRE_UNREACHABLE', log), "the cut was to be noticed"
+        assert inject(devnet, "heal").stdout == "all nodes reach each other again.\n"
+        sealed = len(devnet.state().state.losses)
+        devnet.wait_for_line(rf"round +{sealed + 1} ")
+        assert inject(devnet, "kill", "node-0").returncode == 0
+        devnet.wait_for_line("node-0 is killed")
+        devnet.wait_for_line("node-0: ended with status -9; it is started again")
+        os.kill(devnet.pid, signal.SIGTERM)
+        assert devnet.wait() == 130
+        assert devnet.report()["kills"] == 1
+        assert all_gone(members), "the process that shapes links is one of them"
+
+
 @pytest.mark.long
 def test_two_replicas_of_each_stage_train_on_while_nodes_are_killed(tmp_path: Path) -> None:
     """Whoever is killed, no round waits for it to come back, and no unit that was sealed goes unpaid."""

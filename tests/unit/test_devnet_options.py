@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from commonweight.devnet.accounts import auditor_stages, devnet_accounts, node_stages
 from commonweight.devnet.byzantine import KINDS, Cheating
+from commonweight.devnet.churn import Partition, Slow, Way
 from commonweight.devnet.commands import auditor_command, node_command
 from commonweight.devnet.deployment import Deployment
 from commonweight.devnet.folder import RunFolder, write_json
@@ -20,6 +21,7 @@ from commonweight.devnet.observer import read_state
 from commonweight.devnet.options import DevnetOptions
 from commonweight.devnet.spec import devnet_spec
 from commonweight.errors import ChainError, ConfigError, SpecError
+from commonweight.links.link import LinkShape
 
 MANIFEST = "0x" + "ab" * 32
 
@@ -51,6 +53,15 @@ MANIFEST = "0x" + "ab" * 32
         ({"byzantine": ("3:copied",)}, "copied is possible on a stage between two others only"),
         ({"byzantine": ("1:zeros", "1:noise")}, "--byzantine '1:noise': stage 1 cheats by zeros already"),
         ({"byzantine": ("1:zeros", "1:wave-through")}, "--byzantine '1:wave-through': stage 1 cheats by zeros already"),
+        ({"slow": ("node-1",)}, "--slow 'node-1' must be NODE:TIME, as in node-1:200ms"),
+        ({"slow": ("node-1:fast",)}, "--slow 'node-1:fast': 'fast' is no time in ms, s, as in node-1:200ms"),
+        ({"slow": ("node-1:61s",)}, "--slow 'node-1:61s': at most 60 s"),
+        ({"slow": ("node-4:1s",)}, "--slow 'node-4:1s': there is no node 'node-4'. There are node-0, node-1, node-2,"),
+        ({"link": "80mbit"}, "--link: '80mbit' is no link: it has a rate and a delay"),
+        ({"link": "80mbit:50ms:1%"}, "--link: A link between processes can't lose 0.01 of its packets"),
+        ({"partition": ("node-1,node-9",)}, "--partition 'node-1,node-9': there is no node 'node-9'"),
+        ({"partition": ("node-1:up",)}, "--partition 'node-1:up': 'up' is neither `in`"),
+        ({"partition": ("node-0,node-1",), "stages": 2}, "--partition 'node-0,node-1': these are all nodes"),
         ({"auditors": -1}, "--auditors -1 must be at least 0"),
         (
             {"byzantine": ("1:collude",), "auditors": 1},
@@ -65,6 +76,29 @@ MANIFEST = "0x" + "ab" * 32
 def test_bad_options_are_named(options: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(said)):
         DevnetOptions(**options)
+
+
+def test_slow_nodes_links_and_partitions_are_named_by_process() -> None:
+    options = DevnetOptions(
+        replicas=2, slow=("node-1-1:200ms",), link="80mbit:50ms:jitter=5ms", partition=("node-0:out",)
+    )
+    assert options.slowed == (Slow("node-1-1", 0.2),)
+    assert options.link_shape == LinkShape(80_000_000, 0.05, 0.005)
+    assert options.partitions == (Partition(("node-0",), "out"),)
+    assert DevnetOptions().link_shape is None, "its nodes talk to each other directly"
+    assert DevnetOptions(partition=("node-0",)).link_shape == LinkShape(), "what isn't there can't be cut"
+
+
+@pytest.mark.parametrize(
+    ("way", "cut"),
+    [
+        ("both", {("b", "a"), ("b", "c"), ("a", "b"), ("c", "b")}),
+        ("in", {("a", "b"), ("c", "b")}),
+        ("out", {("b", "a"), ("b", "c")}),
+    ],
+)
+def test_a_partition_cuts_one_way_or_both(way: Way, cut: set[tuple[str, str]]) -> None:
+    assert set(Partition(("b",), way).paths("abc")) == cut
 
 
 def test_who_cheats_is_known_by_the_name_of_its_process() -> None:

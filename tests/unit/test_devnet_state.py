@@ -107,10 +107,14 @@ def test_only_the_coordinator_can_seal_a_round() -> None:
     assert fold(state, "node-0", event("round.sealed", round=0)).losses == ()
 
 
-def test_what_a_kill_costs_is_the_time_until_a_sealed_round_begins() -> None:
-    killed = ("devnet", event("fault.begun", at=111.0, fault="kill", name="node-1"))
+def test_what_a_kill_costs_is_the_time_until_others_have_its_work_or_a_sealed_round_begins() -> None:
+    killed = ("devnet", event("fault.begun", at=111.0, fault="kill", name="node-1", how=""))
     state = after(*START, *SETTLED, killed)
     assert (state.kills, state.recovery_s, state.joins, state.repeated) == (1, (), 0, 0)
+    slowed = event("fault.begun", at=111.0, fault="slow", name="node-1", how="0.2 s")
+    assert fold(state, "devnet", slowed).kills == 1, "who is slow isn't killed"
+    replayed = fold(state, "coordinator", event("round.replayed", at=111.3))
+    assert (replayed.replays, replayed.recovery_s, replayed.unrecovered) == (1, (0.3,), ())
     formed = ("coordinator", event("generation.formed", at=111.2, generation=2, round=2))
     state = reduce(lambda each, that: fold(each, *that), (formed, sealed(2, 4.9, at=114.0)), state)
     assert state.recovery_s == (round(114.0 - 2.0 - 111.0, 3),)

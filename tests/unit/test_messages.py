@@ -11,7 +11,13 @@ from commonweight.errors import ConfigError, MalformedMessage
 from commonweight.identity import NodeIdentity
 from commonweight.rules.receipt import Domain
 from commonweight.rules.report import HOP_WORDS, Hop, Report, report_receipt
-from commonweight.wire.channel import CONTROL_MESSAGE_BYTES, join_address, split_address
+from commonweight.wire.channel import (
+    CONTROL_MESSAGE_BYTES,
+    advertised_address,
+    join_address,
+    split_address,
+    split_advertised,
+)
 from commonweight.wire.generated import control_pb2
 from commonweight.wire.messages import MAX_HOPS, report_from_proto, report_to_proto, split_peer
 
@@ -131,6 +137,27 @@ def test_what_is_no_address_is_refused_and_shown(text):
     with pytest.raises(ConfigError) as caught:
         split_address(text)
     assert repr(text) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("advertise", "told"),
+    [
+        (None, "10.0.0.5:7701"),
+        ("node.example", "node.example:7701"),
+        ("node.example:17701", "node.example:17701"),
+        ("2001:db8::1", "[2001:db8::1]:7701"),
+        ("[2001:db8::1]:17701", "[2001:db8::1]:17701"),
+    ],
+)
+def test_others_are_told_the_host_and_port_that_are_forwarded(advertise, told):
+    assert advertised_address("10.0.0.5:0", advertise, 7701) == told
+
+
+@pytest.mark.parametrize("advertise", ["", "a b", "node.example:", "node.example:0", "[::1]", "http://node.example"])
+def test_what_nobody_can_be_reached_by_is_refused_and_shown(advertise):
+    with pytest.raises(ConfigError) as caught:
+        split_advertised(advertise)
+    assert advertise in str(caught.value)
 
 
 def test_the_control_plane_does_without_torch():
