@@ -40,7 +40,8 @@ def build_report(
     stake, as what, for fraud in which epoch. `answers`: how many buyers paid for; and of final epochs, how many were
     sealed, with how many tokens, and how many of these tokens each provider is paid for.
     `kills`: nodes that the devnet killed; `recovery_s`: for each, from then until others had its work, or to the
-    beginning of the first round that was sealed after it, 0 where no round was broken off; `joins`: of nodes, since the first round was sealed;
+    beginning of the first round that was sealed after it, 0 where no round was broken off; `joins`: of nodes, since the
+    first round was sealed;
     `rounds_repeated`: begun again because something broke; `replays`: of rounds that went on, because others computed
     again what was lost. `units_lost`: credited in a sealed round, and not paid
     though nobody was convicted for them.
