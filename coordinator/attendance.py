@@ -53,6 +53,8 @@ class AttendingNode:
                 self.training.break_pipes(self.member, failed.generation, f"{failed.code}: {failed.why}"[:500], peer)
             case "version":
                 self.training.note_version(self.member, message.version.round)
+            case "pieces":
+                self.training.note_pieces(self.member, message.pieces)
             case "report":
                 self._take_report(message.report)
             case "version_ready":
