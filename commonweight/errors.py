@@ -21,7 +21,8 @@
     │   ├── StageLost            WIRE_STAGE_LOST
     │   ├── CommitmentBroken     WIRE_COMMITMENT
     │   ├── EvidenceMissing      EVIDENCE_MISSING
-    │   └── StateUnavailable     WIRE_NO_STATE
+    │   ├── StateUnavailable     WIRE_NO_STATE
+    │   └── PiecesMissing        WIRE_NO_PIECES
     ├── ChainError                         exit 4   the chain or the account on it
     │   ├── RpcUnreachable       CHAIN_UNREACHABLE
     │   ├── WrongChain           CHAIN_WRONG_ID
@@ -178,6 +179,12 @@ class StateUnavailable(WireError):
     """A version or a gradient of a stage that a node doesn't keep (any more), or that no node serves as it should."""
 
     code = "WIRE_NO_STATE"
+
+
+class PiecesMissing(WireError):
+    """A version of which fewer pieces are with keepers, or come from them, than restore it."""
+
+    code = "WIRE_NO_PIECES"
 
 
 class ChainError(CommonweightError):

@@ -58,6 +58,8 @@ class AttendingNode:
                 self.training.note_late(self.member, late.generation, late.why[:500], address_of(late.peer_id))
             case "leave":
                 self.training.let_go(self.member)
+            case "pieces":
+                self.training.note_pieces(self.member, message.pieces)
             case "report":
                 self._take_report(message.report)
             case "version_ready":

@@ -55,6 +55,9 @@ def run(
     ] = None,
     referee_device: Annotated[str, typer.Option(help="For the audits, as torch names it: cpu, cuda:0.")] = "cpu",
     referee_threads: Annotated[int, typer.Option(min=1, max=1024, help="Compute threads of the audits.")] = 1,
+    durable: Annotated[
+        bool, typer.Option(help="Seal a round only when other providers keep pieces of the state that it led to.")
+    ] = False,
     until_epoch: Annotated[int | None, typer.Option(min=1, help="End when this many epochs are final.")] = None,
     bootstrap: BootstrapOption = None,
     mdns: MdnsOption = False,
@@ -113,6 +116,7 @@ def run(
         confirmations=confirmations,
         allowed=frozenset(map(to_checksum_address, allow or ())),
         gateways=frozenset(map(to_checksum_address, gateway or ())),
+        durable=durable,
         end_epoch=until_epoch,
         data=data,
         referee_device=referee_device,

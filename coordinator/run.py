@@ -83,6 +83,8 @@ class CoordinatorConfig:
     """Addresses of the nodes that may take part; empty: anyone."""
     gateways: frozenset[str]
     """Addresses of the gateways that may generate through the nodes."""
+    durable: bool
+    """Nodes report a round only when there are pieces of the state that it led to."""
     end_epoch: int | None
     """Stop when this many epochs are final; None: go on."""
     data: Path | None
@@ -160,7 +162,9 @@ async def run_coordinator(config: CoordinatorConfig) -> None:
     )
     auditing = Auditing(config.spec, ledger, panel)
     await auditing.resume()
-    training = Training(config.spec, place, ledger, progress, end_round, beacons, auditing, serving)
+    training = Training(
+        config.spec, place, ledger, progress, end_round, beacons, auditing, serving, durable=config.durable
+    )
     answers = Answers(config.spec, place, ledger, serving)
     seats = Seats(chain, registered, first_block)
     async with (

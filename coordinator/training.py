@@ -17,6 +17,7 @@ from commonweight.rules.stages import stage_units
 from commonweight.wire.generated import control_pb2 as pb
 from coordinator.draws import Draw
 from coordinator.handover import Handover
+from coordinator.keepers import Keepers
 from coordinator.ledger import Ledger, Progress
 from coordinator.members import Audits, Follower, Member, Place, Submission, Tips
 from coordinator.plans import formations, round_plan, seat_assignment
@@ -45,8 +46,12 @@ class Training:
         tips: Tips,
         audits: Audits,
         follower: Follower | None = None,
+        *,
+        durable: bool = False,
     ) -> None:
-        """Go on from `progress`. `end_round`: the first round that isn't trained any more; None: no end."""
+        """Go on from `progress`. `end_round`: the first round that isn't trained any more; None: no end. `durable`:
+        nodes report a round only when there are pieces of the state that it led to.
+        """
         self._tips = tips
         self._audits = audits
         self._follower = follower
@@ -54,7 +59,7 @@ class Training:
         self.place = place
         self._recorder = Recorder(spec, place, ledger, tips)
         self._end_round = end_round
-        self._handover = Handover()
+        self._handover = Handover(Keepers(before_report=durable))
         self._state = RoundState(
             stages=spec.stages,
             microbatches=spec.training.microbatches_per_round,
@@ -127,6 +132,11 @@ class Training:
     def note_version(self, member: Member, round_: int) -> None:
         """The node has the state that is ready to train this round."""
         self._events.put_nowait((rounds.HasVersion(member.node, round_), member, None))
+
+    def note_pieces(self, member: Member, held: pb.PiecesHeld) -> None:
+        """The node keeps these pieces of other stages' versions. Raises MalformedMessage."""
+        if self._members.get(member.node) is member:
+            self._handover.note_pieces(member.node, held, self._state, self._members)
 
     def open_pipes(self, member: Member, generation: int) -> None:
         """The node's pipes are open."""

@@ -29,6 +29,9 @@ from node.state import StageState
 from node.supervisor import WorkerProcess
 from node.watching import Watch
 
+Routed = pb.Formation | pb.DecodePeers | pb.Version | pb.MakePieces
+"""What names others, to whom a way may have to be found first."""
+
 
 class Session:
     """What one attachment knows."""
@@ -55,7 +58,7 @@ class Session:
         self._generation = 0
         self.routing: Routing | None = None
         """How neighbours are reached; None: where the coordinator says that they are."""
-        self._to_route: asyncio.Queue[pb.Formation | pb.DecodePeers | pb.Version] = asyncio.Queue()
+        self._to_route: asyncio.Queue[Routed] = asyncio.Queue()
         self._formation: pb.Formation | None = None
         """The one that counts."""
         self.started: tuple[bytes, int] | None = None
@@ -89,6 +92,11 @@ class Session:
                 case "replicas":
                     self._let_in(*message.replicas.certificates)
                     self._state.grant(message.replicas)
+                case "make":
+                    await self._route(message.make)
+                case "keep":
+                    self._let_in(*(each.certificate for each in (*message.keep.makers, *message.keep.seekers)))
+                    self._state.keeping.grant(message.keep)
                 case "pause":
                     self._formation = None
                     emit("generation.paused", generation=message.pause.generation, why=message.pause.why)
@@ -120,7 +128,9 @@ class Session:
                     if self._formation is message:
                         self._fail(message.generation, error.code, error.args[0], peer_id)
             elif isinstance(message, pb.Version):
-                await self.routing.find_sources(message)
+                await self.routing.find_sources(*message.sources, *message.keepers)
+            elif isinstance(message, pb.MakePieces):
+                await self.routing.find_sources(*message.keepers)
             else:
                 await self.routing.meet(message)
             await self._pass_on(message)
@@ -138,6 +148,7 @@ class Session:
                     emit("peer.late", generation=event.late.generation, message=event.late.why)
                     self._coordinator.send(pb.NodeMessage(late=event.late))
                 case "report":
+                    await self._state.trained(event.report.report)
                     self._coordinator.send(pb.NodeMessage(report=await self.sign(event.report)))
                 case "failure" if event.failure.fatal:
                     emit("error", code=event.failure.code, message=event.failure.message)
@@ -156,17 +167,19 @@ class Session:
         except WorkerDied:
             return  # `relay` says so
 
-    async def _route(self, message: pb.Formation | pb.DecodePeers | pb.Version) -> None:
+    async def _route(self, message: Routed) -> None:
         if self.routing is not None:
             self._to_route.put_nowait(message)
         else:
             await self._pass_on(message)
 
-    async def _pass_on(self, message: pb.Formation | pb.DecodePeers | pb.Version) -> None:
+    async def _pass_on(self, message: Routed) -> None:
         if isinstance(message, pb.DecodePeers):
             await self._decoding.meet(message)
         elif isinstance(message, pb.Version):
             await self._state.want(message)
+        elif isinstance(message, pb.MakePieces):
+            await self._state.make(message)
         elif self._formation is message:
             await self._orders.give(worker_pb2.WorkerCommand(formation=message), message.round)
 
@@ -206,7 +219,7 @@ class Session:
             await self._worker.send(worker_pb2.WorkerCommand(start=start))
         self._watch.begin(assignment)
         self._evidence.begin(assignment)
-        self._state.begin(assignment, self._coordinator.send)
+        await self._state.begin(assignment, self._coordinator.send)
         self._decoding.begin(assignment, self._coordinator.send)
         if not self._assigned.done():
             self._assigned.set_result(assignment)

@@ -50,7 +50,7 @@ class Node:
         )
         self._decoding = Decoding(decode, config.identity, self.start_decoder)
         self._evidence = self.make_evidence()
-        self._state = StageState(config.directory, self.certificate)
+        self._state = StageState(config.directory, self.certificate, config.identity)
         self._watch = Watch(config.identity.address, config.payout, config.directory, config.watch)
         offered = Offered()
         self._locator = make_locator(config.coordinator, config.identity, offered)
@@ -108,7 +108,7 @@ class Node:
             peer_id=self.config.identity.peer_id,
             payout=self.config.payout,
         )
-        await self._evidence.listen(self.config.evidence_listen, self._state.offering)
+        await self._evidence.listen(self.config.evidence_listen, self._state.offering, self._state.keeping)
         if self._routing is not None:
             self._routing.serve("evidence", self.config.evidence_listen, self._evidence.port)
         running = (self._train(), self._decoding.run(), self._locator.run())
@@ -123,7 +123,7 @@ class Node:
             await asyncio.gather(*parts, return_exceptions=True)
             await self._watch.close()
             await self._evidence.close()
-            self._state.offering.close()
+            await self._state.close()
             if self._worker is not None:
                 await self._worker.stop()
 

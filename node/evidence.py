@@ -24,12 +24,13 @@ from commonweight.errors import (
 from commonweight.events import emit
 from commonweight.wire.channel import PIPE_FRAME_BYTES, PIPE_PING_TIMEOUT_MS, Servicer, serve
 from commonweight.wire.evidence import EVIDENCE_PART_BYTES
-from commonweight.wire.generated import control_pb2, evidence_pb2_grpc, state_pb2_grpc
+from commonweight.wire.generated import control_pb2, evidence_pb2_grpc, pieces_pb2_grpc, state_pb2_grpc
 from commonweight.wire.generated import evidence_pb2 as pb
 from commonweight.wire.status import refuse
 from commonweight.wire.tls import Certificate, certificate_of, server_credentials
 from node.answers import answer_path
 from node.draws import Draws
+from node.keeping import Keeping
 from node.offering import Offering
 from node.published import MOMENTS_FILE, PARAMETERS_FILE, version_path
 from node.receipts import Signed
@@ -60,8 +61,9 @@ class Evidence(evidence_pb2_grpc.EvidenceServicer):
         self._index = lru_cache(maxsize=4)(read_index)  # a trace that may be fetched never changes
         self._server: grpc.aio.Server | None = None
 
-    async def listen(self, address: str, offering: Offering | None = None) -> None:
-        """Serve on host:port, and on the same port what the node offers to other replicas of its stage.
+    async def listen(self, address: str, offering: Offering | None = None, keeping: Keeping | None = None) -> None:
+        """Serve on host:port, and on the same port what the node offers to other replicas of its stage, and what it
+        keeps for others.
 
         Raises ConfigError where that can't be.
         """
@@ -69,9 +71,12 @@ class Evidence(evidence_pb2_grpc.EvidenceServicer):
         if offering is not None:
             servicers.append((state_pb2_grpc.add_StageStateServicer_to_server, offering))
 
+        if keeping is not None:
+            servicers.append((pieces_pb2_grpc.add_KeepingServicer_to_server, keeping))
+
         def admitted() -> set[bytes]:
             auditors = self._draws.admitted() if self._draws else set()
-            return auditors | offering.admitted() if offering else auditors
+            return auditors.union(*(each.admitted() for each in (offering, keeping) if each is not None))
 
         self._server, self.port = await serve(
             servicers,

@@ -71,20 +71,27 @@ async def fetch_version(certificate: Certificate, version: Version, folder: Path
         return "" if root == version.state_root else f"state root {root.hex()} instead of {version.state_root.hex()}"
 
     def finish() -> None:
-        meta = partial.folder / META_FILE
-        meta.write_bytes(meta_bytes(version.spec, version.stage, version.round, version.state_root))
-        for path in (parameters, moments, meta, partial.folder):
+        for path in (parameters, moments):
             sync(path)
-        if final.exists():
-            shutil.rmtree(final)  # a folder can't be renamed over a full one
-        partial.folder.rename(final)
-        sync(folder)
+        place_version(version, partial.folder, folder)
 
     await asyncio.to_thread(_remove_others, partial.folder)
     kept = pb.Kept(round=version.round, state_root=version.state_root)
     limit = 3 * _NUMBER_BYTES * stage_parameters(version.spec, version.stage) + 2 * MAX_HEADER_BYTES
     goal = Goal(f"version {version.round}", kept, limit, differs, finish)
     await Download(certificate, goal, partial, sources).run()
+
+
+def place_version(version: Version, whole: Path, folder: Path) -> None:
+    """Give the folder with a version's files, which are on the disk, its place among the checkpoints. Blocks."""
+    final, meta = version_path(folder, version.round), whole / META_FILE
+    meta.write_bytes(meta_bytes(version.spec, version.stage, version.round, version.state_root))
+    sync(meta)
+    sync(whole)
+    if final.exists():
+        shutil.rmtree(final)  # a folder can't be renamed over a full one
+    whole.rename(final)
+    sync(folder)
 
 
 async def fetch_gradient(

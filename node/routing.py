@@ -63,9 +63,11 @@ class Routing:
         await asyncio.gather(*map(find, (*formation.next, *later)))
         return failed
 
-    async def find_sources(self, version: pb.Version) -> None:
-        """The same of who has a state that is to be fetched. Where there is no way, the address stays."""
-        for source in version.sources:
+    async def find_sources(self, *sources: pb.EvidenceSource) -> None:
+        """The same of who has a state that is to be fetched, or keeps pieces. Where there is no way, the address
+        stays.
+        """
+        for source in sources:
             with suppress(PeerUnreachable):
                 source.address = await self._locator.reach(source.peer_id, "evidence", source.address)
 

@@ -1,21 +1,30 @@
-"""The state of a node's stage on its disk: which version is there, and how a missing one comes from other replicas."""
+"""The state of a node's stage on its disk: which version is there, and how a missing one comes from other replicas, or
+from the pieces that keepers have where there is no other.
+"""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+from eth_utils.address import to_checksum_address
 from pydantic import ValidationError
 
 from commonweight.errors import CheckpointError, MalformedMessage, WireError
 from commonweight.events import emit
+from commonweight.identity import NodeIdentity
+from commonweight.rules.receipt import Domain
 from commonweight.rules.spec import parse_spec
 from commonweight.wire.evidence import Source
 from commonweight.wire.generated import control_pb2 as pb
 from commonweight.wire.tls import Certificate
 from node.fetching import Version, fetch_version
+from node.keeping import Keeping
+from node.making import Making
 from node.meta import read_meta
 from node.offering import Offering
 from node.published import META_FILE, version_path
+from node.restoring import restore_version
+from node.share import ADDRESS_BYTES
 
 RETRY_S = 5.0
 """Between attempts to fetch a version."""
@@ -24,10 +33,14 @@ RETRY_S = 5.0
 class StageState:
     """Of one node. All methods run on the event loop."""
 
-    def __init__(self, directory: Path, certificate: Certificate) -> None:
+    def __init__(self, directory: Path, certificate: Certificate, identity: NodeIdentity) -> None:
         """`directory` is the node's, with its checkpoints."""
         self.offering = Offering(directory)
         """What other replicas of the stage may fetch."""
+        self.keeping = Keeping(directory)
+        """Pieces of other stages' versions."""
+        self.making = Making(certificate, identity)
+        """Pieces of this stage's."""
         self._directory = directory
         self._certificate = certificate
         self._assignment: pb.Assignment | None = None
@@ -38,10 +51,13 @@ class StageState:
         """That the coordinator has spoken of last."""
         self._changed = asyncio.Condition()
 
-    def begin(self, assignment: pb.Assignment, send: Callable[[pb.NodeMessage], None]) -> None:
+    async def begin(self, assignment: pb.Assignment, send: Callable[[pb.NodeMessage], None]) -> None:
         """The node knows its stage; `send` reaches its coordinator."""
         self._assignment, self._send = assignment, send
         self.offering.begin(assignment.stage)
+        await self.making.order((), before_report=False)
+        self.making.begin(parse_spec(assignment.spec), assignment.stage, self._domain, self._folder)
+        await self.keeping.begin(assignment, send)
 
     async def derived(self, frozen_hash: bytes) -> None:
         """The worker has derived the stage's frozen tensors."""
@@ -62,6 +78,15 @@ class StageState:
         that others trained again doesn't count.
         """
         self._sealed = sealed
+
+    async def make(self, order: pb.MakePieces) -> None:
+        """The coordinator wants this node to make pieces of its stage's versions, or none any more."""
+        await self.making.order(_sources(order.keepers), before_report=order.before_report)
+
+    async def trained(self, report: pb.StageReport) -> None:
+        """The state that a round led to is on the disk. Return when the round's report may be sent."""
+        await self.making.has(report.round + 1, report.state_after)
+        await self.making.kept(report.round + 1, report.state_after)
 
     def has(self, round_: int) -> bool:
         """Whether the version that is ready to train `round_` is there; version 0 follows from the spec."""
@@ -84,8 +109,14 @@ class StageState:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
 
+    async def close(self) -> None:
+        """Let go of all files and connections."""
+        await self.end()
+        await self.making.close()
+        self.offering.close()
+
     async def _get(self, wanted: pb.Version) -> None:
-        if not wanted.sources and not self._is_there(wanted):
+        if not wanted.sources and not wanted.keepers and not self._is_there(wanted):
             emit("state.waiting", round=wanted.round)
             return  # the coordinator says it again when there are some
         while not self._is_there(wanted):
@@ -94,6 +125,8 @@ class StageState:
             except (CheckpointError, WireError) as error:
                 emit("state.failed", round=wanted.round, code=error.code, message=error.args[0], retry_s=RETRY_S)
                 await asyncio.sleep(RETRY_S)  # a disk with more room, or a source that is back, tells nobody
+        if wanted.round:
+            await self.making.has(wanted.round, self._stored_root(wanted.round) or b"")
         self._send(pb.NodeMessage(version=pb.HasVersion(round=wanted.round)))
         async with self._changed:
             self._changed.notify_all()
@@ -116,7 +149,14 @@ class StageState:
             state_root=wanted.state_root,
             frozen_hash=self._frozen_hash,
         )
-        await fetch_version(self._certificate, version, self._folder, _sources(wanted))
+        if wanted.sources:
+            await fetch_version(self._certificate, version, self._folder, _sources(wanted.sources))
+        else:
+            if any(len(maker) != ADDRESS_BYTES for maker in wanted.makers):
+                raise MalformedMessage("The coordinator names makers by what are no addresses.")
+            makers = {to_checksum_address(maker) for maker in wanted.makers}
+            keepers = _sources(wanted.keepers)
+            await restore_version(self._certificate, version, self._folder, keepers, makers, self._domain)
 
     def _stored_root(self, round_: int) -> bytes | None:
         """The state root of this version, as its checkpoint says; None where there is none that can be read."""
@@ -127,10 +167,15 @@ class StageState:
             return None
 
     @property
+    def _domain(self) -> Domain:
+        assert self._assignment is not None, "a version comes after the assignment"
+        return Domain(self._assignment.chain_id, self._assignment.settlement)
+
+    @property
     def _folder(self) -> Path:
         assert self._assignment is not None, "a version comes after the assignment"
         return self._directory / f"stage-{self._assignment.stage}"
 
 
-def _sources(wanted: pb.Version) -> Sequence[Source]:
-    return [Source(each.peer_id, each.address, each.certificate) for each in wanted.sources]
+def _sources(named: Iterable[pb.EvidenceSource]) -> Sequence[Source]:
+    return [Source(each.peer_id, each.address, each.certificate) for each in named]

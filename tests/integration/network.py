@@ -183,6 +183,7 @@ class Network:
         audit_rate: str = "0",
         known_bad_rate: str = "0",
         auditors: int = 0,
+        durable: bool = False,
         **terms: Any,
     ) -> None:
         """`audit_rate` is that of each kind, `auditors` are dealt to the stages in turn; `terms` replaces fields of
@@ -194,6 +195,7 @@ class Network:
         self.audit_rate = audit_rate
         self.known_bad_rate = known_bad_rate
         self.auditors = auditors
+        self.durable = durable
         self.processes: list[Process] = []
 
     def __enter__(self) -> "Network":
@@ -243,6 +245,7 @@ class Network:
             *("--listen", self.listen, "--rpc", self.deployment.rpc_url, "--chain-id", str(self.deployment.chain_id)),
             *("--registry", self.deployment.registry, "--model-id", self.deployment.model_id),
             *("--statements", str(self.folder / "statements"), "--until-epoch", str(until_epoch)),
+            *(["--durable"] if self.durable else []),
         ]
 
     def start_coordinator(self, until_epoch: int, failpoint: str | None = None) -> Process:

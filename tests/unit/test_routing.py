@@ -97,7 +97,7 @@ async def test_a_neighbour_that_is_not_ready_is_asked_again_and_then_given_up() 
 
 async def test_a_source_of_the_state_is_reached_where_there_is_a_way() -> None:
     version = pb.Version(sources=[pb.EvidenceSource(peer_id=name, address="192.0.2.4:4") for name in "ab"])
-    await Routing(Locator(failures=1), Offered(), OWN.address).find_sources(version)
+    await Routing(Locator(failures=1), Offered(), OWN.address).find_sources(*version.sources)
     assert [source.address for source in version.sources] == ["192.0.2.4:4", "127.0.0.1:4242"]
 
 

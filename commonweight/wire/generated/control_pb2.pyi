@@ -21,7 +21,7 @@ class EnrolResponse(_message.Message):
     def __init__(self, control_port: _Optional[int] = ...) -> None: ...
 
 class NodeMessage(_message.Message):
-    __slots__ = ("join", "heartbeat", "pipes_open", "report", "pipes_failed", "version_ready", "version_failed", "auditor", "opinion", "recording", "answer", "version", "leave", "late")
+    __slots__ = ("join", "heartbeat", "pipes_open", "report", "pipes_failed", "version_ready", "version_failed", "auditor", "opinion", "recording", "answer", "version", "leave", "late", "pieces")
     JOIN_FIELD_NUMBER: _ClassVar[int]
     HEARTBEAT_FIELD_NUMBER: _ClassVar[int]
     PIPES_OPEN_FIELD_NUMBER: _ClassVar[int]
@@ -36,6 +36,7 @@ class NodeMessage(_message.Message):
     VERSION_FIELD_NUMBER: _ClassVar[int]
     LEAVE_FIELD_NUMBER: _ClassVar[int]
     LATE_FIELD_NUMBER: _ClassVar[int]
+    PIECES_FIELD_NUMBER: _ClassVar[int]
     join: Join
     heartbeat: Heartbeat
     pipes_open: PipesOpen
@@ -50,7 +51,8 @@ class NodeMessage(_message.Message):
     version: HasVersion
     leave: Leave
     late: Late
-    def __init__(self, join: _Optional[_Union[Join, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., pipes_open: _Optional[_Union[PipesOpen, _Mapping]] = ..., report: _Optional[_Union[SignedReport, _Mapping]] = ..., pipes_failed: _Optional[_Union[PipesFailed, _Mapping]] = ..., version_ready: _Optional[_Union[VersionReady, _Mapping]] = ..., version_failed: _Optional[_Union[VersionFailed, _Mapping]] = ..., auditor: _Optional[_Union[AuditorJoin, _Mapping]] = ..., opinion: _Optional[_Union[AuditOpinion, _Mapping]] = ..., recording: _Optional[_Union[AuditRecording, _Mapping]] = ..., answer: _Optional[_Union[SignedAnswer, _Mapping]] = ..., version: _Optional[_Union[HasVersion, _Mapping]] = ..., leave: _Optional[_Union[Leave, _Mapping]] = ..., late: _Optional[_Union[Late, _Mapping]] = ...) -> None: ...
+    pieces: PiecesHeld
+    def __init__(self, join: _Optional[_Union[Join, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., pipes_open: _Optional[_Union[PipesOpen, _Mapping]] = ..., report: _Optional[_Union[SignedReport, _Mapping]] = ..., pipes_failed: _Optional[_Union[PipesFailed, _Mapping]] = ..., version_ready: _Optional[_Union[VersionReady, _Mapping]] = ..., version_failed: _Optional[_Union[VersionFailed, _Mapping]] = ..., auditor: _Optional[_Union[AuditorJoin, _Mapping]] = ..., opinion: _Optional[_Union[AuditOpinion, _Mapping]] = ..., recording: _Optional[_Union[AuditRecording, _Mapping]] = ..., answer: _Optional[_Union[SignedAnswer, _Mapping]] = ..., version: _Optional[_Union[HasVersion, _Mapping]] = ..., leave: _Optional[_Union[Leave, _Mapping]] = ..., late: _Optional[_Union[Late, _Mapping]] = ..., pieces: _Optional[_Union[PiecesHeld, _Mapping]] = ...) -> None: ...
 
 class Late(_message.Message):
     __slots__ = ("generation", "peer_id", "why")
@@ -207,7 +209,7 @@ class Hop(_message.Message):
     def __init__(self, tokens: _Optional[bytes] = ..., activation_in: _Optional[bytes] = ..., activation_out: _Optional[bytes] = ..., gradient_in: _Optional[bytes] = ..., gradient_out: _Optional[bytes] = ..., loss: _Optional[float] = ..., sketch: _Optional[bytes] = ..., microbatch: _Optional[int] = ...) -> None: ...
 
 class CoordinatorMessage(_message.Message):
-    __slots__ = ("assignment", "formation", "plan", "pause", "heartbeat", "sealed", "finished", "publish", "decode_peers", "audit", "enlisted", "order", "recording", "answer", "version", "replicas")
+    __slots__ = ("assignment", "formation", "plan", "pause", "heartbeat", "sealed", "finished", "publish", "decode_peers", "audit", "enlisted", "order", "recording", "answer", "version", "replicas", "make", "keep")
     ASSIGNMENT_FIELD_NUMBER: _ClassVar[int]
     FORMATION_FIELD_NUMBER: _ClassVar[int]
     PLAN_FIELD_NUMBER: _ClassVar[int]
@@ -224,6 +226,8 @@ class CoordinatorMessage(_message.Message):
     ANSWER_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     REPLICAS_FIELD_NUMBER: _ClassVar[int]
+    MAKE_FIELD_NUMBER: _ClassVar[int]
+    KEEP_FIELD_NUMBER: _ClassVar[int]
     assignment: Assignment
     formation: Formation
     plan: RoundPlan
@@ -240,17 +244,23 @@ class CoordinatorMessage(_message.Message):
     answer: AnswerRecorded
     version: Version
     replicas: ReplicaGrant
-    def __init__(self, assignment: _Optional[_Union[Assignment, _Mapping]] = ..., formation: _Optional[_Union[Formation, _Mapping]] = ..., plan: _Optional[_Union[RoundPlan, _Mapping]] = ..., pause: _Optional[_Union[Pause, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., sealed: _Optional[_Union[RoundSealed, _Mapping]] = ..., finished: _Optional[_Union[Finished, _Mapping]] = ..., publish: _Optional[_Union[Publish, _Mapping]] = ..., decode_peers: _Optional[_Union[DecodePeers, _Mapping]] = ..., audit: _Optional[_Union[AuditGrant, _Mapping]] = ..., enlisted: _Optional[_Union[Enlisted, _Mapping]] = ..., order: _Optional[_Union[AuditOrder, _Mapping]] = ..., recording: _Optional[_Union[AuditOrder, _Mapping]] = ..., answer: _Optional[_Union[AnswerRecorded, _Mapping]] = ..., version: _Optional[_Union[Version, _Mapping]] = ..., replicas: _Optional[_Union[ReplicaGrant, _Mapping]] = ...) -> None: ...
+    make: MakePieces
+    keep: KeepPieces
+    def __init__(self, assignment: _Optional[_Union[Assignment, _Mapping]] = ..., formation: _Optional[_Union[Formation, _Mapping]] = ..., plan: _Optional[_Union[RoundPlan, _Mapping]] = ..., pause: _Optional[_Union[Pause, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., sealed: _Optional[_Union[RoundSealed, _Mapping]] = ..., finished: _Optional[_Union[Finished, _Mapping]] = ..., publish: _Optional[_Union[Publish, _Mapping]] = ..., decode_peers: _Optional[_Union[DecodePeers, _Mapping]] = ..., audit: _Optional[_Union[AuditGrant, _Mapping]] = ..., enlisted: _Optional[_Union[Enlisted, _Mapping]] = ..., order: _Optional[_Union[AuditOrder, _Mapping]] = ..., recording: _Optional[_Union[AuditOrder, _Mapping]] = ..., answer: _Optional[_Union[AnswerRecorded, _Mapping]] = ..., version: _Optional[_Union[Version, _Mapping]] = ..., replicas: _Optional[_Union[ReplicaGrant, _Mapping]] = ..., make: _Optional[_Union[MakePieces, _Mapping]] = ..., keep: _Optional[_Union[KeepPieces, _Mapping]] = ...) -> None: ...
 
 class Version(_message.Message):
-    __slots__ = ("round", "state_root", "sources")
+    __slots__ = ("round", "state_root", "sources", "keepers", "makers")
     ROUND_FIELD_NUMBER: _ClassVar[int]
     STATE_ROOT_FIELD_NUMBER: _ClassVar[int]
     SOURCES_FIELD_NUMBER: _ClassVar[int]
+    KEEPERS_FIELD_NUMBER: _ClassVar[int]
+    MAKERS_FIELD_NUMBER: _ClassVar[int]
     round: int
     state_root: bytes
     sources: _containers.RepeatedCompositeFieldContainer[EvidenceSource]
-    def __init__(self, round: _Optional[int] = ..., state_root: _Optional[bytes] = ..., sources: _Optional[_Iterable[_Union[EvidenceSource, _Mapping]]] = ...) -> None: ...
+    keepers: _containers.RepeatedCompositeFieldContainer[EvidenceSource]
+    makers: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, round: _Optional[int] = ..., state_root: _Optional[bytes] = ..., sources: _Optional[_Iterable[_Union[EvidenceSource, _Mapping]]] = ..., keepers: _Optional[_Iterable[_Union[EvidenceSource, _Mapping]]] = ..., makers: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
 class ReplicaGrant(_message.Message):
     __slots__ = ("certificates",)
@@ -507,3 +517,47 @@ class DecodePeers(_message.Message):
     next: Neighbour
     gateways: _containers.RepeatedScalarFieldContainer[bytes]
     def __init__(self, round: _Optional[int] = ..., previous: _Optional[_Union[Neighbour, _Mapping]] = ..., next: _Optional[_Union[Neighbour, _Mapping]] = ..., gateways: _Optional[_Iterable[bytes]] = ...) -> None: ...
+
+class MakePieces(_message.Message):
+    __slots__ = ("keepers", "before_report")
+    KEEPERS_FIELD_NUMBER: _ClassVar[int]
+    BEFORE_REPORT_FIELD_NUMBER: _ClassVar[int]
+    keepers: _containers.RepeatedCompositeFieldContainer[EvidenceSource]
+    before_report: bool
+    def __init__(self, keepers: _Optional[_Iterable[_Union[EvidenceSource, _Mapping]]] = ..., before_report: _Optional[bool] = ...) -> None: ...
+
+class KeepPieces(_message.Message):
+    __slots__ = ("makers", "seekers")
+    MAKERS_FIELD_NUMBER: _ClassVar[int]
+    SEEKERS_FIELD_NUMBER: _ClassVar[int]
+    makers: _containers.RepeatedCompositeFieldContainer[PieceGrant]
+    seekers: _containers.RepeatedCompositeFieldContainer[PieceGrant]
+    def __init__(self, makers: _Optional[_Iterable[_Union[PieceGrant, _Mapping]]] = ..., seekers: _Optional[_Iterable[_Union[PieceGrant, _Mapping]]] = ...) -> None: ...
+
+class PieceGrant(_message.Message):
+    __slots__ = ("stage", "certificate")
+    STAGE_FIELD_NUMBER: _ClassVar[int]
+    CERTIFICATE_FIELD_NUMBER: _ClassVar[int]
+    stage: int
+    certificate: bytes
+    def __init__(self, stage: _Optional[int] = ..., certificate: _Optional[bytes] = ...) -> None: ...
+
+class PiecesHeld(_message.Message):
+    __slots__ = ("pieces",)
+    PIECES_FIELD_NUMBER: _ClassVar[int]
+    pieces: _containers.RepeatedCompositeFieldContainer[PieceHeld]
+    def __init__(self, pieces: _Optional[_Iterable[_Union[PieceHeld, _Mapping]]] = ...) -> None: ...
+
+class PieceHeld(_message.Message):
+    __slots__ = ("stage", "round", "state_root", "manifest", "threshold")
+    STAGE_FIELD_NUMBER: _ClassVar[int]
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    STATE_ROOT_FIELD_NUMBER: _ClassVar[int]
+    MANIFEST_FIELD_NUMBER: _ClassVar[int]
+    THRESHOLD_FIELD_NUMBER: _ClassVar[int]
+    stage: int
+    round: int
+    state_root: bytes
+    manifest: bytes
+    threshold: int
+    def __init__(self, stage: _Optional[int] = ..., round: _Optional[int] = ..., state_root: _Optional[bytes] = ..., manifest: _Optional[bytes] = ..., threshold: _Optional[int] = ...) -> None: ...
