@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from commonweight.events import emit
-from commonweight.rules.rounds import RoundState
+from commonweight.rules.round_state import RoundState
 from commonweight.wire.generated import control_pb2 as pb
 from coordinator.keepers import Found, Keepers, source_of
 from coordinator.members import Member

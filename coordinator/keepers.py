@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from commonweight.errors import MalformedMessage
 from commonweight.rules.keeping import MAX_KEEPERS, MIN_KEEPERS, Holder, choose_keepers
-from commonweight.rules.rounds import RoundState
+from commonweight.rules.round_state import RoundState
 from commonweight.wire.generated import control_pb2 as pb
 from commonweight.wire.state import HASH_BYTES
 from coordinator.members import Member

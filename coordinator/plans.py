@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 
 from commonweight.rules.canonical import canonical_json
-from commonweight.rules.rounds import RoundState
+from commonweight.rules.round_state import RoundState
 from commonweight.rules.spec import ModelSpec
 from commonweight.wire.generated import control_pb2 as pb
 from coordinator.members import Member, Place

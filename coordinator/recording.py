@@ -7,7 +7,7 @@ from google.protobuf.message import DecodeError
 
 from commonweight.events import emit
 from commonweight.failpoints import failpoint
-from commonweight.rules import rounds
+from commonweight.rules import round_events
 from commonweight.rules.answer import Answer, find_disagreement
 from commonweight.rules.audits import Kind
 from commonweight.rules.epoch import answers_per_round, credit_report, credited_receipt
@@ -40,7 +40,7 @@ class Recorder:
     tips: Tips
 
     def store(
-        self, effects: Iterable[rounds.Effect], accepted: Mapping[str, Submission], versions: Collection[int]
+        self, effects: Iterable[round_events.Effect], accepted: Mapping[str, Submission], versions: Collection[int]
     ) -> Draw | None:
         """Record what must survive. `accepted`: by node, the reports of the round. `versions`: those whose answers may
         be sealed. Of a sealed round: what it draws.
@@ -48,13 +48,13 @@ class Recorder:
         drawn: Draw | None = None
         for effect in effects:
             match effect:
-                case rounds.Seated(node, stage):
+                case round_events.Seated(node, stage):
                     self.ledger.record_seat(stage, node)
                     failpoint("ledger.seated")
-                case rounds.Form(generation):
+                case round_events.Form(generation):
                     self.ledger.record_generation(generation)
                     failpoint("ledger.formed")
-                case rounds.Seal(round_, reports):
+                case round_events.Seal(round_, reports):
                     failpoint("ledger.sealing")
                     drawn = self._seal(round_, [accepted[node] for node in reports], versions)
                     failpoint("ledger.sealed")

@@ -10,8 +10,9 @@ import time
 
 from commonweight.errors import CommonweightError, Refused
 from commonweight.events import emit
-from commonweight.rules import rounds
-from commonweight.rules.rounds import RoundState, advance
+from commonweight.rules import round_events
+from commonweight.rules.round_state import Phase, RoundState
+from commonweight.rules.rounds import advance
 from commonweight.rules.spec import ModelSpec
 from commonweight.rules.stages import stage_units
 from commonweight.wire.generated import control_pb2 as pb
@@ -72,8 +73,8 @@ class Training:
         self._members: dict[str, Member] = {}
         self._accepted: dict[str, Submission] = {}
         """By node: what came with the reports that the state holds."""
-        self._events: asyncio.Queue[tuple[rounds.Event, Member, Submission | None]] = asyncio.Queue()
-        self._due: rounds.Train | None = None
+        self._events: asyncio.Queue[tuple[round_events.Event, Member, Submission | None]] = asyncio.Queue()
+        self._due: round_events.Train | None = None
         """To be planned as soon as nothing stands in its way."""
         self._planned = (-1, -1)
         """Generation and round of which the last plan was sent."""
@@ -107,11 +108,11 @@ class Training:
 
     def join(self, member: Member) -> None:
         """A node has connected and said who it is."""
-        self._events.put_nowait((rounds.Joined(member.node, member.has_data, member.stages), member, None))
+        self._events.put_nowait((round_events.Joined(member.node, member.has_data, member.stages), member, None))
 
     def leave(self, member: Member) -> None:
         """That connection is gone."""
-        self._events.put_nowait((rounds.Lost(member.node), member, None))
+        self._events.put_nowait((round_events.Lost(member.node), member, None))
 
     @property
     def members(self) -> tuple[Member, ...]:
@@ -127,11 +128,11 @@ class Training:
     def let_go(self, member: Member) -> None:
         """The node wants to leave."""
         has_begun = self._planned == (self._state.generation, self._state.round)
-        self._events.put_nowait((rounds.Leaving(member.node, has_begun), member, None))
+        self._events.put_nowait((round_events.Leaving(member.node, has_begun), member, None))
 
     def note_version(self, member: Member, round_: int) -> None:
         """The node has the state that is ready to train this round."""
-        self._events.put_nowait((rounds.HasVersion(member.node, round_), member, None))
+        self._events.put_nowait((round_events.HasVersion(member.node, round_), member, None))
 
     def note_pieces(self, member: Member, held: pb.PiecesHeld) -> None:
         """The node keeps these pieces of other stages' versions. Raises MalformedMessage."""
@@ -140,21 +141,21 @@ class Training:
 
     def open_pipes(self, member: Member, generation: int) -> None:
         """The node's pipes are open."""
-        self._events.put_nowait((rounds.Ready(member.node, generation), member, None))
+        self._events.put_nowait((round_events.Ready(member.node, generation), member, None))
 
     def break_pipes(self, member: Member, generation: int, why: str, peer: str | None = None) -> None:
         """The node's pipes don't open, or broke. `peer`: with which node; None where it is no pipe's fault."""
-        self._events.put_nowait((rounds.Broken(member.node, generation, why, peer), member, None))
+        self._events.put_nowait((round_events.Broken(member.node, generation, why, peer), member, None))
 
     def note_late(self, member: Member, generation: int, why: str, peer: str) -> None:
         """The node waits for another one much longer than it did before."""
-        self._events.put_nowait((rounds.Late(member.node, generation, why, peer), member, None))
+        self._events.put_nowait((round_events.Late(member.node, generation, why, peer), member, None))
 
     def submit(self, member: Member, submission: Submission) -> None:
         """A report whose signature is the node's, with seconds of work where it has microbatches."""
         busy_s = submission.message.busy_seconds
         revision = submission.message.revision
-        event = rounds.Reported(member.node, submission.generation, submission.report, busy_s, revision)
+        event = round_events.Reported(member.node, submission.generation, submission.report, busy_s, revision)
         self._events.put_nowait((event, member, submission))
 
     def say_finished(self) -> None:
@@ -165,7 +166,7 @@ class Training:
     async def run(self) -> None:
         """Advance until cancelled. Raises Refused when the rules say that a person must look."""
         while True:
-            event: rounds.Event
+            event: round_events.Event
             member: Member | None
             try:
                 async with asyncio.timeout_at(self._deadline):
@@ -175,9 +176,9 @@ class Training:
                 if not self._waits_for_newcomers and not self._waits_for_shadows:
                     self._hang_up_on_the_late()
                     continue
-                event, member, submission = rounds.Waited(self._state.generation), None, None
+                event, member, submission = round_events.Waited(self._state.generation), None, None
             current = None if member is None else self._members.get(member.node)
-            if not isinstance(event, rounds.Joined) and current is not member:
+            if not isinstance(event, round_events.Joined) and current is not member:
                 continue  # it comes from a connection that no longer counts
             state, effects = advance(self._state, event)
             accepted = dict(self._accepted)
@@ -185,13 +186,13 @@ class Training:
                 accepted.setdefault(submission.node, submission)  # the rules, too, keep the first
             versions = frozenset() if self._follower is None else self._follower.kept
             drawn = await asyncio.to_thread(self._recorder.store, effects, accepted, versions)
-            if submission is not None and any(isinstance(effect, rounds.Refused) for effect in effects):
+            if submission is not None and any(isinstance(effect, round_events.Refused) for effect in effects):
                 await self._look_for_equivocation(submission)
             self._state = state
             self._accepted = {node: accepted[node] for node in state.reports}
             self._set_deadline(effects)
             match event:
-                case rounds.Joined(node) if current is None and member is not None and node in state.online:
+                case round_events.Joined(node) if current is None and member is not None and node in state.online:
                     self._members[node] = member
                     stage = state.seats[node]
                     member.send(pb.CoordinatorMessage(assignment=seat_assignment(self.spec, self.place, stage)))
@@ -199,7 +200,7 @@ class Training:
                     if self._follower is not None:
                         self._follower.joined(stage, member)
                     emit("node.joined", node=node, stage=stage, data_address=member.data_address)
-                case rounds.Lost(node):
+                case round_events.Lost(node):
                     self._forget(node)
                     emit("node.lost", node=node, stage=state.seats[node])
             for effect in effects:
@@ -215,18 +216,18 @@ class Training:
             self._follower.lost(member)
         return member
 
-    def _set_deadline(self, effects: tuple[rounds.Effect, ...]) -> None:
+    def _set_deadline(self, effects: tuple[round_events.Effect, ...]) -> None:
         """Once a generation is to be formed, all must be ready in time; once one has reported its work, so must the
         others.
         """
         state, now = self._state, asyncio.get_running_loop().time()
-        if state.phase is rounds.Phase.FORMING:
-            if any(isinstance(effect, rounds.Form) for effect in effects):
+        if state.phase is Phase.FORMING:
+            if any(isinstance(effect, round_events.Form) for effect in effects):
                 self._deadline = now + (NEWCOMERS_S if self._waits_for_newcomers else FORM_S)
         elif self._waits_for_shadows:
             self._deadline = min(self._deadline or math.inf, now + NEWCOMERS_S)
-        elif state.phase is rounds.Phase.TRAINING and any(report.hops for report in state.reports.values()):
-            is_replayed = any(isinstance(effect, rounds.Replay) for effect in effects)
+        elif state.phase is Phase.TRAINING and any(report.hops for report in state.reports.values()):
+            is_replayed = any(isinstance(effect, round_events.Replay) for effect in effects)
             self._deadline = now + REPORT_S if is_replayed else self._deadline or now + REPORT_S
         else:
             self._deadline = None
@@ -234,17 +235,17 @@ class Training:
     @property
     def _waits_for_newcomers(self) -> bool:
         """Between two rounds of a generation."""
-        return self._state.phase is rounds.Phase.FORMING and bool(self._state.members)
+        return self._state.phase is Phase.FORMING and bool(self._state.members)
 
     @property
     def _waits_for_shadows(self) -> bool:
         """Of all members only some without a load haven't reported."""
         missing = self._state.members - self._state.reports.keys()
-        return self._state.phase is rounds.Phase.TRAINING and bool(missing) and not any(map(self._state.works, missing))
+        return self._state.phase is Phase.TRAINING and bool(missing) and not any(map(self._state.works, missing))
 
     def _hang_up_on_the_late(self) -> None:
         state = self._state
-        if state.phase is rounds.Phase.FORMING:
+        if state.phase is Phase.FORMING:
             late, why = state.crew - state.ready, f"its pipes weren't open within {FORM_S:g} s"
         else:
             late, why = state.members - state.reports.keys(), f"its report came {REPORT_S:g} s too late"
@@ -260,47 +261,47 @@ class Training:
             self._audits.equivocated()
 
     async def _act(
-        self, effect: rounds.Effect, member: Member | None, accepted: dict[str, Submission], drawn: Draw | None
+        self, effect: round_events.Effect, member: Member | None, accepted: dict[str, Submission], drawn: Draw | None
     ) -> None:
         match effect:
-            case rounds.Refused(node, why):
+            case round_events.Refused(node, why):
                 assert member is not None, "it has said something"
                 emit("node.refused", node=node, why=why)
                 member.send(Refused(why))
-            case rounds.Form(generation, round_, crew) if self._waits_for_newcomers or self._state.assignment:
+            case round_events.Form(generation, round_, crew) if self._waits_for_newcomers or self._state.assignment:
                 if newcomers := sorted(crew - self._state.ready):
                     emit("generation.extended", generation=generation, round=round_, nodes=newcomers)
                 self._introduce()
-            case rounds.Form(generation, round_):
+            case round_events.Form(generation, round_):
                 delay_s = min(0.1 * 2 ** min(self._failed_generations, 10) - 0.1, MAX_REFORM_DELAY_S)
                 self._failed_generations += 1
                 asyncio.get_running_loop().call_later(delay_s, self._form, generation, round_)
-            case rounds.Train():
+            case round_events.Train():
                 self._due = effect
-            case rounds.Replay(generation, round_, lost, load):
+            case round_events.Replay(generation, round_, lost, load):
                 count = {node: sum(each == node for each in load.values()) for node in sorted(set(load.values()))}
                 emit("round.replayed", generation=generation, round=round_, lost=lost, microbatches=count)
                 if self._planned == (generation, round_):
                     self._plan()
-            case rounds.Excluded(node, generation, why):
+            case round_events.Excluded(node, generation, why):
                 emit("node.excluded", node=node, generation=generation, why=why)
                 self._members[node].send(pb.CoordinatorMessage(pause=pb.Pause(generation=generation, why=why)))
-            case rounds.Released(node):
+            case round_events.Released(node):
                 emit("node.left", node=node, stage=self._state.seats[node])
                 self._forget(node).send(pb.CoordinatorMessage(finished=pb.Finished()))
-            case rounds.Pause(generation, why):
+            case round_events.Pause(generation, why):
                 emit("generation.paused", generation=generation, why=why)
                 for each in self.members:
                     each.send(pb.CoordinatorMessage(pause=pb.Pause(generation=generation, why=why)))
-            case rounds.Seal(_, reports):
+            case round_events.Seal(_, reports):
                 assert drawn is not None, "storing the seal drew them"
                 await self._announce(drawn, [accepted[node] for node in reports])
-            case rounds.Stop(why):
+            case round_events.Stop(why):
                 emit("training.stopped", why=why)
                 raise Refused(f"Training stopped in round {self._state.round}. {why}")
 
     def _form(self, generation: int, round_: int) -> None:
-        if generation != self._state.generation or self._state.phase is not rounds.Phase.FORMING:
+        if generation != self._state.generation or self._state.phase is not Phase.FORMING:
             return  # it was lost while it waited
         emit("generation.formed", generation=generation, round=round_)
         self._introduce()
@@ -312,7 +313,7 @@ class Training:
     def reconsider(self) -> None:
         """Plan the next round if it waited for a tip or for audits and needn't any longer."""
         due = self._due
-        if due is None or self._state.phase is not rounds.Phase.TRAINING or due.generation != self._state.generation:
+        if due is None or self._state.phase is not Phase.TRAINING or due.generation != self._state.generation:
             return
         if self._end_round is not None and due.round >= self._end_round:
             return

@@ -21,268 +21,45 @@ new state, then carries out the effects, in order.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from enum import Enum
+from dataclasses import replace
 from types import MappingProxyType
 from typing import TypeVar
 
 from commonweight.rules.assignment import Pace, assign, reassign, update
 from commonweight.rules.placement import Replica, stage_throughputs, weakest_stage
 from commonweight.rules.report import Report, find_mismatch
+from commonweight.rules.round_events import (
+    Broken,
+    Effect,
+    Event,
+    Excluded,
+    Form,
+    HasVersion,
+    Joined,
+    Late,
+    Leaving,
+    Lost,
+    Pause,
+    Ready,
+    Refused,
+    Released,
+    Replay,
+    Reported,
+    Seal,
+    Seated,
+    Stop,
+    Train,
+    Waited,
+)
+from commonweight.rules.round_state import Phase, RoundState
 
 PATIENCE_ROUNDS = 50
 """So many rounds are trained before a newcomer that was waited for in vain is waited for again."""
 MAX_MISMATCHES = 3
 """When the reports of one round have contradicted each other this often, training stops."""
 
-Assignment = tuple[tuple[str, ...], ...]
-"""For each stage, the node that computes each microbatch."""
 R = TypeVar("R")
 V = TypeVar("V")
-
-
-class Phase(Enum):
-    """What the model is waiting for."""
-
-    GATHERING = "gathering"
-    FORMING = "forming"
-    TRAINING = "training"
-    STOPPED = "stopped"
-
-
-def _nothing() -> MappingProxyType[str, V]:
-    return MappingProxyType({})
-
-
-@dataclass(frozen=True)
-class RoundState:
-    """All that decides what happens next. Every round before `round`, the one being trained, is sealed."""
-
-    stages: int
-    microbatches: int
-    """In a round."""
-    work: tuple[int, ...] = ()
-    """What a microbatch costs in each stage (`stage_units`); () where all cost the same."""
-    seats: Mapping[str, int] = field(default_factory=_nothing)
-    """The stage of each node (its address)."""
-    round: int = 0
-    generation: int = 0
-    roots: tuple[bytes | None, ...] = ()
-    """Each stage's state root at the start of `round`; () or None where unknown (before the first seal)."""
-    phase: Phase = Phase.GATHERING
-    online: frozenset[str] = frozenset()
-    versions: Mapping[str, int] = field(default_factory=_nothing)
-    """Of who is online and has one: the round that its state is ready to train."""
-    crew: frozenset[str] = frozenset()
-    ready: frozenset[str] = frozenset()
-    """Of the crew: whose pipes are open."""
-    assignment: Assignment = ()
-    """Of the round that is being trained."""
-    revision: int = 0
-    """How often that was changed while it is being trained."""
-    revised: tuple[int, ...] = ()
-    """For each stage, by which revision it was changed last."""
-    members: frozenset[str] = frozenset()
-    """Who is stepped with the round that is being trained; some shadow it, and who has reported may be gone. While
-    newcomers are waited for between two rounds, who was with the one before.
-    """
-    in_vain: Mapping[str, int] = field(default_factory=_nothing)
-    """Newcomers that were waited for in vain, and before which round: it isn't done again for a while."""
-    paces: Mapping[str, Pace] = field(default_factory=_nothing)
-    """Of who has been a member of a sealed round since it came online."""
-    reports: Mapping[str, Report] = field(default_factory=_nothing)
-    """By node, of `round`."""
-    mismatches: int = 0
-    leaving: frozenset[str] = frozenset()
-    """Who goes when the round that is being trained is over."""
-
-    def holders(self, stage: int, among: frozenset[str] | None = None) -> tuple[str, ...]:
-        """Who has a seat in the stage and is online (or `among` others), in order of address."""
-        nodes = self.online if among is None else among
-        return tuple(sorted(node for node in nodes if self.seats.get(node) == stage))
-
-    def works(self, node: str) -> bool:
-        """Whether it has a load in the round that is being trained."""
-        return bool(self.assignment) and node in self.seats and node in self.assignment[self.seats[node]]
-
-
-@dataclass(frozen=True)
-class Joined:
-    """A node opened its control stream."""
-
-    node: str
-    has_data: bool = True
-    """Only a node with the text can hold the first stage."""
-    stages: frozenset[int] | None = None
-    """Those that its owner's seats on chain let it hold; None where the model asks for no stake."""
-
-
-@dataclass(frozen=True)
-class Lost:
-    """A node's control stream ended or fell silent."""
-
-    node: str
-
-
-@dataclass(frozen=True)
-class Leaving:
-    """A node wants to go, once its work in the round that is being trained is done."""
-
-    node: str
-    has_begun: bool = True
-    """Whether the members were told to train this round."""
-
-
-@dataclass(frozen=True)
-class HasVersion:
-    """A node has the state of its stage that is ready to train `round`."""
-
-    node: str
-    round: int
-
-
-@dataclass(frozen=True)
-class Ready:
-    """A node's pipes of this generation are open."""
-
-    node: str
-    generation: int
-
-
-@dataclass(frozen=True)
-class Broken:
-    """A node's pipes of this generation couldn't be opened, or broke."""
-
-    node: str
-    generation: int
-    why: str
-    peer: str | None = None
-    """Whose pipe it was; None where it is the node's own fault."""
-
-
-@dataclass(frozen=True)
-class Late:
-    """A node waits for the gradient of a microbatch that it has sent to `peer`, much longer than it took before."""
-
-    node: str
-    generation: int
-    why: str
-    peer: str
-
-
-@dataclass(frozen=True)
-class Reported:
-    """A node's report, its signature checked."""
-
-    node: str
-    generation: int
-    report: Report
-    busy_s: float
-    """Seconds that it worked on its load; positive where it has one."""
-    revision: int = 0
-    """By which the stage was changed last when it was trained."""
-
-
-@dataclass(frozen=True)
-class Waited:
-    """The host has waited long enough for newcomers to this generation: for those whose pipes aren't open while
-    training could go on, and for those without a load whose reports are all that the round lacks.
-    """
-
-    generation: int
-
-
-Event = Joined | Lost | Leaving | HasVersion | Ready | Broken | Late | Reported | Waited
-
-
-@dataclass(frozen=True)
-class Seated:
-    """The node holds this stage from now on."""
-
-    node: str
-    stage: int
-
-
-@dataclass(frozen=True)
-class Refused:
-    """The node's event is not accepted; it is told why."""
-
-    node: str
-    why: str
-
-
-@dataclass(frozen=True)
-class Form:
-    """The crew opens its pipes of this generation, those that aren't open, and has the state at the start of `round`
-    where the generation is new.
-    """
-
-    generation: int
-    round: int
-    crew: frozenset[str]
-
-
-@dataclass(frozen=True)
-class Train:
-    """The members train this round."""
-
-    generation: int
-    round: int
-    assignment: Assignment
-    members: frozenset[str]
-
-
-@dataclass(frozen=True)
-class Replay:
-    """The members go on with the round by a plan that was changed: others compute the load of a node that is lost."""
-
-    generation: int
-    round: int
-    lost: str
-    load: Mapping[int, str]
-    """By microbatch, who computes it instead."""
-
-
-@dataclass(frozen=True)
-class Excluded:
-    """The node is connected, but the generation goes on without it: it forgets what is in flight."""
-
-    node: str
-    generation: int
-    why: str
-
-
-@dataclass(frozen=True)
-class Released:
-    """The node may go: nothing is expected of it any more."""
-
-    node: str
-
-
-@dataclass(frozen=True)
-class Seal:
-    """The round is final: these reports (by node) are credited, once, in the transaction that stores the new state."""
-
-    round: int
-    reports: Mapping[str, Report]
-
-
-@dataclass(frozen=True)
-class Pause:
-    """The generation is over; everyone still online forgets what is in flight."""
-
-    generation: int
-    why: str
-
-
-@dataclass(frozen=True)
-class Stop:
-    """Training can't go on without a person."""
-
-    why: str
-
-
-Effect = Seated | Refused | Form | Train | Replay | Excluded | Released | Seal | Pause | Stop
 Next = tuple[RoundState, tuple[Effect, ...]]
 
 

@@ -20,7 +20,9 @@ from commonweight.rules.placement import (
     stage_throughputs,
     weakest_stage,
 )
-from commonweight.rules.rounds import Joined, RoundState, Seated, advance
+from commonweight.rules.round_events import Joined, Seated
+from commonweight.rules.round_state import RoundState
+from commonweight.rules.rounds import advance
 
 Stages = list[dict[str, Replica]]
 

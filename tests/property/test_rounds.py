@@ -12,8 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from commonweight.rules.load import Load, is_divided
 from commonweight.rules.report import Report, find_mismatch
-from commonweight.rules.rounds import (
-    MAX_MISMATCHES,
+from commonweight.rules.round_events import (
     Broken,
     Effect,
     Event,
@@ -25,20 +24,19 @@ from commonweight.rules.rounds import (
     Leaving,
     Lost,
     Pause,
-    Phase,
     Ready,
     Refused,
     Released,
     Replay,
     Reported,
-    RoundState,
     Seal,
     Seated,
     Stop,
     Train,
     Waited,
-    advance,
 )
+from commonweight.rules.round_state import Phase, RoundState
+from commonweight.rules.rounds import MAX_MISMATCHES, advance
 from tools.build_vectors import honest_reports, mark
 
 NODES = tuple(f"node {i}" for i in range(6))

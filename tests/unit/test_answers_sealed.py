@@ -17,7 +17,7 @@ from commonweight.rules.audits import Kind
 from commonweight.rules.epoch import answers_per_round
 from commonweight.rules.receipt import Domain
 from commonweight.rules.report import NO_TENSOR
-from commonweight.rules.rounds import Seal
+from commonweight.rules.round_events import Seal
 from commonweight.rules.statement import SealedRound
 from commonweight.wire.generated import control_pb2 as pb
 from commonweight.wire.messages import answer_from_proto, answer_to_proto, report_from_proto, report_to_proto

@@ -1,0 +1,80 @@
+"""What the coordinator knows of the round that is being trained: see rounds.py for how it changes."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from types import MappingProxyType
+from typing import TypeVar
+
+from commonweight.rules.assignment import Pace
+from commonweight.rules.report import Report
+
+V = TypeVar("V")
+
+Assignment = tuple[tuple[str, ...], ...]
+"""For each stage, the node that computes each microbatch."""
+
+
+class Phase(Enum):
+    """What the model is waiting for."""
+
+    GATHERING = "gathering"
+    FORMING = "forming"
+    TRAINING = "training"
+    STOPPED = "stopped"
+
+
+def _nothing() -> MappingProxyType[str, V]:
+    return MappingProxyType({})
+
+
+@dataclass(frozen=True)
+class RoundState:
+    """All that decides what happens next. Every round before `round`, the one being trained, is sealed."""
+
+    stages: int
+    microbatches: int
+    """In a round."""
+    work: tuple[int, ...] = ()
+    """What a microbatch costs in each stage (`stage_units`); () where all cost the same."""
+    seats: Mapping[str, int] = field(default_factory=_nothing)
+    """The stage of each node (its address)."""
+    round: int = 0
+    generation: int = 0
+    roots: tuple[bytes | None, ...] = ()
+    """Each stage's state root at the start of `round`; () or None where unknown (before the first seal)."""
+    phase: Phase = Phase.GATHERING
+    online: frozenset[str] = frozenset()
+    versions: Mapping[str, int] = field(default_factory=_nothing)
+    """Of who is online and has one: the round that its state is ready to train."""
+    crew: frozenset[str] = frozenset()
+    ready: frozenset[str] = frozenset()
+    """Of the crew: whose pipes are open."""
+    assignment: Assignment = ()
+    """Of the round that is being trained."""
+    revision: int = 0
+    """How often that was changed while it is being trained."""
+    revised: tuple[int, ...] = ()
+    """For each stage, by which revision it was changed last."""
+    members: frozenset[str] = frozenset()
+    """Who is stepped with the round that is being trained; some shadow it, and who has reported may be gone. While
+    newcomers are waited for between two rounds, who was with the one before.
+    """
+    in_vain: Mapping[str, int] = field(default_factory=_nothing)
+    """Newcomers that were waited for in vain, and before which round: it isn't done again for a while."""
+    paces: Mapping[str, Pace] = field(default_factory=_nothing)
+    """Of who has been a member of a sealed round since it came online."""
+    reports: Mapping[str, Report] = field(default_factory=_nothing)
+    """By node, of `round`."""
+    mismatches: int = 0
+    leaving: frozenset[str] = frozenset()
+    """Who goes when the round that is being trained is over."""
+
+    def holders(self, stage: int, among: frozenset[str] | None = None) -> tuple[str, ...]:
+        """Who has a seat in the stage and is online (or `among` others), in order of address."""
+        nodes = self.online if among is None else among
+        return tuple(sorted(node for node in nodes if self.seats.get(node) == stage))
+
+    def works(self, node: str) -> bool:
+        """Whether it has a load in the round that is being trained."""
+        return bool(self.assignment) and node in self.seats and node in self.assignment[self.seats[node]]
