@@ -37,6 +37,8 @@ class Auditing:
     panel: Panel
     convicted: Callable[[], None] = lambda: None
     """Called when there is a fraud to slash for."""
+    fraud: Callable[[str, int], None] = lambda *_: None
+    """(node, stage): called when its work there was fraud."""
     _open: dict[int, Draw] = field(default_factory=dict)
     """By round, where audits aren't decided."""
     _put_off: Counter[Audit] = field(default_factory=Counter)
@@ -176,6 +178,8 @@ class Auditing:
         _tell_verdict(node, line, given)
         if _tell_convicted(node, line):
             self.convicted()
+        if Verdict(line.verdict) is Verdict.FAILED:
+            self.fraud(node, line.stage)
 
     async def _until(self, condition: Callable[[], bool]) -> None:
         while not condition():

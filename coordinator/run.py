@@ -165,6 +165,9 @@ async def run_coordinator(config: CoordinatorConfig) -> None:
     training = Training(
         config.spec, place, ledger, progress, end_round, beacons, auditing, serving, durable=config.durable
     )
+    auditing.fraud = training.convict
+    for proven in await asyncio.to_thread(ledger.convicted):
+        training.convict(proven.node, proven.stage)
     answers = Answers(config.spec, place, ledger, serving)
     seats = Seats(chain, registered, first_block)
     async with (

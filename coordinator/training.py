@@ -73,7 +73,7 @@ class Training:
         self._members: dict[str, Member] = {}
         self._accepted: dict[str, Submission] = {}
         """By node: what came with the reports that the state holds."""
-        self._events: asyncio.Queue[tuple[round_events.Event, Member, Submission | None]] = asyncio.Queue()
+        self._events: asyncio.Queue[tuple[round_events.Event, Member | None, Submission | None]] = asyncio.Queue()
         self._due: round_events.Train | None = None
         """To be planned as soon as nothing stands in its way."""
         self._planned = (-1, -1)
@@ -129,6 +129,10 @@ class Training:
         """The node wants to leave."""
         has_begun = self._planned == (self._state.generation, self._state.round)
         self._events.put_nowait((round_events.Leaving(member.node, has_begun), member, None))
+
+    def convict(self, node: str, stage: int) -> None:
+        """Its work in this stage was fraud."""
+        self._events.put_nowait((round_events.Convicted(node, stage), None, None))
 
     def note_version(self, member: Member, round_: int) -> None:
         """The node has the state that is ready to train this round."""
@@ -259,6 +263,7 @@ class Training:
         accepted = self._accepted.get(refused.node)
         if await asyncio.to_thread(self._recorder.store_equivocation, refused, accepted):
             self._audits.equivocated()
+            self.convict(refused.node, report.stage)
 
     async def _act(
         self, effect: round_events.Effect, member: Member | None, accepted: dict[str, Submission], drawn: Draw | None

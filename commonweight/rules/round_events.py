@@ -35,6 +35,14 @@ class Leaving:
 
 
 @dataclass(frozen=True)
+class Convicted:
+    """A node's work in a stage was fraud."""
+
+    node: str
+    stage: int
+
+
+@dataclass(frozen=True)
 class HasVersion:
     """A node has the state of its stage that is ready to train `round`."""
 
@@ -93,7 +101,7 @@ class Waited:
     generation: int
 
 
-Event = Joined | Lost | Leaving | HasVersion | Ready | Broken | Late | Reported | Waited
+Event = Joined | Lost | Leaving | Convicted | HasVersion | Ready | Broken | Late | Reported | Waited
 
 
 @dataclass(frozen=True)

@@ -67,6 +67,8 @@ class RoundState:
     reports: Mapping[str, Report] = field(default_factory=_nothing)
     """By node, of `round`."""
     mismatches: int = 0
+    convicted: frozenset[str] = frozenset()
+    """Whose work was fraud in the stage that they hold: others do it where there are any."""
     leaving: frozenset[str] = frozenset()
     """Who goes when the round that is being trained is over."""
 

@@ -30,6 +30,7 @@ from commonweight.rules.placement import Replica, stage_throughputs, weakest_sta
 from commonweight.rules.report import Report, find_mismatch
 from commonweight.rules.round_events import (
     Broken,
+    Convicted,
     Effect,
     Event,
     Excluded,
@@ -72,6 +73,8 @@ def advance(state: RoundState, event: Event) -> Next:
             return _lose(state, node)
         case Leaving():
             return _let_go(state, event)
+        case Convicted(node, stage):
+            return _convict(state, node, stage)
         case HasVersion(node, round_):
             return _take_version(state, node, round_)
         case Ready(node, generation):
@@ -128,6 +131,18 @@ def _let_go(state: RoundState, event: Leaving) -> Next:
         return replace(state, leaving=state.leaving | {node}), ()
     state, effects = _leave_crew(_offline(state, node), node, f"{node} of stage {state.seats[node]} leaves")
     return state, (Released(node), *effects)
+
+
+def _convict(state: RoundState, node: str, stage: int) -> Next:
+    """From the next round on it has a load only where it is alone in its stage."""
+    if state.seats.get(node) != stage:
+        return state, ()
+    return replace(state, convicted=state.convicted | {node}), ()
+
+
+def _trusted(state: RoundState, nodes: Sequence[str]) -> Sequence[str]:
+    """Of these replicas of a stage, those that may be given work."""
+    return [node for node in nodes if node not in state.convicted] or nodes
 
 
 def _offline(state: RoundState, node: str) -> RoundState:
@@ -316,10 +331,12 @@ def _without_newcomers(state: RoundState, nodes: frozenset[str]) -> RoundState:
 
 
 def _train(state: RoundState) -> Next:
-    """Who is ready trains the next round. Newcomers shadow it, where anybody else of their stage is there."""
+    """Who is ready trains the next round. Newcomers shadow it where anybody else of their stage is there, and so do those
+    who are convicted.
+    """
 
     def paces(stage: int) -> dict[str, float | None]:
-        replicas = state.holders(stage, state.ready)
+        replicas = _trusted(state, state.holders(stage, state.ready))
         known = {node: state.paces[node].microbatch_s for node in replicas if node in state.paces}
         return known or dict.fromkeys(replicas)
 
@@ -380,7 +397,7 @@ def _leave_crew(state: RoundState, node: str, why: str) -> Next:
 def _replay(state: RoundState, lost: str) -> Next:
     """The others of its stage compute its load, too; they add up their gradients anew."""
     stage, state = state.seats[lost], _without_member(state, lost)
-    replicas = state.holders(stage, state.members)
+    replicas = _trusted(state, state.holders(stage, state.members))
     paces = {node: state.paces[node].microbatch_s if node in state.paces else None for node in replicas}
     row = state.assignment[stage]
     load = reassign(row, lost, paces)

@@ -14,6 +14,7 @@ from commonweight.rules.load import Load, is_divided
 from commonweight.rules.report import Report, find_mismatch
 from commonweight.rules.round_events import (
     Broken,
+    Convicted,
     Effect,
     Event,
     Excluded,
@@ -157,6 +158,13 @@ class Rounds(RuleBasedStateMachine):
             has_work = has_begun and old.phase is Phase.TRAINING and old.works(node)
             assert (node in self.state.leaving) == has_work
 
+    @rule(node=nodes, stage=st.integers(0, 2))
+    def convict(self, node: str, stage: int) -> None:
+        old = self.state
+        assert self.send(Convicted(node, stage)) == ()
+        assert self.state.convicted - old.convicted <= {node}
+        assert self.state == replace(old, convicted=self.state.convicted)
+
     @rule(node=nodes, age=ages)
     def has_version(self, node: str, age: int) -> None:
         self.send(HasVersion(node, max(0, self.state.round - age)))
@@ -277,7 +285,7 @@ class Rounds(RuleBasedStateMachine):
         kinds = kinds_of(effects)
         if isinstance(event, Ready | Broken | Late | Reported | Waited) and event.generation != old.generation:
             assert (self.state, effects) == (old, ())  # nothing of an ended generation counts
-        if not isinstance(event, Joined | Waited) and event.node not in old.online:
+        if not isinstance(event, Joined | Convicted | Waited) and event.node not in old.online:
             assert self.state == old  # nor anything of who isn't there
             assert set(kinds) <= {Refused}
         if isinstance(event, Reported) and event.node not in old.members:
@@ -381,7 +389,8 @@ class Rounds(RuleBasedStateMachine):
                 row = enumerate(old.assignment[stage])
                 expected = [load[number] if node == lost else node for number, node in row]
                 assert state.assignment == (*old.assignment[:stage], tuple(expected), *old.assignment[stage + 1 :])
-                assert set(load.values()) <= set(state.holders(stage, state.members))
+                successors = set(state.holders(stage, state.members))
+                assert set(load.values()) <= (successors - state.convicted or successors)
                 assert state.reports == old.reports
                 assert not any(report.stage == stage for report in state.reports.values())
                 assert state.revised[stage] == state.revision == old.revision + 1
@@ -410,7 +419,9 @@ class Rounds(RuleBasedStateMachine):
             members = state.holders(stage, state.members)
             assert set(computes) <= set(members)
             assert is_divided([load_of(state, node) for node in members], state.microbatches)
-            if self.proven & set(members):
+            trusted = set(members) - state.convicted or set(members)
+            assert set(computes) <= trusted, "who is convicted works only where nobody else is"
+            if self.proven & trusted:
                 assert set(computes) <= self.proven, "newcomers shadow their first round"
 
     def check_seal(self, round_: int, reports: Mapping[str, Report], old: RoundState) -> None:
@@ -677,6 +688,17 @@ def test_who_is_late_is_replaced_where_another_replica_is_there() -> None:
     assert kinds_of(effects) == [Excluded, Form, Replay]
     alone = formed()
     assert advance(alone, Late(NODES[0], alone.generation, "it takes long", NODES[1])) == (alone, ())
+
+
+def test_who_is_convicted_works_only_where_nobody_else_does() -> None:
+    state, _ = advance(all_work(), Convicted(NODES[2], 0))
+    assert advance(state, Convicted(NODES[3], 0)) == (state, ()), "it holds another stage"
+    state, effects = reported(state)
+    assert kinds_of(effects) == [Seal, Train]
+    assert (load_of(state, NODES[0]), load_of(state, NODES[2])) == ((0, 1, 2, 3), ())
+    state, effects = advance(state, Lost(NODES[0]))
+    assert kinds_of(effects) == [Form, Replay]
+    assert load_of(state, NODES[2]) == (0, 1, 2, 3)
 
 
 def test_a_node_that_others_can_t_reach_forgets_what_it_had_begun() -> None:

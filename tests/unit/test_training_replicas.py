@@ -276,6 +276,17 @@ async def test_who_can_t_be_reached_is_told_to_forget_the_round_that_others_go_o
         await world.seal(members, 1, 3)
 
 
+async def test_who_is_convicted_gets_no_load_where_another_replica_is_there() -> None:
+    async with a_world() as world:
+        members = await sharing(world)
+        world.training.convict(C, 0)
+        await world.heard_all()
+        await world.seal(members, 1, 3)
+        assert [world.load(members[0]), world.load(members[2])] == [ALL, ()]
+        await world.seal(members, 1, 4)
+        assert [credit.node for credit in world.credits[4]] == [A, B]
+
+
 async def test_who_wants_to_leave_is_let_go_after_its_round() -> None:
     async with a_world() as world:
         *members, worker = await sharing(world)
