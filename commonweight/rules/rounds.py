@@ -331,7 +331,7 @@ def _without_newcomers(state: RoundState, nodes: frozenset[str]) -> RoundState:
 
 
 def _train(state: RoundState) -> Next:
-    """Who is ready trains the next round. Newcomers shadow it where anybody else of their stage is there, and so do those
+    """Who is ready trains the next round. Newcomers shadow it where others of their stage are there, and so do those
     who are convicted.
     """
 
