@@ -87,6 +87,8 @@ class Run:
     replays: int
     units_lost: int
     """FLOPs that were in sealed rounds and weren't paid."""
+    all_there: float
+    """Of the counted rounds, the part in which every node had a part."""
 
 
 def run_swarm_bench(bench: SwarmBench, tell: Callable[[str], None]) -> tuple[list[Result], dict[str, list[Any]]]:
@@ -119,11 +121,12 @@ def run_devnet(bench: SwarmBench, rounds: int, replicas: int, options: Sequence[
             raise StateError(f"A devnet wasn't done after {RUN_S:g} s: {' '.join(command)}") from error
         if done.returncode:
             raise StateError(f"A devnet failed: {' '.join(command)}\nIt said: {done.stdout[-2000:]}")
-        return read_run(json.loads(report.read_text()), (folder / "logs" / "coordinator.jsonl").read_bytes())
+        log = (folder / "logs" / "coordinator.jsonl").read_bytes()
+        return read_run(json.loads(report.read_text()), log, bench.stages * replicas)
 
 
-def read_run(report: Mapping[str, Any], coordinator_log: bytes) -> Run:
-    """What a devnet's report, and the times in its coordinator's log, say."""
+def read_run(report: Mapping[str, Any], coordinator_log: bytes, nodes: int) -> Run:
+    """What the report of a devnet of so many nodes, and the times in its coordinator's log, say."""
     events = (parse_event(line) for line in coordinator_log.splitlines())
     sealed = [event for event in events if event is not None and event.name == "round.sealed"]
     counted = sealed[WARM_UP_ROUNDS:]
@@ -136,6 +139,7 @@ def read_run(report: Mapping[str, Any], coordinator_log: bytes) -> Run:
         rounds_repeated=report["rounds_repeated"],
         replays=report["replays"],
         units_lost=int(report["units_lost"]),
+        all_there=sum(sum(event.fields["replicas"]) == nodes for event in counted) / len(counted),
     )
 
 
@@ -158,7 +162,12 @@ def to_results(bench: SwarmBench, runs: Mapping[str, Sequence[Run]]) -> list[Res
             Result(f"{name}: units lost", "FLOPs", Summary.of([run.units_lost for run in killed]), limit=0),
             *(
                 Result(f"{name}: {what}", "", Summary.of([getattr(run, field) for run in killed]))
-                for what, field in (("kills", "kills"), ("rounds repeated", "rounds_repeated"), ("replays", "replays"))
+                for what, field in (
+                    ("kills", "kills"),
+                    ("rounds repeated", "rounds_repeated"),
+                    ("replays", "replays"),
+                    ("rounds in which all nodes had a part, of all", "all_there"),
+                )
             ),
         ]
         if recovery_s := [each for run in killed for each in run.recovery_s]:  # none: all fell behind the last round

@@ -17,16 +17,16 @@ REPORT = {"losses": [6.0, 4.5], "kills": 1, "recovery_s": [2.5], "rounds_repeate
 
 
 def run(tokens_per_s: float, *recovery_s: float, loss: float = 4.0) -> Run:
-    return Run(tokens_per_s, loss, len(recovery_s), recovery_s, len(recovery_s), 0, 0)
+    return Run(tokens_per_s, loss, len(recovery_s), recovery_s, len(recovery_s), 0, 0, 0.5)
 
 
 def test_throughput_is_by_the_clock_and_without_the_first_rounds() -> None:
     times = (100.0, 110.0, 112.0, 120.0)  # the last but one was repeated, or waited
     log = "\n".join(
-        json.dumps({"event": "round.sealed", "time": at, "pid": 1, "round": number, "tokens": 8192})
+        json.dumps({"event": "round.sealed", "time": at, "pid": 1, "replicas": [2, number - 1], "tokens": 8192})
         for number, at in enumerate(times)
     )
-    assert read_run(REPORT, log.encode()) == Run(2 * 8192 / 10, 4.5, 1, (2.5,), 1, 3, 7)
+    assert read_run(REPORT, log.encode(), 4) == Run(2 * 8192 / 10, 4.5, 1, (2.5,), 1, 3, 7, 0.5)
 
 
 def test_each_part_is_a_ratio_to_a_baseline_of_the_same_turn() -> None:
