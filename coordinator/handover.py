@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from commonweight.events import emit
 from commonweight.rules.round_state import RoundState
 from commonweight.wire.generated import control_pb2 as pb
-from coordinator.keepers import Found, Keepers, source_of
+from coordinator.keepers import Found, Keepers, Restorers, source_of
 from coordinator.members import Member
 
 
@@ -22,8 +22,8 @@ class Handover:
     _versions: dict[str, pb.Version] = field(default_factory=dict)
     """By node: what those are to have that haven't said that they have it."""
     _grants: dict[str, pb.ReplicaGrant] = field(default_factory=dict)
-    _empty: dict[int, list[str]] = field(default_factory=dict)
-    """The stages whose state nobody has, and who is to restore it."""
+    _empty: dict[int, Restorers] = field(default_factory=dict)
+    """Of the stages whose state nobody has who is to restore it, and from whose pieces."""
     _found: dict[int, tuple[int, Found]] = field(default_factory=dict)
     """What was told of them: the round, and what is left."""
 
@@ -51,12 +51,12 @@ class Handover:
             root = state.roots[stage] if state.roots else None
             version = pb.Version(round=state.round, state_root=root or b"", sources=map(source_of, have))
             if want and not have and root:
-                self._empty[stage] = [each.node for each in want]
                 found = self.keepers.find(stage, state.round, root, state.online)
-                version.keepers.extend(source_of(members[node]) for node in found.keepers)
-                version.makers.extend(
-                    bytes.fromhex(node[2:]) for node, of in sorted(state.seats.items()) if of == stage
-                )
+                keepers = found.keepers if found.is_enough else ()
+                makers = sorted(node for node, its in state.seats.items() if its == stage) if keepers else ()
+                self._empty[stage] = [each.node for each in want], keepers
+                version.keepers.extend(source_of(members[node]) for node in keepers)
+                version.makers.extend(bytes.fromhex(node[2:]) for node in makers)
                 self._tell_empty(stage, state.round, found)
             versions |= {each.node: version for each in want}
             for member in replicas:

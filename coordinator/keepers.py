@@ -29,6 +29,15 @@ class Found:
     together: int
     """Of the keepers, as many as have pieces of one making, at most."""
 
+    @property
+    def is_enough(self) -> bool:
+        """Whether they restore it, if none of them lies."""
+        return 0 < self.threshold <= self.together
+
+
+Restorers = tuple[Sequence[str], Sequence[str]]
+"""Nodes of an empty stage, and the keepers that have enough pieces of it together."""
+
 
 @dataclass
 class Keepers:
@@ -68,9 +77,9 @@ class Keepers:
         (_, threshold), together = max(makings.items(), key=lambda item: item[1] - item[0][1])
         return Found(tuple(sorted(having)), threshold, together)
 
-    def tell(self, state: RoundState, members: Mapping[str, Member], empty: Mapping[int, Sequence[str]]) -> None:
-        """Tell who is to make pieces, for whom, who is to keep them, and who may have them back: `empty` has, of the
-        stages of which nobody has the state, those that are to restore it.
+    def tell(self, state: RoundState, members: Mapping[str, Member], empty: Mapping[int, Restorers]) -> None:
+        """Tell who is to make pieces, for whom, who is to keep them, and who may have them back: of the stages whose
+        state nobody has, those that are to restore it, and from whom.
         """
         if state.online is not self._online:
             self._online = state.online
@@ -88,9 +97,8 @@ class Keepers:
                 orders[maker] = pb.MakePieces(keepers=sources, before_report=self.before_report)
                 for node in keepers:
                     grants[node].makers.add(stage=stage, certificate=members[maker].certificate)
-            root = state.roots[stage] if state.roots else None
-            for seeker in empty.get(stage, ()) if root else ():
-                for node in self.find(stage, state.round, root or b"", state.online).keepers:
+            for seeker in empty.get(stage, ((), ()))[0]:
+                for node in empty[stage][1]:
                     grants[node].seekers.add(stage=stage, certificate=members[seeker].certificate)
         for node in self._grants.keys() | grants.keys():  # first: who is told of keepers goes to them at once
             if (grant := grants[node]) != self._grants.get(node, pb.KeepPieces()):

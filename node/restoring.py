@@ -8,6 +8,7 @@ has signed; what they come to is believed for its state root alone, which the co
 
 import asyncio
 import shutil
+import tempfile
 import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ from commonweight.wire.tls import Certificate
 from node.cutting import join
 from node.fetching import Version, place_version
 from node.keeping import check_manifest, max_version_bytes
-from node.published import MOMENTS_FILE, PARAMETERS_FILE, version_path
+from node.published import MOMENTS_FILE, PARAMETERS_FILE
 
 
 @dataclass(frozen=True)
@@ -55,10 +56,10 @@ async def restore_version(
     `makers`: the addresses whose signature makes pieces the stage's. Raises PiecesMissing where too few of the keepers
     have brought right ones, CheckpointError where the disk is full or fails. What came is removed then.
     """
-    scratch = folder / f".restoring-{version_path(folder, version.round).name}"
+    scratch = folder
     try:
-        await asyncio.to_thread(shutil.rmtree, scratch, ignore_errors=True)
-        await asyncio.to_thread(scratch.mkdir, parents=True, mode=0o700)
+        # A folder of its own: what an earlier try is still writing, though nobody waits for it, goes elsewhere.
+        scratch = await asyncio.to_thread(_empty_folder, folder)
         await _Restoring(certificate, version, scratch, keepers, makers, domain).run(folder)
     except OSError as error:
         raise CheckpointError(
@@ -66,7 +67,8 @@ async def restore_version(
             "checkpoints are as they were. Free disk space, then start the node again."
         ) from error
     finally:
-        await asyncio.to_thread(shutil.rmtree, scratch, ignore_errors=True)
+        if scratch != folder:
+            await asyncio.to_thread(shutil.rmtree, scratch, ignore_errors=True)
 
 
 class _Restoring:
@@ -185,6 +187,14 @@ class _Restoring:
     def _drop(self, keeper: Source, error: CommonweightError) -> None:
         emit("state.peer_dropped", peer=keeper.peer_id, code=error.code, message=error.args[0])
         self._dropped.append(f"{keeper.peer_id}: {error}")
+
+
+def _empty_folder(folder: Path) -> Path:
+    """A new one in the folder, without what earlier tries have left there. Raises OSError."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for leftover in folder.glob(".restoring-*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    return Path(tempfile.mkdtemp(prefix=".restoring-", dir=folder))
 
 
 def _digest(path: Path) -> str:

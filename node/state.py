@@ -46,6 +46,8 @@ class StageState:
         self._assignment: pb.Assignment | None = None
         self._send: Callable[[pb.NodeMessage], None] = lambda _: None
         self._frozen_hash = b""
+        self._wanted: pb.Version | None = None
+        """As it was said last."""
         self._getting: asyncio.Task[None] | None = None
         self._sealed = pb.Version()
         """That the coordinator has spoken of last."""
@@ -99,6 +101,9 @@ class StageState:
 
     async def want(self, wanted: pb.Version) -> None:
         """The coordinator wants the node to have this version: fetch it, if it isn't there, and say when it is."""
+        last, self._wanted = self._wanted, wanted
+        if last is not None and self._getting is not None and not self._getting.done() and _only_lacks(wanted, last):
+            return  # what is coming isn't asked for again because somebody else has gone
         await self.end()
         self._getting = asyncio.create_task(self._get(wanted))
 
@@ -175,6 +180,13 @@ class StageState:
     def _folder(self) -> Path:
         assert self._assignment is not None, "a version comes after the assignment"
         return self._directory / f"stage-{self._assignment.stage}"
+
+
+def _only_lacks(wanted: pb.Version, last: pb.Version) -> bool:
+    """Whether it is the version that was to be restored before, from fewer keepers."""
+    same = (wanted.round, wanted.state_root) == (last.round, last.state_root)
+    fewer = all(keeper in last.keepers for keeper in wanted.keepers)
+    return same and bool(wanted.keepers) and fewer and not wanted.sources and not last.sources
 
 
 def _sources(named: Iterable[pb.EvidenceSource]) -> Sequence[Source]:

@@ -62,11 +62,7 @@ def test_a_stage_whose_last_holder_is_gone_with_its_disk_comes_back_from_its_pie
         coordinator = network.start_coordinator(MANY)  # which knows of pieces what the keepers say
         newcomer = network.start_node(STAGES)
         assert newcomer.wait_for("node.assigned").fields["stage"] == LOST
-        alone = newcomer.wait_for("state.failed")
-        assert alone.fields["code"] == "WIRE_NO_PIECES"
-        assert (
-            "of 1 keepers that are there 1 brought pieces that belong together; it takes 2" in alone.fields["message"]
-        )
+        newcomer.wait_for("state.waiting", lambda event: event.fields["round"] == last + 1)
         empty = coordinator.wait_for("stage.empty", lambda event: event.fields["keepers"] == 1)
         assert empty.fields == {"stage": LOST, "round": last + 1, "keepers": 1, "threshold": 2}
 
@@ -77,6 +73,9 @@ def test_a_stage_whose_last_holder_is_gone_with_its_disk_comes_back_from_its_pie
             return event.fields["code"] == "WIRE_COMMITMENT"
 
         newcomer.wait_for("state.peer_dropped", dropped)
+        failed = newcomer.wait_for("state.failed").fields
+        assert failed["code"] == "WIRE_NO_PIECES"
+        assert "of 2 keepers that are there 1 brought pieces that belong together; it takes 2" in failed["message"]
         assert not (network.folder / f"node-{STAGES}" / f"stage-{LOST}" / f"round-{last + 1:08d}").exists()
         network.start_node(3)
         fetched = newcomer.wait_for("state.fetched")

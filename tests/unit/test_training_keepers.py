@@ -114,13 +114,15 @@ async def test_what_keepers_say_while_the_stage_is_empty_is_passed_on(
         assert who(world.told(A, "version")[-1].keepers) == ""
         world.training.note_pieces(members[2], held(0, 1))
         world.training.note_pieces(members[1], held(1, 1))
-        await world.until("A", "version", 1)
-        assert who(world.told(A, "version")[-1].keepers) == "C"
+        assert who(world.told(A, "version")[-1].keepers) == "", "one of two restores nothing"
+        assert may(world, C)[1] == []
         world.training.note_pieces(members[3], held(0, 1))
         assert who(world.told(A, "version")[-1].keepers) == "CD"
+        assert may(world, C)[1] == may(world, D)[1] == [(0, "A")]
         world.training.leave(members[2])
         await world.heard_all()
-        assert who(world.told(A, "version")[-1].keepers) == "D"
+        assert who(world.told(A, "version")[-1].keepers) == ""
+        assert may(world, D)[1] == []
         found = [(fields["keepers"], fields["threshold"]) for name, fields in told if name == "stage.empty"]
         assert found == [(0, 0), (1, 2), (2, 2), (1, 2)]
 
