@@ -8,15 +8,25 @@ from commonweight.wire.generated import control_pb2 as pb
 from coordinator.members import Member
 
 
+@dataclass(frozen=True)
+class Told:
+    """What the replicas of one stage were told."""
+
+    of: tuple[int, tuple[Member, ...], frozenset[str]] = (-1, (), frozenset())
+    """As of which: round, who is connected, who of them has the version."""
+    versions: Mapping[str, pb.Version] = field(default_factory=dict)
+    """By node: what those are to have that haven't said that they have it."""
+    grants: Mapping[str, pb.ReplicaGrant] = field(default_factory=dict)
+
+
 @dataclass
 class Handover:
     """What those who are connected were told of it."""
 
     _state: RoundState | None = None
     """As of which they were told."""
-    _versions: dict[str, pb.Version] = field(default_factory=dict)
-    """By node: what those are to have that haven't said that they have it."""
-    _grants: dict[str, pb.ReplicaGrant] = field(default_factory=dict)
+    _told: dict[int, Told] = field(default_factory=dict)
+    """By stage."""
 
     def tell(self, state: RoundState, members: Mapping[str, Member]) -> None:
         """Tell everybody who is connected what it doesn't know yet: which version it is to have, unless it has it, and
@@ -25,25 +35,34 @@ class Handover:
         last, self._state = self._state, state
         if last is not None and last.online is state.online and last.versions is state.versions:
             return
-        versions: dict[str, pb.Version] = {}
-        grants: dict[str, pb.ReplicaGrant] = {}
         for stage in range(state.stages):
-            replicas = [members[node] for node in state.holders(stage)]
-            have = [each for each in replicas if state.versions.get(each.node) == state.round]
-            want = [each for each in replicas if each not in have]
-            root = state.roots[stage] if state.roots else None
-            version = pb.Version(round=state.round, state_root=root or b"", sources=map(_source, have))
-            versions |= {each.node: version for each in want}
-            for member in replicas:
-                certificates = [each.certificate for each in want if each is not member]
-                grants[member.node] = pb.ReplicaGrant(certificates=certificates)
-        for node, grant in grants.items():  # first: who is told where to fetch does so at once
-            if grant != self._grants.get(node, pb.ReplicaGrant()):
-                members[node].send(pb.CoordinatorMessage(replicas=grant))
-        for node, version in versions.items():
-            if version != self._versions.get(node):
-                members[node].send(pb.CoordinatorMessage(version=version))
-        self._versions, self._grants = versions, grants
+            replicas = tuple(members[node] for node in state.holders(stage))
+            have = frozenset(each.node for each in replicas if state.versions.get(each.node) == state.round)
+            told = self._told.get(stage, Told())
+            if told.of != (state.round, replicas, have):
+                root = state.roots[stage] if state.roots else None
+                self._told[stage] = _tell_stage(told, state.round, root, replicas, have)
+
+
+def _tell_stage(
+    told: Told, round_: int, root: bytes | None, replicas: tuple[Member, ...], have: frozenset[str]
+) -> Told:
+    want = [each for each in replicas if each.node not in have]
+    version = pb.Version(
+        round=round_, state_root=root or b"", sources=(_source(each) for each in replicas if each.node in have)
+    )
+    versions = {each.node: version for each in want}
+    grants = {
+        member.node: pb.ReplicaGrant(certificates=[each.certificate for each in want if each is not member])
+        for member in replicas
+    }
+    for member in replicas:  # first: who is told where to fetch does so at once
+        if grants[member.node] != told.grants.get(member.node, pb.ReplicaGrant()):
+            member.send(pb.CoordinatorMessage(replicas=grants[member.node]))
+    for member in want:
+        if version != told.versions.get(member.node):
+            member.send(pb.CoordinatorMessage(version=version))
+    return Told((round_, replicas, have), versions, grants)
 
 
 def _source(member: Member) -> pb.EvidenceSource:

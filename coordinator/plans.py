@@ -21,9 +21,14 @@ def seat_assignment(spec: ModelSpec, place: Place, stage: int) -> pb.Assignment:
 
 
 def formations(state: RoundState, members: Mapping[str, Member]) -> Iterator[tuple[Member, pb.Formation]]:
-    """What each of the crew is told of the others. `members`: who is connected, by node."""
+    """What those of the crew who have somebody to meet are told of the others: all in a new generation, later whoever
+    is a newcomer or near one. `members`: who is connected, by node.
+    """
     crew = [[members[node] for node in state.holders(stage, state.crew)] for stage in range(state.stages)]
+    joined = {state.seats[node] for node in state.crew - state.ready}
     for stage, replicas in enumerate(crew):
+        if joined.isdisjoint(range(stage - 1, stage + 2)):
+            continue
         previous = [_neighbour(each) for each in crew[stage - 1]] if stage else []
         following = [_neighbour(each) for each in crew[stage + 1]] if stage + 1 < state.stages else []
         for member in replicas:
