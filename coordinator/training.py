@@ -133,6 +133,10 @@ class Training:
         event = rounds.Reported(member.node, submission.generation, submission.report, busy_s)
         self._events.put_nowait((event, member, submission))
 
+    async def taken(self) -> None:
+        """Return once no event waits: a node that says nothing more before that can't fill the memory."""
+        await self._events.join()
+
     def say_finished(self) -> None:
         """Tell every node that it may go."""
         for member in self._members.values():
@@ -146,6 +150,7 @@ class Training:
             try:
                 async with asyncio.timeout_at(self._deadline):
                     event, member, submission = await self._events.get()
+                    self._events.task_done()
             except TimeoutError:
                 self._deadline = None
                 if not self._waits_for_newcomers and not self._waits_for_shadows:
@@ -160,7 +165,9 @@ class Training:
             if submission is not None:
                 accepted.setdefault(submission.node, submission)  # the rules, too, keep the first
             versions = frozenset() if self._follower is None else self._follower.kept
-            drawn = await asyncio.to_thread(self._recorder.store, effects, accepted, versions)
+            drawn = None
+            if effects:
+                drawn = await asyncio.to_thread(self._recorder.store, effects, accepted, versions)
             if submission is not None and any(isinstance(effect, rounds.Refused) for effect in effects):
                 await self._look_for_equivocation(submission)
             self._state = state
