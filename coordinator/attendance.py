@@ -44,7 +44,7 @@ class AttendingNode:
         """What it says goes to the training, or to what serves."""
         match message.WhichOneof("body"):
             case "heartbeat":
-                pass
+                return
             case "pipes_open":
                 self.training.open_pipes(self.member, message.pipes_open.generation)
             case "pipes_failed":
@@ -70,6 +70,7 @@ class AttendingNode:
                 await self.answers.take(self.member, self.training.stage_of(self.node), message.answer)
             case other:
                 raise MalformedMessage(f"A node doesn't send {other} here.")
+        await self.training.taken()  # one at a time: gRPC holds back what a node says faster than it is taken
 
     def _take_report(self, signed: pb.SignedReport) -> None:
         report, member = report_from_proto(signed.report), self.member

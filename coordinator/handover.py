@@ -11,6 +11,19 @@ from commonweight.wire.generated import control_pb2 as pb
 from coordinator.keepers import Found, Keepers, Restorers, source_of
 from coordinator.members import Member
 
+NOTHING = Found((), 0, 0)
+
+
+@dataclass(frozen=True)
+class Told:
+    """What the replicas of one stage were told."""
+
+    of: tuple[int, tuple[Member, ...], frozenset[str], Found] = (-1, (), frozenset(), NOTHING)
+    """As of which: round, who is connected, who of them has the version, and what is left of it where nobody has."""
+    versions: Mapping[str, pb.Version] = field(default_factory=dict)
+    """By node: what those are to have that haven't said that they have it."""
+    grants: Mapping[str, pb.ReplicaGrant] = field(default_factory=dict)
+
 
 @dataclass
 class Handover:
@@ -19,9 +32,8 @@ class Handover:
     keepers: Keepers = field(default_factory=Keepers)
     _state: RoundState | None = None
     """As of which they were told."""
-    _versions: dict[str, pb.Version] = field(default_factory=dict)
-    """By node: what those are to have that haven't said that they have it."""
-    _grants: dict[str, pb.ReplicaGrant] = field(default_factory=dict)
+    _told: dict[int, Told] = field(default_factory=dict)
+    """By stage."""
     _empty: dict[int, Restorers] = field(default_factory=dict)
     """Of the stages whose state nobody has who is to restore it, and from whose pieces."""
     _found: dict[int, tuple[int, Found]] = field(default_factory=dict)
@@ -41,38 +53,62 @@ class Handover:
         last, self._state = self._state, state
         if last is not None and last.online is state.online and last.versions is state.versions:
             return
-        versions: dict[str, pb.Version] = {}
-        grants: dict[str, pb.ReplicaGrant] = {}
-        self._empty = {}
+        changed: dict[int, Told] = {}
         for stage in range(state.stages):
-            replicas = [members[node] for node in state.holders(stage)]
-            have = [each for each in replicas if state.versions.get(each.node) == state.round]
-            want = [each for each in replicas if each not in have]
+            replicas = tuple(members[node] for node in state.holders(stage))
+            have = frozenset(each.node for each in replicas if state.versions.get(each.node) == state.round)
+            found = NOTHING
             root = state.roots[stage] if state.roots else None
-            version = pb.Version(round=state.round, state_root=root or b"", sources=map(source_of, have))
-            if want and not have and root:
+            self._empty.pop(stage, None)
+            if root and replicas and not have:
                 found = self.keepers.find(stage, state.round, root, state.online)
-                keepers = found.keepers if found.is_enough else ()
-                makers = sorted(node for node, its in state.seats.items() if its == stage) if keepers else ()
-                self._empty[stage] = [each.node for each in want], keepers
-                version.keepers.extend(source_of(members[node]) for node in keepers)
-                version.makers.extend(bytes.fromhex(node[2:]) for node in makers)
-                self._tell_empty(stage, state.round, found)
-            versions |= {each.node: version for each in want}
-            for member in replicas:
-                certificates = [each.certificate for each in want if each is not member]
-                grants[member.node] = pb.ReplicaGrant(certificates=certificates)
-        self._found = {stage: told for stage, told in self._found.items() if stage in self._empty}
-        for node, grant in grants.items():  # first: who is told where to fetch does so at once
-            if grant != self._grants.get(node, pb.ReplicaGrant()):
-                members[node].send(pb.CoordinatorMessage(replicas=grant))
+                self._empty[stage] = [each.node for each in replicas], found.keepers if found.is_enough else ()
+            told = self._told.get(stage, Told())
+            if told.of != (of := (state.round, replicas, have, found)):
+                changed[stage] = self._stage(state, stage, of, members)
+        # Who is told where to fetch does so at once: so first those are told from whom.
+        for stage, now in changed.items():
+            before = self._told.get(stage, Told())
+            for node, grant in now.grants.items():
+                if grant != before.grants.get(node, pb.ReplicaGrant()):
+                    members[node].send(pb.CoordinatorMessage(replicas=grant))
         self.keepers.tell(state, members, self._empty)
-        for node, version in versions.items():
-            if version != self._versions.get(node):
-                members[node].send(pb.CoordinatorMessage(version=version))
-        self._versions, self._grants = versions, grants
+        for stage, now in changed.items():
+            before = self._told.get(stage, Told())
+            for node, version in now.versions.items():
+                if version != before.versions.get(node):
+                    members[node].send(pb.CoordinatorMessage(version=version))
+        self._told |= changed
+        self._found = {stage: self._tell_empty(stage, state.round) for stage in self._empty}
 
-    def _tell_empty(self, stage: int, round_: int, found: Found) -> None:
+    def _tell_empty(self, stage: int, round_: int) -> tuple[int, Found]:
+        found = self._told[stage].of[3]
         if self._found.get(stage) != (round_, found):
-            self._found[stage] = (round_, found)
             emit("stage.empty", stage=stage, round=round_, keepers=found.together, threshold=found.threshold)
+        return round_, found
+
+    def _stage(
+        self,
+        state: RoundState,
+        stage: int,
+        of: tuple[int, tuple[Member, ...], frozenset[str], Found],
+        members: Mapping[str, Member],
+    ) -> Told:
+        """What the replicas of this stage are to be told."""
+        round_, replicas, have, _ = of
+        want = [each for each in replicas if each.node not in have]
+        _, keepers = self._empty.get(stage, ((), ()))
+        makers = sorted(node for node, its in state.seats.items() if its == stage) if keepers else ()
+        version = pb.Version(
+            round=round_,
+            state_root=(state.roots[stage] if state.roots else None) or b"",
+            sources=(source_of(each) for each in replicas if each.node in have),
+            keepers=(source_of(members[node]) for node in keepers),
+            makers=(bytes.fromhex(node[2:]) for node in makers),
+        )
+        versions = {each.node: version for each in want}
+        grants = {
+            member.node: pb.ReplicaGrant(certificates=[each.certificate for each in want if each is not member])
+            for member in replicas
+        }
+        return Told(of, versions, grants)

@@ -1,6 +1,6 @@
 """What nodes are told to do: which stage is theirs, whom of the crew to meet, and who trains what in a round."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 from commonweight.rules.canonical import canonical_json
 from commonweight.rules.round_state import RoundState
@@ -20,10 +20,16 @@ def seat_assignment(spec: ModelSpec, place: Place, stage: int) -> pb.Assignment:
     )
 
 
-def formations(state: RoundState, members: Mapping[str, Member]) -> Iterator[tuple[Member, pb.Formation]]:
-    """What each of the crew is told of the others. `members`: who is connected, by node."""
+def formations(
+    state: RoundState, members: Mapping[str, Member], changed: Collection[int]
+) -> Iterator[tuple[Member, pb.Formation]]:
+    """What those of the crew are told of the others who come to meet other ones than before. `members`: who is
+    connected, by node; `changed`: the stages of who came or went.
+    """
     crew = [[members[node] for node in state.holders(stage, state.crew)] for stage in range(state.stages)]
     for stage, replicas in enumerate(crew):
+        if not any(near in changed for near in range(stage - 1, stage + 2)):
+            continue
         previous = [_neighbour(each) for each in crew[stage - 1]] if stage else []
         following = [_neighbour(each) for each in crew[stage + 1]] if stage + 1 < state.stages else []
         for member in replicas:

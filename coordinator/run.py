@@ -266,7 +266,7 @@ async def _serving(
                 (serving_pb2_grpc.add_ServingServicer_to_server, gateways),
             ],
             join_address(host, config.control_port),
-            server_credentials(certificate, admission.admitted),
+            server_credentials(certificate, admission.expected),
         )
         stack.push_async_callback(control.stop, SHUTDOWN_S)
         enrolment, port = await serve(

@@ -14,7 +14,7 @@ from commonweight.wire import PROTOCOL_VERSION
 from commonweight.wire.generated import control_pb2 as pb
 from commonweight.wire.generated import control_pb2_grpc
 from commonweight.wire.status import refuse
-from commonweight.wire.tls import peer_id_of, peer_of
+from commonweight.wire.tls import certificate_of, peer_id_of, peer_of
 from coordinator.attendance import AttendingAuditor, AttendingNode, Reception
 from coordinator.members import Send
 from coordinator.serving import Serving
@@ -27,6 +27,9 @@ MAX_OUTBOX = 256
 MAX_CERTIFICATES_PER_NODE = 4
 """An old certificate that somebody replays can't push out the current one at once."""
 MAX_ENROLLED = 4096
+MAX_EXPECTED = 1024
+"""Certificates that may connect at a time; of more, the newest. Each connection keeps a copy of all of them (2.5 KB
+each), and each handshake after a change reads them all."""
 
 
 class Admission:
@@ -39,6 +42,10 @@ class Admission:
         self._allowed = allowed
         self._gateways = gateways
         self._certificates: OrderedDict[str, OrderedDict[bytes, None]] = OrderedDict()
+        self._expected: OrderedDict[bytes, None] = OrderedDict()
+        """Those that were enrolled, and haven't connected since."""
+        self._gateway_peers: set[str] = set()
+        """PeerIds of the gateways that have enrolled."""
 
     def enrol(self, certificate: bytes) -> str:
         """Let this certificate connect; returns its PeerId.
@@ -47,7 +54,8 @@ class Admission:
         """
         peer_id = peer_id_of(certificate)
         address = address_of(peer_id)
-        if address not in self._gateways:
+        is_gateway = address in self._gateways
+        if not is_gateway:
             self.check_node(address)
             if peer_id not in self._certificates and len(self._certificates) >= MAX_ENROLLED:
                 raise Refused(f"{MAX_ENROLLED} nodes are enrolled already. Try again later.")
@@ -56,7 +64,17 @@ class Admission:
         shown.move_to_end(certificate)
         if len(shown) > MAX_CERTIFICATES_PER_NODE:
             shown.popitem(last=False)
+        if is_gateway:
+            self._gateway_peers.add(peer_id)
+        self._expected[certificate] = None
+        self._expected.move_to_end(certificate)
+        if len(self._expected) > MAX_EXPECTED:
+            self._expected.popitem(last=False)
         return peer_id
+
+    def arrived(self, certificate: bytes) -> None:
+        """Its holder has connected. A connection outlives this; for the next it enrols again."""
+        self._expected.pop(certificate, None)
 
     def check_node(self, address: str) -> None:
         """Raises Refused where it may not hold a stage."""
@@ -64,15 +82,19 @@ class Admission:
             raise Refused(f"{address} is not on this coordinator's list of nodes. Ask its operator to allow it.")
 
     def admitted(self) -> Iterator[bytes]:
-        """The certificates (DER) that may connect."""
+        """The certificates (DER) of all who may take part."""
         for shown in list(self._certificates.values()):
             yield from list(shown)
 
+    def expected(self) -> Iterator[bytes]:
+        """Those of whoever may connect now: nodes enrol before each connection, gateways come back by themselves."""
+        yield from list(self._expected)
+        yield from self.gateways()
+
     def gateways(self) -> Iterator[bytes]:
         """Those of gateways."""
-        for peer_id, shown in list(self._certificates.items()):
-            if address_of(peer_id) in self._gateways:
-                yield from list(shown)
+        for peer_id in list(self._gateway_peers):
+            yield from list(self._certificates[peer_id])
 
 
 @dataclass
@@ -115,12 +137,17 @@ class ControlService(control_pb2_grpc.ControlServicer):
     ) -> AsyncIterator[pb.CoordinatorMessage]:
         """A node's or an auditor's stream, from its first message to its end."""
         outbox: asyncio.Queue[pb.CoordinatorMessage | CommonweightError] = asyncio.Queue(MAX_OUTBOX)
+        unread = Refused(f"The node left {MAX_OUTBOX} messages unread.")
 
         def send(message: pb.CoordinatorMessage | CommonweightError) -> None:
             if outbox.full():
-                outbox.get_nowait()
-                message = Refused(f"The node left {MAX_OUTBOX} messages unread.")
-            outbox.put_nowait(message)
+                emit("node.failed", node=address_of(peer_of(context)), code=unread.code, message=unread.args[0])
+                while not outbox.empty():
+                    outbox.get_nowait()
+                outbox.put_nowait(unread)
+                reader.cancel()  # what it says doesn't count any more; why, it is told when it reads again
+            elif not reader.done():
+                outbox.put_nowait(message)
 
         reader = asyncio.create_task(self._read(requests, context, send))
         try:
@@ -144,6 +171,7 @@ class ControlService(control_pb2_grpc.ControlServicer):
         try:
             peer_id = peer_of(context, self.admission.admitted)
             self.admission.check_node(address_of(peer_id))
+            self.admission.arrived(certificate_of(context))
             attending = await self.reception.introduce(await self._next(requests), peer_id, send)
             while True:
                 await attending.take(await self._next(requests))
@@ -159,4 +187,13 @@ class ControlService(control_pb2_grpc.ControlServicer):
 
     @staticmethod
     async def _next(requests: AsyncIterator[pb.NodeMessage]) -> pb.NodeMessage:
-        return await asyncio.wait_for(anext(requests), SILENCE_S)
+        message = asyncio.ensure_future(anext(requests))
+        try:
+            # In two halves: where this process was busy for one, what has come meanwhile is read in the other.
+            for _ in range(2):
+                done, _pending = await asyncio.wait({message}, timeout=SILENCE_S / 2)
+                if done:
+                    return message.result()
+            raise TimeoutError
+        finally:
+            message.cancel()

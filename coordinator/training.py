@@ -7,6 +7,7 @@ reconnect, and the round that was being trained is trained again.
 import asyncio
 import math
 import time
+from collections.abc import Collection
 
 from commonweight.errors import CommonweightError, Refused
 from commonweight.events import emit
@@ -162,6 +163,10 @@ class Training:
         event = round_events.Reported(member.node, submission.generation, submission.report, busy_s, revision)
         self._events.put_nowait((event, member, submission))
 
+    async def taken(self) -> None:
+        """Return once no event waits: a node that says nothing more before that can't fill the memory."""
+        await self._events.join()
+
     def say_finished(self) -> None:
         """Tell every node that it may go."""
         for member in self._members.values():
@@ -175,6 +180,7 @@ class Training:
             try:
                 async with asyncio.timeout_at(self._deadline):
                     event, member, submission = await self._events.get()
+                    self._events.task_done()
             except TimeoutError:
                 self._deadline = None
                 if not self._waits_for_newcomers and not self._waits_for_shadows:
@@ -189,7 +195,9 @@ class Training:
             if submission is not None:
                 accepted.setdefault(submission.node, submission)  # the rules, too, keep the first
             versions = frozenset() if self._follower is None else self._follower.kept
-            drawn = await asyncio.to_thread(self._recorder.store, effects, accepted, versions)
+            drawn = None
+            if effects:
+                drawn = await asyncio.to_thread(self._recorder.store, effects, accepted, versions)
             if submission is not None and any(isinstance(effect, round_events.Refused) for effect in effects):
                 await self._look_for_equivocation(submission)
             self._state = state
@@ -276,7 +284,7 @@ class Training:
             case round_events.Form(generation, round_, crew) if self._waits_for_newcomers or self._state.assignment:
                 if newcomers := sorted(crew - self._state.ready):
                     emit("generation.extended", generation=generation, round=round_, nodes=newcomers)
-                self._introduce()
+                self._introduce({self._state.seats[node] for node in newcomers})
             case round_events.Form(generation, round_):
                 delay_s = min(0.1 * 2 ** min(self._failed_generations, 10) - 0.1, MAX_REFORM_DELAY_S)
                 self._failed_generations += 1
@@ -286,6 +294,7 @@ class Training:
             case round_events.Replay(generation, round_, lost, load):
                 count = {node: sum(each == node for each in load.values()) for node in sorted(set(load.values()))}
                 emit("round.replayed", generation=generation, round=round_, lost=lost, microbatches=count)
+                self._introduce({self._state.seats[lost]})
                 if self._planned == (generation, round_):
                     self._plan()
             case round_events.Excluded(node, generation, why):
@@ -309,10 +318,10 @@ class Training:
         if generation != self._state.generation or self._state.phase is not Phase.FORMING:
             return  # it was lost while it waited
         emit("generation.formed", generation=generation, round=round_)
-        self._introduce()
+        self._introduce(range(self.spec.stages))
 
-    def _introduce(self) -> None:
-        for member, formation in formations(self._state, self._members):
+    def _introduce(self, changed: Collection[int]) -> None:
+        for member, formation in formations(self._state, self._members, changed):
             member.send(pb.CoordinatorMessage(formation=formation))
 
     def reconsider(self) -> None:

@@ -148,6 +148,34 @@ def tunnel(
 
 
 @app.command()
+def coordinator(
+    json: Annotated[Path | None, typer.Option(help="Write the results to this file, too.")] = None,
+    nodes: Annotated[int, typer.Option(min=2, max=4096, help="That are connected.")] = 1000,
+    stages: Annotated[int, typer.Option(min=2, max=1000, help="Between which they are divided.")] = 100,
+    round_s: Annotated[float, typer.Option(min=0.5, max=600, help="Seconds between a node's reports.")] = 10.0,
+    joins_per_s: Annotated[float, typer.Option(min=0.1, max=1000, help="How fast they come.")] = 10.0,
+) -> None:
+    """Measure what a coordinator needs for many nodes: processor time, and memory that mustn't grow.
+
+    Starts a chain, a coordinator, and nodes that have no worker but say all that nodes say: heartbeats each second, and
+    signed reports of rounds. Measures once all have a part in a round, for three minutes. Takes six minutes on two idle
+    cores, and 1 GB of memory.
+
+    Example:
+        commonweight bench coordinator --json coordinator.json
+    """
+    from dataclasses import asdict
+
+    from rich.console import Console
+
+    from commonweight.bench.coordinator_load import CoordinatorBench, run_coordinator_bench
+    from commonweight.bench.measure import machine, publish
+
+    bench, here = CoordinatorBench(nodes, stages, round_s=round_s, joins_per_s=joins_per_s), machine()
+    publish("coordinator", here, asdict(bench), run_coordinator_bench(bench, Console(stderr=True).print), json)
+
+
+@app.command()
 def merkle(
     json: Annotated[Path | None, typer.Option(help="Write the results to this file, too.")] = None,
     turns: Annotated[int, typer.Option(min=1, max=1000, help="Measured turns.")] = 5,

@@ -22,9 +22,10 @@ import hivemind
 import torch
 import torch.nn.functional as F
 from hivemind.moe.client.expert import create_remote_experts
-from hivemind.moe.server.dht_handler import get_experts
+from hivemind.moe.server.dht_handler import declare_experts, get_experts
 from hivemind.moe.server.module_backend import ModuleBackend
 from hivemind.moe.server.server import Server
+from hivemind.utils import get_dht_time
 from hivemind.utils.tensor_descr import BatchTensorDescriptor
 from torch import Tensor, nn
 
@@ -39,7 +40,8 @@ HANDLERS = 4
 """Processes that take requests: hivemind recommends four for an expert."""
 MAX_BATCH_SEQUENCES = 4096
 """hivemind's default."""
-FIND_S = 60.0
+DECLARED_S = 60.0
+"""Longer than until the server declares it again."""
 
 
 class Expert(nn.Module):
@@ -99,6 +101,8 @@ def serve(spec: ModelSpec, index: int) -> None:
     )
     expert.trained_sequences = 0  # hivemind ran it once to see the outputs' shape
     server = Server(dht, {_uid(index): backend}, num_connection_handlers=HANDLERS, start=True)
+    # Now, and not when the server's own thread comes to it: who hears of the addresses finds the expert there.
+    declare_experts(dht, [_uid(index)], expiration_time=get_dht_time() + DECLARED_S)
     print(json.dumps({"addresses": [str(address) for address in dht.get_visible_maddrs()]}), flush=True)  # noqa: T201
     sys.stdin.read()
     server.shutdown()
@@ -151,11 +155,9 @@ def _hear(server: "subprocess.Popen[str]") -> dict[str, Any]:
 
 
 def _find(dht: Any, stages: int) -> list[Any]:
-    deadline_s = time.monotonic() + FIND_S
-    while None in (found := get_experts(dht, [_uid(index) for index in range(stages)])):
-        if time.monotonic() > deadline_s:
-            raise TimeoutError(f"hivemind's DHT has {found} for the {stages} experts after {FIND_S:g} s.")
-        time.sleep(0.1)
+    found = get_experts(dht, [_uid(index) for index in range(stages)])
+    if None in found:
+        raise LookupError(f"hivemind's DHT has {found} for the {stages} experts, all of which were declared.")
     return list(found)
 
 

@@ -63,7 +63,7 @@ class Exchange:
                 own = [announced.data for announced in self._own()][:MAX_OWN]
                 await stream.write(b"".join(map(frame, (canonical_json(question), *own, END))))
                 return await self._take_in(Frames(stream), MAX_ENTRIES, peer_id)
-        except Exception as error:
+        except Exception as error:  # libp2p's, of any layer (see host.py), TooSlowError, or what isn't in the frames
             raise PeerUnreachable(
                 f"{peer_id} doesn't say what is announced: {error or type(error).__name__}"
             ) from error

@@ -76,7 +76,7 @@ class GuardedPubsub(Pubsub):
             return
         try:
             await super().push_msg(msg_forwarder, msg)
-        except Exception as error:
+        except Exception as error:  # whatever a stranger's message makes libp2p raise: it would end the host
             LOG.debug("a message of %s failed", msg_forwarder, exc_info=error)
 
     def _is_worth_passing_on(self, forwarder: ID, msg: rpc_pb2.Message) -> bool:

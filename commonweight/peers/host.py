@@ -8,7 +8,10 @@ py-libp2p 0.8.1 wants to be held by the hand. Each of these is covered here, so 
 * a silent peer stays connected for ever, so each is pinged, and hung up on;
 * left alone it dials whomever it has heard of to fill up its connections, so that part is stopped;
 * its places for connections that come in are never given back, see `tcp.py`;
-* it buffers whatever a peer sends, see `muxer.py`.
+* it buffers whatever a peer sends, see `muxer.py`;
+* it documents no exceptions: what a dial, a stream or a peer's bytes raise is its own errors, those of TCP, Noise,
+  yamux and protobuf, and groups of them. So every call into it that a peer can make fail catches `Exception`, and says
+  what it means for us.
 """
 
 import logging
@@ -143,7 +146,7 @@ class Host:
                 f"{address} didn't become a libp2p peer within {timeout_s:g} s. Check that it runs, and that both have "
                 "the same --psk-file, or none."
             ) from error
-        except Exception as error:
+        except Exception as error:  # libp2p's, of any layer: see the top
             raise PeerUnreachable(
                 f"{address} can't be reached: {_reason(error)}. Check the address, and that it runs."
             ) from error
@@ -155,7 +158,7 @@ class Host:
                 return await self.libp2p.new_stream(ID.from_string(peer_id), [TProtocol(protocol)])
         except trio.TooSlowError as error:
             raise PeerUnreachable(f"{peer_id} didn't open a stream of {protocol} within {timeout_s:g} s.") from error
-        except Exception as error:
+        except Exception as error:  # likewise
             raise PeerUnreachable(f"{peer_id} opens no stream of {protocol}: {_reason(error)}.") from error
 
     def handle(self, protocol: str, handler: StreamHandler) -> None:
@@ -181,7 +184,7 @@ class Host:
         try:
             with trio.fail_after(timeout_s - (trio.current_time() - began)):
                 await perform_ping_roundtrip(stream)
-        except Exception as error:
+        except Exception as error:  # likewise, and TooSlowError
             raise PeerUnreachable(
                 f"{peer_id} didn't answer a ping within {timeout_s:g} s: {_reason(error)}."
             ) from error

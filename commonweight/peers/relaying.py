@@ -119,7 +119,7 @@ class Circuits:
         try:
             with trio.fail_after(HANDSHAKE_S):
                 await self._host.libp2p.upgrade_outbound_connection(raw, far)
-        except Exception as error:
+        except Exception as error:  # libp2p's, of any layer: see host.py
             await reset_stream(stream)
             raise PeerUnreachable(f"{address} was reached, but didn't become a libp2p peer: {error!r}.") from error
 

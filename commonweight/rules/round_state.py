@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import cached_property
 from types import MappingProxyType
 from typing import TypeVar
 
@@ -75,7 +76,17 @@ class RoundState:
     def holders(self, stage: int, among: frozenset[str] | None = None) -> tuple[str, ...]:
         """Who has a seat in the stage and is online (or `among` others), in order of address."""
         nodes = self.online if among is None else among
-        return tuple(sorted(node for node in nodes if self.seats.get(node) == stage))
+        if (divided := self._divided.get(nodes)) is None:
+            stages: dict[int, list[str]] = {}
+            for node in sorted(nodes & self.seats.keys()):
+                stages.setdefault(self.seats[node], []).append(node)
+            divided = self._divided[nodes] = {each: tuple(held) for each, held in stages.items()}
+        return divided.get(stage, ())
+
+    @cached_property
+    def _divided(self) -> dict[frozenset[str], dict[int, tuple[str, ...]]]:
+        """By nodes that `holders` was asked about, who of them holds each stage: it is asked for all stages in turn."""
+        return {}
 
     def works(self, node: str) -> bool:
         """Whether it has a load in the round that is being trained."""

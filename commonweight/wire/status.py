@@ -34,6 +34,8 @@ _CODES: tuple[tuple[type[CommonweightError], grpc.StatusCode], ...] = (
     (EvidenceMissing, grpc.StatusCode.NOT_FOUND),
     (StateUnavailable, grpc.StatusCode.NOT_FOUND),
 )
+_UNANSWERED = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED)
+"""Nobody says these: a call is cancelled where its connection ends, or its server does."""
 _NAMED = (NotServed, NoRoom, StageLost, EvidenceMissing, StateUnavailable)
 """Said by the other side's code: gRPC has the same status for what it finds out by itself."""
 
@@ -57,7 +59,7 @@ def wire_error(error: grpc.RpcError, peer: str) -> WireError:
         )
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
         return MessageTooLarge(f"A message to or from {peer} is over the limit: {details}.")
-    if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
+    if code in _UNANSWERED:
         return PeerUnreachable(
             f"{peer} doesn't answer ({details or code.name}). Check that it runs, its address, and that it "
             "admits this node's certificate: a server that doesn't just closes the connection."

@@ -6,6 +6,7 @@ throughout: what one test does to it must not harm the next.
 
 import asyncio
 import math
+import os
 import subprocess
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -24,6 +25,7 @@ from commonweight.devnet.accounts import Account
 from commonweight.devnet.deployment import EPOCH_BOND, Contracts, register_model
 from commonweight.events import Event
 from commonweight.identity import NodeIdentity
+from commonweight.links.client import LinkShaper
 from commonweight.rules.answer import SESSION_BYTES, Answer
 from commonweight.rules.canonical import canonical_json
 from commonweight.rules.report import NO_TENSOR, Report
@@ -475,6 +477,44 @@ async def test_a_node_that_ends_its_side_is_let_go(site: Site) -> None:
         assert (await head.hear("pause")).generation == plan.generation
         code, _ = await tail.refusal()
         assert code is grpc.StatusCode.OK
+    await site.goes_on()
+
+
+CUTS = {
+    "its host is gone": (("node", "coordinator"), ("coordinator", "node")),
+    "it isn't heard": (("node", "coordinator"),),
+    "it hears nothing": (("coordinator", "node"),),
+}
+
+
+@on_one_loop
+@pytest.mark.parametrize("cut", CUTS)
+async def test_a_link_that_is_cut_without_a_word_either_way_is_noticed_by_both_and_mended(site: Site, cut: str) -> None:
+    """The connection stays open: nobody says goodbye. Each side finds out by itself, also where only one direction is
+    cut and heartbeats of the other go on coming.
+    """
+    head, tail = site.node(HEAD), site.node(TAIL)
+    async with LinkShaper() as shaper, tail.seated():
+        front = await shaper.open("coordinator")
+        await shaper.point(front, ("127.0.0.1", await head.enrol()))
+        await shaper.know("node", os.getpid())
+        async with head.attached(int(front.rpartition(":")[2])):
+            head.send(join=head.join())
+            await head.hear("assignment")
+            for way in CUTS[cut]:
+                await shaper.cut(*way)
+            cut_s = time.time()
+
+            def is_lost(event: Event) -> bool:
+                return event.fields["node"] == head.identity.address and event.time > cut_s
+
+            lost = await site.told("node.lost", is_lost)
+            assert lost.time - cut_s < 7
+            code, details = await head.refusal()
+            assert time.time() - cut_s < 8
+            assert code is grpc.StatusCode.UNAVAILABLE or "was silent for 4 s" in details
+            queued = {path: found.queued_bytes for path, found in (await shaper.statistics()).paths.items()}
+            assert all(queued[way] > 0 for way in CUTS[cut]), queued
     await site.goes_on()
 
 

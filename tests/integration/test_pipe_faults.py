@@ -19,6 +19,7 @@ import torch
 
 from commonweight.errors import CommonweightError
 from commonweight.identity import NodeIdentity, address_of
+from commonweight.links.client import LinkShaper
 from commonweight.wire.channel import PIPE_FRAME_BYTES, PIPE_PART_BYTES
 from commonweight.wire.generated import control_pb2, pipe_pb2_grpc, tensor_pb2, worker_pb2
 from commonweight.wire.generated import pipe_pb2 as pb
@@ -55,7 +56,7 @@ async def bench(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Bench
 async def impatient(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Bench]:
     program = (
         f"import node.pipes, node.trainer; node.pipes.OPEN_S = node.pipes.PLAN_S = {OPEN_S}; "
-        f"node.trainer.STALL_S = {STALL_S}"
+        f"node.trainer.STALL_S = {STALL_S}; node.pipes.PIPE_PING_TIMEOUT_MS = 1_000"
     )
     async with a_worker(record(three_stages()), tmp_path_factory.mktemp("state"), program) as bench:
         yield bench
@@ -493,6 +494,28 @@ async def test_a_neighbour_that_falls_silent_in_a_round_is_given_up(impatient: B
     await previous.write(*impatient.recording.activations[0])
     await anext(served.requests)
     await failed(impatient, "WIRE_UNREACHABLE", f"got nothing from a neighbour for {STALL_S} s")
+    await impatient.trains_on()
+
+
+@pytest.mark.parametrize("cut", [("*", "*"), ("worker", "next"), ("next", "worker")], ids=["both", "there", "back"])
+async def test_a_link_that_is_cut_without_a_word_either_way_is_noticed_between_rounds_too(
+    impatient: Bench, cut: tuple[str, str]
+) -> None:
+    """The neighbour's host is gone, or only one of the two hears the other; nothing closes the connection."""
+    async with LinkShaper() as shaper:
+        front = await shaper.open("next")
+        await shaper.point(front, ("127.0.0.1", impatient.next_port))
+        await shaper.know("worker", impatient.process.pid)
+        await impatient.announce(data_address=front)
+        previous = await impatient.dial()
+        await previous.write(impatient.hello(0))
+        (await impatient.take_call()).write(impatient.hello(2))
+        await impatient.event("pipes_open")
+        await shaper.cut(*cut)
+        async with asyncio.timeout(8):
+            failure = await impatient.event("failure")
+        assert (failure.code, failure.peer_id) == ("WIRE_UNREACHABLE", NEXT.peer_id)
+        assert any(path.cut for path in (await shaper.statistics()).paths.values())
     await impatient.trains_on()
 
 

@@ -1,5 +1,6 @@
 """Who is taken in on a control stream, and what it may say there."""
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -39,6 +40,9 @@ class World:
         self.answered: list[tuple[str, int | None, bytes]] = []
         self.said: list[tuple[Any, ...]] = []
         """To the training."""
+        self.free = asyncio.Event()
+        """Whether the training has taken what was said."""
+        self.free.set()
         self.place, self.spec, self.round = PLACE, SPEC, 0
         self.auditors = Auditors(SPEC, PLACE)
         self.reception = Reception(self, self, self, self.auditors, self)  # type: ignore[arg-type]
@@ -68,6 +72,9 @@ class World:
 
     def submit(self, member: Member, submission: Submission) -> None:
         self.said.append(("report", member.node, submission.report.load))
+
+    async def taken(self) -> None:
+        await self.free.wait()
 
     def tip_of(self, round_: int) -> bytes:
         return TIP
@@ -166,6 +173,20 @@ async def test_a_node_s_answers_are_taken_as_those_of_the_stage_that_it_holds() 
     world.holds = 2
     await attending.take(message)
     assert world.answered == [(IDENTITY.address, stage, b"s" * 16) for stage in (None, 2)]
+
+
+async def test_a_node_is_heard_no_faster_than_what_it_says_is_taken() -> None:
+    """The rest stays with gRPC, which has the node wait."""
+    world = World()
+    attending = await world.introduce(join=node_join())
+    world.free.clear()
+    taking = asyncio.create_task(attending.take(pb.NodeMessage(version=pb.HasVersion(round=7))))
+    await asyncio.sleep(0)
+    assert world.said == [("version", IDENTITY.address, 7)]
+    assert not taking.done()
+    await attending.take(pb.NodeMessage(heartbeat=pb.Heartbeat()))  # costs nothing
+    world.free.set()
+    await taking
 
 
 async def test_a_node_says_which_version_it_has_and_with_whom_a_pipe_broke() -> None:
