@@ -67,7 +67,7 @@ def test_bad_input_is_refused_before_anything_runs(options: tuple[str, ...], sai
 
 
 @pytest.mark.long
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_real_devnets_are_compared() -> None:
     told: list[str] = []
     results, runs = run_swarm_bench(TINY, told.append)
