@@ -10,7 +10,7 @@ import os
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 
@@ -45,7 +45,7 @@ class Cut:
     manifest: PiecesManifest
     paths: tuple[Path, ...]
     """In the manifest's order."""
-    key_shares: tuple[bytes, ...]
+    key_shares: tuple[bytes, ...] = field(repr=False)
 
 
 def cut(

@@ -11,7 +11,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 
@@ -40,7 +40,7 @@ class _Piece:
     manifest: PiecesManifest
     number: int
     path: Path
-    key_share: bytes
+    key_share: bytes = field(repr=False)
 
 
 async def restore_version(
