@@ -5,7 +5,6 @@ any other. The previous one comes by the same kinds of way.
 """
 
 import asyncio
-import ipaddress
 from collections.abc import Iterable
 from contextlib import suppress
 
@@ -14,7 +13,7 @@ from commonweight.events import emit
 from commonweight.identity import address_of
 from commonweight.locating import Locator
 from commonweight.peers.offered import Offered, Service
-from commonweight.wire.channel import join_address, split_address
+from commonweight.wire.channel import local_address
 from commonweight.wire.generated import control_pb2 as pb
 from commonweight.wire.tls import peer_id_of
 
@@ -38,13 +37,7 @@ class Routing:
 
     def serve(self, service: Service, listen: str, port: int) -> None:
         """Neighbours may reach the service that listens on this port of the host in `listen`."""
-        host, _ = split_address(listen)
-        try:
-            if ipaddress.ip_address(host).is_unspecified:
-                host = "127.0.0.1"
-        except ValueError:
-            pass
-        self._offered.services = {**self._offered.services, service: join_address(host, port)}
+        self._offered.services = {**self._offered.services, service: local_address(listen, port)}
 
     async def form(self, formation: pb.Formation) -> dict[str, PeerUnreachable]:
         """Let the neighbours and replicas in, and put the way in the place of the address of each with whom this node

@@ -158,8 +158,8 @@ def coordinator(
     """Measure what a coordinator needs for many nodes: processor time, and memory that mustn't grow.
 
     Starts a chain, a coordinator, and nodes that have no worker but say all that nodes say: heartbeats each second, and
-    signed reports of rounds. Measures once all have a part in a round, for three minutes. Takes six minutes on two idle
-    cores, and 1 GB of memory.
+    signed reports of rounds. Measures once all have a part in a round, for five minutes. Takes eight minutes on two
+    idle cores, and 1 GB of memory.
 
     Example:
         commonweight bench coordinator --json coordinator.json

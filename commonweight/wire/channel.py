@@ -171,6 +171,17 @@ def join_address(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
+def local_address(listen: str, port: int) -> str:
+    """Where this machine reaches a service that listens on `port` of the host in `listen`."""
+    host, _ = split_address(listen)
+    try:
+        if ipaddress.ip_address(host).is_unspecified:
+            host = "127.0.0.1"
+    except ValueError:
+        pass  # a name
+    return join_address(host, port)
+
+
 def _shared_options(max_message_bytes: int, ping_timeout_ms: int) -> list[tuple[str, int]]:
     return [
         ("grpc.max_send_message_length", max_message_bytes),

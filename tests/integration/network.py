@@ -34,6 +34,8 @@ from commonweight.rules.canonical import canonical_json
 from commonweight.rules.spec import ModelSpec, build_spec
 
 WAIT_S = 90.0
+PATIENT = "import node.supervisor; node.supervisor.CONNECT_S = 3600.0"
+"""In a node's control process: a worker that the test has stopped is left alone."""
 TEXT = "It is a truth universally acknowledged, that a stage alone holds nothing worth stealing. " * 200
 
 
@@ -259,14 +261,18 @@ class Network:
             self.listen = listening.fields["enrolment_address"]
         return process
 
-    def start_node(self, index: int, **options: str) -> Process:
+    def start_node(
+        self, index: int, program: str = "", environment: Mapping[str, str] | None = None, **options: str
+    ) -> Process:
+        """`program` is Python that runs in the control process before its main."""
         name = f"node-{index}"
+        main = f"{program}\nfrom commonweight.cli.main import main\nmain()"
         command = [
-            *(sys.executable, "-m", "commonweight", "node", "run", "--coordinator", self.peer, *self._key(name)),
+            *(sys.executable, "-c", main, "node", "run", "--coordinator", self.peer, *self._key(name)),
             *("--dir", str(self.folder / name), "--data", str(self.folder / "data")),
             *(word for option, value in options.items() for word in (f"--{option}", value)),
         ]
-        process = Process(command)
+        process = Process(command, environment)
         self.processes.append(process)
         return process
 

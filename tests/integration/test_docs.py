@@ -310,7 +310,7 @@ def test_the_protocol_page_has_the_code_s_constants() -> None:
     from commonweight.wire.generation import FIRST_TOKEN_S, TOKEN_S
     from commonweight.wire.referee import AUDIT_S, BYTES_PER_S, FLOPS_PER_S
     from commonweight.wire.state import CHUNK_S, MANIFEST_S, MAX_CHUNKS
-    from coordinator.service import MAX_OUTBOX
+    from coordinator.service import MAX_EXPECTED, MAX_OUTBOX
     from coordinator.service import SILENCE_S as NODE_SILENCE_S
     from coordinator.training import NEWCOMERS_S
     from node.decode_plane import MAX_UNSENT, MAX_UNSENT_BYTES
@@ -320,6 +320,8 @@ def test_the_protocol_page_has_the_code_s_constants() -> None:
     from node.offering import IDLE_S
     from node.offering import MANIFEST_S as MANIFEST_READ_S
     from node.pipes import OPEN_S
+    from node.supervisor import CONNECT_S
+    from node.supervisor import PING_TIMEOUT_MS as CHILD_PING_MS
     from node.trainer import STALL_S
 
     text = (ROOT / "docs" / "protocol.md").read_text(encoding="utf-8")
@@ -335,6 +337,9 @@ def test_the_protocol_page_has_the_code_s_constants() -> None:
         f"| nothing from a neighbour during a round | {STALL_S:g} s: ",
         f"shadows, to report after all others | {NEWCOMERS_S:g} s: left out",
         f"| unread messages for a node | {MAX_OUTBOX}: ",
+        f"where more than {MAX_EXPECTED} wait to connect",
+        f"| {KEEPALIVE_MS / 1000:g} s without a byte, then {CHILD_PING_MS / 1000:g} s, "
+        f"then {CONNECT_S:g} s for another connection: killed",
         f"| an auditor's answer | {AUDIT_S:g} s, and what the largest stage's round takes at "
         f"{BYTES_PER_S >> 20} MiB/s and {FLOPS_PER_S / 1e9:g} GFLOP/s: ",
         f"| a stream to open | {STREAM_OPEN_S:g} s |",

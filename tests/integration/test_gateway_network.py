@@ -36,7 +36,7 @@ from commonweight.errors import (
 from commonweight.failpoints import VARIABLE
 from gateway.ledger import Order, State
 from tests.integration.gateway_market import all_orders
-from tests.integration.network import Network, Process
+from tests.integration.network import PATIENT, Network, Process
 
 pytestmark = pytest.mark.slow
 PRICE_PROMPT, PRICE_COMPLETION = 2_000_000, 3_000_000
@@ -138,7 +138,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
         answer = httpx.post(f"{shop.url}/v1/completions", json={"model": "tiny", "prompt": "a"})
         assert (answer.status_code, answer.json()["error"]["code"]) == (503, "WIRE_NOT_SERVED"), "no node is there"
         assert httpx.get(f"{shop.url}/v1/models").json()["data"] == []
-        nodes = {index: network.start_node(index) for index in range(network.stages)}
+        nodes = {index: network.start_node(index, PATIENT) for index in range(network.stages)}
         shop.gateway.wait_for("route.opened")
         shop.holders = sorted(nodes.items(), key=lambda node: int(node[1].wait_for("node.assigned").fields["stage"]))
         # An epoch of this tiny model takes less time than an answer. With this worker frozen no other version comes.

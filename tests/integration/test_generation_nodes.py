@@ -23,7 +23,7 @@ from commonweight.wire.generation import Generator, open_generator
 from commonweight.wire.serving import Route, Served, ServingClient
 from commonweight.wire.tls import make_certificate
 from node.checkpoint import Checkpoints
-from tests.integration.network import Network, Process, seconds_since, train_in_process
+from tests.integration.network import PATIENT, Network, Process, seconds_since, train_in_process
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.slow]
 
@@ -137,7 +137,7 @@ async def test_nodes_generate_with_what_they_train_and_train_on_to_the_bit(tmp_p
         async with Shop(network) as shop, Shop(network, STRANGER) as stranger:
             with pytest.raises(NotServed, match="0 of the first epoch's 3 rounds are sealed"):
                 await shop.client.route()
-            nodes = [network.start_node(index) for index in range(2)]
+            nodes = [network.start_node(index, PATIENT) for index in range(2)]
             await told(coordinator, "version.served")
             for _ in range(20):
                 await shop.ask()  # while rounds go on
@@ -172,7 +172,7 @@ async def test_nodes_generate_with_what_they_train_and_train_on_to_the_bit(tmp_p
 async def test_generation_outlives_the_coordinator_and_comes_back_with_what_dies(tmp_path: Path) -> None:
     with Network(tmp_path) as network:
         coordinator = start_coordinator(network)
-        nodes = [network.start_node(index) for index in range(2)]
+        nodes = [network.start_node(index, PATIENT) for index in range(2)]
         await told(coordinator, "version.served")
         with frozen(nodes[0].wait_for("worker.started").fields["worker_pid"]):
             async with Shop(network) as shop:
