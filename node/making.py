@@ -32,9 +32,9 @@ from node.published import META_FILE, MOMENTS_FILE, PARAMETERS_FILE, version_pat
 
 HOLD_S = 20.0
 """For so long a report waits for its pieces; then it is sent without."""
-REST = 9.0
+REST = 49.0
 """After pieces were made the maker rests for so many times as long as that took, unless reports wait for it: it is at
-work for a tenth of the time at most.
+work for a fiftieth of the time at most.
 """
 SCRATCH = ".making"
 
