@@ -42,8 +42,15 @@ class Admission:
         self._allowed = allowed
         self._gateways = gateways
         self._certificates: OrderedDict[str, OrderedDict[bytes, None]] = OrderedDict()
-        self._expected: OrderedDict[bytes, None] = OrderedDict()
-        """Those that were enrolled, and haven't connected since."""
+        self._expected: dict[bytes, None] = {}
+        """Those that were enrolled, and hadn't connected when the last one was."""
+        self._arrived: set[bytes] = set()
+        """Those of them that have connected since.
+
+        They stay until another one comes: gRPC (1.85, issue 36693) may use what it knew of a server's certificates
+        after it has replaced and freed it. What it replaces is still held by a connection if it is replaced only when
+        somebody is about to connect.
+        """
         self._gateway_peers: set[str] = set()
         """PeerIds of the gateways that have enrolled."""
 
@@ -66,15 +73,16 @@ class Admission:
             shown.popitem(last=False)
         if is_gateway:
             self._gateway_peers.add(peer_id)
-        self._expected[certificate] = None
-        self._expected.move_to_end(certificate)
-        if len(self._expected) > MAX_EXPECTED:
-            self._expected.popitem(last=False)
+        self._arrived.discard(certificate)
+        waiting = [each for each in self._expected if each not in self._arrived and each != certificate]
+        self._arrived.clear()
+        self._expected = dict.fromkeys([*waiting, certificate][-MAX_EXPECTED:])
         return peer_id
 
     def arrived(self, certificate: bytes) -> None:
         """Its holder has connected. A connection outlives this; for the next it enrols again."""
-        self._expected.pop(certificate, None)
+        if certificate in self._expected:
+            self._arrived.add(certificate)
 
     def check_node(self, address: str) -> None:
         """Raises Refused where it may not hold a stage."""
