@@ -301,7 +301,7 @@ class Training:
                 emit("node.excluded", node=node, generation=generation, why=why)
                 self._members[node].send(pb.CoordinatorMessage(pause=pb.Pause(generation=generation, why=why)))
             case round_events.Released(node):
-                emit("node.left", node=node, stage=self._state.seats[node])
+                emit("node.released", node=node, stage=self._state.seats[node])
                 self._forget(node).send(pb.CoordinatorMessage(finished=pb.Finished()))
             case round_events.Pause(generation, why):
                 emit("generation.paused", generation=generation, why=why)

@@ -133,7 +133,10 @@ class Node:
                 await self._ensure_worker()
                 await self._attend()
             except Finished:
-                emit("node.left" if self._leaving.is_set() else "node.finished")
+                if self._leaving.is_set():
+                    emit("node.left")
+                else:
+                    emit("node.finished")
                 return
             except WorkerDied as error:
                 if self._worker is not None:

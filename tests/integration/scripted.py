@@ -69,13 +69,13 @@ class ScriptedNode:
             yield self
 
     @asynccontextmanager
-    async def seated(self) -> AsyncIterator["ScriptedNode"]:
-        """Joined, its assignment read, and with the state that it is to have. While its last connection still counts it
+    async def seated(self, **fields: Any) -> AsyncIterator["ScriptedNode"]:
+        """Joined (with these fields of its Join), its assignment read, and with the state that it is to have. While its last connection still counts it
         comes back, as a node does.
         """
         while True:
             async with self.attached():
-                self.send(join=self.join())
+                self.send(join=self.join(**fields))
                 try:
                     self.assignment = await self.hear("assignment")
                     self.version = await self.hear("version")

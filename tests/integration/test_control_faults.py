@@ -211,37 +211,37 @@ async def test_a_second_node_with_the_same_key_is_refused_and_the_first_is_unhar
 @on_one_loop
 async def test_a_newcomer_shadows_a_round_and_then_shares_the_work(site: Site) -> None:
     head, tail, spare = site.node(HEAD), site.node(TAIL), site.node(SPARE)
-    async with a_round(head, tail) as plan, spare.seated():
-        assert (spare.assignment.stage, spare.version.round) == (0, plan.round)
-        assert [source.peer_id for source in spare.version.sources] == [head.identity.peer_id]
-        assert list((await head.hear("replicas")).certificates) == [spare.certificate.der]
+    async with a_round(head, tail) as plan, spare.seated(has_data=False):
+        assert (spare.assignment.stage, spare.version.round) == (1, plan.round)
+        assert [source.peer_id for source in spare.version.sources] == [tail.identity.peer_id]
+        assert list((await tail.hear("replicas")).certificates) == [spare.certificate.der]
         met = await spare.hear("formation")
-        assert [neighbour.peer_id for neighbour in met.replicas] == [head.identity.peer_id]
-        assert [neighbour.peer_id for neighbour in met.next] == [tail.identity.peer_id]
-        assert (await tail.hear("formation")).generation == plan.generation == met.generation
+        assert [neighbour.peer_id for neighbour in met.replicas] == [tail.identity.peer_id]
+        assert [neighbour.peer_id for neighbour in met.previous] == [head.identity.peer_id]
+        assert (await head.hear("formation")).generation == plan.generation == met.generation
         spare.send(pipes_open=pb.PipesOpen(generation=met.generation))
         address, loads = bytes.fromhex(spare.identity.address[2:]), []
         while len(loads) < 2:  # until it shares a round, after one that it shadows
-            stage = plan.stages[0]
+            stage = plan.stages[1]
             own = [j for j, each in enumerate(stage.assignment) if stage.members[each] == address]
             rest = tuple(j for j in range(MICROBATCHES) if j not in own)
             reports = honest_reports(
-                STAGES, MICROBATCHES, plan.round, [[rest, tuple(own)], [tuple(range(MICROBATCHES))]]
+                STAGES, MICROBATCHES, plan.round, [[tuple(range(MICROBATCHES))], [rest, tuple(own)]]
             )
             senders = [head, tail]
             if address in stage.members:
                 assert await spare.hear("plan") == plan
                 loads.append(own)
                 senders.append(spare)
-            for node, report in zip((head, spare, tail), reports, strict=True):
+            for node, report in zip((head, tail, spare), reports, strict=True):
                 if node in senders:
                     node.send(report=node.signed(plan.generation, report))
             sealed = await head.hear("sealed")
             plan = await head.hear("plan")
         assert loads == [[], [MICROBATCHES - 1]]
-        assert (len(sealed.stages[0].commitments), len(sealed.stages[1].commitments)) == (2, 1)
+        assert (len(sealed.stages[0].commitments), len(sealed.stages[1].commitments)) == (1, 2)
         told = await site.told("round.sealed", lambda event: event.fields["round"] == sealed.round)
-        assert (told.fields["replicas"], told.fields["generation"]) == ([2, 1], met.generation)
+        assert (told.fields["replicas"], told.fields["generation"]) == ([1, 2], met.generation)
     await site.goes_on()
 
 

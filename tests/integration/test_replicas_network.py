@@ -40,19 +40,21 @@ def test_a_newcomer_shares_the_work_then_holds_the_stage_alone_and_nothing_is_lo
         coordinator = network.start_coordinator(MANY)
         first = network.start_node(0)
         coordinator.wait_for("node.joined")  # so that it has the first stage
-        other = network.start_node(1)
+        nodes = [first, network.start_node(1)]
         coordinator.wait_for("round.sealed")
         newcomer = network.start_node(2)
+        stage = newcomer.wait_for("node.assigned").fields["stage"]  # the slower one, by measured pace
+        shared_by, other = [1 + (each == stage) for each in range(2)], nodes[1 - stage]
         fetched = newcomer.wait_for("state.fetched")
         assert fetched.fields["fetched_bytes"] > 0
-        shared = coordinator.wait_for("round.sealed", sealed_by([2, 1])).fields["round"]
+        shared = coordinator.wait_for("round.sealed", sealed_by(shared_by)).fields["round"]
         assert all(event.name != "generation.paused" for event in coordinator.events), "nobody waited for it"
 
-        first.kill()
-        assert first.wait() == -signal.SIGKILL
+        nodes[stage].kill()
+        assert nodes[stage].wait() == -signal.SIGKILL
         alone = coordinator.wait_for("round.sealed", sealed_by([1, 1], since=shared)).fields["round"]
-        network.start_node(0).wait_for("state.fetched")
-        again = coordinator.wait_for("round.sealed", sealed_by([2, 1], since=alone)).fields["round"]
+        network.start_node(stage).wait_for("state.fetched")
+        again = coordinator.wait_for("round.sealed", sealed_by(shared_by, since=alone)).fields["round"]
         epoch = again // network.spec.economics.rounds_per_epoch
         coordinator.wait_for("epoch.finalised", lambda event: event.fields["epoch"] >= epoch)
 
@@ -63,9 +65,9 @@ def test_a_newcomer_shares_the_work_then_holds_the_stage_alone_and_nothing_is_lo
             (sealed.round, report.node): report
             for statement in statements(network)
             for sealed in statement.rounds
-            for report in sealed.replicas(0)
+            for report in sealed.replicas(stage)
         }
-        original, joined = (network.accounts[f"node-{index}"].address for index in (0, 2))
+        original, joined = (network.accounts[f"node-{index}"].address for index in (stage, 2))
         loads = {who: credited_load(network.spec, report) for who, report in reports.items()}
         assert sorted(loads[shared, original] + loads[shared, joined]) == list(range(4))
         assert loads[alone, joined] == tuple(range(4))

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import AsyncMock
 
 import grpc
 import pytest
@@ -154,7 +155,7 @@ def a_session(folder: Path) -> tuple[Watch, Coordinator, Worker, Session]:
     evidence = Evidence(folder, make_certificate(IDENTITY))
     evidence.begin(ASSIGNMENT)
     attachment = Attachment(coordinator, coordinator.outbox)
-    state = SimpleNamespace(has=lambda round_: True)
+    state = SimpleNamespace(has=lambda round_: True, trained=AsyncMock())
     parts: Any = (SimpleNamespace(identity=IDENTITY), worker, attachment, watch, None, evidence, state)
     session = Session(*parts)
     session._assigned.set_result(ASSIGNMENT)
