@@ -70,8 +70,8 @@ class ScriptedNode:
 
     @asynccontextmanager
     async def seated(self, **fields: Any) -> AsyncIterator["ScriptedNode"]:
-        """Joined (with these fields of its Join), its assignment read, and with the state that it is to have. While its last connection still counts it
-        comes back, as a node does.
+        """Joined (with these fields of its Join), its assignment read, and with the state that it is to have. While its
+        last connection still counts it comes back, as a node does.
         """
         while True:
             async with self.attached():
