@@ -252,7 +252,7 @@ async def test_sessions_of_the_version_before_run_out(workers: DecodeWorkers) ->
         assert tokens == expected(PROMPT, 8)
         async with asyncio.timeout(DEADLINE_S):
             while old.failure is None:  # dropped once its last session has ended
-                with pytest.raises(NotServed):
+                with pytest.raises((NotServed, StageLost)):  # gRPC may call the end of the stream an internal error
                     await answer(old)
     with pytest.raises(CommonweightError, match="isn't served"):
         async with open_generator(workers.route(before), GATEWAY):

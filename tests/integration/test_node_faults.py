@@ -25,25 +25,28 @@ HASTY = "import node.supervisor; node.supervisor.PING_TIMEOUT_MS = 1_000; node.s
 
 @dataclass
 class Swarm:
-    """Two stages, of which the first has two replicas."""
+    """Two stages, of which one has two replicas."""
 
     network: Network
     coordinator: Process
     other: Process
     spare: Process
     """The second replica, to which things happen."""
+    stage: int
+    """Which has it: the slower one, by measured pace."""
 
     @property
     def address(self) -> str:
         """The spare's."""
         return self.network.accounts["node-2"].address
 
-    def sealed_by(self, *replicas: int) -> int:
-        """A round from now on in which each stage had so many replicas at work."""
+    def seals(self, *, with_spare: bool) -> int:
+        """A round from now on in which the spare was at work, or only the others were."""
+        replicas = [1 + (with_spare and stage == self.stage) for stage in range(2)]
         last = max(event.fields["round"] for event in self.coordinator.events if event.name == "round.sealed")
 
         def found(event: Event) -> bool:
-            return event.fields["replicas"] == list(replicas) and event.fields["round"] > last + 1
+            return event.fields["replicas"] == replicas and event.fields["round"] > last + 1
 
         try:
             return int(self.coordinator.wait_for("round.sealed", found).fields["round"])
@@ -67,8 +70,9 @@ def swarm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Swarm]:
         coordinator.wait_for("node.joined")  # so that it has the first stage
         other = network.start_node(1)
         coordinator.wait_for("round.sealed")
-        swarm = Swarm(network, coordinator, other, network.start_node(2, HASTY))
-        swarm.sealed_by(2, 1)
+        spare = network.start_node(2, HASTY)
+        swarm = Swarm(network, coordinator, other, spare, spare.wait_for("node.assigned").fields["stage"])
+        swarm.seals(with_spare=True)
         yield swarm
         assert b"Traceback" not in coordinator.stderr, coordinator.stderr
 
@@ -81,11 +85,11 @@ def test_a_worker_that_is_stopped_is_killed_and_started_again_and_training_goes_
     assert "answered no ping for 1 s" in died.fields["message"]
     assert died.fields["code"] == "STATE_WORKER"
     assert swarm.lost(began_s) < 15
-    swarm.sealed_by(1, 1)
+    swarm.seals(with_spare=False)
     again = swarm.spare.wait_for("worker.started", lambda event: event.fields["worker_pid"] != worker)
     assert not Path(f"/proc/{worker}").exists()
     assert again.time > died.time
-    swarm.sealed_by(2, 1)
+    swarm.seals(with_spare=True)
 
 
 def test_a_node_that_is_stopped_is_lost_and_comes_back_when_it_goes_on(swarm: Swarm) -> None:
@@ -93,11 +97,24 @@ def test_a_node_that_is_stopped_is_lost_and_comes_back_when_it_goes_on(swarm: Sw
     began_s = time.time()
     os.killpg(swarm.spare.pid, signal.SIGSTOP)
     assert swarm.lost(began_s) < 8
-    swarm.sealed_by(1, 1)
+    swarm.seals(with_spare=False)
     went_on_s = time.time()
     os.killpg(swarm.spare.pid, signal.SIGCONT)
     swarm.coordinator.wait_for("node.joined", swarm.is_spares(went_on_s))
-    swarm.sealed_by(2, 1)
+    swarm.seals(with_spare=True)
+
+
+def test_a_node_that_is_asked_to_stop_finishes_its_round_and_nobody_computes_it_again(swarm: Swarm) -> None:
+    began_s = time.time()
+    swarm.spare.kill(signal.SIGTERM)
+    assert swarm.spare.wait(10) == 0, swarm.spare.describe()
+    swarm.spare.wait_for("node.left")
+    swarm.coordinator.wait_for("node.released", swarm.is_spares(began_s))
+    swarm.seals(with_spare=False)
+    broken = ("generation.paused", "round.replayed", "node.lost")
+    assert not [event for event in swarm.coordinator.events if event.name in broken and event.time > began_s]
+    swarm.spare = swarm.network.start_node(2, HASTY)
+    swarm.seals(with_spare=True)
 
 
 def test_a_second_process_with_a_nodes_key_is_told_so_and_the_first_goes_on(swarm: Swarm) -> None:
@@ -105,7 +122,7 @@ def test_a_second_process_with_a_nodes_key_is_told_so_and_the_first_goes_on(swar
     second = swarm.network.start_node(2)
     lost = second.wait_for("coordinator.lost")
     assert "a node with this key is already connected" in lost.fields["message"]
-    swarm.sealed_by(2, 1)
+    swarm.seals(with_spare=True)
     second.kill(signal.SIGTERM)
     assert second.wait() == 0, second.describe()
     assert not [e for e in swarm.coordinator.events if e.name == "node.lost" and swarm.is_spares(began_s)(e)]
@@ -120,9 +137,9 @@ def test_a_full_disk_ends_the_node_with_a_reason_and_training_goes_on(swarm: Swa
     assert "can't be written" in error.fields["message"]
     assert swarm.spare.wait() == 5, swarm.spare.describe()
     assert b"STATE_CHECKPOINT" in swarm.spare.stderr
-    swarm.sealed_by(1, 1)
+    swarm.seals(with_spare=False)
     swarm.spare = swarm.network.start_node(2, HASTY)  # the operator has freed some
-    swarm.sealed_by(2, 1)
+    swarm.seals(with_spare=True)
 
 
 SHIFTED = """
@@ -154,7 +171,7 @@ def test_a_clock_that_is_wrong_by_hours_changes_nothing(swarm: Swarm, tmp_path: 
     began_s = time.time()
     swarm.spare = swarm.network.start_node(2, HASTY, set_clock(tmp_path / "clock", hours * 3600))
     joined = swarm.coordinator.wait_for("node.joined", swarm.is_spares(began_s))
-    swarm.sealed_by(2, 1)
+    swarm.seals(with_spare=True)
     host, port = joined.fields["data_address"].split(":")
     peer_id = swarm.spare.wait_for("node.started").fields["peer_id"]
     certificate = x509.load_der_x509_certificate(asyncio.run(fetch_certificate(host, int(port), peer_id, 10)))
@@ -171,4 +188,4 @@ def test_a_clock_that_is_wrong_by_days_is_named(swarm: Swarm, tmp_path: Path, da
     assert late.wait() == 3, late.describe()
     assert (b"[WIRE_IDENTITY]" if days < 0 else b"[WIRE_REFUSED]") in late.stderr, late.describe()
     assert b"check this machine's clock" in late.stderr
-    swarm.sealed_by(2, 1)
+    swarm.seals(with_spare=True)

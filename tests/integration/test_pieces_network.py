@@ -60,6 +60,7 @@ def test_a_stage_whose_last_holder_is_gone_with_its_disk_comes_back_from_its_pie
 
         before = coordinator.events
         coordinator = network.start_coordinator(MANY)  # which knows of pieces what the keepers say
+        coordinator.wait_for("node.joined")  # the one that is left: the next stage is the lost one
         newcomer = network.start_node(STAGES)
         assert newcomer.wait_for("node.assigned").fields["stage"] == LOST
         newcomer.wait_for("state.waiting", lambda event: event.fields["round"] == last + 1)
