@@ -82,7 +82,7 @@ async def test_grpc_goes_through_a_relay_unchanged() -> None:
                 await check_echoes(channel)
         assert relay.statistics().circuits == 1
         await near.thread.stop()
-        await until(lambda: relay.statistics().circuits == 0)
+        await until(lambda: relay.statistics().circuits == 0, timeout_s=90)
         assert relay.statistics().bytes_carried > 2 * 8 * MIB
 
 
