@@ -61,6 +61,7 @@ class Site:
         self.process = Process([*network.coordinator_command(1000), *allow])
         network.processes.append(self.process)
         self.peer = self.process.wait_for("coordinator.listening").fields["peer"]
+        self.rounds_per_epoch = network.spec.economics.rounds_per_epoch
 
     def node(self, index: int) -> ScriptedNode:
         return ScriptedNode(self.identities[index], self.peer)
@@ -330,6 +331,8 @@ async def test_a_report_is_refused_with_its_reason_and_the_round_is_trained_agai
     site: Site, fault: Callable[[Report], tuple[Report, dict]], status: str, match: str
 ) -> None:
     head, tail = site.node(HEAD), site.node(TAIL)
+    if (await site.goes_on() + 1) % site.rounds_per_epoch == 0:
+        await site.goes_on()  # so that the round before is of the same epoch, whose tip is signed
     async with a_round(head, tail) as plan:
         head.send(report=head.signed(plan.generation, honest(plan.round, HEAD)))
         report, fields = fault(honest(plan.round, TAIL))
