@@ -43,6 +43,7 @@ from commonweight.wire.generated import pieces_pb2 as pb
 from commonweight.wire.pieces import check_head, parts_of, transfer_s
 from commonweight.wire.status import refuse
 from commonweight.wire.tls import certificate_of, peer_id_of, peer_of
+from node.published import version_path
 
 KEPT = 2
 """Versions of each stage."""
@@ -203,7 +204,7 @@ class Keeping(pieces_pb2_grpc.KeepingServicer):
                 shutil.rmtree(self._path(manifest.stage, round_))
 
     def _path(self, stage: int, round_: int) -> Path:
-        return self._folder / f"stage-{stage}" / f"round-{round_:08d}"
+        return version_path(self._folder / f"stage-{stage}", round_)
 
     def _rounds(self, stage: int) -> list[int]:
         names = (path.name.removeprefix("round-") for path in (self._folder / f"stage-{stage}").glob("round-*"))

@@ -12,7 +12,7 @@ import tempfile
 import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
-from hashlib import sha256
+from hashlib import file_digest
 from pathlib import Path
 
 from commonweight.disk import sync
@@ -198,8 +198,5 @@ def _empty_folder(folder: Path) -> Path:
 
 
 def _digest(path: Path) -> str:
-    known = sha256()
     with path.open("rb") as file:
-        while data := file.read(1 << 20):
-            known.update(data)
-    return "0x" + known.hexdigest()
+        return "0x" + file_digest(file, "sha256").hexdigest()

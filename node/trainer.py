@@ -168,7 +168,7 @@ class Trainer:
     _answers: dict[str, Pace] = field(default_factory=dict)
     """By node of the next stage, how long its gradients took."""
     _window: int = 0
-    """How many microbatches may be sent on and not answered in the next round, at least."""
+    """How many microbatches may be sent on and not answered in the next round; 0 before the first."""
     _round: StageRound | None = None
     """That is being trained, or was trained last in this generation."""
     _slices: dict[tuple[str, bool], Slice] = field(default_factory=dict)
@@ -290,7 +290,7 @@ class Trainer:
             send_down=self.outlet.send_down,
             send_up=self.outlet.send_up,
             answers=self._answers,
-            window=max(self._window, in_flight_limit(self.spec, self.stage.index)),
+            window=self._window or in_flight_limit(self.spec, self.stage.index),
         )
         while True:
             while not round_.is_computed:

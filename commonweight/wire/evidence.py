@@ -44,6 +44,21 @@ class Source:
     """What it presents there (DER)."""
 
 
+def open_source(source: Source, certificate: Certificate) -> grpc.aio.Channel:
+    """A channel to what the node serves there, opened with `certificate`, which it was granted; connects with the first
+    call. Raises IdentityMismatch where the source's certificate isn't its own, and ConfigError where its address is
+    none.
+    """
+    check_certificate(source.certificate, source.peer_id)
+    return open_channel(
+        source.address,
+        certificate,
+        source.certificate,
+        max_message_bytes=PIPE_FRAME_BYTES,
+        ping_timeout_ms=PIPE_PING_TIMEOUT_MS,
+    )
+
+
 class EvidenceClient:
     """An auditor's connections; each is opened with the first fetch from its source, and MAX_CONNECTIONS are kept.
 
@@ -132,14 +147,7 @@ class EvidenceClient:
     async def _channel(self, source: Source) -> grpc.aio.Channel:
         channel = self._channels.pop(source, None)
         if channel is None:
-            check_certificate(source.certificate, source.peer_id)
-            channel = open_channel(
-                source.address,
-                self._certificate,
-                source.certificate,
-                max_message_bytes=PIPE_FRAME_BYTES,
-                ping_timeout_ms=PIPE_PING_TIMEOUT_MS,
-            )
+            channel = open_source(source, self._certificate)
         self._channels[source] = channel
         if len(self._channels) > MAX_CONNECTIONS:
             await self._channels.pop(next(iter(self._channels))).close()

@@ -15,12 +15,12 @@ import grpc
 
 from commonweight.errors import MalformedMessage, MessageTooLarge, PeerUnreachable
 from commonweight.rules.keeping import KEY_SHARE_BYTES, MAX_MANIFEST_BYTES
-from commonweight.wire.channel import PIPE_FRAME_BYTES, PIPE_PART_BYTES, PIPE_PING_TIMEOUT_MS, open_channel
-from commonweight.wire.evidence import Source
+from commonweight.wire.channel import PIPE_PART_BYTES
+from commonweight.wire.evidence import Source, open_source
 from commonweight.wire.generated import pieces_pb2 as pb
 from commonweight.wire.generated import pieces_pb2_grpc
 from commonweight.wire.status import wire_error
-from commonweight.wire.tls import Certificate, check_certificate
+from commonweight.wire.tls import Certificate
 
 TRANSFER_S = 30.0
 """For a piece, the connection included, and its bytes at MIN_BYTES_PER_S beside."""
@@ -61,18 +61,9 @@ class KeeperConnection:
     """
 
     def __init__(self, keeper: Source, certificate: Certificate) -> None:
-        """`certificate` is what was granted. Raises IdentityMismatch where the keeper's isn't its own, and ConfigError
-        where its address is none.
-        """
-        check_certificate(keeper.certificate, keeper.peer_id)
+        """`certificate` is what was granted. Raises as `open_source`."""
         self._who = f"{keeper.peer_id} at {keeper.address}"
-        self._channel = open_channel(
-            keeper.address,
-            certificate,
-            keeper.certificate,
-            max_message_bytes=PIPE_FRAME_BYTES,
-            ping_timeout_ms=PIPE_PING_TIMEOUT_MS,
-        )
+        self._channel = open_source(keeper, certificate)
         self._stub = pieces_pb2_grpc.KeepingStub(self._channel)
 
     async def put(self, head: pb.PieceHead, path: Path, size: int) -> None:

@@ -17,12 +17,12 @@ from hashlib import sha256
 import grpc
 
 from commonweight.errors import CommitmentBroken, MalformedMessage, MessageTooLarge
-from commonweight.wire.channel import PIPE_FRAME_BYTES, PIPE_PART_BYTES, PIPE_PING_TIMEOUT_MS, open_channel
-from commonweight.wire.evidence import Source
+from commonweight.wire.channel import PIPE_PART_BYTES
+from commonweight.wire.evidence import Source, open_source
 from commonweight.wire.generated import state_pb2 as pb
 from commonweight.wire.generated import state_pb2_grpc
 from commonweight.wire.status import wire_error
-from commonweight.wire.tls import Certificate, check_certificate
+from commonweight.wire.tls import Certificate
 
 CHUNK_BYTES = PIPE_PART_BYTES
 HASH_BYTES = 32
@@ -126,18 +126,9 @@ class StateConnection:
     """
 
     def __init__(self, source: Source, certificate: Certificate) -> None:
-        """`certificate` is what was granted to fetch. Raises IdentityMismatch where the source's isn't its own, and
-        ConfigError where its address is none.
-        """
-        check_certificate(source.certificate, source.peer_id)
+        """`certificate` is what was granted to fetch. Raises as `open_source`."""
         self._who = f"{source.peer_id} at {source.address}"
-        self._channel = open_channel(
-            source.address,
-            certificate,
-            source.certificate,
-            max_message_bytes=PIPE_FRAME_BYTES,
-            ping_timeout_ms=PIPE_PING_TIMEOUT_MS,
-        )
+        self._channel = open_source(source, certificate)
         self._stub = state_pb2_grpc.StageStateStub(self._channel)
 
     async def manifest(self, kept: pb.Kept, files: int, max_bytes: int) -> Manifest:
