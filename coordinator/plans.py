@@ -40,16 +40,20 @@ def formations(
             yield member, formation
 
 
-def round_plan(state: RoundState, beacon_tip: bytes) -> pb.RoundPlan:
-    """That of the round that is to be trained, for all its members alike."""
-    plan = pb.RoundPlan(generation=state.generation, round=state.round, beacon_tip=beacon_tip, revision=state.revision)
-    for stage, assignment in enumerate(state.assignment):
+def round_plan(state: RoundState, round_: int, beacon_tip: bytes) -> pb.RoundPlan:
+    """That of the round that is trained, or of the next one, planned ahead; for all its members alike."""
+    assert round_ - state.round in (0, 1), "no other rounds are planned"
+    plan = pb.RoundPlan(generation=state.generation, round=round_, beacon_tip=beacon_tip)
+    rows, revised = state.ahead, (0,) * state.stages
+    if round_ == state.round:
+        rows, revised, plan.since, plan.revision = state.assignment, state.revised, state.since, state.revision
+    for stage, assignment in enumerate(rows):
         members = state.holders(stage, state.members)
         numbers = {node: number for number, node in enumerate(members)}
         plan.stages.add(
             members=(bytes.fromhex(node[2:]) for node in members),
             assignment=(numbers[node] for node in assignment),
-            revision=state.revised[stage],
+            revision=revised[stage],
         )
     return plan
 

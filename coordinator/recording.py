@@ -54,7 +54,7 @@ class Recorder:
                 case round_events.Form(generation):
                     self.ledger.record_generation(generation)
                     failpoint("ledger.formed")
-                case round_events.Seal(round_, reports):
+                case round_events.Seal(round_, reports, _):
                     failpoint("ledger.sealing")
                     drawn = self._seal(round_, [accepted[node] for node in reports], versions)
                     failpoint("ledger.sealed")

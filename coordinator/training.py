@@ -7,6 +7,7 @@ reconnect, and the round that was being trained is trained again.
 import asyncio
 import math
 import time
+from collections import deque
 from collections.abc import Collection
 
 from commonweight.errors import CommonweightError, Refused
@@ -75,10 +76,10 @@ class Training:
         self._accepted: dict[str, Submission] = {}
         """By node: what came with the reports that the state holds."""
         self._events: asyncio.Queue[tuple[round_events.Event, Member | None, Submission | None]] = asyncio.Queue()
-        self._due: round_events.Train | None = None
-        """To be planned as soon as nothing stands in its way."""
-        self._planned = (-1, -1)
-        """Generation and round of which the last plan was sent."""
+        self._due: deque[round_events.Train] = deque()
+        """To be planned, in order, as soon as nothing stands in their way."""
+        self._planned = (-1, -1, -1)
+        """Generation, round and first revision of the plan that was sent last."""
         self._waits_for: str | None = None
         self._started_s = 0.0
         self._deadline: float | None = None
@@ -128,8 +129,7 @@ class Training:
 
     def let_go(self, member: Member) -> None:
         """The node wants to leave."""
-        has_begun = self._planned == (self._state.generation, self._state.round)
-        self._events.put_nowait((round_events.Leaving(member.node, has_begun), member, None))
+        self._events.put_nowait((round_events.Leaving(member.node, self._has_begun), member, None))
 
     def convict(self, node: str, stage: int) -> None:
         """Its work in this stage was fraud."""
@@ -220,6 +220,11 @@ class Training:
             self._handover.tell(state, self._members)
             self.reconsider()
 
+    @property
+    def _has_begun(self) -> bool:
+        """Whether the members were told to train the round that is trained."""
+        return self._planned >= (self._state.generation, self._state.round, self._state.since)
+
     def _forget(self, node: str) -> Member:
         """It isn't connected any more, or counts no longer."""
         member = self._members.pop(node)
@@ -290,13 +295,13 @@ class Training:
                 self._failed_generations += 1
                 asyncio.get_running_loop().call_later(delay_s, self._form, generation, round_)
             case round_events.Train():
-                self._due = effect
+                self._due.append(effect)
             case round_events.Replay(generation, round_, lost, load):
                 count = {node: sum(each == node for each in load.values()) for node in sorted(set(load.values()))}
                 emit("round.replayed", generation=generation, round=round_, lost=lost, microbatches=count)
                 self._introduce({self._state.seats[lost]})
-                if self._planned == (generation, round_):
-                    self._plan()
+                if self._has_begun:
+                    self._plan(round_)
             case round_events.Excluded(node, generation, why):
                 emit("node.excluded", node=node, generation=generation, why=why)
                 self._members[node].send(pb.CoordinatorMessage(pause=pb.Pause(generation=generation, why=why)))
@@ -307,9 +312,9 @@ class Training:
                 emit("generation.paused", generation=generation, why=why)
                 for each in self.members:
                     each.send(pb.CoordinatorMessage(pause=pb.Pause(generation=generation, why=why)))
-            case round_events.Seal(_, reports):
+            case round_events.Seal(_, reports, next_taken_back):
                 assert drawn is not None, "storing the seal drew them"
-                await self._announce(drawn, [accepted[node] for node in reports])
+                await self._announce(drawn, [accepted[node] for node in reports], next_taken_back=next_taken_back)
             case round_events.Stop(why):
                 emit("training.stopped", why=why)
                 raise Refused(f"Training stopped in round {self._state.round}. {why}")
@@ -325,38 +330,50 @@ class Training:
             member.send(pb.CoordinatorMessage(formation=formation))
 
     def reconsider(self) -> None:
-        """Plan the next round if it waited for a tip or for audits and needn't any longer."""
-        due = self._due
-        if due is None or self._state.phase is not Phase.TRAINING or due.generation != self._state.generation:
-            return
+        """Plan what waited for a tip or for audits and needn't any longer."""
+        while self._due:
+            if self._is_to_be_trained(self._due[0]) and not self._begin(self._due[0]):
+                return
+            self._due.popleft()
+
+    def _is_to_be_trained(self, due: round_events.Train) -> bool:
+        state = self._state
+        assignment = {state.round: state.assignment, state.round + 1: state.ahead}.get(due.round)
+        return state.phase is Phase.TRAINING and due.generation == state.generation and due.assignment == assignment
+
+    def _begin(self, due: round_events.Train) -> bool:
+        """Whether nothing stands in the way of this round any longer: then it is planned."""
         if self._end_round is not None and due.round >= self._end_round:
-            return
+            return False
         tip = self._tips.tip(due.round)
         epoch = due.round // self.spec.economics.rounds_per_epoch
         why = f"the beacon tip of epoch {epoch} isn't on chain yet" if tip is None else self._audits.obstacle(due.round)
         if why is not None and why != self._waits_for:
             emit("training.waiting", round=due.round, why=why)
         self._waits_for = why
-        if why is None and tip is not None:
-            self._due = None
+        if why is not None:
+            return False
+        if due.round == self._state.round:
             self._started_s = time.monotonic()
-            self._planned = due.generation, due.round
-            self._plan()
+        self._planned = due.generation, due.round, self._state.since if due.round == self._state.round else 0
+        self._plan(due.round)
+        return True
 
-    def _plan(self) -> None:
-        """Tell the members who computes what in the round that is being trained."""
-        tip = self._tips.tip(self._state.round)
+    def _plan(self, round_: int) -> None:
+        """Tell the members who computes what in the round."""
+        tip = self._tips.tip(round_)
         assert tip is not None, "no round is planned without"
-        plan = round_plan(self._state, tip)
+        plan = round_plan(self._state, round_, tip)
         for node, member in self._members.items():
             if node in self._state.members:
                 member.send(pb.CoordinatorMessage(plan=plan))
 
-    async def _announce(self, drawn: Draw, submissions: list[Submission]) -> None:
+    async def _announce(self, drawn: Draw, submissions: list[Submission], *, next_taken_back: bool) -> None:
         self._audits.sealed(drawn)
         round_ = drawn.round
         self._failed_generations = 0
-        seconds = time.monotonic() - self._started_s
+        now_s = time.monotonic()
+        seconds, self._started_s = now_s - self._started_s, now_s
         tokens, last = self.spec.training.tokens_per_round, self.spec.stages - 1
         losses = [hop.loss for each in submissions if each.report.stage == last for hop in each.report.hops]
         states = {each.report.stage: each.report.state_after.hex() for each in submissions}
@@ -380,6 +397,7 @@ class Training:
         )
         for node, member in self._members.items():
             sealed = self._audits.announcement(drawn, self._state.seats[node], node)
+            sealed.next_taken_back = next_taken_back
             member.send(pb.CoordinatorMessage(sealed=sealed))
         if self._follower is not None:
             await self._follower.sealed(round_)

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 
 from commonweight.errors import (
     ConfigError,
@@ -33,6 +34,38 @@ Routed = pb.Formation | pb.DecodePeers | pb.Version | pb.MakePieces
 """What names others, to whom a way may have to be found first."""
 
 
+@dataclass
+class Reports:
+    """What a node has trained in one generation: it signs for a round when the one before is sealed, and never for what
+    it has done by a plan that was taken back.
+    """
+
+    _unsealed: int | None = None
+    """The round that was signed for and isn't known to be sealed."""
+    _void: int | None = None
+    """The round whose first plan was taken back."""
+    _waiting: worker_pb2.WorkerReport | None = None
+
+    def trained(self, report: worker_pb2.WorkerReport) -> worker_pb2.WorkerReport | None:
+        """What can be signed now."""
+        if report.report.round == self._void and not report.report.revision:
+            return None
+        if self._unsealed is not None and report.report.round > self._unsealed:
+            self._waiting = report
+            return None
+        self._unsealed = report.report.round
+        return report
+
+    def sealed(self, sealed: pb.RoundSealed) -> worker_pb2.WorkerReport | None:
+        """Likewise."""
+        if sealed.next_taken_back:
+            self._void = sealed.round + 1
+        if self._unsealed is None or sealed.round < self._unsealed:
+            return None
+        waiting, self._waiting, self._unsealed = self._waiting, None, None
+        return None if waiting is None else self.trained(waiting)
+
+
 class Session:
     """What one attachment knows."""
 
@@ -56,6 +89,9 @@ class Session:
         self._coordinator = coordinator
         self._assigned: asyncio.Future[pb.Assignment] = asyncio.get_running_loop().create_future()
         self._generation = 0
+        self._planned: int | None = None
+        """The round of this generation that was planned last."""
+        self._reports = Reports()
         self.routing: Routing | None = None
         """How neighbours are reached; None: where the coordinator says that they are."""
         self._to_route: asyncio.Queue[Routed] = asyncio.Queue()
@@ -81,7 +117,7 @@ class Session:
                 case "formation":
                     if message.formation.generation != self._generation:
                         self._generation = message.formation.generation
-                        await self._orders.drop()
+                        await self._drop()
                     self._formation = message.formation
                     await self._route(message.formation)
                 case "plan":
@@ -100,7 +136,7 @@ class Session:
                 case "pause":
                     self._formation = None
                     emit("generation.paused", generation=message.pause.generation, why=message.pause.why)
-                    await self._orders.drop()
+                    await self._drop()
                     await self._worker.send(worker_pb2.WorkerCommand(pause=message.pause))
                 case "sealed":
                     await self.seal(message.sealed)
@@ -148,8 +184,7 @@ class Session:
                     emit("peer.late", generation=event.late.generation, message=event.late.why)
                     self._coordinator.send(pb.NodeMessage(late=event.late))
                 case "report":
-                    await self._state.trained(event.report.report)
-                    self._coordinator.send(pb.NodeMessage(report=await self.sign(event.report)))
+                    await self._report(self._reports.trained(event.report))
                 case "failure" if event.failure.fatal:
                     emit("error", code=event.failure.code, message=event.failure.message)
                     raise error_with_code(event.failure.code, event.failure.message)
@@ -159,7 +194,7 @@ class Session:
 
     async def pause(self) -> None:
         """The coordinator is gone: what is in flight is void."""
-        await self._orders.drop()
+        await self._drop()
         await self._state.end()
         try:
             pause = pb.Pause(generation=self._generation, why="the coordinator is gone")
@@ -227,7 +262,21 @@ class Session:
     async def _plan(self, plan: pb.RoundPlan) -> None:
         with _telling(plan.round):
             await self._evidence.plan(plan)
-        await self._orders.give(worker_pb2.WorkerCommand(plan=plan), plan.round)
+        # The state at the start of a round that is planned ahead is what the worker will come to.
+        is_ahead = self._planned is not None and plan.round == self._planned + 1
+        self._planned = plan.round
+        needed = plan.round - 1 if is_ahead else plan.round
+        await self._orders.give(worker_pb2.WorkerCommand(plan=plan), needed)
+
+    async def _drop(self) -> None:
+        """The generation is over."""
+        self._planned, self._reports = None, Reports()
+        await self._orders.drop()
+
+    async def _report(self, trained: worker_pb2.WorkerReport | None) -> None:
+        if trained is not None:
+            await self._state.trained(trained.report)
+            self._coordinator.send(pb.NodeMessage(report=await self.sign(trained)))
 
     async def seal(self, sealed: pb.RoundSealed) -> None:
         """The coordinator has sealed a round."""
@@ -237,6 +286,7 @@ class Session:
             await self._evidence.seal(sealed, self._watch.last_signed)
         retain = worker_pb2.Retain(round=sealed.round, retained=sealed.retained)
         await self._worker.send(worker_pb2.WorkerCommand(retain=retain))
+        await self._report(self._reports.sealed(sealed))
 
     async def domain(self) -> Domain:
         """What this node's signatures are good for."""

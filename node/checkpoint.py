@@ -1,4 +1,4 @@
-"""Checkpoints of one stage on this machine's disk: the last two, and those that audits may ask for.
+"""Checkpoints of one stage on this machine's disk: the last three, and those that audits may ask for.
 
     FOLDER/round-00000041/parameters.safetensors    Stage.parameters(), and the moments' hash
     FOLDER/round-00000041/moments.safetensors       Stage.moments()
@@ -35,8 +35,10 @@ from commonweight.wire.tensors import to_bytes
 from node.meta import meta_bytes, read_meta
 from node.published import META_FILE, MOMENTS_FILE, PARAMETERS_FILE, version_path
 
-KEPT = 2
-"""How many checkpoints stay in any case: the last, and the one before in case it is found damaged."""
+KEPT = 3
+"""How many checkpoints stay in any case: the last, and the one before in case it is found damaged; and that of the last
+sealed round, for a node may have trained the one after, and find that others haven't.
+"""
 
 
 class Checkpoints:
@@ -62,7 +64,7 @@ class Checkpoints:
         self._retained = frozenset(self.rounds())
 
     def retain(self, rounds: Iterable[int]) -> None:
-        """From the next `save` on, besides the last two, keep the versions before and after these rounds only."""
+        """From the next `save` on, besides the last three, keep the versions before and after these rounds only."""
         last = sorted(rounds)[-MAX_RETAINED_ROUNDS:]
         self._retained = frozenset(last) | frozenset(round_ + 1 for round_ in last)
 
@@ -91,7 +93,7 @@ class Checkpoints:
         return root
 
     def _remove_old(self, retained: frozenset[int]) -> list[int]:
-        """Remove all but the last two and those; returns the versions that are gone."""
+        """Remove all but the last three and those; returns the versions that are gone."""
         removed = []
         for round_ in self.rounds()[:-KEPT]:
             if round_ not in retained:

@@ -44,49 +44,66 @@ class StagePlan:
         return (boundary_plan(self.spec),)
 
 
+@dataclass
+class _Due:
+    """What may still come of a round."""
+
+    microbatches: set[int]
+    unanswered: int = 0
+    more: int = 0
+    """The round's window is wider by so many."""
+
+
 class Flow:
-    """What comes over one direction of a pipe between neighbours."""
+    """What comes over one direction of a pipe between neighbours, each microbatch of a round once."""
 
     def __init__(self, plan: Plan, window: int | None = None) -> None:
-        """`window`: so many may have come that aren't answered; None: any number of those that may come."""
+        """`window`: so many of a round may have come that aren't answered; None: any number of those that may come."""
         self._plan = plan
         self._window = window
-        self._unanswered = 0
-        self._more = 0
-        """In this round the window is wider by so many."""
-        self._round = -1
-        self._due: set[int] = set()
+        self._rounds: dict[int, _Due] = {}
         self._assembler = Assembler(self._expect)
 
     def begin(self, round_: int, due: Iterable[int] = ()) -> None:
-        """Of this round these microbatches may come from now on."""
-        self._round, self._due, self._unanswered, self._more = round_, set(due), 0, 0
+        """Of this round these microbatches may come from now on; of those before the last one nothing may any more."""
+        self.forget(round_)
+        self._rounds = {each: before for each, before in self._rounds.items() if each >= round_ - 1}
+        self._rounds[round_] = _Due(set(due))
 
-    def allow(self, microbatch: int) -> None:
+    def forget(self, round_: int) -> None:
+        """Of this round nothing may come."""
+        self._rounds.pop(round_, None)
+        self._assembler.forget(round_)
+
+    def allow(self, round_: int, microbatch: int) -> None:
         """This one, too."""
-        self._due.add(microbatch)
+        if (due := self._rounds.get(round_)) is not None:
+            due.microbatches.add(microbatch)
 
-    def extend(self, due: Collection[int]) -> None:
+    def extend(self, round_: int, microbatches: Collection[int]) -> None:
         """These, too, at any time: the sender has the gradients of some of them, and waits for no answer."""
-        self._due.update(due)
-        self._more += len(due)
+        if (due := self._rounds.get(round_)) is not None:
+            due.microbatches.update(microbatches)
+            due.more += len(microbatches)
 
-    def answer(self) -> None:
+    def answer(self, round_: int) -> None:
         """One that has come was answered."""
-        self._unanswered -= 1
+        if (due := self._rounds.get(round_)) is not None:
+            due.unanswered -= 1
 
     def add(self, frame: pb.PipeFrame) -> Assembled | None:
         """Take the next frame; returns the microbatch that it completes. Raises WireError for what may not come."""
         assembled = self._assembler.add(frame)
-        if assembled is not None:
-            self._due.discard(assembled.microbatch)
-            self._unanswered += 1
+        if assembled is not None and (due := self._rounds.get(assembled.round)) is not None:
+            due.microbatches.discard(assembled.microbatch)
+            due.unanswered += 1
         return assembled
 
     def _expect(self, round_: int, microbatch: int) -> Plan | None:
-        if round_ != self._round or microbatch not in self._due:
+        due = self._rounds.get(round_)
+        if due is None or microbatch not in due.microbatches:
             return None
-        if self._window is not None and self._unanswered >= self._window + self._more:
+        if self._window is not None and due.unanswered >= self._window + due.more:
             raise UnplannedMessage(
                 f"microbatch {microbatch} of round {round_} came before its turn: {self._window} are in flight."
             )
@@ -104,46 +121,65 @@ class Slice:
     """float32; shares the memory of what was received: never change it in place."""
 
 
+@dataclass
+class _DueSlices:
+    """What may still come of a round."""
+
+    numbers: dict[bool, int]
+    """By `Slice.summed`."""
+    revision: int
+
+
 class SliceFlow:
     """What comes over a pipe from another replica: at most one slice of either kind in a round, one after another.
     Where the plan is changed all begins again.
     """
 
     def __init__(self) -> None:
-        self._round = -1
-        self._revision = 0
-        self._due: dict[bool, int] = {}
+        self._rounds: dict[int, _DueSlices] = {}
+        self._coming = -1
+        """The round of what has come last."""
         self._buffer = bytearray()
         self._received = 0
 
     def begin(self, round_: int, due: Mapping[bool, int], revision: int = 0) -> None:
-        """Of this round these may come from now on: by `Slice.summed`, how many numbers. `revision`: by which the
-        stage's plan was changed last; what was sent before is passed over.
+        """Of this round these may come from now on: by `Slice.summed`, how many numbers; of those before the last one
+        nothing may any more. `revision`: by which the stage's plan was changed last; what was sent before is passed
+        over.
         """
-        self._round, self._due, self._received, self._revision = round_, dict(due), 0, revision
+        self.forget(round_)
+        self._rounds = {each: before for each, before in self._rounds.items() if each >= round_ - 1}
+        self._rounds[round_] = _DueSlices(dict(due), revision)
+
+    def forget(self, round_: int) -> None:
+        """Of this round nothing may come."""
+        self._rounds.pop(round_, None)
+        if self._coming == round_:
+            self._received = 0
 
     def add(self, frame: pb.PipeFrame) -> Slice | None:
         """Take the next frame; returns the slice that it completes. Raises WireError for what may not come."""
         if frame.WhichOneof("body") != "slice":
             raise MalformedMessage("A frame with a slice is due on the pipe between replicas; this one has none.")
         part, summed = frame.slice, frame.slice.summed
-        if part.round == self._round and part.revision < self._revision:
+        due = self._rounds.get(part.round)
+        if due is not None and part.revision < due.revision:
             return None
         data = part.data  # each access to the field copies it
-        size = FLOAT_BYTES * self._due.get(summed, 0)
-        if part.round != self._round or not size:
+        size = 0 if due is None else FLOAT_BYTES * due.numbers.get(summed, 0)
+        if due is None or not size:
             raise UnplannedMessage(f"A slice (summed: {summed}) of round {part.round} isn't due.")
         if part.offset != self._received or not 0 < len(data) <= min(PIPE_PART_BYTES, size - part.offset):
             raise MalformedMessage(
                 f"A part of {len(data)} bytes at byte {part.offset} of a slice of {size}; due is byte {self._received}."
             )
         if not self._received:
-            self._buffer = bytearray(size)
+            self._coming, self._buffer = part.round, bytearray(size)
         self._buffer[part.offset : part.offset + len(data)] = data
         self._received += len(data)
         if self._received < size:
             return None
-        del self._due[summed]
+        del due.numbers[summed]
         buffer, self._buffer, self._received = self._buffer, bytearray(), 0
         numbers = torch.frombuffer(buffer, dtype=torch.float32)
         check_finite(numbers)

@@ -21,7 +21,7 @@ class Orders:
         self._sender: asyncio.Task[None] | None = None
 
     async def give(self, command: worker_pb2.WorkerCommand, round_: int) -> None:
-        """Send it as soon as the state at the start of `round_` is there."""
+        """Send it as soon as the state at the start of `round_` is there, after those that were given before."""
         if not self._waiting and self._state.has(round_):
             await self._worker.send(command)
             return

@@ -73,8 +73,10 @@ class DataPlane:
     """Whom the formation names."""
     _broken: set[str] = field(default_factory=set)
     """Those of them of whom `on_break` has told."""
-    _share: Share | None = None
-    """Of the last round that was planned in this generation."""
+    _shares: dict[int, Share] = field(default_factory=dict)
+    """Of this generation's last rounds, up to the one that is planned ahead."""
+    _since: dict[int, int] = field(default_factory=dict)
+    """By round, the first revision of its plan that counts: an earlier one was taken back."""
     _changed: asyncio.Condition = field(default_factory=asyncio.Condition)
     _tasks: dict[str, "asyncio.Task[None]"] = field(default_factory=dict)
     """By peer: what opens or serves the pipe with it."""
@@ -132,7 +134,7 @@ class DataPlane:
 
     async def close_pipes(self) -> None:
         """End the pipes of the present generation, without calling on_break."""
-        self._generation, self._peers, self._share = 0, {}, None
+        self._generation, self._peers, self._shares, self._since = 0, {}, {}, {}
         self._broken.clear()
         await self._end(list(self._tasks))
 
@@ -143,32 +145,39 @@ class DataPlane:
             await self._server.stop(grace=0)
 
     async def begin(self, share: Share) -> None:
-        """This round is planned, maybe once more: what it says may come from now on."""
+        """This round is planned, maybe once more: what it says may come from now on. Where its plan is revised that of
+        the next round is void.
+        """
         async with self._changed:
-            before, self._share = self._share, share
+            before, last, following = self._shares.get(share.round), share.round - 1, share.round + 1
+            is_taken_back = following in self._shares
+            self._shares = {each: known for each, known in self._shares.items() if each == last} | {share.round: share}
+            self._since = {each: since for each, since in self._since.items() if each == last}
+            self._since |= {share.round: share.since} | ({following: 1} if is_taken_back else {})
             for pipe in self.pipes.values():
                 if before is None or not share.revises(before):
                     self._expect(pipe, share)
                 elif isinstance(pipe.flow, Flow):
-                    pipe.flow.extend(share.from_previous(pipe.peer) - before.from_previous(pipe.peer))
+                    pipe.flow.extend(share.round, share.from_previous(pipe.peer) - before.from_previous(pipe.peer))
                 elif share.stage_revision != before.stage_revision:
                     self._expect(pipe, share)
+                pipe.flow.forget(following)
             self._changed.notify_all()
 
-    def send_down(self, node: str, microbatch: int, frames: Sequence[pb.PipeFrame]) -> None:
+    def send_down(self, node: str, round_: int, microbatch: int, frames: Sequence[pb.PipeFrame]) -> None:
         """One microbatch's activation, to a node of the next stage."""
         if (pipe := self.pipes.get(node)) is not None:
             assert isinstance(pipe.flow, Flow), "the next stage is a neighbour"
-            pipe.flow.allow(microbatch)  # a gradient answers an activation
+            pipe.flow.allow(round_, microbatch)  # a gradient answers an activation
             pipe.put(frames)
 
-    def send_up(self, node: str, microbatch: int, frames: Sequence[pb.PipeFrame]) -> None:
+    def send_up(self, node: str, round_: int, microbatch: int, frames: Sequence[pb.PipeFrame]) -> None:
         """One microbatch's gradient, to a node of the previous stage that has sent its activation; none where that
         needs none.
         """
         if (pipe := self.pipes.get(node)) is not None:
             assert isinstance(pipe.flow, Flow), "the previous stage is a neighbour"
-            pipe.flow.answer()
+            pipe.flow.answer(round_)
             pipe.put(frames)
 
     def send_slice(self, share: Share, node: str, summed: bool, numbers: Tensor) -> None:
@@ -253,8 +262,8 @@ class DataPlane:
             flow = SliceFlow()
         async with self._changed:
             self.pipes[peer.node] = pipe = Pipe(generation, peer.node, flow)
-            if self._share is not None:
-                self._expect(pipe, self._share)
+            for share in self._shares.values():
+                self._expect(pipe, share)
             self._changed.notify_all()
         return pipe
 
@@ -274,10 +283,15 @@ class DataPlane:
         flow.begin(share.round, sizes, share.stage_revision)
 
     async def _take(self, pipe: Pipe, frame: pb.PipeFrame) -> None:
-        """A frame has come. One of a round that isn't planned yet waits for its plan, and what follows with it."""
+        """A frame has come. One of a round that isn't planned yet waits for its plan, and what follows with it; one by
+        a plan that was taken back is passed over.
+        """
         body = frame.WhichOneof("body")
         if body in ("tensor", "slice"):
-            await self._wait_for_plan(getattr(frame, body).round, getattr(frame, body).revision)
+            round_, revision = getattr(frame, body).round, getattr(frame, body).revision
+            await self._wait_for_plan(round_, revision)
+            if revision < self._since.get(round_, 0):
+                return
         if isinstance(pipe.flow, SliceFlow):
             if (complete := pipe.flow.add(frame)) is not None:
                 self.on_slice(pipe.generation, pipe.peer, complete)
@@ -287,7 +301,9 @@ class DataPlane:
 
     async def _wait_for_plan(self, round_: int, revision: int) -> None:
         def is_planned() -> bool:
-            return self._share is not None and (round_, revision) <= (self._share.round, self._share.revision)
+            share, is_void = self._shares.get(round_), revision < self._since.get(round_, 0)
+            is_old = round_ < min(self._shares, default=0)
+            return is_void or is_old or (share is not None and revision <= share.revision)
 
         if is_planned():
             return

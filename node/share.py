@@ -21,7 +21,9 @@ class Share:
     generation: int
     round: int
     revision: int
-    """How often the round's plan was changed."""
+    """Of the round's plan, which may be changed."""
+    since: int
+    """The revision that it began with: what was done of the round by earlier ones is void."""
     stage_revision: int
     """By which of these changes that of its own stage was changed last."""
     node: str
@@ -38,8 +40,12 @@ class Share:
     """Those of them that have a load."""
 
     def revises(self, other: "Share") -> bool:
-        """Whether it is of the same round, planned later."""
-        return (self.generation, self.round) == (other.generation, other.round) and self.revision > other.revision
+        """Whether it is of the same round, and a later revision of the same plan."""
+        return self._plan == other._plan and self.revision > other.revision
+
+    @property
+    def _plan(self) -> tuple[int, int, int]:
+        return self.generation, self.round, self.since
 
     def from_previous(self, node: str) -> frozenset[int]:
         """The microbatches that come from this node."""
@@ -63,6 +69,7 @@ def read_share(plan: pb.RoundPlan, spec: ModelSpec, stage: int, node: str) -> Sh
         generation=plan.generation,
         round=plan.round,
         revision=plan.revision,
+        since=plan.since,
         stage_revision=plan.stages[stage].revision,
         node=node,
         load=load,

@@ -32,10 +32,10 @@ from commonweight.wire.generated.pipe_pb2 import PipeFrame
 from commonweight.wire.pipe import digest, encode
 from commonweight.wire.tensors import Plan, to_bytes
 from node.share import Share
-from node.traces import Traces
+from node.traces import Trace
 
-Send = Callable[[str, int, Sequence[PipeFrame]], None]
-"""(to whom, microbatch, frames); returns at once and is safe from the compute thread."""
+Send = Callable[[str, int, int, Sequence[PipeFrame]], None]
+"""(to whom, round, microbatch, frames); returns at once and is safe from the compute thread."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,7 @@ class Activation:
     generation: int
     node: str
     """Who has sent it."""
+    round: int
     microbatch: int
     tokens: Tensor
     """[batch, time + 1]"""
@@ -62,6 +63,7 @@ class Gradient:
     generation: int
     node: str
     """Who has sent it."""
+    round: int
     microbatch: int
     gradient: Tensor
     """[batch, time, k], in the boundary's dtype"""
@@ -87,15 +89,16 @@ class _Pending:
 
 @dataclass
 class StageRound:
-    """What a trainer knows of the round that it trains, or has trained last."""
+    """What a trainer knows of a round: the one that it trains, has trained last, or will train next."""
 
     share: Share
     """As it was planned last."""
     stage: Stage
     dataset: Dataset | None
     """On the first stage."""
-    traces: Traces
-    """Has begun this round."""
+    trace: Trace
+    gradients: Trace
+    """What it is stepped with, before clipping, by parameter; and this node's part of that."""
     send_down: Send
     """One microbatch's activation (token ids, code), to the next stage."""
     send_up: Send
@@ -163,12 +166,19 @@ class StageRound:
             elif microbatch in self._hops:
                 self._answer(microbatch, self._read(self._hops[microbatch].gradient_out, self._code))
 
-    def compute(self) -> bool:
-        """Compute what is next; False where nothing can be before something else has come."""
+    @property
+    def in_flight(self) -> int:
+        """How many microbatches are sent on and not answered."""
+        return len(self._in_flight)
+
+    def compute(self, elsewhere: int = 0) -> bool:
+        """Compute what is next; False where nothing can be before something else has come. `elsewhere`: how many
+        microbatches of another round are in flight.
+        """
         if self._gradients:
             gradient = self._gradients.pop(next(iter(self._gradients)))
             self._backward(self._in_flight.pop(gradient.microbatch), gradient)
-        elif len(self._in_flight) < self.window and (self._to_draw or self._activations):
+        elif self.in_flight + elsewhere < self.window and (self._to_draw or self._activations):
             pending = self._forward()
             if self.stage.is_last:
                 self._backward(pending, None)
@@ -185,6 +195,11 @@ class StageRound:
         if len(times) < 2 or times[-1] <= times[0]:
             return max(least, self.window)
         return in_flight(least, (len(times) - 1) / (times[-1] - times[0]), max(self._fastest_s.values()))
+
+    def discard(self) -> None:
+        """The round is void, unless it is finished."""
+        self.trace.discard()
+        self.gradients.discard()
 
     def next_late(self) -> tuple[float, str]:
         """When the next node is late (`time.monotonic`), and which; infinity where none can be.
@@ -211,7 +226,8 @@ class StageRound:
                 self._sent_s.pop(microbatch, None)
                 tensors = self._read(tokens, tokens_plan(self.stage.spec)), self._read(code, self._code)
                 answered = microbatch not in self._in_flight or microbatch in self._gradients
-                self.send_down(node, microbatch, self._encode(microbatch, tensors, answered=answered))
+                frames = self._encode(microbatch, tensors, answered=answered)
+                self.send_down(node, share.round, microbatch, frames)
 
     def _note_answer(self, node: str, sent_s: float, now_s: float) -> None:
         answer_s = now_s - sent_s
@@ -240,7 +256,7 @@ class StageRound:
             forward = self.stage.forward(tokens, code)
         if isinstance(forward.output, Tensor):
             output = forward.output.cpu()
-            self.send_down(self.share.next[microbatch], microbatch, self._encode(microbatch, (tokens, output)))
+            self.send_down(self.share.next[microbatch], round_, microbatch, self._encode(microbatch, (tokens, output)))
             hop |= {"activation_out": self._trace(output), "loss": 0.0}
             self._sent[microbatch], self._sent_s[microbatch] = (digests[0], hop["activation_out"]), time.monotonic()
         else:
@@ -275,7 +291,7 @@ class StageRound:
         taken = self._taken[microbatch]
         if taken.node == self.share.previous[microbatch]:
             frames = () if taken.answered else self._encode(microbatch, (gradient,))
-            self.send_up(taken.node, microbatch, frames)
+            self.send_up(taken.node, self.share.round, microbatch, frames)
 
     def _encode(self, microbatch: int, tensors: Sequence[Tensor], *, answered: bool = False) -> Sequence[PipeFrame]:
         return encode(self.share.round, microbatch, tensors, revision=self.share.revision, answered=answered)
@@ -289,12 +305,12 @@ class StageRound:
     def _trace(self, tensor: Tensor, known: bytes | None = None) -> bytes:
         """Keep what has crossed a side of the stage; its digest, which may be known."""
         name = known or digest(tensor)
-        self.traces.add(name, to_bytes(tensor))
+        self.trace.add(name, to_bytes(tensor))
         return name
 
     def _read(self, name: bytes, plan: Plan) -> Tensor:
         """What has crossed a side of the stage."""
-        data = self.traces.read(name)
+        data = self.trace.read(name)
         if data is None:
             raise EvidenceMissing(
                 f"Tensor {name.hex()[:16]}… of round {self.share.round}, which a successor needs, isn't kept here any "

@@ -1,7 +1,7 @@
 """What an auditor needs of each round beside the versions, on this machine's disk until its audits are decided.
 
     FOLDER/round-00000041.trace    for each entry: its hash (32 bytes), size (8 bytes, little-endian), its bytes
-    FOLDER/.writing                of the round that is being trained
+    FOLDER/.writing-00000042       of a round that is being trained
 
 In one folder are the tensors that crossed the stage's sides, by SHA-256; in another is the round's gradient in
 safetensors' format, by its `tensors_hash`.
@@ -28,22 +28,45 @@ TraceIndex = dict[bytes, tuple[int, int]]
 
 
 class Traces:
-    """Writes the traces of one stage. A disk that is full or fails costs a trace, and is told; it raises nothing."""
+    """Of one stage, in a folder that no other one uses."""
 
     def __init__(self, folder: Path, reserve_bytes: int) -> None:
         """`reserve_bytes` stay free on the disk for the next checkpoint: training goes first."""
         self._folder = folder
-        self._scratch = folder / ".writing"
         self._reserve_bytes = reserve_bytes
-        self._round = 0
+        for leftover in folder.glob(".writing-*"):
+            with suppress(OSError):
+                leftover.unlink()
+
+    def begin(self, round_: int) -> "Trace":
+        """A trace of this round to write."""
+        return Trace(self._folder, round_, self._reserve_bytes)
+
+    def retain(self, round_: int, retained: Collection[int]) -> None:
+        """Of the rounds up to `round_` keep these only, and no more than auditors may ask for."""
+        kept = sorted(retained)[-MAX_RETAINED_ROUNDS:]
+        for old in self.rounds():
+            if old <= round_ and old not in kept:
+                with suppress(OSError):  # it is tried again after the next round
+                    trace_path(self._folder, old).unlink()
+
+    def rounds(self) -> list[int]:
+        """The rounds that there are traces of, ascending."""
+        names = (path.name.removeprefix("round-").removesuffix(".trace") for path in self._folder.glob("round-*.trace"))
+        return sorted(int(name) for name in names if name.isascii() and name.isdigit())
+
+
+class Trace:
+    """What is written of one round. A disk that is full or fails costs the trace, and is told; it raises nothing."""
+
+    def __init__(self, folder: Path, round_: int, reserve_bytes: int) -> None:
+        self._folder = folder
+        self._scratch = folder / f".writing-{round_:08d}"
+        self._reserve_bytes = reserve_bytes
+        self._round = round_
         self._file: BufferedWriter | None = None
         self._index: TraceIndex = {}
-        """Of what is written of the round."""
-
-    def begin(self, round_: int) -> None:
-        """Write the trace of this round from now on; one that wasn't finished is forgotten."""
-        self._close()
-        self._round, self._index = round_, {}
+        """Of what is written."""
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             self._file = self._scratch.open("wb")
@@ -65,7 +88,7 @@ class Traces:
             self._drop(error)
 
     def read(self, digest: bytes) -> bytearray | None:
-        """An entry of the round that was begun last; None where it isn't there, or not any more."""
+        """An entry; None where it isn't there, or not any more."""
         try:
             begin, size = self._index[digest]
             if self._file is not None:
@@ -86,21 +109,13 @@ class Traces:
             self._scratch.replace(trace_path(self._folder, self._round))
         except OSError as error:
             self._drop(error)
-        self._remove(self.rounds()[:-MAX_RETAINED_ROUNDS])
 
-    def retain(self, round_: int, retained: Collection[int]) -> None:
-        """Of the rounds up to `round_` keep these only."""
-        self._remove([old for old in self.rounds() if old <= round_ and old not in retained])
-
-    def rounds(self) -> list[int]:
-        """The rounds that there are traces of, ascending."""
-        names = (path.name.removeprefix("round-").removesuffix(".trace") for path in self._folder.glob("round-*.trace"))
-        return sorted(int(name) for name in names if name.isascii() and name.isdigit())
-
-    def _remove(self, rounds: Collection[int]) -> None:
-        for round_ in rounds:
-            with suppress(OSError):  # it is tried again after the next round
-                trace_path(self._folder, round_).unlink()
+    def discard(self) -> None:
+        """What was written is void, unless it is finished."""
+        if self._file is not None:
+            self._close()
+            with suppress(OSError):
+                self._scratch.unlink()
 
     def _drop(self, error: OSError) -> None:
         self._index = {}

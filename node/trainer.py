@@ -1,7 +1,8 @@
 """The compute side of a worker: trains its stage, round by round, on the main thread and on nothing else.
 
 It reads one queue, which holds in order what the coordinator wants and what peers sent. When a round's microbatches are
-computed (see stage_round.py) the stage's replicas add up their gradients, and step.
+computed (see stage_round.py) the stage's replicas add up their gradients, and step. The next round may be planned by
+then; what comes of it early waits.
 """
 
 import time
@@ -171,8 +172,12 @@ class Trainer:
     """How many microbatches may be sent on and not answered in the next round; 0 before the first."""
     _round: StageRound | None = None
     """That is being trained, or was trained last in this generation."""
-    _slices: dict[tuple[str, bool], Slice] = field(default_factory=dict)
-    """By the sender, and whether it is summed."""
+    _before: StageRound | None = None
+    """That was trained before it: others may not be done with it, and lose a node."""
+    _ahead: StageRound | None = None
+    """That comes after it, where that is planned."""
+    _slices: dict[tuple[int, str, bool], Slice] = field(default_factory=dict)
+    """By round, the sender, and whether it is summed."""
 
     @classmethod
     def open(
@@ -226,17 +231,19 @@ class Trainer:
                     done.set_exception(error)
             case TrainRound(share) if share.generation == self.generation:
                 with self._telling():
+                    if self._before is not None and share.revises(self._before.share):
+                        self._round, self._before = self._before, None
                     if self._round is not None and share.revises(self._round.share):
                         self._revise(share)
                     else:
                         self._restore(share.round)  # who trains for the first time has fetched it meanwhile
-                        self.outlet.report(self._train(share))
+                        self._train(share)
             case Abandon(generation) if generation == self.generation:
                 self._abandon()
             case Forget(round_, retained):
                 self.checkpoints.retain(retained)
-                self.traces.retain(round_, retained)
-                self.round_gradients.retain(round_, retained)
+                for kept in (self.traces, self.round_gradients):
+                    kept.retain(round_, retained)
             case Activation() | Gradient() | Arrived() if item.generation == self.generation:
                 with self._telling():
                     self._keep(item)
@@ -259,7 +266,10 @@ class Trainer:
         self._forget()
 
     def _forget(self) -> None:
-        self._round = None
+        for round_ in (self._before, self._round, self._ahead):
+            if round_ is not None:
+                round_.discard()
+        self._before = self._round = self._ahead = None
         self._slices.clear()
         self.stage.discard_gradients()
 
@@ -274,24 +284,38 @@ class Trainer:
 
     def _keep(self, item: FromPeer) -> None:
         if isinstance(item, Arrived):
-            self._slices[item.node, item.slice.summed] = item.slice
-        elif self._round is not None:
-            self._round.keep(item)
+            self._slices[item.slice.round, item.node, item.slice.summed] = item.slice
+            return
+        for round_ in (self._before, self._round, self._ahead):
+            if round_ is not None and round_.share.round == item.round:
+                round_.keep(item)
 
-    def _train(self, share: Share) -> TrainedRound:
-        started_s = time.monotonic()
-        self._slices.clear()
-        self.traces.begin(share.round)
-        self._round = round_ = StageRound(
+    def _open(self, share: Share) -> StageRound:
+        self._slices = {of: kept for of, kept in self._slices.items() if of[0] != share.round}
+        return StageRound(
             share=share,
             stage=self.stage,
             dataset=self.dataset,
-            traces=self.traces,
+            trace=self.traces.begin(share.round),
+            gradients=self.round_gradients.begin(share.round),
             send_down=self.outlet.send_down,
             send_up=self.outlet.send_up,
             answers=self._answers,
             window=self._window or in_flight_limit(self.spec, self.stage.index),
         )
+
+    def _train(self, share: Share) -> None:
+        """Train this round, and those that are planned when the one before is done."""
+        if self._round is not None and self._round.share.round != share.round - 1:
+            self._round = None
+        self._ahead = self._open(share)
+        while self._ahead is not None:
+            self._before, self._round, self._ahead = self._round, self._ahead, None
+            self.outlet.report(self._train_round(self._round))
+
+    def _train_round(self, round_: StageRound) -> TrainedRound:
+        started_s = time.monotonic()
+        self._slices = {of: kept for of, kept in self._slices.items() if of[0] >= round_.share.round}
         while True:
             while not round_.is_computed:
                 self._drain()
@@ -308,19 +332,18 @@ class Trainer:
     def _add_up(self, round_: StageRound) -> tuple[bytes, Tensor | None]:
         """The hash of this node's gradient, and the sum of all replicas'; None where there are no others."""
         share = round_.share
-        self.round_gradients.begin(share.round)
-        own_hash = self._keep_gradient() if share.load else NO_TENSOR
+        own_hash = self._keep_gradient(round_) if share.load else NO_TENSOR
         return own_hash, self._sum(share) if len(share.members) > 1 else None
 
     def _finish(self, round_: StageRound, own_hash: bytes, total: Tensor | None, started_s: float) -> TrainedRound:
         share, before, round_hash = round_.share, self._root, own_hash
         if total is not None:
             self.stage.replace_gradient(total)
-            round_hash = self._keep_gradient()
+            round_hash = self._keep_gradient(round_)
         self.stage.step()
         self._root = self.checkpoints.save(self.stage)
-        self.traces.finish()
-        self.round_gradients.finish()
+        round_.trace.finish()
+        round_.gradients.finish()
         report = Report(share.round, self.stage.index, round_.hops, own_hash, round_hash, before, self._root)
         seconds = time.monotonic() - started_s
         return TrainedRound(share.generation, share.stage_revision, report, seconds, round_.busy_s)
@@ -335,15 +358,22 @@ class Trainer:
                 f"The plan of round {share.round} was changed when this node had stepped already: it comes back to the "
                 "round before."
             )
+        self._take_back()
         if is_changed:
             self._slices.clear()
         round_.revise(share)
 
-    def _keep_gradient(self) -> bytes:
+    def _take_back(self) -> None:
+        """What was planned ahead is void."""
+        if self._ahead is not None:
+            self._ahead.discard()
+            self._ahead = None
+
+    def _keep_gradient(self, round_: StageRound) -> bytes:
         """Keep the gradient as it is now; its hash."""
         gradient_hash = self.stage.gradient_hash()
         gradient = {name: tensor.contiguous() for name, tensor in self.stage.gradients().items()}
-        self.round_gradients.add(gradient_hash, memoryview(safetensors.torch.save(gradient)))
+        round_.gradients.add(gradient_hash, memoryview(safetensors.torch.save(gradient)))
         return gradient_hash
 
     def _sum(self, share: Share) -> Tensor:
@@ -377,14 +407,15 @@ class Trainer:
     def _slice(self, share: Share, node: str, summed: bool, numbers: int) -> Tensor:
         """A slice from another replica, once it has come. Raises _Revised."""
         deadline = time.monotonic() + SLICE_S + numbers * FLOAT_BYTES / MIN_BYTES_PER_S
-        while numbers and (node, summed) not in self._slices:
+        of = share.round, node, summed
+        while numbers and of not in self._slices:
             try:
                 self._take(self.inbox.get(timeout=max(0.0, deadline - time.monotonic())))
             except Empty:
                 raise _NoSlice(node, self.stage.index) from None
             if self._round is not None and self._round.share.stage_revision != share.stage_revision:
                 raise _Revised
-        return self._slices.pop((node, summed)).numbers if numbers else torch.empty(0)
+        return self._slices.pop(of).numbers if numbers else torch.empty(0)
 
     def _drain(self) -> None:
         while not self.inbox.empty():
@@ -415,8 +446,26 @@ class Trainer:
             self._keep(item)
         elif isinstance(item, Forget):
             self._serve(item)
-        elif isinstance(item, TrainRound) and self._round is not None and item.share.revises(self._round.share):
-            self._revise(item.share)
+        elif isinstance(item, TrainRound) and item.generation == self.generation:
+            self._replan(item)
+        else:
+            self._forget()
+            raise _Interrupted(item)
+
+    def _replan(self, item: TrainRound) -> None:
+        """A plan came while a round is trained."""
+        share, round_, before = item.share, self._round, self._before
+        assert round_ is not None, "it is trained"
+        if share.revises(round_.share):
+            self._revise(share)
+        elif share.round == round_.share.round + 1:
+            self._take_back()
+            self._ahead = self._open(share)
+        elif before is not None and share.revises(before.share):
+            self._take_back()
+            round_.discard()
+            self.stage.discard_gradients()
+            raise _Interrupted(item)
         else:
             self._forget()
             raise _Interrupted(item)

@@ -176,10 +176,12 @@ class Worker:
     def _take_activation(self, generation: int, node: str, arrived: Assembled) -> None:
         tokens, code = arrived.tensors
         digests = (arrived.digests[0], arrived.digests[1])
-        self._inbox.put(Activation(generation, node, arrived.microbatch, tokens, code, digests, arrived.answered))
+        at = arrived.round, arrived.microbatch
+        self._inbox.put(Activation(generation, node, *at, tokens, code, digests, arrived.answered))
 
     def _take_gradient(self, generation: int, node: str, arrived: Assembled) -> None:
-        self._inbox.put(Gradient(generation, node, arrived.microbatch, arrived.tensors[0], arrived.digests[0]))
+        at = arrived.round, arrived.microbatch
+        self._inbox.put(Gradient(generation, node, *at, arrived.tensors[0], arrived.digests[0]))
 
     def _take_slice(self, generation: int, node: str, arrived: Slice) -> None:
         self._inbox.put(Arrived(generation, node, arrived))

@@ -133,7 +133,7 @@ class Form:
 
 @dataclass(frozen=True)
 class Train:
-    """The members train this round."""
+    """The members train this round; where it is the next one, as soon as they have done their part of this one."""
 
     generation: int
     round: int
@@ -174,6 +174,8 @@ class Seal:
 
     round: int
     reports: Mapping[str, Report]
+    next_taken_back: bool = False
+    """Whether the next round was planned ahead, and will be planned anew."""
 
 
 @dataclass(frozen=True)

@@ -53,10 +53,16 @@ class RoundState:
     """Of the crew: whose pipes are open."""
     assignment: Assignment = ()
     """Of the round that is being trained."""
+    since: int = 0
+    """The revision that its plan began with: 1 where one was given ahead of time, and taken back."""
     revision: int = 0
-    """How often that was changed while it is being trained."""
+    """Of that plan, now: it is changed when a load is replayed."""
     revised: tuple[int, ...] = ()
     """For each stage, by which revision it was changed last."""
+    ahead: Assignment = ()
+    """Of the round after it, where that is planned already, for the same members; begins with revision 0."""
+    is_taken_back: bool = False
+    """Whether such a plan was, since the round began that is being trained."""
     members: frozenset[str] = frozenset()
     """Who is stepped with the round that is being trained; some shadow it, and who has reported may be gone. While
     newcomers are waited for between two rounds, who was with the one before.

@@ -12,6 +12,11 @@ its load is **replayed** by other replicas of its stage, from what its neighbour
 want of another replica or because some have stepped already, the **generation** ends: what was in flight is forgotten,
 and the round is trained again from its start in the next one, from the same state and the same text.
 
+The next round is **planned ahead**, with this one, for the same members: they begin it as soon as they have done what
+they have to do for this one. Where a member is lost, or wants to leave, that plan is taken back, what was done by it is
+void, and the round is planned when this one is sealed. It isn't planned ahead while somebody waits to come in, or while
+nobody knows how fast a member is.
+
 Newcomers join the crew of a running generation: while a round is trained where they have the state that it began with,
 otherwise before the next one, which waits for them a moment. Their first round they spend without a load,
 **shadowing**: they are stepped like the others, and must come out in the same state.
@@ -52,7 +57,7 @@ from commonweight.rules.round_events import (
     Train,
     Waited,
 )
-from commonweight.rules.round_state import Phase, RoundState
+from commonweight.rules.round_state import Assignment, Phase, RoundState
 
 PATIENCE_ROUNDS = 50
 """So many rounds are trained before a newcomer that was waited for in vain is waited for again."""
@@ -128,16 +133,17 @@ def _let_go(state: RoundState, event: Leaving) -> Next:
     if node not in state.online or node in state.leaving:
         return state, ()
     if state.phase is Phase.TRAINING and state.works(node) and event.has_begun:
-        return replace(state, leaving=state.leaving | {node}), ()
+        return _take_back(replace(state, leaving=state.leaving | {node})), ()
     state, effects = _leave_crew(_offline(state, node), node, f"{node} of stage {state.seats[node]} leaves")
     return state, (Released(node), *effects)
 
 
 def _convict(state: RoundState, node: str, stage: int) -> Next:
     """From the next round on it has a load only where it is alone in its stage."""
-    if state.seats.get(node) != stage:
+    if state.seats.get(node) != stage or node in state.convicted:
         return state, ()
-    return replace(state, convicted=state.convicted | {node}), ()
+    state = replace(state, convicted=state.convicted | {node})
+    return (_take_back(state) if node in state.members else state), ()
 
 
 def _trusted(state: RoundState, nodes: Sequence[str]) -> Sequence[str]:
@@ -232,7 +238,7 @@ def _seal_if_complete(state: RoundState) -> Next:
             state = replace(_disbanded(state), phase=Phase.STOPPED)
             return state, (Stop(f"The reports of round {state.round} disagree about {mismatch}."),)
         return _pause(state, f"the reports of round {state.round} disagree about {mismatch}")
-    seal = Seal(state.round, state.reports)
+    seal = Seal(state.round, state.reports, state.is_taken_back)
     state = replace(
         state,
         round=state.round + 1,
@@ -244,6 +250,11 @@ def _seal_if_complete(state: RoundState) -> Next:
     state, released = _release(state)
     state, effects = _go_on(state)
     return state, (seal, *released, *effects)
+
+
+def _take_back(state: RoundState) -> RoundState:
+    """Without the plan of the next round."""
+    return replace(state, ahead=(), is_taken_back=state.is_taken_back or bool(state.ahead))
 
 
 def _release(state: RoundState) -> Next:
@@ -299,17 +310,25 @@ def _go_on(state: RoundState) -> Next:
     """Train the next round, or first let those into the crew who had an earlier state: rounds are shorter than it takes
     to fetch one.
     """
-    late = frozenset(
-        node
-        for node, version in state.versions.items()
-        if version < state.round and state.round >= state.in_vain.get(node, -PATIENCE_ROUNDS) + PATIENCE_ROUNDS
-    )
+    if state.ahead:
+        return _look_ahead(_begun(state, state.ahead))
     if {state.seats[node] for node in state.ready} != set(range(state.stages)):
         return _pause(state, "a stage has no replica any more")
-    if not (late := late - state.crew):
+    if not (late := _late(state)):
         return _train(state)
     state = replace(state, phase=Phase.FORMING, crew=state.crew | late, assignment=(), reports=MappingProxyType({}))
     return state, (Form(state.generation, state.round, state.crew),)
+
+
+def _late(state: RoundState) -> frozenset[str]:
+    """Newcomers who had an earlier state, and are worth waiting for."""
+    return frozenset(
+        node
+        for node, version in state.versions.items()
+        if version < state.round
+        and node not in state.crew
+        and state.round >= state.in_vain.get(node, -PATIENCE_ROUNDS) + PATIENCE_ROUNDS
+    )
 
 
 def _wait_no_longer(state: RoundState, generation: int) -> Next:
@@ -331,8 +350,41 @@ def _without_newcomers(state: RoundState, nodes: frozenset[str]) -> RoundState:
 
 
 def _train(state: RoundState) -> Next:
-    """Who is ready trains the next round. Newcomers shadow it where others of their stage are there, and so do those
-    who are convicted.
+    """Who is ready trains the next round."""
+    assignment = _assign(state)
+    state = _begun(replace(state, phase=Phase.TRAINING, members=state.ready), assignment)
+    state, effects = _look_ahead(state)
+    return state, (Train(state.generation, state.round, assignment, state.members), *effects)
+
+
+def _begun(state: RoundState, assignment: Assignment) -> RoundState:
+    """The round is trained from now on."""
+    since = int(state.is_taken_back)
+    return replace(
+        state,
+        assignment=assignment,
+        since=since,
+        revision=since,
+        revised=(since,) * state.stages,
+        reports=MappingProxyType({}),
+        ahead=(),
+        is_taken_back=False,
+    )
+
+
+def _look_ahead(state: RoundState) -> Next:
+    """Plan the next round, too, unless somebody wants to come in before it, or to go, or isn't measured yet."""
+    paces = [state.paces.get(node, Pace()) for node in state.members - state.convicted]
+    is_measured = all(pace.microbatch_s is not None for pace in paces)
+    if state.leaving or state.crew != state.members or _late(state) or not is_measured:
+        return state, ()
+    state = replace(state, ahead=_assign(state))
+    return state, (Train(state.generation, state.round + 1, state.ahead, state.members),)
+
+
+def _assign(state: RoundState) -> Assignment:
+    """Who of those that are ready computes what. Newcomers shadow a round where others of their stage are there, and so
+    do those who are convicted.
     """
 
     def paces(stage: int) -> dict[str, float | None]:
@@ -340,17 +392,7 @@ def _train(state: RoundState) -> Next:
         known = {node: state.paces[node].microbatch_s for node in replicas if node in state.paces}
         return known or dict.fromkeys(replicas)
 
-    assignment = assign(state.microbatches, [paces(stage) for stage in range(state.stages)])
-    state = replace(
-        state,
-        phase=Phase.TRAINING,
-        members=state.ready,
-        assignment=assignment,
-        revision=0,
-        revised=(0,) * state.stages,
-        reports=MappingProxyType({}),
-    )
-    return state, (Train(state.generation, state.round, assignment, state.members),)
+    return assign(state.microbatches, [paces(stage) for stage in range(state.stages)])
 
 
 def _is_dispensable(state: RoundState, node: str) -> bool:
@@ -415,7 +457,7 @@ def _replay(state: RoundState, lost: str) -> Next:
 
 def _without_member(state: RoundState, node: str) -> RoundState:
     return replace(
-        state,
+        _take_back(state) if node in state.members else state,
         crew=state.crew - {node},
         ready=state.ready - {node},
         members=state.members - {node},
@@ -434,7 +476,16 @@ def _pause(state: RoundState, why: str) -> Next:
 
 def _disbanded(state: RoundState) -> RoundState:
     nobody: frozenset[str] = frozenset()
-    return replace(state, crew=nobody, ready=nobody, members=nobody, assignment=(), reports=MappingProxyType({}))
+    return replace(
+        state,
+        crew=nobody,
+        ready=nobody,
+        members=nobody,
+        assignment=(),
+        ahead=(),
+        is_taken_back=False,
+        reports=MappingProxyType({}),
+    )
 
 
 def _with_row(rows: tuple[R, ...], stage: int, row: R) -> tuple[R, ...]:

@@ -1,9 +1,8 @@
 """Framing of microbatches on a stage pipe: tensors to frames, and frames back to tensors, with no socket in
 it.
 
-A sender sends one microbatch after another and the rounds in order, each microbatch as one frame or, over 1
-MiB, as consecutive parts. So a receiver holds at most one unfinished microbatch, of a size that its own plan
-says.
+A sender sends one microbatch after another, each as one frame or, over 1 MiB, as consecutive parts. So a receiver
+holds at most one unfinished microbatch, of a size that its own plan says.
 """
 
 import hashlib
@@ -89,16 +88,13 @@ def encode(
 class Assembler:
     """Turns the frames of one direction of one pipe back into microbatches, and refuses what wasn't planned.
 
-    Invariants: nothing is allocated for a microbatch before its headers equal the plan; at most one
-    microbatch is unfinished; each microbatch of a round is assembled once; rounds never go back. After an
-    error the pipe is to be closed: what follows on it has no meaning.
+    Invariants: nothing is allocated for a microbatch before its headers equal the plan; at most one microbatch is
+    unfinished. After an error the pipe is to be closed: what follows on it has no meaning.
     """
 
     def __init__(self, expect: Expect) -> None:
         self._expect = expect
         self._partial: _Partial | None = None
-        self._round = 0
-        self._done: set[int] = set()  # microbatches of self._round; bounded by the plan
 
     def add(self, frame: pipe_pb2.PipeFrame) -> Assembled | None:
         """Take the next frame; returns the microbatch that it completes, or None.
@@ -117,27 +113,24 @@ class Assembler:
         if complete is None:
             return None
         partial, self._partial = self._partial, None
-        result = partial.finish(complete)
-        self._done.add(result.microbatch)
-        return result
+        return partial.finish(complete)
+
+    def forget(self, round_: int) -> None:
+        """Nothing more comes of a microbatch of this round that is unfinished."""
+        if self._partial is not None and self._partial.round == round_:
+            self._partial = None
 
     def _begin(self, part: pipe_pb2.TensorFrame) -> "_Partial":
         where = f"microbatch {part.microbatch} of round {part.round}"
-        if part.round < self._round:
-            raise UnplannedMessage(f"{where} came after round {self._round} had begun.")
-        if part.round == self._round and part.microbatch in self._done:
-            raise UnplannedMessage(f"{where} came twice.")
         plan = self._expect(part.round, part.microbatch)
         if plan is None:
-            raise UnplannedMessage(f"{where} isn't planned.")
+            raise UnplannedMessage(f"{where} isn't planned, or has come before.")
         if not part.headers:
             raise MalformedMessage(f"{where} begins with a part that has no headers.")
         if len(part.headers) != len(plan):
             raise UnplannedMessage(f"{where} has {len(plan)} tensors by plan; {len(part.headers)} are announced.")
         for header, (dtype, shape) in zip(part.headers, plan, strict=True):
             check_header(header, dtype, shape)
-        if part.round != self._round:
-            self._round, self._done = part.round, set()
         sizes = tuple(size_of(each) for each in plan)
         return _Partial(part.round, part.microbatch, tuple(part.headers), sizes, part.answered)
 

@@ -164,8 +164,9 @@ class Pipeline:
 
     @staticmethod
     def _item(arrived: Assembled, stage: int, *, down: bool) -> Item:
+        at = arrived.round, arrived.microbatch
         if down:
             tokens, code = arrived.tensors
             digests = arrived.digests[0], arrived.digests[1]
-            return Activation(GENERATION, address(stage), arrived.microbatch, tokens, code, digests)
-        return Gradient(GENERATION, address(stage), arrived.microbatch, arrived.tensors[0], arrived.digests[0])
+            return Activation(GENERATION, address(stage), *at, tokens, code, digests)
+        return Gradient(GENERATION, address(stage), *at, arrived.tensors[0], arrived.digests[0])

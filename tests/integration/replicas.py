@@ -65,10 +65,10 @@ def train(directory: Path, spec: ModelSpec = SPEC, seed: int = 0) -> Kept:
 
     def keep_and_step() -> float:
         found.append(stage.gradient_hash())
-        gradients.begin(0)
+        kept = gradients.begin(0)
         gradient = {name: tensor.contiguous() for name, tensor in stage.gradients().items()}
-        gradients.add(found[0], memoryview(safetensors.torch.save(gradient)))
-        gradients.finish()
+        kept.add(found[0], memoryview(safetensors.torch.save(gradient)))
+        kept.finish()
         return step()
 
     stage.step = keep_and_step  # type: ignore[method-assign]

@@ -36,7 +36,7 @@ from commonweight.rules.round_events import (
     Train,
     Waited,
 )
-from commonweight.rules.round_state import Phase, RoundState
+from commonweight.rules.round_state import Assignment, Phase, RoundState
 from commonweight.rules.rounds import MAX_MISMATCHES, advance
 from tools.build_vectors import honest_reports, mark
 
@@ -112,6 +112,8 @@ class Rounds(RuleBasedStateMachine):
         self.proven: set[str] = set()
         """Who has reported since it came online, and has not left the crew of a generation that went on."""
         self.stops = 0
+        self.given: set[tuple[int, int]] = set()
+        """Of which rounds, by generation, the members were given a plan."""
 
     # What happens.
 
@@ -163,7 +165,8 @@ class Rounds(RuleBasedStateMachine):
         old = self.state
         assert self.send(Convicted(node, stage)) == ()
         assert self.state.convicted - old.convicted <= {node}
-        assert self.state == replace(old, convicted=self.state.convicted)
+        void = {} if self.state.ahead else {"ahead": (), "is_taken_back": self.state.is_taken_back}
+        assert self.state == replace(old, convicted=self.state.convicted, **void)
 
     @rule(node=nodes, age=ages)
     def has_version(self, node: str, age: int) -> None:
@@ -249,7 +252,7 @@ class Rounds(RuleBasedStateMachine):
         """The coordinator is killed; the ledger is all that is left."""
         old = self.state
         self.state = RoundState(old.stages, old.microbatches, old.work, old.seats, old.round, old.generation, old.roots)
-        self.told, self.proven = {}, set()
+        self.told, self.proven, self.given = {}, set(), set()
 
     @rule()
     def everyone_behaves(self) -> None:
@@ -296,6 +299,9 @@ class Rounds(RuleBasedStateMachine):
         assert all(self.state.seats[node] == stage for node, stage in old.seats.items())
         if Seal not in kinds:
             assert (self.state.round, self.state.roots) == (old.round, old.roots)
+            assert self.state.ahead in ((), old.ahead) or Train in kinds
+        if Pause not in kinds and self.state.phase is Phase.TRAINING and not self.state.ahead and old.ahead:
+            assert Seal in kinds or self.state.is_taken_back
         self.check_who_is_lost(event, old, kinds)
         if isinstance(event, Reported) and self.state is not old and event.generation == old.generation:
             assert event.node in old.members
@@ -314,7 +320,10 @@ class Rounds(RuleBasedStateMachine):
             [Form],
             [Form, Replay],
             [Train],
+            [Train, Train],
+            [Seal],
             [Seal, Train],
+            [Seal, Train, Train],
             [Seal, Form],
             [Seal, Pause],
             [Seal, Pause, Form],
@@ -378,10 +387,17 @@ class Rounds(RuleBasedStateMachine):
                     assert state.versions[event.node] == round_
                     assert (state.members, state.reports) == (old.members, old.reports)
             case Train(generation, round_, assignment, members):
-                assert (generation, round_) == (old.generation, state.round)
-                assert (assignment, members) == (state.assignment, state.members)
-                assert state.phase is Phase.TRAINING
-                self.check_assignment()
+                assert (generation, members, state.phase) == (old.generation, state.members, Phase.TRAINING)
+                if round_ == state.round:
+                    was_given = (generation, round_) in self.given
+                    assert (assignment, state.since, state.revision) == (state.assignment, was_given, was_given)
+                    assert not state.is_taken_back
+                else:
+                    assert (round_, assignment) == (state.round + 1, state.ahead)
+                    assert (generation, round_) not in self.given, "no plan is given ahead of time twice"
+                    assert all(state.paces[node].microbatch_s for node in members - state.convicted)
+                self.given.add((generation, round_))
+                self.check_assignment(assignment)
             case Replay(generation, round_, lost, load):
                 assert (generation, round_) == (state.generation, state.round) == (old.generation, old.round)
                 assert lost in old.members - state.members
@@ -402,8 +418,13 @@ class Rounds(RuleBasedStateMachine):
             case Released(node):
                 assert node in old.leaving or (isinstance(event, Leaving) and event.node == node)
                 assert node not in state.online | state.crew | state.leaving
-            case Seal(round_, reports):
+            case Seal(round_, reports, next_taken_back):
                 self.check_seal(round_, reports, old)
+                was_given = (old.generation, round_ + 1) in self.given
+                goes_on = state.phase is Phase.TRAINING and not state.since
+                assert next_taken_back == (was_given and not goes_on)
+                if was_given and goes_on:
+                    assert (state.assignment, state.members) == (old.ahead, old.members)
             case Pause(generation, why):
                 assert generation == old.generation
                 assert old.phase in (Phase.FORMING, Phase.TRAINING)
@@ -412,13 +433,13 @@ class Rounds(RuleBasedStateMachine):
                 self.stops += 1
                 assert old.mismatches == MAX_MISMATCHES - 1
 
-    def check_assignment(self) -> None:
+    def check_assignment(self, assignment: Assignment) -> None:
         state = self.state
         assert state.members == state.ready <= state.crew <= state.online
-        for stage, computes in enumerate(state.assignment):
+        for stage, computes in enumerate(assignment):
             members = state.holders(stage, state.members)
             assert set(computes) <= set(members)
-            assert is_divided([load_of(state, node) for node in members], state.microbatches)
+            assert len(computes) == state.microbatches
             trusted = set(members) - state.convicted or set(members)
             assert set(computes) <= trusted, "who is convicted works only where nobody else is"
             if self.proven & trusted:
@@ -462,6 +483,10 @@ class Rounds(RuleBasedStateMachine):
         assert (state.phase is Phase.TRAINING) == bool(state.assignment)
         assert not state.assignment or state.members
         assert state.reports.keys() < state.members or not state.reports
+        if state.ahead:
+            assert state.phase is Phase.TRAINING
+            assert state.members <= state.ready
+            assert not state.leaving
         assert all(state.seats[node] == report.stage for node, report in state.reports.items())
         assert all(report.round == state.round for report in state.reports.values())
         assert state.mismatches <= MAX_MISMATCHES
@@ -559,7 +584,7 @@ def test_a_holder_whose_owner_lost_the_seat_on_chain_stays_out_until_it_has_one_
 
 def test_a_sealed_round_forgives_earlier_contradictions() -> None:
     state, effects = reported(replace(formed(1), mismatches=MAX_MISMATCHES - 1))
-    assert kinds_of(effects) == [Seal, Train]
+    assert kinds_of(effects) == [Seal, Train, Train]
     assert state.mismatches == 0
 
 
@@ -603,9 +628,9 @@ def test_a_newcomer_shadows_a_round_is_tried_with_one_microbatch_and_then_has_it
     state = join_training(formed(1, 1, microbatches=8), NODES[1])
     assert state.members == {NODES[0]}, "the round that is trained goes on without it"
     loads = []
-    for _ in range(3):
+    for planned in (1, 1, 2):
         state, effects = reported(state)
-        assert kinds_of(effects) == [Seal, Train]
+        assert kinds_of(effects) == [Seal, *[Train] * planned], "nothing is planned ahead of its first report"
         loads.append(len(load_of(state, NODES[1])))
     assert loads == [0, 1, 4]
 
@@ -619,7 +644,7 @@ def test_who_shadows_a_round_may_be_lost_without_any_loss() -> None:
         assert after.members == {NODES[0]}
     state, _ = reported(state, NODES[0])
     after, effects = advance(state, Lost(NODES[1]))
-    assert kinds_of(effects) == [Seal, Train], "it was the only one that was waited for"
+    assert kinds_of(effects) == [Seal, Train, Train], "it was the only one that was waited for"
 
 
 def all_work() -> RoundState:
@@ -627,9 +652,46 @@ def all_work() -> RoundState:
     state = formed(2, 2, microbatches=4)
     for _ in range(3):
         state, effects = reported(state)
-    assert kinds_of(effects) == [Seal, Train]
+    assert kinds_of(effects) == [Seal, Train, Train]
     assert all(map(state.works, NODES[:4]))
     return state
+
+
+def test_the_next_round_is_planned_ahead_and_goes_on_by_that_plan() -> None:
+    state = all_work()
+    assert state.ahead == state.assignment
+    generation, planned = state.generation, state.round
+    for _ in range(2):
+        state, effects = reported(state)
+        assert kinds_of(effects) == [Seal, Train]
+        assert not effects[0].next_taken_back  # type: ignore[union-attr]
+        assert effects[1].round == state.round + 1  # type: ignore[union-attr]
+    assert (state.generation, state.round, state.since) == (generation, planned + 2, 0)
+
+
+def test_a_newcomer_has_the_round_after_the_next_one_planned_with_it() -> None:
+    state = join_training(all_work(), NODES[4])
+    assert state.ahead, "what is planned isn't taken back for it"
+    state, effects = reported(state)
+    assert kinds_of(effects) == [Seal], "the next one isn't planned without it"
+    assert NODES[4] not in state.members
+    state, effects = reported(state)
+    assert kinds_of(effects) == [Seal, Train]
+    assert NODES[4] in state.members
+
+
+@pytest.mark.parametrize("event", [Leaving(NODES[2]), Lost(NODES[2]), Broken(NODES[0], 1, "it is gone", NODES[2])])
+def test_what_is_planned_ahead_is_taken_back_when_somebody_goes(event: Event) -> None:
+    state, _ = advance(all_work(), event)
+    assert (state.ahead, state.is_taken_back) == ((), True)
+    state, effects = reported(state)
+    kinds = [kind for kind in kinds_of(effects) if kind is not Released]
+    assert kinds == [Seal, Train, Train], "it is planned anew, and the one after it ahead"
+    assert effects[0].next_taken_back  # type: ignore[union-attr]
+    assert (state.since, state.revision, set(state.revised)) == (1, 1, {1})
+    assert NODES[2] not in state.members
+    void = Reported(NODES[0], state.generation, honest(state, NODES[0]), 1.0, revision=0)
+    assert advance(state, void) == (state, ()), "what was done by the first plan is void"
 
 
 def test_the_load_of_a_worker_that_is_lost_is_replayed_by_the_other_replica() -> None:
@@ -641,7 +703,7 @@ def test_the_load_of_a_worker_that_is_lost_is_replayed_by_the_other_replica() ->
     late = Reported(other, state.generation, honest(state, other), 1.0, revision=0)
     assert advance(state, late) == (state, ()), "it doesn't know of its successor's load yet"
     state, effects = reported(state, other, NODES[3])
-    assert kinds_of(effects) == [Seal, Train]
+    assert kinds_of(effects) == [Seal, Train, Train]
     assert effects[0].reports.keys() == {other, NODES[1], NODES[3]}  # type: ignore[union-attr]
 
 
@@ -669,7 +731,7 @@ def test_who_wants_to_leave_goes_when_its_work_is_done() -> None:
     state, effects = advance(all_work(), Leaving(NODES[2]))
     assert effects == ()
     state, effects = reported(state)
-    assert kinds_of(effects) == [Seal, Released, Train]
+    assert kinds_of(effects) == [Seal, Released, Train, Train]
     assert state.members == set(NODES[:4]) - {NODES[2]}
     assert advance(state, Lost(NODES[2])) == (state, ())
 
@@ -694,7 +756,7 @@ def test_who_is_convicted_works_only_where_nobody_else_does() -> None:
     state, _ = advance(all_work(), Convicted(NODES[2], 0))
     assert advance(state, Convicted(NODES[3], 0)) == (state, ()), "it holds another stage"
     state, effects = reported(state)
-    assert kinds_of(effects) == [Seal, Train]
+    assert kinds_of(effects) == [Seal, Train, Train]
     assert (load_of(state, NODES[0]), load_of(state, NODES[2])) == ((0, 1, 2, 3), ())
     state, effects = advance(state, Lost(NODES[0]))
     assert kinds_of(effects) == [Form, Replay]

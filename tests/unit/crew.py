@@ -42,7 +42,8 @@ class Crew:
         self.inboxes: dict[str, SimpleQueue[Item]] = {node: SimpleQueue() for node in seats}
         self.outcomes: SimpleQueue[tuple[str, TrainedRound | CommonweightError]] = SimpleQueue()
         self.trainers: dict[str, Trainer] = {}
-        self._shares: dict[str, Share] = {}
+        self._shares: dict[str, dict[int, Share]] = {}
+        """By node and round, as it was planned last."""
         self.lost: dict[str, int] = {}
         """How many messages these nodes send before they are lost."""
         self.died: SimpleQueue[str] = SimpleQueue()
@@ -75,30 +76,41 @@ class Crew:
             each.result(WAIT_S)
 
     def begin(self, plan: pb.RoundPlan, nodes: Collection[str]) -> None:
-        """These are told of a plan."""
+        """These are told of a plan. Where it changes one, that of the next round is void."""
         with self._lock:  # who hears of it later waits with what comes by it, as the data plane does
-            self._shares |= {node: read_share(plan, self.spec, self.seats[node], node) for node in nodes}
             for node in sorted(nodes):
-                self.inboxes[node].put(TrainRound(self._shares[node]))
+                share = read_share(plan, self.spec, self.seats[node], node)
+                kept = {round_: each for round_, each in self._shares.get(node, {}).items() if round_ < share.round}
+                self._shares[node] = kept | {share.round: share}
+                self.inboxes[node].put(TrainRound(share))
 
-    def reports(self, nodes: Collection[str]) -> dict[str, Report]:
-        """What these report. Raises what a trainer reports instead."""
+    def reports(self, nodes: Collection[str], round_: int | None = None) -> dict[str, Report]:
+        """What these report next, or of this round. Raises what a trainer reports instead."""
         reports: dict[str, Report] = {}
+        others: list[tuple[str, TrainedRound]] = []
         while reports.keys() != set(nodes):
             node, outcome = self.outcomes.get(timeout=WAIT_S)
             if isinstance(outcome, CommonweightError):
                 raise outcome
-            reports[node] = outcome.report
+            if node in nodes and round_ in (None, outcome.report.round):
+                reports[node] = outcome.report
+            else:
+                others.append((node, outcome))
+        for other in others:
+            self.outcomes.put(other)
         return reports
 
-    def _pass(self, node: str, to: str, item: Item, revision: int | None = None) -> None:
+    def _pass(self, node: str, to: str, item: Item, round_: int, revision: int) -> None:
+        """`revision`: of the sender's plan; of a slice, by which its stage was changed last."""
         with self._lock:
             if node in self.lost:
                 self.lost[node] -= 1
                 if self.lost[node] == 0:
                     self.died.put(node)
-            is_late = revision is not None and revision < self._shares[to].stage_revision
-            if not is_late and self.lost.get(node, 1) >= 0 and self.lost.get(to, 1) > 0:
+            share = self._shares[to].get(round_)
+            first = 0 if share is None else share.stage_revision if isinstance(item, Arrived) else share.since
+            is_void = share is None or revision < first
+            if not is_void and self.lost.get(node, 1) >= 0 and self.lost.get(to, 1) > 0:
                 self.inboxes[to].put(item)
 
     def train(
@@ -113,19 +125,21 @@ class Crew:
     def _open(self, node: str) -> Trainer:
         stage = self.seats[node]
 
-        def send_down(to: str, microbatch: int, frames: Sequence[PipeFrame]) -> None:
+        def send_down(to: str, round_: int, microbatch: int, frames: Sequence[PipeFrame]) -> None:
             arrived = _assembled(frames, StagePlan.activation, stage)
             tokens, code = arrived.tensors
             digests = arrived.digests[0], arrived.digests[1]
             generation, answered = self._generation(node), arrived.answered
-            self._pass(node, to, Activation(generation, node, microbatch, tokens, code, digests, answered))
+            activation = Activation(generation, node, round_, microbatch, tokens, code, digests, answered)
+            self._pass(node, to, activation, round_, frames[0].tensor.revision)
 
-        def send_up(to: str, microbatch: int, frames: Sequence[PipeFrame]) -> None:
+        def send_up(to: str, round_: int, microbatch: int, frames: Sequence[PipeFrame]) -> None:
             if not frames:
                 return
             arrived = _assembled(frames, StagePlan.gradient, stage)
-            gradient = Gradient(self._generation(node), node, microbatch, arrived.tensors[0], arrived.digests[0])
-            self._pass(node, to, gradient)
+            (tensor,), (name,) = arrived.tensors, arrived.digests
+            gradient = Gradient(self._generation(node), node, round_, microbatch, tensor, name)
+            self._pass(node, to, gradient, round_, frames[0].tensor.revision)
 
         def _assembled(frames: Sequence[PipeFrame], of: property, stage: int) -> Assembled:
             assert of.fget is not None
@@ -139,7 +153,7 @@ class Crew:
             frames = slice_frames(share.round, share.stage_revision, summed, numbers)
             (arrived,) = [each for each in map(flow.add, frames) if each is not None]
             assert isinstance(arrived, Slice)
-            self._pass(node, to, Arrived(self._generation(node), node, arrived), share.stage_revision)
+            self._pass(node, to, Arrived(self._generation(node), node, arrived), share.round, share.stage_revision)
 
         outlet = Outlet(
             send_down=send_down,
@@ -160,4 +174,4 @@ class Crew:
         )
 
     def _generation(self, node: str) -> int:
-        return self._shares[node].generation
+        return max(share.generation for share in self._shares[node].values())

@@ -21,12 +21,13 @@ def plan_of(
     rows: Sequence[Row],
     shadows: Sequence[Collection[str]] | None = None,
     revised: Sequence[int] = (),
+    since: int = 0,
 ) -> pb.RoundPlan:
     """The plan of a round. `shadows`: of each stage, the members without a load. `revised`: of each stage, by which
-    revision it was changed last.
+    revision it was changed last. `since`: the revision that it begins with.
     """
-    plan = pb.RoundPlan(generation=generation, round=round_, revision=max(revised, default=0))
-    changes = revised or [0] * len(rows)
+    plan = pb.RoundPlan(generation=generation, round=round_, revision=max(revised, default=since), since=since)
+    changes = revised or [since] * len(rows)
     for row, here, revision in zip(rows, shadows or [()] * len(rows), changes, strict=True):
         members = sorted({*row, *here})
         plan.stages.add(

@@ -43,17 +43,17 @@ def test_training_goes_on_from_a_checkpoint_bit_for_bit(tmp_path):
     assert (resumed.round, resumed.state_root()) == (3, straight.state_root())
 
 
-def test_the_last_two_are_kept_and_the_same_round_is_replaced(tmp_path):
+def test_the_last_three_are_kept_and_the_same_round_is_replaced(tmp_path):
     checkpoints, stage = Checkpoints(tmp_path, SPEC, 0), Stage(SPEC, 0)
     assert checkpoints.rounds() == ()
     for round_ in range(4):
         checkpoints.save(stage)
-        assert checkpoints.rounds() == tuple(range(max(0, round_ - 1), round_ + 1))
+        assert checkpoints.rounds() == tuple(range(max(0, round_ - 2), round_ + 1))
         train_round([stage], random_batches(SPEC, round_))
     checkpoints.save(stage)
     checkpoints.save(stage)
-    assert checkpoints.rounds() == (3, 4)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["round-00000003", "round-00000004"]
+    assert checkpoints.rounds() == (2, 3, 4)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"round-0000000{round_}" for round_ in (2, 3, 4)]
 
 
 def test_what_was_never_finished_is_ignored_and_removed(tmp_path):

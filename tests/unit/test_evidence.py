@@ -84,10 +84,9 @@ async def a_node(folder: Path, *audits: Audit, answered: Sequence[int] = ()) -> 
     draws_at(folder, *rounds, answered=answered)
     for round_ in rounds:
         for name, data in (("traces", TENSOR), ("gradients", GRADIENT + bytes([round_]))):
-            traces = Traces(folder / f"stage-{STAGE}" / name, 0)
-            traces.begin(round_)
-            traces.add(digest(data), memoryview(data))
-            traces.finish()
+            trace = Traces(folder / f"stage-{STAGE}" / name, 0).begin(round_)
+            trace.add(digest(data), memoryview(data))
+            trace.finish()
         for version in (round_, round_ + 1):
             path = version_path(folder / f"stage-{STAGE}", version)
             path.mkdir(exist_ok=True)

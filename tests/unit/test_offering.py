@@ -20,6 +20,7 @@ from commonweight.errors import (
 from commonweight.identity import NodeIdentity
 from commonweight.rules.canonical import canonical_json
 from commonweight.wire import state as wire_state
+from commonweight.wire.channel import PIPE_FRAME_BYTES
 from commonweight.wire.evidence import EvidenceClient, Source
 from commonweight.wire.generated import state_pb2 as pb
 from commonweight.wire.state import (
@@ -64,8 +65,7 @@ def keep(directory: Path, round_: int, root: bytes = ROOT) -> Path:
 async def a_node(directory: Path, *, assigned: bool = True) -> AsyncIterator[tuple[Evidence, Offering, Source]]:
     """With version 7 and the gradient that led to it; NEWCOMER may fetch, and AUDITOR is admitted to audit."""
     keep(directory, 7)
-    gradients = Traces(directory / f"stage-{STAGE}" / "gradients", 0)
-    gradients.begin(6)
+    gradients = Traces(directory / f"stage-{STAGE}" / "gradients", 0).begin(6)
     gradients.add(HASH, memoryview(GRADIENT))
     gradients.finish()
     audit = find(STAGE)
@@ -337,7 +337,7 @@ async def test_a_manifest_that_is_none_is_refused(files: list[tuple[int, bytes]]
 
 async def test_the_largest_manifest_fits_a_message() -> None:
     manifest = Manifest((FileManifest(MAX_CHUNKS * CHUNK_BYTES, (bytes(32),) * MAX_CHUNKS),))
-    assert len(manifest.to_proto().SerializeToString()) < wire_state.PIPE_FRAME_BYTES
+    assert len(manifest.to_proto().SerializeToString()) < PIPE_FRAME_BYTES
     assert manifest_from_proto(manifest.to_proto(), 1, manifest.size) == manifest
 
 

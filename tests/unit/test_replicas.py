@@ -195,6 +195,64 @@ def test_several_are_lost_one_after_another_those_that_took_over_among_them(spec
         assert losses(reports) == losses(whole)
 
 
+ALONE = rows(*[[0] * MICROBATCHES] * STAGES)
+
+
+def test_rounds_that_are_planned_ahead_come_out_as_one_by_one(spec: ModelSpec, tmp_path: Path) -> None:
+    nodes = {each for row in ALONE for each in row}
+    with Crew(spec, tmp_path / "data", tmp_path / "crew", NODES) as crew:
+        crew.form(1, 0)
+        expected = [crew.train(1, round_, ALONE) for round_ in range(4)]
+        crew.form(2, 0)
+        crew.begin(plan_of(2, 0, ALONE), nodes)
+        for round_, reports in enumerate(expected):
+            if round_ + 1 < len(expected):
+                crew.begin(plan_of(2, round_ + 1, ALONE), nodes)
+            assert crew.reports(nodes, round_) == reports
+
+
+def test_replicas_of_a_round_that_is_planned_ahead_end_it_alike(spec: ModelSpec, tmp_path: Path) -> None:
+    with Crew(spec, tmp_path / "data", tmp_path / "crew", NODES) as crew:
+        crew.form(1, 0)
+        nodes = {each for row in DIVIDED for each in row}
+        crew.begin(plan_of(1, 0, DIVIDED), nodes)
+        for round_ in range(4):
+            crew.begin(plan_of(1, round_ + 1, DIVIDED), nodes)
+            assert find_mismatch(by_stage(crew.reports(nodes, round_))) is None
+
+
+@pytest.mark.parametrize("after", [1, 4, 6])
+def test_who_is_lost_takes_the_plan_of_the_next_round_with_it(spec: ModelSpec, tmp_path: Path, after: int) -> None:
+    """It is lost when it has sent so many messages. Six are those of its load; so the stage before has done its part of
+    the round, and is at the next one. That one is planned anew when this one is done.
+    """
+    divided, lost = rows([0] * 5, [0, 1, 0, 2, 0], [0] * 5), node(1, 0)
+    replayed = rows([0] * 5, [1, 1, 2, 2, 1], [0] * 5)
+    nodes = {each for row in divided for each in row}
+    with Crew(spec, tmp_path / "data", tmp_path / "crew", NODES) as crew:
+        crew.form(1, 0)
+        whole = [crew.train(1, round_, divided) for round_ in range(2)]
+        crew.form(2, 0)
+        crew.lost[lost] = after
+        for round_ in range(2):
+            crew.begin(plan_of(2, round_, divided), nodes)
+        assert crew.died.get(timeout=WAIT_S) == lost
+        others = nodes - {lost}
+        if after == 6:
+            assert crew.reports([node(0, 0)], 0), "it begins the next round"
+        crew.begin(plan_of(2, 0, replayed, revised=[0, 1, 0]), others)
+        first = crew.reports(others if after < 6 else others - {node(0, 0)}, 0)  # what it has done of it stands
+        crew.begin(plan_of(2, 1, replayed, since=1), others)
+        second = crew.reports(others, 1)
+        assert find_mismatch(by_stage(second)) is None
+
+        def losses(found: dict[str, Report]) -> dict[int, float]:
+            return {hop.microbatch: hop.loss for each in by_stage(found)[-1].values() for hop in each.hops}
+
+        assert losses(first) == losses(whole[0])
+        assert losses(second) == pytest.approx(losses(whole[1]), rel=1e-5)
+
+
 def test_who_has_stepped_already_says_so_and_goes_back(spec: ModelSpec, tmp_path: Path) -> None:
     with Crew(spec, tmp_path / "data", tmp_path / "crew", NODES) as crew:
         crew.form(1, 0)
@@ -214,7 +272,7 @@ def test_who_has_sent_other_bits_than_its_successor_is_noticed(spec: ModelSpec, 
         reports = crew.train(1, 0, divided)
         crew.begin(plan_of(1, 0, [[node(0, 1)] * 5, *divided[1:]], revised=[1, 0, 0]), [node(1, 0)])
         hop = reports[node(1, 0)].hops[0]
-        other = Activation(1, node(0, 1), hop.microbatch, torch.zeros(1), torch.zeros(1), (hop.tokens, bytes(32)))
+        other = Activation(1, node(0, 1), 0, hop.microbatch, torch.zeros(1), torch.zeros(1), (hop.tokens, bytes(32)))
         crew.inboxes[node(1, 0)].put(other)
         with pytest.raises(UnplannedMessage, match="otherwise than from"):
             crew.reports([node(1, 0)])

@@ -198,15 +198,14 @@ def test_what_was_not_planned_is_refused():
         Assembler(plan_for(7, plan=((torch.int32, (5, 2)), PLAN[1]))).add(frame)
 
 
-def test_a_microbatch_comes_once_and_rounds_do_not_go_back():
-    assembler = Assembler(lambda r, m: PLAN)
-    (first,), (second,) = encode(1, 0, [TOKENS, CODE]), encode(2, 0, [TOKENS, CODE])
-    assembler.add(first)
-    with pytest.raises(UnplannedMessage, match="came twice"):
-        assembler.add(first)
-    assembler.add(second)
-    with pytest.raises(UnplannedMessage, match="after round 2 had begun"):
-        assembler.add(first)
+def test_what_is_unfinished_of_a_round_that_is_void_is_forgotten():
+    frames, assembler = large_frames()
+    assert assembler.add(frames[0]) is None
+    assembler.forget(0)
+    with pytest.raises(MalformedMessage, match="the next part is of microbatch 1"):
+        assembler.add(encode(1, 1, [TOKENS, CODE])[0])
+    assembler.forget(1)
+    assert assembler.add(encode(1, 1, [TOKENS, CODE])[0]) is not None
 
 
 def large_frames():

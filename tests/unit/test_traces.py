@@ -14,10 +14,10 @@ from node.traces import Traces, read_index, trace_path
 
 
 def write(traces: Traces, round_: int, *tensors: bytes) -> None:
-    traces.begin(round_)
+    trace = traces.begin(round_)
     for data in tensors:
-        traces.add(sha256(data).digest(), memoryview(data))
-    traces.finish()
+        trace.add(sha256(data).digest(), memoryview(data))
+    trace.finish()
 
 
 def read(folder: Path, round_: int) -> set[bytes]:
@@ -42,12 +42,34 @@ def test_every_tensor_is_there_once_and_by_its_hash(tmp_path: Path) -> None:
 def test_a_trace_appears_when_the_round_is_done_and_is_replaced_when_it_is_trained_again(tmp_path: Path) -> None:
     traces = Traces(tmp_path, 0)
     write(traces, 3, b"first")
-    traces.begin(3)
-    traces.add(sha256(b"given up").digest(), memoryview(b"given up"))
+    given_up = traces.begin(3)
+    given_up.add(sha256(b"given up").digest(), memoryview(b"given up"))
     assert read(tmp_path, 3) == {b"first"}
+    given_up.discard()
+    assert [path.name for path in tmp_path.iterdir()] == ["round-00000003.trace"]
     write(traces, 3, b"second")
     assert read(tmp_path, 3) == {b"second"}
-    assert [path.name for path in tmp_path.iterdir()] == ["round-00000003.trace"]
+
+
+def test_two_rounds_are_written_at_a_time_and_read_while_they_are(tmp_path: Path) -> None:
+    traces = Traces(tmp_path, 0)
+    both = [traces.begin(round_) for round_ in (3, 4)]
+    for trace, data in zip(both, (b"earlier", b"later"), strict=True):
+        trace.add(sha256(data).digest(), memoryview(data))
+    both[0].finish()
+    assert both[0].read(sha256(b"earlier").digest()) == b"earlier"
+    assert both[1].read(sha256(b"later").digest()) == b"later"
+    assert both[1].read(sha256(b"earlier").digest()) is None
+    assert traces.rounds() == [3]
+    both[1].finish()
+    assert traces.rounds() == [3, 4]
+
+
+def test_what_a_node_left_that_was_killed_is_removed(tmp_path: Path) -> None:
+    trace = Traces(tmp_path, 0).begin(3)
+    trace.add(sha256(b"x").digest(), memoryview(b"x"))
+    Traces(tmp_path, 0)
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_is_decided_is_removed_and_what_isnt_sealed_stays(tmp_path: Path) -> None:
@@ -104,8 +126,8 @@ def test_a_folder_that_cant_be_written_costs_the_trace_and_nothing_else(tmp_path
 
 def test_a_write_that_fails_costs_the_trace_and_nothing_else(tmp_path: Path, events: list) -> None:
     """/dev/full takes no byte; the buffer is only written when the round ends."""
-    (tmp_path / ".writing").symlink_to("/dev/full")
     traces = Traces(tmp_path, 0)
+    (tmp_path / ".writing-00000000").symlink_to("/dev/full")
     write(traces, 0, b"x")
     assert [(name, fields["round"]) for name, fields in events] == [("trace.dropped", 0)]
     write(traces, 1, b"x")

@@ -47,7 +47,7 @@ class Middle:
         self.failures: list[CommonweightError] = []
         self._reports: list[TrainedRound] = []
         outlet = Outlet(
-            send_down=lambda node, microbatch, _: self._answer(node, microbatch),
+            send_down=lambda node, round_, microbatch, _: self._answer(node, round_, microbatch),
             send_up=lambda *_: None,
             send_slice=lambda *_: None,
             report=self._report,
@@ -65,7 +65,8 @@ class Middle:
         if meanwhile is not None:
             self.inbox.put(meanwhile)
         for number, (tokens, code) in enumerate(zip(random_batches(SPEC, round_), codes(generation), strict=True)):
-            self.inbox.put(Activation(generation, address(0), number, tokens, code, (digest(tokens), digest(code))))
+            names = digest(tokens), digest(code)
+            self.inbox.put(Activation(generation, address(0), round_, number, tokens, code, names))
         self.trainer.run()
         assert self.failures == []
         return self._reports.pop()
@@ -79,10 +80,10 @@ class Middle:
         self._reports.append(trained)
         self.inbox.put(Quit())
 
-    def _answer(self, node: str, microbatch: int) -> None:
+    def _answer(self, node: str, round_: int, microbatch: int) -> None:
         """The next stage's gradient."""
         gradient = GRADIENTS[microbatch]
-        self.inbox.put(Gradient(self.trainer.generation, node, microbatch, gradient, digest(gradient)))
+        self.inbox.put(Gradient(self.trainer.generation, node, round_, microbatch, gradient, digest(gradient)))
 
     def trace(self, round_: int, of: str = "traces") -> dict[bytes, bytes]:
         path = trace_path(self.folder / of, round_)
@@ -149,7 +150,7 @@ def test_versions_traces_and_gradients_stay_for_as_long_as_the_round_is_retained
     for round_ in range(7):
         middle.train(round_)
         middle.forget(Forget(round_, {each for each in retained if each <= round_}))
-    assert middle.versions() == (1, 2, 3, 6, 7)
+    assert middle.versions() == (1, 2, 3, 5, 6, 7)
     assert middle.trainer.traces.rounds() == middle.trainer.round_gradients.rounds() == [0, 2]
     restarted = Middle(tmp_path)
     restarted.train(7)

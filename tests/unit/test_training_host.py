@@ -206,9 +206,14 @@ class World:
             self.training.open_pipes(member, generation)
         await self.until(NAMES[members[-1].node], "plan", generation, round_)
 
-    def load(self, member: Member) -> tuple[int, ...]:
-        """That of the round that was planned last."""
-        plan, stage = self.told(member.node, "plan")[-1], self.training.stage_of(member.node)
+    def plan(self, member: Member, round_: int) -> pb.RoundPlan:
+        """That of this round, as the member was told last."""
+        return [plan for plan in self.told(member.node, "plan") if plan.round == round_][-1]
+
+    def load(self, member: Member, round_: int | None = None) -> tuple[int, ...]:
+        """By that plan; None: of the round that is trained."""
+        plan = self.plan(member, self.training.round if round_ is None else round_)
+        stage = self.training.stage_of(member.node)
         assert stage is not None
         number = list(plan.stages[stage].members).index(bytes.fromhex(member.node[2:]))
         return tuple(j for j, each in enumerate(plan.stages[stage].assignment) if each == number)
@@ -222,7 +227,8 @@ class World:
             changes.setdefault("round_gradient_hash", changes["gradient_hash"])
         report = replace(honest_reports(STAGES, MICROBATCHES, round_, loads)[stage], **changes)
         message = report_to_proto(report, 0.1, busy_s, 10, 10)
-        message.revision = self.told(member.node, "plan")[-1].stages[stage].revision
+        planned = [plan for plan in self.told(member.node, "plan") if plan.round == round_]
+        message.revision = planned[-1].stages[stage].revision if planned else 0
         who = (member.node, member.owner, member.account)
         self.training.submit(member, Submission(*who, generation, report, signature, message))
         return report
@@ -232,7 +238,7 @@ class World:
         for member in members:
             stage = self.training.stage_of(member.node)
             assert stage is not None
-            self.report(member, generation, round_, stage, load=self.load(member))
+            self.report(member, generation, round_, stage, load=self.load(member, round_))
         await self.until(NAMES[members[-1].node], "sealed", round_)
 
 
@@ -289,7 +295,7 @@ async def test_what_must_survive_is_stored_before_anybody_hears_of_it() -> None:
         members = await world.seat(A, B)
         await world.start(members, 1)
         await world.seal(members, 1, 0)
-        await world.until("B", "plan", 1, 1)
+        await world.until("B", "plan", 1, 2)
         assert world.log == [
             ("ledger", "seat", 0, "A"),
             ("A", "assignment", 0),
@@ -307,6 +313,8 @@ async def test_what_must_survive_is_stored_before_anybody_hears_of_it() -> None:
             ("B", "sealed", 0),
             ("A", "plan", 1, 1),
             ("B", "plan", 1, 1),
+            ("A", "plan", 1, 2),
+            ("B", "plan", 1, 2),
         ]
 
 

@@ -319,18 +319,20 @@ class Neighbour(_message.Message):
     def __init__(self, peer_id: _Optional[str] = ..., data_address: _Optional[str] = ..., certificate: _Optional[bytes] = ...) -> None: ...
 
 class RoundPlan(_message.Message):
-    __slots__ = ("generation", "round", "beacon_tip", "stages", "revision")
+    __slots__ = ("generation", "round", "beacon_tip", "stages", "revision", "since")
     GENERATION_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
     BEACON_TIP_FIELD_NUMBER: _ClassVar[int]
     STAGES_FIELD_NUMBER: _ClassVar[int]
     REVISION_FIELD_NUMBER: _ClassVar[int]
+    SINCE_FIELD_NUMBER: _ClassVar[int]
     generation: int
     round: int
     beacon_tip: bytes
     stages: _containers.RepeatedCompositeFieldContainer[StagePlan]
     revision: int
-    def __init__(self, generation: _Optional[int] = ..., round: _Optional[int] = ..., beacon_tip: _Optional[bytes] = ..., stages: _Optional[_Iterable[_Union[StagePlan, _Mapping]]] = ..., revision: _Optional[int] = ...) -> None: ...
+    since: int
+    def __init__(self, generation: _Optional[int] = ..., round: _Optional[int] = ..., beacon_tip: _Optional[bytes] = ..., stages: _Optional[_Iterable[_Union[StagePlan, _Mapping]]] = ..., revision: _Optional[int] = ..., since: _Optional[int] = ...) -> None: ...
 
 class StagePlan(_message.Message):
     __slots__ = ("members", "assignment", "revision")
@@ -343,7 +345,7 @@ class StagePlan(_message.Message):
     def __init__(self, members: _Optional[_Iterable[bytes]] = ..., assignment: _Optional[_Iterable[int]] = ..., revision: _Optional[int] = ...) -> None: ...
 
 class RoundSealed(_message.Message):
-    __slots__ = ("round", "beacon", "stages", "retained", "salt", "answers", "replica")
+    __slots__ = ("round", "beacon", "stages", "retained", "salt", "answers", "replica", "next_taken_back")
     ROUND_FIELD_NUMBER: _ClassVar[int]
     BEACON_FIELD_NUMBER: _ClassVar[int]
     STAGES_FIELD_NUMBER: _ClassVar[int]
@@ -351,6 +353,7 @@ class RoundSealed(_message.Message):
     SALT_FIELD_NUMBER: _ClassVar[int]
     ANSWERS_FIELD_NUMBER: _ClassVar[int]
     REPLICA_FIELD_NUMBER: _ClassVar[int]
+    NEXT_TAKEN_BACK_FIELD_NUMBER: _ClassVar[int]
     round: int
     beacon: bytes
     stages: _containers.RepeatedCompositeFieldContainer[SealedStage]
@@ -358,7 +361,8 @@ class RoundSealed(_message.Message):
     salt: bytes
     answers: _containers.RepeatedCompositeFieldContainer[SealedAnswer]
     replica: int
-    def __init__(self, round: _Optional[int] = ..., beacon: _Optional[bytes] = ..., stages: _Optional[_Iterable[_Union[SealedStage, _Mapping]]] = ..., retained: _Optional[_Iterable[int]] = ..., salt: _Optional[bytes] = ..., answers: _Optional[_Iterable[_Union[SealedAnswer, _Mapping]]] = ..., replica: _Optional[int] = ...) -> None: ...
+    next_taken_back: bool
+    def __init__(self, round: _Optional[int] = ..., beacon: _Optional[bytes] = ..., stages: _Optional[_Iterable[_Union[SealedStage, _Mapping]]] = ..., retained: _Optional[_Iterable[int]] = ..., salt: _Optional[bytes] = ..., answers: _Optional[_Iterable[_Union[SealedAnswer, _Mapping]]] = ..., replica: _Optional[int] = ..., next_taken_back: _Optional[bool] = ...) -> None: ...
 
 class SealedStage(_message.Message):
     __slots__ = ("commitments", "loads")
