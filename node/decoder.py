@@ -18,6 +18,7 @@ from commonweight.errors import CommonweightError, PeerUnreachable, UnplannedMes
 from commonweight.events import emit, log_to_stdout
 from commonweight.model.inference import InferenceStage
 from commonweight.rules.spec import parse_spec
+from commonweight.rules.stages import state_bytes
 from commonweight.wire.generated import control_pb2, worker_pb2
 from commonweight.wire.link import Link, connect_link
 from commonweight.wire.messages import answer_to_proto
@@ -30,8 +31,8 @@ from node.sessions import Room
 
 MAX_UNWRITTEN, MAX_UNWRITTEN_BYTES = 256, 64 << 20
 """Traces, and bytes of them, that wait for the disk at a time; one alone may be larger."""
-RESERVE_BYTES = 24
-"""For each parameter: two checkpoints with Adam's moments, in float32."""
+RESERVED_VERSIONS = 2
+"""So many checkpoints always find room beside answers' traces."""
 
 
 class Decoder:
@@ -97,7 +98,7 @@ class Decoder:
             except CommonweightError as error:
                 await self._fail(error, round_)
                 return
-            self._reserve_bytes = RESERVE_BYTES * sum(p.numel() for p in stage.module.parameters())
+            self._reserve_bytes = RESERVED_VERSIONS * state_bytes(stage.spec, stage.index)
             version = Version.of(stage, round_, self._room, plane.certificate, time.monotonic, self._keep)
             plane.versions[round_] = version
             emit("decode.ready", stage=stage.index, round=round_, seconds=round(time.monotonic() - started_s, 3))

@@ -17,7 +17,7 @@ from pathlib import Path
 from commonweight.disk import sync
 from commonweight.model.stored import MAX_HEADER_BYTES, stored_hash, stored_root
 from commonweight.rules.spec import ModelSpec
-from commonweight.rules.stages import stage_parameters
+from commonweight.rules.stages import stage_parameters, state_bytes
 from commonweight.wire.evidence import Source
 from commonweight.wire.generated import state_pb2 as pb
 from commonweight.wire.tls import Certificate
@@ -27,7 +27,7 @@ from node.partial import Partial
 from node.published import META_FILE, MOMENTS_FILE, PARAMETERS_FILE, version_path
 
 _NUMBER_BYTES = 4
-"""Of a parameter, of each of its two moments, of its gradient."""
+"""Of a parameter's gradient."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ async def fetch_version(certificate: Certificate, version: Version, folder: Path
 
     await asyncio.to_thread(_remove_others, partial.folder)
     kept = pb.Kept(round=version.round, state_root=version.state_root)
-    limit = 3 * _NUMBER_BYTES * stage_parameters(version.spec, version.stage) + 2 * MAX_HEADER_BYTES
+    limit = state_bytes(version.spec, version.stage) + 2 * MAX_HEADER_BYTES
     goal = Goal(f"version {version.round}", kept, limit, differs, finish)
     await Download(certificate, goal, partial, sources).run()
 

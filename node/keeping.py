@@ -37,7 +37,7 @@ from commonweight.model.stored import MAX_HEADER_BYTES
 from commonweight.rules.keeping import PiecesManifest, piece_bytes, read_manifest
 from commonweight.rules.receipt import Domain
 from commonweight.rules.spec import ModelSpec, parse_spec
-from commonweight.rules.stages import stage_parameters
+from commonweight.rules.stages import state_bytes
 from commonweight.wire.generated import control_pb2, pieces_pb2_grpc
 from commonweight.wire.generated import pieces_pb2 as pb
 from commonweight.wire.pieces import check_head, parts_of, transfer_s
@@ -52,13 +52,11 @@ MAX_TRANSFERS = 4
 HEAD_S = 10.0
 """From a call to its first part."""
 PIECE_FILE, HEAD_FILE = "piece", "head"
-_STATE_BYTES_PER_NUMBER = 12
-"""A parameter and its two moments."""
 
 
 def max_version_bytes(spec: ModelSpec, stage: int) -> int:
     """What the files of a version of this stage have at most."""
-    return _STATE_BYTES_PER_NUMBER * stage_parameters(spec, stage) + 2 * MAX_HEADER_BYTES
+    return state_bytes(spec, stage) + 2 * MAX_HEADER_BYTES
 
 
 def check_manifest(manifest: PiecesManifest, head: pb.PieceHead, spec: ModelSpec) -> None:

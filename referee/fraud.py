@@ -37,7 +37,7 @@ class Difference:
 
     what: str
     """A field of the hop or of the report; across numerics classes a round's also "gradient …", "movement …",
-    "moment2 …" and "parameter …" of the state after it.
+    "moment2 …", "parameter …" and "master …" of the state after it.
     """
     microbatch: int | None
     """None: the round's."""

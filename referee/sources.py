@@ -138,7 +138,8 @@ class Evidence:
             return found
 
         parameters = dict(stage.module.named_parameters())
-        due = {f"{moment}.{name}": like for moment in ("moment1", "moment2") for name, like in parameters.items()}
+        parts = stage.spec.training.optimizer_parts
+        due = {f"{part}.{name}": like for part in parts for name, like in parameters.items()}
         return await self._part("moments", due, check, after, moments_hash)
 
     async def gradient(self, stage: Stage, signed: bytes) -> dict[str, Tensor]:

@@ -93,7 +93,7 @@ SETTLEMENT = "0x5615dEB798BB3E4dFa0139dFa1b3D433Cc23b72f"
 MAX_UINT256 = 2**256 - 1
 
 TINY: dict[str, Any] = {
-    "format": "commonweight.model/5",
+    "format": "commonweight.model/6",
     "name": "tiny",
     "seed": 7,
     "stages": 3,
@@ -123,6 +123,7 @@ TINY: dict[str, Any] = {
         "adam_eps": "0.00000001",
         "weight_decay": "0.1",
         "grad_clip": "1",
+        "asynchrony": "none",
     },
     "verification": {
         "round_rate": "0.25",

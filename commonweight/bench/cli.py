@@ -72,12 +72,18 @@ def convergence(
         list[str] | None, typer.Option(help="Repeat; a model's best counts. Default: 0.001, 0.003.")
     ] = None,
     seed: Annotated[list[int] | None, typer.Option(min=0, max=2**53 - 1, help="Repeat. Default: 1.")] = None,
+    against: Annotated[
+        list[str] | None,
+        typer.Option(help="8, 16, 32 (k = d/8 and so on), delayed or look_ahead; repeat. Default: all."),
+    ] = None,
+    d_model: Annotated[int, typer.Option(min=64, max=4096, help="Width of the models, a multiple of 64.")] = 256,
 ) -> None:
-    """Count the tokens that models with compressed boundaries take to a loss that a dense one reaches.
+    """Count the tokens that compressed and asynchronous models take to a loss that a dense synchronous one reaches.
 
-    Trains a dense model of 8.5 M parameters, and models with k = d/8, d/16 and d/32 that are as large, on this Python's
-    library sources, in one process with all cores, until each has the target loss on sources that it isn't trained
-    on. Takes up to four hours on two idle cores; --rounds bounds it.
+    Trains a dense model of 8.5 M parameters, models with k = d/8, d/16 and d/32 that are as large, and the dense one in
+    both asynchronous ways, on this Python's library sources, in one process with all cores, until each has the target
+    loss on sources that it isn't trained on. Takes up to six hours on two idle cores; --rounds, --against and --d-model
+    bound it.
 
     Example:
         commonweight bench convergence --json convergence.json
@@ -88,9 +94,20 @@ def convergence(
 
     from commonweight.bench.convergence import Convergence, run_convergence
     from commonweight.bench.measure import machine, publish
+    from commonweight.bench.pipeline import PipelineBench
+    from commonweight.errors import ConfigError
 
     (known,), here = _dtypes([dtype]), machine()
+    every = (*map(str, Convergence.over), *Convergence.asynchrony)
+    rivals = set(against or every)
+    if unknown := rivals - set(every):
+        raise ConfigError(f"--against {', '.join(sorted(unknown))} isn't known: take {', '.join(every)}.")
+    if d_model % 64:
+        raise ConfigError(f"--d-model {d_model} isn't a multiple of 64: take 64, 128, 192 and so on.")
     bench = Convergence(
+        shape=PipelineBench(d_model=d_model),
+        over=tuple(over for over in Convergence.over if str(over) in rivals),
+        asynchrony=tuple(mode for mode in Convergence.asynchrony if mode in rivals),
         dtype=known,
         target_loss=target_loss,
         max_rounds=rounds,

@@ -1,14 +1,16 @@
-"""`bench convergence`: how many tokens a model with compressed boundaries takes to a loss that a dense one reaches.
+"""`bench convergence`: how many tokens models with compressed boundaries, and asynchronous ones, take to a loss that a
+dense synchronous one reaches.
 
 A dense model (k = d) and compressed ones train on the same text, in the same order. A compressed model's projections
 into k numbers are smaller, so its feed-forward is made wider, until it has as many trained parameters as the dense one.
-Each is trained with every learning rate, and its best one counts. The loss is that of text which nobody trains on.
+An asynchronous model is the dense one but for its steps. Each is trained with every learning rate, and its best one
+counts. The loss is that of text which nobody trains on.
 """
 
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from commonweight.model.corpus import build_dataset, default_corpus
 from commonweight.model.data import Dataset, Manifest
 from commonweight.model.stage import Stage, train_round
 from commonweight.model.tokenizer import ByteTokenizer
-from commonweight.rules.spec import ModelSpec
+from commonweight.rules.spec import Asynchrony, ModelSpec
 from commonweight.rules.stages import boundary_bytes_per_token, stage_parameters
 
 HELD_OUT = 10
@@ -36,6 +38,8 @@ class Convergence:
     dtype: str = "float32"
     over: tuple[int, ...] = (8, 16, 32)
     """Compressed models have k = d_model / this."""
+    asynchrony: tuple[Asynchrony, ...] = ("delayed", "look_ahead")
+    """Of dense models that differ from the first one in nothing else."""
     target_loss: float = 2.0
     """In nats per token, of held-out text."""
     max_rounds: int = 400
@@ -88,13 +92,14 @@ def run_convergence(bench: Convergence, say: Callable[[str], None]) -> tuple[lis
     """The results, and what belongs to the configuration: sizes, and every run's curve. `say` hears of each run."""
     with tempfile.TemporaryDirectory() as scratch:
         texts = Texts.build(Path(scratch))
-        models = {name: _spec(bench, texts.train, k) for name, k in _widths(bench)}
+        models = _models(bench, texts.train)
         runs: dict[str, list[list[Run]]] = {name: [] for name in models}
         for seed in bench.seeds:
             for name, model in models.items():
                 tried = []
                 for rate in bench.learning_rates:
-                    tried.append(run := _train(bench, _with(model, seed, rate), texts))
+                    spec = _with(model, learning_rate=rate, final_learning_rate=rate)
+                    tried.append(run := _train(bench, spec.model_copy(update={"seed": seed}), texts))
                     reached = "reached" if run.reached else "didn't reach"
                     say(f"{name}, seed {seed}, {rate}: {reached} {bench.target_loss} ({run.loss:.3f}, {run.tokens:,})")
                 runs[name].append(tried)
@@ -102,6 +107,7 @@ def run_convergence(bench: Convergence, say: Callable[[str], None]) -> tuple[lis
     sizes = {
         name: {
             "boundary_dim": model.architecture.boundary_dim,
+            "asynchrony": model.training.asynchrony,
             "d_ff": model.architecture.d_ff,
             "parameters": sum(stage_parameters(model, stage) for stage in range(model.stages)),
             "boundary_bytes_per_token": boundary_bytes_per_token(model).sent,
@@ -130,27 +136,24 @@ def match_d_ff(dense: ModelSpec, boundary_dim: int) -> int:
     return 1 + round(missing / (parameters(2) - parameters(1)))
 
 
-def _widths(bench: Convergence) -> Iterator[tuple[str, int]]:
-    yield "dense", bench.shape.d_model
-    for over in bench.over:
-        yield f"k = d/{over}", bench.shape.d_model // over
-
-
-def _spec(bench: Convergence, folder: Path, boundary_dim: int) -> ModelSpec:
+def _models(bench: Convergence, folder: Path) -> dict[str, ModelSpec]:
     manifest = Manifest.read(folder)
-    dense = bench.shape.spec(manifest.hash, manifest.tokens, bench.dtype, bench.shape.stages)
-    dense = dense.model_copy(
-        update={"architecture": dense.architecture.model_copy(update={"boundary_dim": bench.shape.d_model})}
-    )
-    if boundary_dim == bench.shape.d_model:
-        return dense
-    shape = {"boundary_dim": boundary_dim, "d_ff": match_d_ff(dense, boundary_dim)}
-    return dense.model_copy(update={"architecture": dense.architecture.model_copy(update=shape)})
+    shape = replace(bench.shape, boundary_dim=bench.shape.d_model)
+    dense = shape.spec(manifest.hash, manifest.tokens, bench.dtype, shape.stages)
+    models = {"dense": dense}
+    for over in bench.over:
+        width = shape.d_model // over
+        narrow = {"boundary_dim": width, "d_ff": match_d_ff(dense, width)}
+        models[f"k = d/{over}"] = dense.model_copy(
+            update={"architecture": dense.architecture.model_copy(update=narrow)}
+        )
+    for mode in bench.asynchrony:
+        models[f"dense, {mode}"] = _with(dense, asynchrony=mode)
+    return models
 
 
-def _with(model: ModelSpec, seed: int, rate: str) -> ModelSpec:
-    rates = {"learning_rate": rate, "final_learning_rate": rate}
-    return model.model_copy(update={"seed": seed, "training": model.training.model_copy(update=rates)})
+def _with(model: ModelSpec, **training: str) -> ModelSpec:
+    return model.model_copy(update={"training": model.training.model_copy(update=training)})
 
 
 def _train(bench: Convergence, spec: ModelSpec, texts: Texts) -> Run:

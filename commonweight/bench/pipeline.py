@@ -44,7 +44,7 @@ class PipelineBench:
         """The model at one precision."""
         return build_spec(
             {
-                "format": "commonweight.model/5",
+                "format": "commonweight.model/6",
                 "name": "bench",
                 "seed": 1,
                 "stages": stages,
@@ -74,6 +74,7 @@ class PipelineBench:
                     "adam_eps": "0.00000001",
                     "weight_decay": "0.1",
                     "grad_clip": "1",
+                    "asynchrony": "none",
                 },
                 "verification": {
                     "round_rate": "0",

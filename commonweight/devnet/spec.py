@@ -20,7 +20,7 @@ def devnet_spec(
     """
     return build_spec(
         {
-            "format": "commonweight.model/5",
+            "format": "commonweight.model/6",
             "name": NAME,
             "seed": seed,
             "stages": stages,
@@ -50,6 +50,7 @@ def devnet_spec(
                 "adam_eps": "0.00000001",
                 "weight_decay": "0.1",
                 "grad_clip": "1",
+                "asynchrony": "none",
             },
             "verification": {
                 "round_rate": "0.001",

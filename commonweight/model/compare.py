@@ -9,7 +9,8 @@ aren't comparable. Hence a step is checked in three parts, all from the committe
 
 1. The clipped gradient, g = (m1' - beta1 m1) / (1 - beta1), against the replayed one.
 2. Second moments and parameters: they follow elementwise from m1, m1', m2, m2' by AdamW's formula, whoever computed.
-3. How the parameters moved against the replayed movement: this bounds what part 1 lets through in tiny gradients.
+   Where training is asynchronous that holds for the master weights, and the parameters follow from the state before.
+3. How what was stepped moved against the replayed movement: this bounds what part 1 lets through in tiny gradients.
 
 Every tensor is finite and of the expected shape, or its error is infinite.
 
@@ -141,12 +142,15 @@ def compare_round(
     names = sorted(name.removeprefix("parameter.") for name in before if name.startswith("parameter."))
     gradients, movements = _Whole("gradient"), _Whole("movement")
     tolerance, count = float(spec.verification.tolerance), 0
+    stepped = "master" if training.is_asynchronous else "parameter"
     for name in names:
         old, new, own = (_Version.of(state, name) for state in (before, claimed, replayed))
         found.append(gradients.add(name, *_gradient_distance(training, old, new, own), tolerance))
         found.append(Deviation(f"moment2 {name}", _moment2_error(training, old, new), ROUNDINGS))
-        found.append(Deviation(f"parameter {name}", _parameter_error(training, round_, name, old, new), ROUNDINGS))
-        numbers = old.parameter.numel()
+        found.append(Deviation(f"{stepped} {name}", _step_error(training, round_, name, old, new), ROUNDINGS))
+        if training.is_asynchronous:
+            found.append(Deviation(f"parameter {name}", _ahead_error(training, round_, name, old, new), ROUNDINGS))
+        numbers = old.weights.numel()
         found.append(movements.add(name, *_movement_distance(old, new, own), movement_tolerance(spec, numbers)))
         count += numbers
     return [gradients.deviation(tolerance), movements.deviation(movement_tolerance(spec, count)), *found]
@@ -157,12 +161,16 @@ class _Version:
     """One parameter with its moments, in float64."""
 
     parameter: Tensor
+    weights: Tensor
+    """What is stepped: the master weights, or else the parameter."""
     moment1: Tensor
     moment2: Tensor
 
     @staticmethod
     def of(state: Mapping[str, Tensor], name: str) -> "_Version":
-        return _Version(*(state[f"{part}.{name}"].cpu().double() for part in ("parameter", "moment1", "moment2")))
+        parts = ("parameter", "moment1", "moment2", "master")
+        found = {part: state[f"{part}.{name}"].cpu().double() for part in parts if f"{part}.{name}" in state}
+        return _Version(found["parameter"], found.get("master", found["parameter"]), found["moment1"], found["moment2"])
 
 
 class _Whole:
@@ -189,9 +197,9 @@ def _gradient_distance(training: Training, old: _Version, new: _Version, own: _V
 
 
 def _movement_distance(old: _Version, new: _Version, own: _Version) -> tuple[float, float]:
-    """(distance beyond what rounding of the parameters explains, norm) of the step."""
-    distance, rounding = _norm(new.parameter - own.parameter), 2 * _UNIT * _norm(own.parameter)
-    return max(0.0, distance - rounding), _norm(own.parameter - old.parameter)
+    """(distance beyond what rounding of the weights explains, norm) of the step."""
+    distance, rounding = _norm(new.weights - own.weights), 2 * _UNIT * _norm(own.weights)
+    return max(0.0, distance - rounding), _norm(own.weights - old.weights)
 
 
 def _moment2_error(training: Training, old: _Version, new: _Version) -> float:
@@ -206,16 +214,31 @@ def _moment2_error(training: Training, old: _Version, new: _Version) -> float:
     return _largest(new.moment2 - expected, bound)
 
 
-def _parameter_error(training: Training, round_: int, name: str, old: _Version, new: _Version) -> float:
-    """How many roundings the parameter is off AdamW's step with the committed moments."""
+def _step_error(training: Training, round_: int, name: str, old: _Version, new: _Version) -> float:
+    """How many roundings the weights are off AdamW's step with the committed moments."""
+    expected, unit = _adamw_step(training, round_, name, old.weights, new, steps=round_ + 1)
+    return _largest(new.weights - expected, unit)
+
+
+def _ahead_error(training: Training, round_: int, name: str, old: _Version, new: _Version) -> float:
+    """How many roundings the parameter is off what follows from the state before; see commonweight/model/adamw.py."""
+    expected, unit = old.weights, _UNIT * old.weights.abs()
+    if training.asynchrony == "look_ahead" and round_ > 0:
+        expected, unit = _adamw_step(training, round_, name, old.weights, old, steps=round_)
+    return _largest(new.parameter - expected, unit)
+
+
+def _adamw_step(
+    training: Training, round_: int, name: str, weights: Tensor, moments: _Version, *, steps: int
+) -> tuple[Tensor, Tensor]:
+    """(what the weights become at the round's learning rate, with moments of so many steps; the size of a rounding)"""
     rate = learning_rate(training, round_)
-    decay = 0.0 if old.parameter.ndim == 1 or name == "embedding.E" else float(training.weight_decay)
-    correction1 = 1 - float(training.beta1) ** (round_ + 1)
-    correction2 = 1 - float(training.beta2) ** (round_ + 1)
-    divisor = (new.moment2 / correction2).sqrt() + float(training.adam_eps)
-    step = rate * new.moment1 / correction1 / divisor
-    expected = old.parameter * (1 - rate * decay) - step
-    return _largest(new.parameter - expected, _UNIT * (old.parameter.abs() + step.abs()))
+    decay = 0.0 if weights.ndim == 1 or name == "embedding.E" else float(training.weight_decay)
+    correction1 = 1 - float(training.beta1) ** steps
+    correction2 = 1 - float(training.beta2) ** steps
+    divisor = (moments.moment2 / correction2).sqrt() + float(training.adam_eps)
+    step = rate * moments.moment1 / correction1 / divisor
+    return weights * (1 - rate * decay) - step, _UNIT * (weights.abs() + step.abs())
 
 
 def _largest(difference: Tensor, bound: Tensor) -> float:

@@ -4,6 +4,11 @@ A round is `microbatches_per_round` times `forward` and `backward`, in any inter
 backwards in the order of their microbatches, then `step`. On one build of torch, one kind of device and one
 thread count all results are the same bits, in whatever process; `state_root` after the round follows from the
 spec and the data.
+
+Where training is asynchronous two stages can take turns, so that a round begins before the one before it ends:
+
+    other.ahead_of(stage)    the next round can be computed with `other` from here on
+    stage.step()             `other` is now the version to save, and to step next; then it is `stage.ahead_of(other)`
 """
 
 import math
@@ -198,10 +203,29 @@ class Stage:
         limit = float(training.grad_clip) / math.sqrt(self.spec.stages)
         if 0 < limit < norm:
             torch._foreach_mul_(list(gradients.values()), limit / norm)
-        self._adamw.step(gradients, self.round, learning_rate(training, self.round))
+        rate = learning_rate(training, self.round)
+        self._adamw.write_next(self._parameters, rate)
+        self._adamw.step(gradients, rate)
         self.discard_gradients()
         self.round += 1
         return norm
+
+    def ahead_of(self, stage: "Stage") -> None:
+        """Become the version after that of `stage`, of which only the parameters are known as yet.
+
+        The next round can be computed with it while `stage` computes its own. Once `stage` has stepped, this one is the
+        whole version, with the gradient that it has by then; the two share what the optimizer keeps. Between the two
+        `stage` mustn't `load`. `stage` itself is the whole version, too, until this one steps. Pending gradients are
+        discarded.
+        """
+        training = self.spec.training
+        assert training.is_asynchronous, "the next version takes this round's gradient"
+        assert self is not stage, "it takes two"
+        assert (self.spec, self.index) == (stage.spec, stage.index), "both are of one model and stage"
+        self.discard_gradients()
+        optimizer = stage._adamw
+        optimizer.write_next(self._parameters, learning_rate(training, stage.round))
+        self._optimizer, self.round = optimizer, stage.round + 1
 
     def discard_gradients(self) -> None:
         """Forget the microbatches of this round."""
@@ -214,9 +238,10 @@ class Stage:
         return {f"parameter.{name}": parameter.detach() for name, parameter in self._parameters.items()}
 
     def moments(self) -> dict[str, Tensor]:
-        """Adam's moments under "moment1." and "moment2.": the live tensors."""
-        first = {f"moment1.{name}": moment for name, moment in self._adamw.moment1.items()}
-        return first | {f"moment2.{name}": moment for name, moment in self._adamw.moment2.items()}
+        """Adam's moments under "moment1." and "moment2.", and where training is asynchronous the master weights under
+        "master.": the live tensors.
+        """
+        return self._adamw.state()
 
     def state(self) -> dict[str, Tensor]:
         """Parameters and moments: the live tensors.
@@ -235,7 +260,7 @@ class Stage:
         """
         if self._optimizer is None:
             self._optimizer = AdamW(self._parameters, self.spec.training)
-        own = self.state()
+        own = self.parameters() | self._optimizer.state()
         faults = [f"{name} is missing" for name in own if name not in state]
         faults += [f"{name} is not of this stage" for name in state if name not in own]
         for name in own.keys() & state.keys():
@@ -253,7 +278,7 @@ class Stage:
         for name, tensor in own.items():
             tensor.copy_(state[name])
         self.discard_gradients()
-        self.round = round_
+        self.round = self._optimizer.round = round_
 
     def state_root(self) -> bytes:
         """The hash of this version (32 bytes): round, frozen tensors, parameters and moments."""
@@ -272,6 +297,7 @@ class Stage:
     @property
     def _adamw(self) -> AdamW:
         assert self._optimizer is not None, "a blank stage has no moments until it is loaded"
+        assert self._optimizer.round == self.round, "another stage shares the moments, which are of its version"
         return self._optimizer
 
     def _check_input(self, tokens: Tensor, code: Tensor | None) -> None:

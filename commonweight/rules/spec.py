@@ -18,6 +18,8 @@ MAX_FAULTS = 20
 """So many wrong fields are named at once."""
 
 Dtype = Literal["float32", "bfloat16", "float16"]
+Asynchrony = Literal["none", "delayed", "look_ahead"]
+"""See `Training.asynchrony`."""
 
 
 def _decimal(text: str) -> str:
@@ -121,6 +123,17 @@ class Training(Record):
     adam_eps: Fraction
     weight_decay: Fraction
     grad_clip: Fraction = Field(description="of the whole model; each stage clips to grad_clip / sqrt(stages)")
+    asynchrony: Asynchrony = Field(description="whether a round begins before the last one's step; see model/adamw.py")
+
+    @property
+    def is_asynchronous(self) -> bool:
+        """Whether a round's parameters don't wait for the gradient of the round before."""
+        return self.asynchrony != "none"
+
+    @property
+    def optimizer_parts(self) -> tuple[str, ...]:
+        """What the optimizer keeps for each parameter: Adam's moments, and master weights where it is asynchronous."""
+        return ("moment1", "moment2", "master") if self.is_asynchronous else ("moment1", "moment2")
 
     @property
     def tokens_per_microbatch(self) -> int:
@@ -175,7 +188,7 @@ class Economics(Record):
 class ModelSpec(Record):
     """A model that can be trained by strangers: see the parts."""
 
-    format: Literal["commonweight.model/5"]
+    format: Literal["commonweight.model/6"]
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
     seed: Annotated[int, Field(ge=0, le=2**53 - 1)]
     stages: Annotated[int, Field(gt=0, le=1024)]

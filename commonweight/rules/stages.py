@@ -92,6 +92,11 @@ def stage_parameters(spec: ModelSpec, stage: int) -> int:
     return count
 
 
+def state_bytes(spec: ModelSpec, stage: int) -> int:
+    """Bytes of a version of `stage`, float32: each parameter, and what the optimizer keeps for it."""
+    return 4 * (1 + len(spec.training.optimizer_parts)) * stage_parameters(spec, stage)
+
+
 @dataclass(frozen=True)
 class BoundaryBytes:
     """What one token costs on the way over one boundary and back, in bytes."""

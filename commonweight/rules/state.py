@@ -9,6 +9,6 @@ MOMENTS_HASH = "moments_hash"
 def state_root(round_: int, frozen_hash: bytes, parameters_hash: bytes, moments_hash: bytes) -> bytes:
     """The hash of a stage's version that is ready to train `round_`, from the `tensors_hash`es of its parts.
 
-    With the 32 bytes of the moments' hash parameters are checked without the moments, which are twice as large.
+    With the 32 bytes of the moments' hash parameters are checked without the moments, which are twice as large or more.
     """
     return sha256(round_.to_bytes(8, "little") + frozen_hash + parameters_hash + moments_hash).digest()

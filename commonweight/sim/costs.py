@@ -3,11 +3,9 @@
 from collections.abc import Sequence
 
 from commonweight.rules.spec import ModelSpec
-from commonweight.rules.stages import boundary_bytes_per_token, stage_parameters, stage_units
+from commonweight.rules.stages import boundary_bytes_per_token, stage_parameters, stage_units, state_bytes
 from commonweight.sim.population import Provider
 
-STATE_BYTES = 12
-"""Per parameter, float32: itself and both of Adam's moments."""
 HASHED_BYTES_PER_S = 1.5e9
 """Of a state, for its root, after the optimizer's step."""
 
@@ -20,6 +18,7 @@ class Costs:
         self.units = [stage_units(spec, stage) for stage in stages]
         """Of one microbatch in each stage."""
         self._parameters = [stage_parameters(spec, stage) for stage in stages]
+        self._state_bytes = [state_bytes(spec, stage) for stage in stages]
         self._gradient_bytes = gradient_bytes
         self._boundary_bits = 4 * boundary_bytes_per_token(spec).sent * spec.training.tokens_per_microbatch
         """Of one microbatch over one boundary, one way."""
@@ -31,7 +30,7 @@ class Costs:
 
     def fetch_s(self, provider: Provider, stage: int) -> float:
         """To fetch a stage's state. Those who have it send it together; the provider's own link is what bounds it."""
-        return 8 * STATE_BYTES * self._parameters[stage] / provider.down_bps + 4 * provider.latency_s
+        return 8 * self._state_bytes[stage] / provider.down_bps + 4 * provider.latency_s
 
     def average_s(self, replicas: Sequence[Provider], stage: int) -> float:
         """For a stage's replicas to have the same average of their gradients.
@@ -48,7 +47,7 @@ class Costs:
 
     def step_s(self) -> float:
         """For the slowest stage's step, and the hash of what comes of it."""
-        return STATE_BYTES * max(self._parameters) / HASHED_BYTES_PER_S
+        return max(self._state_bytes) / HASHED_BYTES_PER_S
 
     def hop_s(self, replicas: Sequence[Provider]) -> float:
         """For a microbatch to get from one of a stage's replicas to the next stage."""

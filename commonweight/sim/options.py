@@ -53,7 +53,7 @@ def simulated_spec(stages: int) -> ModelSpec:
     """
     return build_spec(
         {
-            "format": "commonweight.model/5",
+            "format": "commonweight.model/6",
             "name": "simulated",
             "seed": 0,
             "stages": stages,
@@ -83,6 +83,7 @@ def simulated_spec(stages: int) -> ModelSpec:
                 "adam_eps": "0.00000001",
                 "weight_decay": "0.1",
                 "grad_clip": "1",
+                "asynchrony": "none",
             },
             "verification": {
                 "round_rate": "0.001",

@@ -13,7 +13,7 @@ from commonweight.rules.audits import Verdict
 from commonweight.rules.epoch import report_units
 from commonweight.rules.merkle import HASH_BYTES
 from commonweight.rules.spec import ModelSpec
-from commonweight.rules.stages import boundary_bytes_per_token, stage_parameters
+from commonweight.rules.stages import boundary_bytes_per_token, state_bytes
 from commonweight.wire.generated import control_pb2
 from commonweight.wire.generated import referee_pb2 as pb
 from commonweight.wire.link import Link, end_worker, spawn_worker
@@ -28,8 +28,6 @@ and more. A slow provider must run into that patience, which says `withheld`, an
 """
 SOURCES = 3
 """A provider and its neighbours."""
-BYTES_PER_PARAMETER = 12
-"""Itself and Adam's two moments, float32."""
 BYTES_PER_S = 1 << 20
 FLOPS_PER_S = 1e9
 """At which the slowest way and the slowest core are taken to work."""
@@ -47,9 +45,9 @@ def audit_limit_s(spec: ModelSpec) -> float:
     what crossed the stage's sides; then there is the work.
     """
     stages = range(spec.stages)
-    state_bytes = 5 * BYTES_PER_PARAMETER * max(stage_parameters(spec, stage) for stage in stages)
+    fetched_bytes = 5 * max(state_bytes(spec, stage) for stage in stages)
     traced_bytes = 2 * boundary_bytes_per_token(spec).sent * spec.training.tokens_per_round
-    on_the_way_s = (state_bytes + SOURCES * traced_bytes) / BYTES_PER_S
+    on_the_way_s = (fetched_bytes + SOURCES * traced_bytes) / BYTES_PER_S
     flops = max(report_units(spec, stage, spec.training.microbatches_per_round) for stage in stages)
     return AUDIT_S + on_the_way_s + flops / FLOPS_PER_S
 

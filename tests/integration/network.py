@@ -51,7 +51,7 @@ def tiny_spec(
     """A model that trains a round in milliseconds: 16 wide, one layer for each stage."""
     return build_spec(
         {
-            "format": "commonweight.model/5",
+            "format": "commonweight.model/6",
             "name": "tiny",
             "seed": 7,
             "stages": stages,
@@ -81,6 +81,7 @@ def tiny_spec(
                 "adam_eps": "0.00000001",
                 "weight_decay": "0.1",
                 "grad_clip": "1",
+                "asynchrony": "none",
             }
             | training,
             "verification": dict.fromkeys(("round_rate", "microbatch_rate", "data_rate", "answer_rate"), audit_rate)

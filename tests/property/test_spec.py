@@ -42,7 +42,7 @@ def with_field(path: str, value: Any) -> dict[str, Any]:
 
 
 FIELDS: dict[str, Any] = {
-    "format": "commonweight.model/5",
+    "format": "commonweight.model/6",
     "name": "example",
     "seed": 0,
     "stages": 2,
@@ -72,6 +72,7 @@ FIELDS: dict[str, Any] = {
         "adam_eps": "0.00000001",
         "weight_decay": "0.1",
         "grad_clip": "1",
+        "asynchrony": "none",
     },
     "verification": {
         "round_rate": "0.02",
@@ -190,6 +191,8 @@ def test_what_is_no_object_is_a_spec_error(value: Any) -> None:
         ("training.learning_rate", "1e999999999", "plain decimal"),  # as Decimal: a gigabyte, or Overflow
         ("training.learning_rate", "1E-9999999999999999999", "plain decimal"),
         ("training.learning_rate", "0." + "0" * 50 + "1", "40"),
+        ("training.asynchrony", "late", "'none', 'delayed' or 'look_ahead'"),
+        ("training.asynchrony", None, "'none', 'delayed' or 'look_ahead'"),
         ("training.beta1", "1", "below 1"),
         ("training.beta2", "1.5", "below 1"),
         ("verification.round_rate", "1.1", "at most 1"),

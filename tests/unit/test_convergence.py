@@ -11,6 +11,7 @@ from commonweight.rules.stages import stage_parameters
 TINY = Convergence(
     shape=PipelineBench(d_model=32, n_layers=2, sequence_length=16, microbatches=2),
     over=(4,),
+    asynchrony=(),
     target_loss=4.5,
     max_rounds=30,
     held_out_microbatches=1,
@@ -40,6 +41,19 @@ def test_models_are_of_one_size_and_the_best_learning_rate_of_each_counts() -> N
             assert last <= 4.5 < min(before, default=9.0)
     best = min(run["curve"][-1][0] for run in details["runs"]["k = d/4"][0] if run["reached"])
     assert tokens.candidate.median == best
+
+
+def test_asynchronous_models_differ_from_the_dense_one_in_their_steps_alone() -> None:
+    modes = replace(TINY, over=(), asynchrony=("delayed", "look_ahead"), learning_rates=("0.01",), evaluate_every=1)
+    results, details = run_convergence(modes, lambda _: None)
+    sizes = [{**model, "asynchrony": ""} for model in details["models"].values()]
+    assert sizes == [sizes[0]] * 3
+    dense, delayed, looking = (runs[0][0]["curve"] for runs in details["runs"].values())
+    assert dense[0] != delayed[0] == looking[0], "no step has come through yet"
+    assert results[0].name == "dense, delayed: tokens to 4.5 nats"
+    assert results[0].ratio is not None
+    assert results[0].ratio.median > 1
+    assert delayed[2] != looking[2]
 
 
 def test_a_loss_that_isnt_reached_gives_no_ratio() -> None:

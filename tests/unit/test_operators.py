@@ -48,8 +48,8 @@ class KeepsAll(narrowing._Recorder):
 def test_each_operator_comes_out_the_same_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(narrowing, "_Recorder", KeepsAll)
     kinds = set()
-    for compute, boundary in (("float32", "float32"), ("bfloat16", "float16")):
-        spec = tiny_spec(stages=3, compute_dtype=compute, boundary_dtype=boundary, grad_clip="0.01")
+    for compute, boundary, mode in (("float32", "float32", "none"), ("bfloat16", "float16", "look_ahead")):
+        spec = tiny_spec(stages=3, compute_dtype=compute, boundary_dtype=boundary, grad_clip="0.01", asynchrony=mode)
         batches, traces = trained(spec)
         for index, trace in enumerate(traces):
             stage = Stage(spec, index, blank=True)

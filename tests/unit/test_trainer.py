@@ -171,7 +171,7 @@ def test_what_may_be_forgotten_interrupts_no_round(tmp_path: Path) -> None:
 def test_a_coordinator_that_never_lets_go_costs_a_bounded_number_of_versions(tmp_path: Path) -> None:
     checkpoints, stage = Checkpoints(tmp_path, SPEC, 1), Stage(SPEC, 1)
     for round_ in range(MAX_RETAINED_ROUNDS + 6):
-        stage.round = round_
+        stage.load(stage.state(), round_)
         checkpoints.save(stage)
         checkpoints.retain(range(round_ + 1))
     assert len(checkpoints.rounds()) == MAX_RETAINED_ROUNDS + 1

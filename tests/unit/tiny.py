@@ -37,6 +37,7 @@ TRAINING = {
     "adam_eps": "0.00000001",
     "weight_decay": "0.1",
     "grad_clip": "0",
+    "asynchrony": "none",
 }
 VERIFICATION = {
     "round_rate": "0",
@@ -66,7 +67,7 @@ PARTS = {
 
 def tiny_spec(*, stages: int = 2, seed: int = 7, **changes: Any) -> ModelSpec:
     """A tiny spec; `changes` are fields of any of its parts."""
-    fields: dict[str, Any] = {"format": "commonweight.model/5", "name": "tiny", "seed": seed, "stages": stages}
+    fields: dict[str, Any] = {"format": "commonweight.model/6", "name": "tiny", "seed": seed, "stages": stages}
     for part, defaults in PARTS.items():
         fields[part] = defaults | {name: value for name, value in changes.items() if name in defaults}
     unknown = [name for name in changes if not any(name in part for part in PARTS.values())]
