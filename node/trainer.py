@@ -2,7 +2,8 @@
 
 It reads one queue, which holds in order what the coordinator wants and what peers sent. When a round's microbatches are
 computed (see stage_round.py) the stage's replicas add up their gradients, and step. The next round may be planned by
-then; what comes of it early waits.
+then. Where training is asynchronous it is computed beside this one, by another `Stage`, where there is nothing to do for
+this one; otherwise what comes of it early waits.
 """
 
 import time
@@ -10,6 +11,7 @@ from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from operator import itemgetter
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Self
@@ -164,6 +166,8 @@ class Trainer:
     """What decides the bits of what it computes."""
     make_stage: Callable[..., Stage] = Stage
     """With Stage's arguments: the stage at version 0."""
+    spare: Stage | None = None
+    """Where training is asynchronous: takes turns with `stage`, and computes the round ahead."""
     generation: int = NO_GENERATION
     _root: bytes = b""
     _answers: dict[str, Pace] = field(default_factory=dict)
@@ -204,7 +208,8 @@ class Trainer:
         )
         dataset = Dataset.open(data_dir, spec) if stage.is_first and data_dir else None
         numerics = numerics_class(device, spec)
-        return cls(spec, stage, checkpoints, traces, gradients, dataset, inbox, outlet, numerics, make_stage)
+        spare = make_stage(spec, index, device=device, blank=True) if spec.training.is_asynchronous else None
+        return cls(spec, stage, checkpoints, traces, gradients, dataset, inbox, outlet, numerics, make_stage, spare)
 
     def run(self) -> None:
         """Serve the queue until Quit."""
@@ -272,6 +277,8 @@ class Trainer:
         self._before = self._round = self._ahead = None
         self._slices.clear()
         self.stage.discard_gradients()
+        if self.spare is not None:
+            self.spare.discard_gradients()
 
     def _restore(self, round_: int) -> None:
         if self.stage.round != round_:
@@ -290,11 +297,11 @@ class Trainer:
             if round_ is not None and round_.share.round == item.round:
                 round_.keep(item)
 
-    def _open(self, share: Share) -> StageRound:
+    def _open(self, share: Share, stage: Stage) -> StageRound:
         self._slices = {of: kept for of, kept in self._slices.items() if of[0] != share.round}
         return StageRound(
             share=share,
-            stage=self.stage,
+            stage=stage,
             dataset=self.dataset,
             trace=self.traces.begin(share.round),
             gradients=self.round_gradients.begin(share.round),
@@ -308,7 +315,7 @@ class Trainer:
         """Train this round, and those that are planned when the one before is done."""
         if self._round is not None and self._round.share.round != share.round - 1:
             self._round = None
-        self._ahead = self._open(share)
+        self._ahead = self._open(share, self.stage)
         while self._ahead is not None:
             self._before, self._round, self._ahead = self._round, self._ahead, None
             self.outlet.report(self._train_round(self._round))
@@ -319,8 +326,8 @@ class Trainer:
         while True:
             while not round_.is_computed:
                 self._drain()
-                if not round_.compute():
-                    self._wait(round_)
+                if not round_.compute(self._in_flight_ahead) and not self._compute_ahead():
+                    self._wait()
             try:
                 own_hash, total = self._add_up(round_)
                 break
@@ -341,6 +348,8 @@ class Trainer:
             self.stage.replace_gradient(total)
             round_hash = self._keep_gradient(round_)
         self.stage.step()
+        if self._ahead is not None and self._ahead.stage is self.spare:
+            self.stage, self.spare = self.spare, self.stage
         self._root = self.checkpoints.save(self.stage)
         round_.trace.finish()
         round_.gradients.finish()
@@ -363,11 +372,29 @@ class Trainer:
             self._slices.clear()
         round_.revise(share)
 
+    def _plan_ahead(self, share: Share) -> None:
+        self._take_back()
+        stage = self.stage
+        if self.spare is not None:
+            self.spare.ahead_of(stage)
+            stage = self.spare
+        self._ahead = self._open(share, stage)
+
     def _take_back(self) -> None:
         """What was planned ahead is void."""
         if self._ahead is not None:
             self._ahead.discard()
             self._ahead = None
+
+    def _compute_ahead(self) -> bool:
+        """Compute what can be of the next round; False where nothing can."""
+        round_, ahead = self._round, self._ahead
+        assert round_ is not None, "it comes before the next one"
+        return ahead is not None and ahead.stage is self.spare and ahead.compute(round_.in_flight)
+
+    @property
+    def _in_flight_ahead(self) -> int:
+        return 0 if self._ahead is None else self._ahead.in_flight
 
     def _keep_gradient(self, round_: StageRound) -> bytes:
         """Keep the gradient as it is now; its hash."""
@@ -409,6 +436,8 @@ class Trainer:
         deadline = time.monotonic() + SLICE_S + numbers * FLOAT_BYTES / MIN_BYTES_PER_S
         of = share.round, node, summed
         while numbers and of not in self._slices:
+            if self.inbox.empty() and self._compute_ahead():
+                continue
             try:
                 self._take(self.inbox.get(timeout=max(0.0, deadline - time.monotonic())))
             except Empty:
@@ -421,11 +450,12 @@ class Trainer:
         while not self.inbox.empty():
             self._take(self.inbox.get())
 
-    def _wait(self, round_: StageRound) -> None:
+    def _wait(self) -> None:
         """For what is next; who is late meanwhile is told of."""
         given_up_s = time.monotonic() + STALL_S
         while True:
-            late_s, node = round_.next_late()
+            rounds = [each for each in (self._round, self._ahead) if each is not None]
+            (late_s, node), round_ = min(((each.next_late(), each) for each in rounds), key=itemgetter(0))
             try:
                 return self._take(self.inbox.get(timeout=max(0.0, min(late_s, given_up_s) - time.monotonic())))
             except Empty:
@@ -459,8 +489,7 @@ class Trainer:
         if share.revises(round_.share):
             self._revise(share)
         elif share.round == round_.share.round + 1:
-            self._take_back()
-            self._ahead = self._open(share)
+            self._plan_ahead(share)
         elif before is not None and share.revises(before.share):
             self._take_back()
             round_.discard()

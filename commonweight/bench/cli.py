@@ -29,10 +29,11 @@ def pipeline(
 ) -> None:
     """Train a model of some stages over gRPC against plain PyTorch and against hivemind.
 
-    Contenders take turns, one round each: our worker processes with one thread each; the same model unsplit in
-    one process with two threads, with the same microbatches and with its best ones; torch.distributed.pipelining
-    (Schedule1F1B over gloo) with the same stages; and, if asked for, hivemind's servers and RemoteExperts with the
-    same stages. Takes about ten minutes on two idle cores, and half an hour more for hivemind. Only the ratios count.
+    Contenders take turns, four rounds each: our worker processes with one thread each, with a flush after each round
+    and without; the same model unsplit in one process with two threads, with the same microbatches and with its best
+    ones; torch.distributed.pipelining (Schedule1F1B over gloo) with the same stages; and, if asked for, hivemind's
+    servers and RemoteExperts with the same stages. Takes about twenty minutes on two idle cores, and two hours more for
+    hivemind. Only the ratios count.
 
     Example:
         commonweight bench pipeline --json pipeline.json

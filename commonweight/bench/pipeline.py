@@ -32,6 +32,10 @@ class PipelineBench:
     sequence_length: int = 256
     microbatch_sequences: int = 2
     microbatches: int = 16
+    rounds: int = 4
+    """In a turn, each planned ahead of the one before; the next turn begins when the last one is done."""
+    asynchrony: tuple[str, ...] = ("none", "look_ahead")
+    """What is measured: as in a spec."""
     pairs: int = 5
     best_of: tuple[int, ...] = (1, 2, 4, 8)
     """Sequences per microbatch that the unsplit model tries before the best is compared with."""
@@ -40,7 +44,7 @@ class PipelineBench:
     hivemind_python: str = ""
     """A Python with hivemind, where it is compared with."""
 
-    def spec(self, manifest: str, tokens: int, dtype: str, stages: int) -> ModelSpec:
+    def spec(self, manifest: str, tokens: int, dtype: str, stages: int, asynchrony: str = "none") -> ModelSpec:
         """The model at one precision."""
         return build_spec(
             {
@@ -74,7 +78,7 @@ class PipelineBench:
                     "adam_eps": "0.00000001",
                     "weight_decay": "0.1",
                     "grad_clip": "1",
-                    "asynchrony": "none",
+                    "asynchrony": asynchrony,
                 },
                 "verification": {
                     "round_rate": "0",
@@ -108,7 +112,9 @@ class Targets:
 
     @classmethod
     def of(cls, spec: ModelSpec) -> "Targets":
-        """They are for two stages, with a core each."""
+        """With a flush they are for two stages, with a core each; without one for four, too."""
+        if spec.training.is_asynchronous:
+            return cls(best=1.05) if spec.stages in (2, 4) else cls()
         if spec.stages != 2:
             return cls()
         if spec.training.compute_dtype == "bfloat16":
@@ -122,15 +128,18 @@ class Ours:
 
     pipeline: PipelineWorkers
     runner: asyncio.Runner
-    parts: list[StageRound] = field(default_factory=list)
-    """Of the last turn."""
+    rounds: int
+    """In a turn."""
+    parts: list[list[StageRound]] = field(default_factory=list)
+    """Of the last turn, round by round."""
     shares: list[list[tuple[float, float]]] = field(default_factory=list)
     """By turn and stage, of the turn's seconds: those that its compute thread, and all its others, had a processor."""
 
-    def train(self, round_: int) -> float:
-        """Train a round; tokens per second."""
+    def train(self, turn: int) -> float:
+        """Train the rounds of a turn; tokens per second."""
         before, started_s = self.pipeline.thread_times(), time.perf_counter()
-        self.parts = self.runner.run(self.pipeline.train(round_))
+        rounds = range(turn * self.rounds, (turn + 1) * self.rounds)
+        self.parts = self.runner.run(self.pipeline.train_rounds(rounds))
         seconds = time.perf_counter() - started_s
         self.shares.append(
             [
@@ -138,17 +147,17 @@ class Ours:
                 for now, then in zip(self.pipeline.thread_times(), before, strict=True)
             ]
         )
-        return self.pipeline.tokens_per_round / seconds
+        return self.rounds * self.pipeline.tokens_per_round / seconds
 
 
 @contextmanager
-def workers(spec: ModelSpec, data: Path, state: Path) -> Iterator[Ours]:
+def workers(spec: ModelSpec, data: Path, state: Path, rounds: int) -> Iterator[Ours]:
     """A pipeline of one-thread workers, until the context ends."""
     with asyncio.Runner() as runner:
         pipeline = PipelineWorkers(spec, data, state)
         runner.run(pipeline.__aenter__())
         try:
-            yield Ours(pipeline, runner)
+            yield Ours(pipeline, runner, rounds)
         finally:
             runner.run(pipeline.__aexit__())
 
@@ -160,38 +169,50 @@ def run_pipeline_bench(bench: PipelineBench, dtypes: tuple[str, ...]) -> list[Re
         manifest = build_dataset(default_corpus(), data, ByteTokenizer())
         results = []
         for dtype in dtypes:
-            spec = bench.spec(manifest.hash, manifest.tokens, dtype, bench.stages)
-            results += _measure(bench, spec, data, Path(scratch) / dtype)
+            specs = {
+                mode: bench.spec(manifest.hash, manifest.tokens, dtype, bench.stages, mode) for mode in bench.asynchrony
+            }
+            results += _measure(bench, specs, data, Path(scratch) / dtype)
         return results
 
 
-def _measure(bench: PipelineBench, spec: ModelSpec, data: Path, scratch: Path) -> list[Result]:
+def _measure(bench: PipelineBench, specs: dict[str, ModelSpec], data: Path, scratch: Path) -> list[Result]:
+    """One precision; `specs` by asynchrony."""
     scratch.mkdir()
     with ExitStack() as stack:
-        rivals = _rivals(bench, spec, data, scratch, stack)
-        ours = stack.enter_context(workers(spec, data, scratch / "state"))
-        turns = {"ours": ours.train} | {name: rival.rate for name, rival in rivals.items()}
+        rivals = _rivals(bench, next(iter(specs.values())), data, scratch, stack)
+        ours = {
+            mode: stack.enter_context(workers(spec, data, scratch / mode, bench.rounds)) for mode, spec in specs.items()
+        }
+        turns = {mode: each.train for mode, each in ours.items()} | {name: each.rate for name, each in rivals.items()}
         values = interleave(turns, bench.pairs)
-    title = f"{spec.stages} stages, {spec.training.compute_dtype}"
-    return [
-        compare(f"{title}: {name}", "tokens/s", values["ours"], values[name], rival.target)
-        for name, rival in rivals.items()
-    ] + _bounds(title, spec, ours, bench.pairs)
+    results = []
+    for mode, spec in specs.items():
+        how = f", {mode}" if spec.training.is_asynchronous else ""
+        title, targets = f"{spec.stages} stages, {spec.training.compute_dtype}{how}", Targets.of(spec)
+        for name, rival in rivals.items():
+            target = getattr(targets, rival.kind) if rival.kind else None
+            results.append(compare(f"{title}: {name}", "tokens/s", values[mode], values[name], target))
+        results += _bounds(title, spec, ours[mode], bench.pairs)
+    return results
 
 
 @dataclass(frozen=True)
 class _Rival:
     baseline: Baseline
     tokens_per_round: int
-    target: float | None
+    rounds: int
+    """In a turn."""
+    kind: str = ""
+    """Of Targets, where there is one."""
 
-    def rate(self, round_: int) -> float:
-        return self.tokens_per_round / self.baseline.train(round_)
+    def rate(self, turn: int) -> float:
+        seconds = [self.baseline.train(turn * self.rounds + number) for number in range(self.rounds)]
+        return self.rounds * self.tokens_per_round / sum(seconds)
 
 
 def _rivals(bench: PipelineBench, spec: ModelSpec, data: Path, scratch: Path, stack: ExitStack) -> dict[str, _Rival]:
     """What ours is compared with, by name; all end with `stack`."""
-    target = Targets.of(spec)
     shape = f"{bench.microbatches} × {bench.microbatch_sequences}"
 
     def order(spec: ModelSpec, name: str) -> dict[str, Any]:
@@ -199,39 +220,39 @@ def _rivals(bench: PipelineBench, spec: ModelSpec, data: Path, scratch: Path, st
         file.write_bytes(canonical_json(spec.model_dump()))
         return {"spec": str(file), "data": str(data), "store": str(scratch / name)}
 
-    def rival(target: float | None, spec: ModelSpec, orders: list[dict[str, Any]], threads: int, **how: Any) -> _Rival:
+    def rival(kind: str, spec: ModelSpec, orders: list[dict[str, Any]], threads: int, **how: Any) -> _Rival:
         baseline = Baseline(orders, threads, **how)
         stack.callback(baseline.close)
-        return _Rival(baseline, spec.training.tokens_per_round, target)
+        return _Rival(baseline, spec.training.tokens_per_round, bench.rounds, kind)
 
     rivals: dict[str, _Rival] = {}
     if "unsplit" in bench.against:
         plain = order(spec, "unsplit") | {"kind": "unsplit"}
-        tried = {n: rival(None, spec, [plain | {"sequences": n}], threads=2) for n in bench.best_of}
+        tried = {n: rival("", spec, [plain | {"sequences": n}], threads=2) for n in bench.best_of}
         rates = interleave({str(n): each.rate for n, each in tried.items()}, 2)
         best = max(tried, key=lambda n: sum(rates[str(n)]))
         for sequences in tried.keys() - {best, bench.microbatch_sequences}:
             tried[sequences].baseline.close()
-        rivals[f"unsplit, 2 threads, {shape}"] = replace(tried[bench.microbatch_sequences], target=target.same)
-        rivals[f"unsplit, 2 threads, best: {best} a time"] = replace(tried[best], target=target.best)
+        rivals[f"unsplit, 2 threads, {shape}"] = replace(tried[bench.microbatch_sequences], kind="same")
+        rivals[f"unsplit, 2 threads, best: {best} a time"] = replace(tried[best], kind="best")
     if "torch" in bench.against:
         small = _with_microbatches(spec, sequences=1, microbatches=8)
-        for name, shaped, wanted in (("8 × 1", small, target.torch), (shape, spec, None)):
+        for name, shaped, kind in (("8 × 1", small, "torch"), (shape, spec, "")):
             ranks = order(shaped, f"torch-{shaped.training.microbatches_per_round}") | {"kind": "torch"}
             orders = [ranks | {"rank": rank} for rank in range(spec.stages)]
-            rivals[f"torch 1F1B over gloo, {name}"] = rival(wanted, shaped, orders, threads=1)
+            rivals[f"torch 1F1B over gloo, {name}"] = rival(kind, shaped, orders, threads=1)
     if bench.hivemind_python:
         how = {"python": bench.hivemind_python, "module": HIVEMIND_MODULE, "log": scratch / "hivemind.log"}
-        rivals[f"hivemind, {shape}"] = rival(target.hivemind, spec, [order(spec, "hivemind")], threads=1, **how)
+        rivals[f"hivemind, {shape}"] = rival("hivemind", spec, [order(spec, "hivemind")], threads=1, **how)
     return rivals
 
 
 def _bounds(title: str, spec: ModelSpec, ours: Ours, pairs: int) -> list[Result]:
     """What crossed the boundaries, and what each stage did with its time in the measured turns."""
-    tokens = spec.training.tokens_per_round
-    crossed = [
-        (above.bytes_down + below.bytes_up) / tokens for above, below in zip(ours.parts, ours.parts[1:], strict=False)
-    ]
+    tokens = ours.rounds * spec.training.tokens_per_round
+    down = [sum(part.bytes_down for part in of_stage) for of_stage in zip(*ours.parts, strict=True)]
+    up = [sum(part.bytes_up for part in of_stage) for of_stage in zip(*ours.parts, strict=True)]
+    crossed = [(above + below) / tokens for above, below in zip(down, up[1:], strict=False)]
     results = [Result(f"{title}: a boundary, both ways", "bytes/token", Summary.of(crossed))]
     for stage in range(spec.stages):
         of_stage = [turn[stage] for turn in ours.shares[-pairs:]]

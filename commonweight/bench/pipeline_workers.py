@@ -9,6 +9,7 @@ import sys
 from asyncio.subprocess import Process
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from commonweight.bench.thread_times import ThreadTimes
 from commonweight.errors import WorkerDied
@@ -79,17 +80,21 @@ class PipelineWorkers:
 
     async def train(self, round_: int) -> list[StageRound]:
         """Train one round; the parts are in stage order. Rounds come one after another from 0."""
-        count = self._spec.training.microbatches_per_round
-        stages = [control_pb2.StagePlan(members=[worker.node], assignment=[0] * count) for worker in self._workers]
-        await self._broadcast(plan=control_pb2.RoundPlan(generation=1, round=round_, stages=stages))
-        async with asyncio.timeout(ROUND_S):
-            events = [await worker.expect("report") for worker in self._workers]
-        return [
-            StageRound(
-                report_from_proto(event.report.report), event.report.report.bytes_down, event.report.report.bytes_up
-            )
-            for event in events
-        ]
+        (parts,) = await self.train_rounds(range(round_, round_ + 1))
+        return parts
+
+    async def train_rounds(self, rounds: range) -> list[list[StageRound]]:
+        """Train these rounds, each planned ahead of the one before."""
+        parts = []
+        await self._plan(rounds.start)
+        for round_ in rounds:
+            if round_ + 1 < rounds.stop:
+                await self._plan(round_ + 1)
+            async with asyncio.timeout(ROUND_S):
+                reports = [(await worker.expect("report")).report.report for worker in self._workers]
+            await self._broadcast(retain=worker_pb2.Retain(round=round_, retained=[round_]))
+            parts.append([StageRound(report_from_proto(each), each.bytes_down, each.bytes_up) for each in reports])
+        return parts
 
     @property
     def tokens_per_round(self) -> int:
@@ -132,9 +137,14 @@ class PipelineWorkers:
         for worker in self._workers:
             await worker.expect("pipes_open")
 
-    async def _broadcast(self, plan: control_pb2.RoundPlan) -> None:
+    async def _plan(self, round_: int) -> None:
+        count = self._spec.training.microbatches_per_round
+        stages = [control_pb2.StagePlan(members=[worker.node], assignment=[0] * count) for worker in self._workers]
+        await self._broadcast(plan=control_pb2.RoundPlan(generation=1, round=round_, stages=stages))
+
+    async def _broadcast(self, **body: Any) -> None:
         for worker in self._workers:
-            await worker.link.send(worker_pb2.WorkerCommand(plan=plan))
+            await worker.link.send(worker_pb2.WorkerCommand(**body))
 
 
 def _neighbour(worker: _Worker) -> control_pb2.Neighbour:

@@ -39,9 +39,10 @@ class Pipeline(PipelineWorkers):
             assert event is not None
             assert event.pipes_open.generation == self.generation, event
 
-    async def _broadcast(self, plan: control_pb2.RoundPlan) -> None:
-        plan.generation = self.generation
-        await super()._broadcast(plan)
+    async def _broadcast(self, **body: Any) -> None:
+        if "plan" in body:
+            body["plan"].generation = self.generation
+        await super()._broadcast(**body)
 
 
 def packed_spec(folder: Path, stages: int = 2, **training: Any) -> ModelSpec:
@@ -77,6 +78,18 @@ async def train_alike(spec: ModelSpec, folder: Path, rounds: int) -> list[StageR
             before = [part.report.state_after for part in parts]
     assert rounds == 1 or sum(expected_losses[-1]) < sum(expected_losses[0])
     return parts
+
+
+@pytest.mark.parametrize("asynchrony", ["none", "delayed", "look_ahead"])
+async def test_rounds_that_are_planned_ahead_are_those_of_one_process(tmp_path: Path, asynchrony: str) -> None:
+    spec = packed_spec(tmp_path, stages=3, asynchrony=asynchrony)
+    expected_losses, expected_roots = train_in_process(spec, tmp_path / "data", 6)
+    async with Pipeline(spec, tmp_path / "data", tmp_path / "state") as pipeline:
+        rounds = await pipeline.train_rounds(range(6))
+    assert [losses_of(parts) for parts in rounds] == expected_losses
+    assert [[part.report.state_after for part in parts] for parts in rounds] == expected_roots
+    for parts in rounds:
+        check_hops(parts)
 
 
 @pytest.mark.parametrize(("stages", "rounds"), [(2, 20), (4, 6)], ids=str)

@@ -32,11 +32,12 @@ def node(stage: int, replica: int) -> str:
     return address(10 * (stage + 1) + replica)
 
 
-@pytest.fixture
-def spec(tmp_path: Path) -> ModelSpec:
+@pytest.fixture(params=["none", "look_ahead"])
+def spec(tmp_path: Path, request: pytest.FixtureRequest) -> ModelSpec:
     (tmp_path / "text").write_text(TEXT)
     manifest = build_dataset([tmp_path / "text"], tmp_path / "data", ByteTokenizer())
-    fields = tiny_spec(stages=STAGES, grad_clip="1", microbatches_per_round=MICROBATCHES, vocab_size=256).model_dump()
+    options = {"grad_clip": "1", "microbatches_per_round": MICROBATCHES, "asynchrony": request.param}
+    fields = tiny_spec(stages=STAGES, vocab_size=256, **options).model_dump()
     fields["data"] |= {"manifest": manifest.hash, "tokens": manifest.tokens}
     return build_spec(fields)
 

@@ -13,6 +13,7 @@ from commonweight.model.hashing import tensors_hash
 from commonweight.model.replay import finish_round, replay_microbatch, step_from
 from commonweight.model.stage import Stage
 from commonweight.rules.report import HOP_WORDS, NO_TENSOR
+from commonweight.rules.spec import ModelSpec
 from commonweight.wire.evidence import MAX_RETAINED_ROUNDS
 from commonweight.wire.tensors import digest
 from node.checkpoint import Checkpoints
@@ -41,8 +42,12 @@ GRADIENTS = codes(1000)
 class Middle:
     """The middle stage of three, whose neighbours send noise."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, spec: ModelSpec = SPEC) -> None:
+        self.folder, self.spec = folder, spec
+        self._withheld: tuple[int, int] | None = None
+        self._until: tuple[int, int] | None = None
+        self._last = 0
+        """The round after whose report the trainer ends."""
         self.inbox: SimpleQueue[Item] = SimpleQueue()
         self.failures: list[CommonweightError] = []
         self._reports: list[TrainedRound] = []
@@ -55,7 +60,7 @@ class Middle:
             late=lambda *_: None,
         )
         self.trainer = Trainer.open(
-            SPEC, 1, state_dir=folder, data_dir=None, device="cpu", inbox=self.inbox, outlet=outlet
+            spec, 1, state_dir=folder, data_dir=None, device="cpu", inbox=self.inbox, outlet=outlet
         )
 
     def train(self, round_: int, *, generation: int = 1, meanwhile: Item | None = None) -> TrainedRound:
@@ -64,12 +69,33 @@ class Middle:
         self.inbox.put(TrainRound(undivided_share(SPEC, 1, generation, round_)))
         if meanwhile is not None:
             self.inbox.put(meanwhile)
-        for number, (tokens, code) in enumerate(zip(random_batches(SPEC, round_), codes(generation), strict=True)):
-            names = digest(tokens), digest(code)
-            self.inbox.put(Activation(generation, address(0), round_, number, tokens, code, names))
+        self._put_activations(round_, generation)
+        self._last = round_
         self.trainer.run()
         assert self.failures == []
         return self._reports.pop()
+
+    def withhold(self, gradient: tuple[int, int], until: tuple[int, int]) -> None:
+        """This gradient (round, microbatch) comes once that activation is sent on."""
+        self._withheld, self._until = gradient, until
+
+    def train_rounds(self, rounds: int) -> list[TrainedRound]:
+        """Train so many rounds from 0 on, of which all plans and activations are there at once."""
+        self.inbox.put(Restore(1, 0, Future()))
+        for round_ in range(rounds):
+            self.inbox.put(TrainRound(undivided_share(self.spec, 1, 1, round_)))
+        for round_ in range(rounds):
+            self._put_activations(round_, 1)
+        self._last = rounds - 1
+        self.trainer.run()
+        assert self.failures == []
+        return self._reports
+
+    def _put_activations(self, round_: int, generation: int) -> None:
+        batches = random_batches(self.spec, round_)
+        for number, (tokens, code) in enumerate(zip(batches, codes(generation), strict=True)):
+            names = digest(tokens), digest(code)
+            self.inbox.put(Activation(generation, address(0), round_, number, tokens, code, names))
 
     def forget(self, item: Forget) -> None:
         self.inbox.put(item)
@@ -78,10 +104,16 @@ class Middle:
 
     def _report(self, trained: TrainedRound) -> None:
         self._reports.append(trained)
-        self.inbox.put(Quit())
+        if trained.report.round == self._last:
+            self.inbox.put(Quit())
 
     def _answer(self, node: str, round_: int, microbatch: int) -> None:
         """The next stage's gradient."""
+        if (round_, microbatch) == self._until and self._withheld is not None:
+            withheld, self._withheld = self._withheld, None
+            self._answer(node, *withheld)
+        if (round_, microbatch) == self._withheld:
+            return
         gradient = GRADIENTS[microbatch]
         self.inbox.put(Gradient(self.trainer.generation, node, round_, microbatch, gradient, digest(gradient)))
 
@@ -125,6 +157,18 @@ def test_a_round_can_be_replayed_from_its_trace_and_the_state_before(tmp_path: P
     assert (replayed.gradient_hash, replayed.next_root) == (report.gradient_hash, report.state_after)
 
 
+@pytest.mark.parametrize("asynchrony", ["delayed", "look_ahead"])
+def test_where_training_is_asynchronous_the_next_round_begins_before_this_one_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asynchrony: str
+) -> None:
+    """This one's last gradient comes when the next one's first microbatch was sent on."""
+    monkeypatch.setattr("node.trainer.STALL_S", 10.0)
+    spec = tiny_spec(stages=3, asynchrony=asynchrony)
+    middle = Middle(tmp_path, spec)
+    middle.withhold((0, spec.training.microbatches_per_round - 1), until=(1, 0))
+    assert [each.report.round for each in middle.train_rounds(2)] == [0, 1]
+
+
 def test_a_rounds_gradient_is_kept_as_it_was_before_clipping(tmp_path: Path) -> None:
     middle = Middle(tmp_path)
     report = middle.train(0).report
@@ -154,10 +198,10 @@ def test_versions_traces_and_gradients_stay_for_as_long_as_the_round_is_retained
     assert middle.trainer.traces.rounds() == middle.trainer.round_gradients.rounds() == [0, 2]
     restarted = Middle(tmp_path)
     restarted.train(7)
-    assert restarted.versions() == (1, 2, 3, 6, 7, 8)
+    assert restarted.versions() == (1, 2, 3, 5, 6, 7, 8)
     restarted.forget(Forget(7, {2}))
     restarted.train(8)
-    assert restarted.versions() == (2, 3, 8, 9)
+    assert restarted.versions() == (2, 3, 7, 8, 9)
     assert restarted.trainer.traces.rounds() == restarted.trainer.round_gradients.rounds() == [2, 8]
 
 
