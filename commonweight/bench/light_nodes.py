@@ -38,7 +38,7 @@ class LightNodes:
     stages: int
     microbatches: int
     round_s: float
-    """From a plan to the last report."""
+    """From when a round may be begun, planned and the one before it sealed, to the last report."""
     joins_per_s: float
 
 
@@ -54,6 +54,9 @@ class LightNode:
     shared: LightNodes
     number: int
     _plan: pb.RoundPlan | None = None
+    """Of the round that it is to report."""
+    _ahead: pb.RoundPlan | None = None
+    """Of the round after that."""
     _assignment: pb.Assignment = field(default_factory=pb.Assignment)
     _reporting: "asyncio.Task[None] | None" = None
 
@@ -90,13 +93,25 @@ class LightNode:
                     coordinator.send(pb.NodeMessage(version=pb.HasVersion(round=message.version.round)))
                 case "formation":
                     coordinator.send(pb.NodeMessage(pipes_open=pb.PipesOpen(generation=message.formation.generation)))
+                case "plan" if self._plan is not None and message.plan.round > self._plan.round:
+                    self._ahead = message.plan
                 case "plan":
+                    self._begin(coordinator, identity, message.plan)
+                case "sealed":
+                    ahead = None if message.sealed.next_taken_back else self._ahead
                     self._forget()
-                    self._reporting = asyncio.create_task(self._report(coordinator, identity, message.plan))
+                    if ahead is not None:
+                        self._begin(coordinator, identity, ahead)
                 case "pause":
                     self._forget()
 
+    def _begin(self, coordinator: Attachment, identity: NodeIdentity, plan: pb.RoundPlan) -> None:
+        self._forget()
+        self._plan = plan
+        self._reporting = asyncio.create_task(self._report(coordinator, identity, plan))
+
     def _forget(self) -> None:
+        self._plan = self._ahead = None
         if self._reporting is not None:
             self._reporting.cancel()
 
@@ -112,11 +127,10 @@ class LightNode:
         receipt = report_receipt(self._assignment.model_id, plan.generation, *said)
         digest = receipt.digest(Domain(self._assignment.chain_id, self._assignment.settlement))
         seconds = shared.round_s
-        signed = pb.SignedReport(
-            generation=plan.generation,
-            report=report_to_proto(report, seconds, busy_s=seconds * len(load) / shared.microbatches),
-            signature=identity.sign_digest(digest),
-        )
+        message = report_to_proto(report, seconds, busy_s=seconds * len(load) / shared.microbatches)
+        message.revision = of_stage.revision
+        signature = identity.sign_digest(digest)
+        signed = pb.SignedReport(generation=plan.generation, report=message, signature=signature)
         coordinator.send(pb.NodeMessage(report=signed))
 
 

@@ -1,6 +1,7 @@
 """Nodes without torch: they speak the Control protocol from the test's process, and say what the test wants."""
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
@@ -38,8 +39,10 @@ class ScriptedNode:
         self.certificate = make_certificate(identity)
         self.assignment = pb.Assignment()
         self.version = pb.Version()
-        self.tip = bytes(32)
-        """Of the last plan: reports are signed over it."""
+        self.tips: dict[int, bytes] = {}
+        """By round, from its plan: reports are signed over it."""
+        self._plans: deque[pb.RoundPlan] = deque()
+        """Not heard yet, and not taken back."""
         self._outbox: asyncio.Queue[pb.NodeMessage | None] = asyncio.Queue()
         self._call: Any = None
 
@@ -65,6 +68,7 @@ class ScriptedNode:
         port = await self.enrol() if port is None else port
         async with open_channel(join_address(host, port), self.certificate, der, max_message_bytes=8 << 20) as channel:
             self._outbox = asyncio.Queue()
+            self._plans.clear()
             self._call = control_pb2_grpc.ControlStub(channel).Attach(self._messages(beats))
             yield self
 
@@ -105,14 +109,29 @@ class ScriptedNode:
         self._outbox.put_nowait(None)
 
     async def hear(self, kind: str) -> Any:
-        """The next message of this kind; others are passed over."""
+        """The next message of this kind; others are passed over, but for plans: that of the next round may come before
+        this one is sealed.
+        """
         async with asyncio.timeout(DEADLINE_S):
-            while (message := await self._call.read()) is not grpc.aio.EOF:
-                if message.HasField("plan"):
-                    self.tip = message.plan.beacon_tip
-                if message.WhichOneof("body") == kind:
+            while kind != "plan" or not self._plans:
+                message = await self._call.read()
+                if message is grpc.aio.EOF:
+                    raise AssertionError(f"the stream ended before a {kind}")
+                self._keep(message)
+                if message.WhichOneof("body") == kind != "plan":
                     return getattr(message, kind)
-        raise AssertionError(f"the stream ended before a {kind}")
+        return self._plans.popleft()
+
+    def _keep(self, message: pb.CoordinatorMessage) -> None:
+        """The plans that count."""
+        match message.WhichOneof("body"):
+            case "plan":
+                self.tips[message.plan.round] = message.plan.beacon_tip
+                self._plans.append(message.plan)
+            case "sealed" if message.sealed.next_taken_back:
+                self._plans = deque(plan for plan in self._plans if plan.round != message.sealed.round + 1)
+            case "pause":
+                self._plans.clear()
 
     async def refusal(self) -> tuple[grpc.StatusCode, str]:
         """How the coordinator ends the stream."""
@@ -127,7 +146,8 @@ class ScriptedNode:
     def sign(self, generation: int, report: Report) -> bytes:
         domain = Domain(self.assignment.chain_id, self.assignment.settlement)
         microbatches = parse_spec(self.assignment.spec).training.microbatches_per_round
-        said = (report.round, report.stage, report.commitments(microbatches), self.tip)
+        planned = max((round_ for round_ in self.tips if round_ <= report.round), default=min(self.tips))
+        said = (report.round, report.stage, report.commitments(microbatches), self.tips[planned])
         receipt = report_receipt(self.assignment.model_id, generation, *said)
         return self.identity.sign_digest(receipt.digest(domain))
 

@@ -349,7 +349,7 @@ async def test_a_report_signed_over_another_tip_is_refused(site: Site) -> None:
     head, tail = site.node(HEAD), site.node(TAIL)
     async with a_round(head, tail) as plan:
         assert len(plan.beacon_tip) == 32
-        tail.tip = mark("another")
+        tail.tips[plan.round] = mark("another")
         tail.send(report=tail.signed(plan.generation, honest(plan.round, TAIL)))
         await refused(tail, grpc.StatusCode.FAILED_PRECONDITION, "is signed by")
     assert await site.goes_on() == plan.round
@@ -363,9 +363,8 @@ async def test_a_round_that_was_sealed_takes_no_other_report_and_the_second_word
             node.send(report=node.signed(plan.generation, honest(plan.round, stage)))
         sealed = await tail.hear("sealed")
         assert (sealed.round, len(sealed.beacon), len(sealed.stages)) == (plan.round, 32, STAGES)
-        await tail.hear("plan")
+        assert [(await tail.hear("plan")).round - plan.round for _ in range(2)] == [1, 2]
         other = replace(honest(plan.round, TAIL), state_after=mark("another"))
-        tail.tip = plan.beacon_tip
         tail.send(report=tail.signed(plan.generation, other))
         await refused(tail, grpc.StatusCode.FAILED_PRECONDITION, "is being trained")
     told = await site.told("provider.equivocated", lambda e: e.fields["round"] == plan.round)

@@ -75,9 +75,9 @@ async def test_a_plan_carries_its_epoch_s_tip_and_a_seal_what_the_beacon_follows
         await world.seal(members, 1, PER_EPOCH - 1)
         await world.until("B", "plan", 1, PER_EPOCH)
         await world.seal(members, 1, PER_EPOCH)
-        await world.until("B", "plan", 1, PER_EPOCH + 1)
+        await world.until("B", "plan", 1, PER_EPOCH + 2)
         first, second = (beacon_chain(SPEC, epoch) for epoch in range(2))
-        assert [plan.beacon_tip for plan in heard(world, "plan")] == [first[0], second[0], second[0]]
+        assert [plan.beacon_tip for plan in heard(world, "plan")] == [first[0], *[second[0]] * 3]
         head, tail = both_heard(world, "sealed")
         ended, begun = head
         assert (ended.beacon, begun.beacon) == (first[-1], second[1])
@@ -129,7 +129,7 @@ async def test_an_epoch_whose_tip_isn_t_on_chain_waits_and_goes_on(told: list[tu
         assert world.training.tip_of(PER_EPOCH) is None  # nor is a report of it taken
         world.committed = 2
         world.training.reconsider()
-        assert [plan.round for plan in heard(world, "plan")] == [PER_EPOCH - 1, PER_EPOCH]
+        assert [plan.round for plan in heard(world, "plan")] == [PER_EPOCH - 1, PER_EPOCH, PER_EPOCH + 1]
 
 
 async def test_a_plan_that_waits_is_not_sent_to_a_generation_that_is_over() -> None:
@@ -154,7 +154,7 @@ async def test_training_waits_for_audits_that_are_far_behind(told: list[tuple[st
         assert [plan.round for plan in heard(world, "plan")] == [0]
         world.obstacles.clear()
         world.training.reconsider()
-        assert [plan.round for plan in heard(world, "plan")] == [0, 1]
+        assert [plan.round for plan in heard(world, "plan")] == [0, 1, 2]
 
 
 async def test_two_words_about_one_unit_are_kept_as_proof() -> None:

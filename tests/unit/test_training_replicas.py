@@ -31,7 +31,7 @@ async def training(world: World) -> list[Member]:
 
 
 async def shadowing(world: World) -> list[Member]:
-    """A and B train round 2, and C shadows it on A's stage."""
+    """A and B train round 3, and C shadows it on A's stage."""
     members = await training(world)
     (newcomer,) = await world.arrive(C)
     await world.seal(members, 1, 0)
@@ -40,17 +40,26 @@ async def shadowing(world: World) -> list[Member]:
     world.training.open_pipes(newcomer, 1)
     await world.heard_all()
     await world.seal(members, 1, 1)
-    await world.until("C", "plan", 1, 2)
-    world.training.note_version(newcomer, 2)
+    await world.seal(members, 1, 2)  # it was planned already, without C
+    await world.until("C", "plan", 1, 3)
+    world.training.note_version(newcomer, 3)
     await world.heard_all()
     return [*members, newcomer]
 
 
 async def sharing(world: World) -> list[Member]:
-    """A and C share round 3."""
+    """A and C share round 4."""
     members = await shadowing(world)
-    await world.seal(members, 1, 2)
-    await world.until("C", "plan", 1, 3)
+    await world.seal(members, 1, 3)
+    await world.until("C", "plan", 1, 4)
+    return members
+
+
+async def planned_ahead(world: World) -> list[Member]:
+    """A and C share round 5, and have the plan of round 6."""
+    members = await sharing(world)
+    await world.seal(members, 1, 4)
+    await world.until("C", "plan", 1, 6)
     return members
 
 
@@ -148,12 +157,12 @@ async def test_a_shadow_steps_with_the_others_and_isn_t_credited() -> None:
         assert list(plan.stages[0].assignment) == [0] * MICROBATCHES
         assert [world.load(member) for member in members] == [ALL, ALL, ()]
         for member, load in zip(members[:2], (ALL, ALL), strict=True):
-            world.report(member, 1, 2, world.training.stage_of(member.node) or 0, load=load)
+            world.report(member, 1, 3, world.training.stage_of(member.node) or 0, load=load)
         await world.heard_all()
-        assert 2 not in world.sealed, "it waits for the shadow"
-        world.report(members[2], 1, 2, 0, load=(), busy_s=0.0)
-        await world.until("C", "sealed", 2)
-        assert [line.node for line in world.sealed[2].reports] == [A, B]
+        assert 3 not in world.sealed, "it waits for the shadow"
+        world.report(members[2], 1, 3, 0, load=(), busy_s=0.0)
+        await world.until("C", "sealed", 3)
+        assert [line.node for line in world.sealed[3].reports] == [A, B]
         heard = world.told(C, "sealed")[-1]
         assert (heard.salt, heard.replica) == (b"", 0)
         assert world.told(A, "sealed")[-1].salt
@@ -163,20 +172,20 @@ async def test_two_replicas_share_a_round_and_both_are_credited(told: list[tuple
     async with a_world() as world:
         members = await sharing(world)
         assert [world.load(member) for member in members] == [ALL[:-1], ALL, ALL[-1:]]
-        await world.seal(members, 1, 3)
-        sealed = world.sealed[3]
+        await world.seal(members, 1, 4)
+        sealed = world.sealed[4]
         assert [(line.stage, line.node) for line in sealed.reports] == [(0, A), (0, C), (1, B)]
         heard = [world.told(node, "sealed")[-1] for node in (A, B, C)]
         for message, stage, replica in zip(heard, (0, 1, 0), (0, 0, 1), strict=True):
             assert message.replica == replica
-            assert message.salt == seal_salt(world.seed(3), 3, stage, replica)
+            assert message.salt == seal_salt(world.seed(4), 4, stage, replica)
         loads = [pack_load(load, MICROBATCHES) for load in (ALL[:-1], ALL[-1:])]
         assert list(heard[0].stages[0].loads) == loads
         assert [len(stage.commitments) for stage in heard[0].stages] == [2, 1]
         assert heard[0].stages == heard[1].stages
-        (event,) = (fields for name, fields in told if name == "round.sealed" and fields["round"] == 3)
+        (event,) = (fields for name, fields in told if name == "round.sealed" and fields["round"] == 4)
         assert event["replicas"] == [2, 1]
-        assert event["state_roots"] == [mark("state", 4, stage).hex() for stage in range(2)]
+        assert event["state_roots"] == [mark("state", 5, stage).hex() for stage in range(2)]
         # 10 bytes up from each report of stage 1, 10 down from each of stage 0
         assert event["bytes_per_token"] == [round(30 / event["tokens"], 2)]
 
@@ -203,9 +212,9 @@ async def test_a_shadow_that_is_lost_costs_nothing() -> None:
     async with a_world() as world:
         *members, shadow = await shadowing(world)
         for member in members:
-            world.report(member, 1, 2, world.training.stage_of(member.node) or 0)
+            world.report(member, 1, 3, world.training.stage_of(member.node) or 0)
         world.training.leave(shadow)
-        await world.until("A", "sealed", 2)
+        await world.until("A", "sealed", 3)
         assert paused(world) == []
         assert list(world.told(A, "plan")[-1].stages[0].members) == [bytes.fromhex(A[2:])]
 
@@ -218,49 +227,98 @@ async def test_the_load_of_a_worker_that_is_lost_is_replayed_by_another_in_the_s
         planned = world.told(B, "plan")[-1]
         others, its = world.load(members[0]), world.load(worker)
         world.training.leave(worker)
-        await world.until("B", "plan", 1, 3, times=2)
+        await world.until("B", "plan", 1, 4, times=2)
         assert paused(world) == []
-        assert met(world, A) == (1, 3, "", "B", "")
+        assert met(world, A) == (1, 4, "", "B", "")
         again = world.told(B, "plan")[-1]
         assert (planned.revision, again.revision) == (0, 1)
         assert [each.revision for each in again.stages] == [1, 0]
         assert again.beacon_tip == planned.beacon_tip
         assert tuple(sorted((*others, *its))) == world.load(members[0]) == ALL
         fields = next(fields for name, fields in told if name == "round.replayed")
-        assert fields == {"generation": 1, "round": 3, "lost": C, "microbatches": {A: len(its)}}
-        await world.seal(members, 1, 3)
+        assert fields == {"generation": 1, "round": 4, "lost": C, "microbatches": {A: len(its)}}
+        await world.seal(members, 1, 4)
 
 
 async def test_a_load_that_was_never_planned_is_replayed_once_the_round_can_be() -> None:
     async with a_world() as world:
         *members, worker = await shadowing(world)
-        world.obstacles[3] = "an audit isn't decided"
-        await world.seal(members, 1, 2)
+        world.obstacles[4] = "an audit isn't decided"
+        await world.seal(members, 1, 3)
         world.training.leave(worker)
         await world.heard_all()
-        assert world.told(A, "plan")[-1].round == 2
-        del world.obstacles[3]
+        assert world.told(A, "plan")[-1].round == 3
+        del world.obstacles[4]
         world.training.reconsider()
-        await world.until("A", "plan", 1, 3)
+        await world.until("A", "plan", 1, 4)
         assert world.load(members[0]) == ALL
-        await world.seal(members, 1, 3)
+        await world.seal(members, 1, 4)
+
+
+async def test_what_is_planned_ahead_goes_on_by_that_plan() -> None:
+    async with a_world() as world:
+        members = await planned_ahead(world)
+        ahead = world.plan(members[2], 6)
+        assert (ahead.since, ahead.revision, [stage.revision for stage in ahead.stages]) == (0, 0, [0, 0])
+        assert [len(world.load(member, 6)) for member in members] == [2, 3, 1]
+        for round_ in (5, 6):
+            await world.seal(members, 1, round_)
+            assert not world.told(A, "sealed")[-1].next_taken_back
+            await world.until("C", "plan", 1, round_ + 2)
+        plans = world.told(C, "plan")
+        assert plans == world.told(A, "plan")[-len(plans) :] == world.told(B, "plan")[-len(plans) :]
+        assert [plan.round for plan in plans] == [3, 4, 5, 6, 7, 8], "each once"
+
+
+@pytest.mark.parametrize("how", ["lost", "leaving", "convicted"])
+async def test_what_is_planned_ahead_is_taken_back_when_somebody_goes(how: str) -> None:
+    async with a_world() as world:
+        *members, worker = await planned_ahead(world)
+        before = len(world.told(A, "plan"))
+        match how:
+            case "lost":
+                world.training.leave(worker)
+                await world.until("A", "plan", 1, 5, times=2)
+                before += 1
+            case "leaving":
+                world.training.let_go(worker)
+                members.append(worker)
+            case "convicted":
+                world.training.convict(C, 0)
+                members.append(worker)
+        await world.heard_all()
+        assert len(world.told(A, "plan")) == before
+        await world.seal(members, 1, 5)
+        assert world.told(A, "sealed")[-1].next_taken_back
+        assert not world.told(A, "sealed")[-2].next_taken_back
+        await world.until("B", "plan", 1, 7)
+        again, ahead = world.told(A, "plan")[before:]
+        assert (again.round, again.since, again.revision, [each.revision for each in again.stages]) == (6, 1, 1, [1, 1])
+        assert (ahead.round, ahead.since, ahead.revision, [each.revision for each in ahead.stages]) == (7, 0, 0, [0, 0])
+        assert world.load(members[0], 6) == world.load(members[0], 7) == ALL
+        if how != "convicted":
+            assert all(list(plan.stages[0].members) == [bytes.fromhex(A[2:])] for plan in (again, ahead))
+            members = members[:2]
+        await world.seal(members, 1, 6)
+        assert not world.told(A, "sealed")[-1].next_taken_back
+        assert paused(world) == []
 
 
 async def test_a_worker_that_is_lost_when_another_may_have_stepped_ends_the_generation() -> None:
     async with a_world() as world:
         *members, worker = await sharing(world)
-        world.report(members[0], 1, 3, 0, load=world.load(members[0]))
+        world.report(members[0], 1, 4, 0, load=world.load(members[0]))
         world.training.leave(worker)
-        await world.until("B", "formation", 2, 3)
+        await world.until("B", "formation", 2, 4)
         assert paused(world) == [1]
-        assert met(world, A) == (2, 3, "", "B", "")
-        await world.start(members, 2, 3)
+        assert met(world, A) == (2, 4, "", "B", "")
+        await world.start(members, 2, 4)
         assert [world.load(member) for member in members] == [ALL, ALL]
-        await world.seal(members, 2, 3)
+        await world.seal(members, 2, 4)
         (again,) = await world.arrive(C)
-        assert world.told(C, "version")[-1].round == 4
-        world.training.note_version(again, 4)
-        await world.until("C", "formation", 2, 4)
+        assert world.told(C, "version")[-1].round == 5
+        world.training.note_version(again, 5)
+        await world.until("C", "formation", 2, 5)
 
 
 async def test_who_can_t_be_reached_is_told_to_forget_the_round_that_others_go_on_with() -> None:
@@ -271,9 +329,9 @@ async def test_who_can_t_be_reached_is_told_to_forget_the_round_that_others_go_o
         assert [pause.why for pause in world.told(C, "pause")] == ["WIRE_UNREACHABLE: it fell silent"]
         assert paused(world) == []
         assert world.load(members[0]) == ALL
-        world.training.note_version(worker, 3)
-        await world.until("C", "formation", 1, 3)
-        await world.seal(members, 1, 3)
+        world.training.note_version(worker, 4)
+        await world.until("C", "formation", 1, 4)
+        await world.seal(members, 1, 4)
 
 
 async def test_who_is_convicted_gets_no_load_where_another_replica_is_there() -> None:
@@ -281,10 +339,10 @@ async def test_who_is_convicted_gets_no_load_where_another_replica_is_there() ->
         members = await sharing(world)
         world.training.convict(C, 0)
         await world.heard_all()
-        await world.seal(members, 1, 3)
-        assert [world.load(members[0]), world.load(members[2])] == [ALL, ()]
         await world.seal(members, 1, 4)
-        assert [credit.node for credit in world.credits[4]] == [A, B]
+        assert [world.load(members[0]), world.load(members[2])] == [ALL, ()]
+        await world.seal(members, 1, 5)
+        assert [credit.node for credit in world.credits[5]] == [A, B]
 
 
 async def test_who_wants_to_leave_is_let_go_after_its_round() -> None:
@@ -293,14 +351,14 @@ async def test_who_wants_to_leave_is_let_go_after_its_round() -> None:
         world.training.let_go(worker)
         await world.heard_all()
         assert not world.told(C, "finished")
-        await world.seal([*members, worker], 1, 3)
+        await world.seal([*members, worker], 1, 4)
         await world.until("C", "finished")
         assert paused(world) == []
         assert world.load(members[0]) == ALL
         world.training.leave(worker)
-        await world.seal(members, 1, 4)
+        await world.seal(members, 1, 5)
         await world.arrive(C)
-        assert world.told(C, "version")[-1].round == 5, "it may come back"
+        assert world.told(C, "version")[-1].round == 6, "it may come back"
 
 
 async def test_a_newcomer_that_can_t_be_reached_leaves_the_crew_and_nobody_else_does() -> None:
@@ -309,12 +367,12 @@ async def test_a_newcomer_that_can_t_be_reached_leaves_the_crew_and_nobody_else_
         before = len(world.told(C, "version"))
         world.training.break_pipes(members[1], 1, "WIRE_UNREACHABLE: nobody there", C)
         await world.until("C", "version", times=before + 1)
-        assert world.told(C, "version")[-1].round == 2, "it is to say anew that it has it"
+        assert world.told(C, "version")[-1].round == 3, "it is to say anew that it has it"
         world.training.break_pipes(members[0], 1, "WIRE_UNREACHABLE: nobody there", C)  # known already
-        await world.seal(members, 1, 2)
+        await world.seal(members, 1, 3)
         assert paused(world) == []
-        world.training.note_version(shadow, 3)
-        await world.until("C", "formation", 1, 3)
+        world.training.note_version(shadow, 4)
+        await world.until("C", "formation", 1, 4)
 
 
 async def test_who_shadows_is_waited_for_a_moment_and_is_hung_up_on_by_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -322,11 +380,11 @@ async def test_who_shadows_is_waited_for_a_moment_and_is_hung_up_on_by_nobody(mo
         *members, _ = await shadowing(world)
         monkeypatch.setattr("coordinator.training.NEWCOMERS_S", 0)
         for member in members:
-            world.report(member, 1, 2, world.training.stage_of(member.node) or 0)
-        await world.until("A", "sealed", 2)
+            world.report(member, 1, 3, world.training.stage_of(member.node) or 0)
+        await world.until("A", "sealed", 3)
         assert paused(world) == []
         assert not any(entry[1] == "refused" and "holds up" in entry[2] for entry in world.log)
-        assert [plan.round for plan in world.told(C, "plan")] == [2], "it has to come again"
+        assert [plan.round for plan in world.told(C, "plan")] == [3], "it has to come again"
 
 
 async def test_a_shadow_s_report_begins_nobody_s_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -334,28 +392,28 @@ async def test_a_shadow_s_report_begins_nobody_s_time(monkeypatch: pytest.Monkey
         *members, shadow = await shadowing(world)
         with monkeypatch.context() as patched:
             patched.setattr("coordinator.training.REPORT_S", 0)
-            world.report(shadow, 1, 2, 0, load=(), busy_s=0.0)
+            world.report(shadow, 1, 3, 0, load=(), busy_s=0.0)
             await world.heard_all()
             await world.heard_all()
         assert not any(entry[1] == "refused" and "late" in entry[2] for entry in world.log)
         for member in members:
-            world.report(member, 1, 2, world.training.stage_of(member.node) or 0)
-        await world.until("C", "sealed", 2)
+            world.report(member, 1, 3, world.training.stage_of(member.node) or 0)
+        await world.until("C", "sealed", 3)
 
 
 async def test_two_words_of_one_replica_are_no_concern_of_the_other() -> None:
     async with a_world() as world:
         members = await sharing(world)
-        world.report(members[0], 1, 3, 0, load=ALL[:-1])
-        world.report(members[2], 1, 3, 0, load=ALL[-1:], signature=b"\x07" * 65)
-        world.report(members[2], 1, 3, 0, load=ALL[-1:], gradient_hash=mark("other"), signature=b"\x08" * 65)
+        world.report(members[0], 1, 4, 0, load=ALL[:-1])
+        world.report(members[2], 1, 4, 0, load=ALL[-1:], signature=b"\x07" * 65)
+        world.report(members[2], 1, 4, 0, load=ALL[-1:], gradient_hash=mark("other"), signature=b"\x08" * 65)
         await world.until("audits", "equivocated")
         (found,) = world.equivocations
         assert (found.stage, found.node) == (0, C)
         assert found.signatures == ("0x" + "07" * 65, "0x" + "08" * 65)
-        world.report(members[1], 1, 3, 1)
-        await world.until("A", "sealed", 3)
-        world.report(members[0], 1, 3, 0, load=ALL[:-1], gradient_hash=mark("late"), signature=b"\x09" * 65)
+        world.report(members[1], 1, 4, 1)
+        await world.until("A", "sealed", 4)
+        world.report(members[0], 1, 4, 0, load=ALL[:-1], gradient_hash=mark("late"), signature=b"\x09" * 65)
         await world.until("audits", "equivocated", times=2)
         assert world.equivocations[-1].node == A
         assert NAMES[world.equivocations[-1].node] == "A"
