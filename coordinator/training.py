@@ -345,8 +345,10 @@ class Training:
         """Whether nothing stands in the way of this round any longer: then it is planned."""
         if self._end_round is not None and due.round >= self._end_round:
             return False
+        epoch, current = (each // self.spec.economics.rounds_per_epoch for each in (due.round, self.round))
+        if epoch > current:
+            return False  # who was told of an epoch's tip signs for none before
         tip = self._tips.tip(due.round)
-        epoch = due.round // self.spec.economics.rounds_per_epoch
         why = f"the beacon tip of epoch {epoch} isn't on chain yet" if tip is None else self._audits.obstacle(due.round)
         if why is not None and why != self._waits_for:
             emit("training.waiting", round=due.round, why=why)

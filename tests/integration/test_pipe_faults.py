@@ -131,7 +131,9 @@ ACTIVATION_FAULTS = {
     "dtype": UNPLANNED(lambda f: retyped(f[0], 1, tensor_pb2.DTYPE_BFLOAT16), match="what came is bfloat16"),
     "dtype that is none": MALFORMED(lambda f: retyped(f[0], 1, 77), match="dtype 77"),
     "microbatch": UNPLANNED(lambda f: altered(f[0], microbatch=6), match="microbatch 6 of round 0 isn't planned"),
-    "repeated microbatch": UNPLANNED(lambda f: f[0] + f[0], match="microbatch 0 of round 0 isn't planned, or has come before"),
+    "repeated microbatch": UNPLANNED(
+        lambda f: f[0] + f[0], match="microbatch 0 of round 0 isn't planned, or has come before"
+    ),
     "NaN": NOT_FINITE(lambda f: poisoned(f[0], math.nan), match="1 of 128 values"),
     "infinity": NOT_FINITE(lambda f: poisoned(f[0], -math.inf), match="1 of 128 values"),
     "truncated": MALFORMED(

@@ -63,9 +63,10 @@ async def waiting(told: list[tuple[str, dict[str, Any]]], round_: int) -> str:
             await asyncio.sleep(0)
 
 
-def last_round_of_an_epoch() -> Progress:
-    roots = tuple(mark("state", PER_EPOCH - 1, stage) for stage in range(2))
-    return Progress(generation=0, round=PER_EPOCH - 1, seats=SEATED, roots=roots)
+def last_round_of_an_epoch(before: int = 0) -> Progress:
+    """Or so many rounds before it."""
+    round_ = PER_EPOCH - 1 - before
+    return Progress(0, round_, seats=SEATED, roots=tuple(mark("state", round_, stage) for stage in range(2)))
 
 
 async def test_a_plan_carries_its_epoch_s_tip_and_a_seal_what_the_beacon_follows_from() -> None:
@@ -90,6 +91,23 @@ async def test_a_plan_carries_its_epoch_s_tip_and_a_seal_what_the_beacon_follows
             assert list(message.stages[stage].commitments) == [blinded(outputs[stage], message.salt)]
             assert list(message.stages[stage].loads) == [pack_load(range(MICROBATCHES), MICROBATCHES)]
             assert message.stages == begun.stages
+
+
+async def test_no_round_is_planned_ahead_of_its_epoch() -> None:
+    """Who has heard of an epoch's tip signs for no round before: it couldn't train the last one again."""
+    async with a_world(last_round_of_an_epoch(before=2)) as world:
+        members = await world.seat(A, B)
+        await world.start(members, 1, PER_EPOCH - 3)
+        await world.seal(members, 1, PER_EPOCH - 3)
+        await world.until("B", "plan", 1, PER_EPOCH - 1)
+        await world.seal(members, 1, PER_EPOCH - 2)
+        await world.heard_all()
+        assert heard(world, "plan")[-1].round == PER_EPOCH - 1
+        world.training.break_pipes(members[0], 1, "gone")
+        await world.start(members, 2, PER_EPOCH - 1)
+        await world.seal(members, 2, PER_EPOCH - 1)
+        await world.until("B", "plan", 2, PER_EPOCH + 1)
+        assert [plan.round - PER_EPOCH for plan in heard(world, "plan")] == [-3, -2, -1, -1, 0, 1]
 
 
 class Published:
