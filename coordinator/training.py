@@ -332,14 +332,19 @@ class Training:
     def reconsider(self) -> None:
         """Plan what waited for a tip or for audits and needn't any longer."""
         while self._due:
-            if self._is_to_be_trained(self._due[0]) and not self._begin(self._due[0]):
+            if self._is_to_be_planned(self._due[0]) and not self._begin(self._due[0]):
                 return
             self._due.popleft()
 
-    def _is_to_be_trained(self, due: round_events.Train) -> bool:
+    def _is_to_be_planned(self, due: round_events.Train) -> bool:
         state = self._state
         assignment = {state.round: state.assignment, state.round + 1: state.ahead}.get(due.round)
-        return state.phase is Phase.TRAINING and due.generation == state.generation and due.assignment == assignment
+        is_current = state.phase is Phase.TRAINING and due.generation == state.generation
+        return is_current and due.assignment == assignment and self._plan_of(due) > self._planned
+
+    def _plan_of(self, due: round_events.Train) -> tuple[int, int, int]:
+        """As in `_planned`."""
+        return due.generation, due.round, self._state.since if due.round == self._state.round else 0
 
     def _begin(self, due: round_events.Train) -> bool:
         """Whether nothing stands in the way of this round any longer: then it is planned."""
@@ -357,7 +362,7 @@ class Training:
             return False
         if due.round == self._state.round:
             self._started_s = time.monotonic()
-        self._planned = due.generation, due.round, self._state.since if due.round == self._state.round else 0
+        self._planned = self._plan_of(due)
         self._plan(due.round)
         return True
 

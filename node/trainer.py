@@ -2,8 +2,8 @@
 
 It reads one queue, which holds in order what the coordinator wants and what peers sent. When a round's microbatches are
 computed (see stage_round.py) the stage's replicas add up their gradients, and step. The next round may be planned by
-then. Where training is asynchronous it is computed beside this one, by another `Stage`, where there is nothing to do for
-this one; otherwise what comes of it early waits.
+then. Where training is asynchronous it is computed, by another `Stage`, when there is nothing to do for this one;
+otherwise what comes of it early waits.
 """
 
 import time

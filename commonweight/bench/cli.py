@@ -312,9 +312,9 @@ def swarm(
     """Train on devnets while nodes are killed, with a second replica of each stage, and over slow links.
 
     Contenders take turns, a devnet each: two replicas of each stage with kills against the same without; two against
-    one; links with a rate and a delay against loopback through the same proxy. Nodes sleep before each microbatch, as
-    if they computed for so long: otherwise all would share this machine's cores. Takes about ten minutes. Only the
-    ratios count.
+    one; links with a rate and a delay against loopback through the same proxy, with a flush and asynchronously. Nodes
+    sleep before each microbatch, as if they computed for so long: otherwise all would share this machine's cores. Takes
+    about a quarter of an hour. Only the ratios count.
 
     Example:
         commonweight bench swarm --json swarm.json

@@ -26,6 +26,8 @@ WARM_UP_ROUNDS = 2
 RUN_S = 3600.0
 """One devnet, at most."""
 ONE, TWO, KILLED, LOOPBACK = "one replica", "two replicas", "two replicas, kills", "loopback"
+MODES = {"with a flush": (), "asynchronous": ("--asynchrony", "look_ahead")}
+"""How links are measured: options of a devnet."""
 
 
 @dataclass(frozen=True)
@@ -67,8 +69,9 @@ class SwarmBench:
             found[TWO] = (self.churn_rounds, 2, ())
             found[KILLED] = (self.churn_rounds, 2, ("--kill-every", self.kill_every))
         if "links" in self.parts:
-            found[LOOPBACK] = (self.rounds, 1, ("--link", "unlimited:0ms"))
-            found |= {link: (self.rounds, 1, ("--link", link)) for link in self.links}
+            for mode, options in MODES.items():
+                for name, link in ((LOOPBACK, "unlimited:0ms"), *zip(self.links, self.links, strict=True)):
+                    found[f"{name}, {mode}"] = (self.rounds, 1, ("--link", link, *options))
         return found
 
 
@@ -177,7 +180,14 @@ def to_results(bench: SwarmBench, runs: Mapping[str, Sequence[Run]]) -> list[Res
         results.append(compare("two replicas of each stage, over one", "tokens/s", speeds[TWO], speeds[ONE], None))
     if "links" in bench.parts:
         results += [
-            compare(f"links {link}, over loopback", "tokens/s", speeds[link], speeds[LOOPBACK], None)
+            compare(
+                f"links {link}, over loopback, {mode}",
+                "tokens/s",
+                speeds[f"{link}, {mode}"],
+                speeds[f"{LOOPBACK}, {mode}"],
+                None,
+            )
+            for mode in MODES
             for link in bench.links
         ]
     return results

@@ -87,6 +87,9 @@ def up(
             + ".",
         ),
     ] = None,
+    asynchrony: Annotated[
+        str, typer.Option(help="none, delayed or look_ahead: whether a round waits for the step of the one before.")
+    ] = "none",
     rounds_per_epoch: Annotated[int | None, typer.Option(hidden=True)] = None,
 ) -> None:
     """Start a network that trains a small model, and own what it trains.
@@ -116,6 +119,7 @@ def up(
         until_epoch=until_epoch if attended or until_epoch is not None else UNATTENDED_EPOCHS,
         backend=backend,  # type: ignore[arg-type]
         seed=seed,
+        asynchrony=asynchrony,
         kill_every_s=parse_interval(kill_every, "--kill-every"),
         slow=tuple(slow or ()),
         link=link,

@@ -32,6 +32,8 @@ class DevnetOptions:
     """End when this many epochs are final; None: when asked to."""
     backend: Backend = "auto"
     seed: int = 0
+    asynchrony: str = "none"
+    """Of training, as in a spec."""
     kill_every_s: float | None = None
     """In every such stretch of time a node is killed with SIGKILL, and started again soon after; None: none is."""
     slow: tuple[str, ...] = ()
@@ -111,4 +113,11 @@ class DevnetOptions:
 
     def spec(self, manifest_hash: str, tokens: int) -> ModelSpec:
         """The model to train on the corpus with this manifest and this many tokens."""
-        return devnet_spec(self.stages, self.seed, manifest_hash, tokens, rounds_per_epoch=self.rounds_per_epoch)
+        return devnet_spec(
+            self.stages,
+            self.seed,
+            manifest_hash,
+            tokens,
+            rounds_per_epoch=self.rounds_per_epoch,
+            asynchrony=self.asynchrony,
+        )

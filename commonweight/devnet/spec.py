@@ -11,9 +11,16 @@ ROUNDS_PER_EPOCH = 40
 
 
 def devnet_spec(
-    stages: int, seed: int, manifest_hash: str, tokens: int, *, rounds_per_epoch: int = ROUNDS_PER_EPOCH
+    stages: int,
+    seed: int,
+    manifest_hash: str,
+    tokens: int,
+    *,
+    rounds_per_epoch: int = ROUNDS_PER_EPOCH,
+    asynchrony: str = "none",
 ) -> ModelSpec:
-    """1.2 M parameters over bytes, 8,192 tokens a round. Raises SpecError where there are more stages than layers.
+    """1.2 M parameters over bytes, 8,192 tokens a round. Raises SpecError where there are more stages than layers, or
+    for another `asynchrony` than a spec's.
 
     `manifest_hash` (0x…) and `tokens` are those of the packed corpus. A boundary carries a quarter of the numbers
     that a dense model's would.
@@ -50,7 +57,7 @@ def devnet_spec(
                 "adam_eps": "0.00000001",
                 "weight_decay": "0.1",
                 "grad_clip": "1",
-                "asynchrony": "none",
+                "asynchrony": asynchrony,
             },
             "verification": {
                 "round_rate": "0.001",

@@ -34,15 +34,18 @@ def test_each_part_is_a_ratio_to_a_baseline_of_the_same_turn() -> None:
         KILLED: [run(900, 2.0, 0.5, loss=4.25), run(1600, 9.0)],
         TWO: [run(1000), run(2000)],
         ONE: [run(500), run(1000)],
-        LOOPBACK: [run(400), run(800)],
-        "1mbit:20ms": [run(300), run(600)],
+        f"{LOOPBACK}, with a flush": [run(400), run(800)],
+        "1mbit:20ms, with a flush": [run(300), run(600)],
+        f"{LOOPBACK}, asynchronous": [run(500), run(1000)],
+        "1mbit:20ms, asynchronous": [run(450), run(900)],
     }
     results = {result.name: result for result in to_results(TINY, runs)}
     ratios = {name: result.ratio.median for name, result in results.items() if result.ratio is not None}
     assert ratios == {
         "two replicas, a kill in 30s, over undisturbed": pytest.approx(0.85),
         "two replicas of each stage, over one": 2.0,
-        "links 1mbit:20ms, over loopback": 0.75,
+        "links 1mbit:20ms, over loopback, with a flush": 0.75,
+        "links 1mbit:20ms, over loopback, asynchronous": 0.9,
     }
     assert results["two replicas, a kill in 30s: last loss above undisturbed"].candidate.max == 0.25
     assert results["two replicas, a kill in 30s: recovery, longest"].candidate.median == 9.0
@@ -71,7 +74,7 @@ def test_bad_input_is_refused_before_anything_runs(options: tuple[str, ...], sai
 def test_real_devnets_are_compared() -> None:
     told: list[str] = []
     results, runs = run_swarm_bench(TINY, told.append)
-    assert len(told) == len(runs) == 5
+    assert len(told) == len(runs) == 7
     assert runs[KILLED][0]["kills"] >= 1, "the fault was to happen"
     assert runs[TWO][0]["kills"] == 0
     (over_link,) = runs["1mbit:20ms"]

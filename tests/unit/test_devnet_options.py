@@ -108,6 +108,12 @@ def test_who_cheats_is_known_by_the_name_of_its_process() -> None:
     assert DevnetOptions().cheating == {}
 
 
+def test_training_is_asynchronous_if_that_is_asked_for() -> None:
+    assert DevnetOptions(asynchrony="look_ahead").spec("0x" + "0" * 64, 2**20).training.asynchrony == "look_ahead"
+    with pytest.raises(SpecError, match=r"training\.asynchrony: .*'none', 'delayed' or 'look_ahead'"):
+        DevnetOptions(asynchrony="maybe")
+
+
 def test_an_auditor_cheats_alone_or_with_its_provider() -> None:
     options = DevnetOptions(auditors=3, byzantine=("1:wave-through:0.5", "2:collude"))
     both = Cheating("collude")

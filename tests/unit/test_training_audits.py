@@ -110,6 +110,21 @@ async def test_no_round_is_planned_ahead_of_its_epoch() -> None:
         assert [plan.round - PER_EPOCH for plan in heard(world, "plan")] == [-3, -2, -1, -1, 0, 1]
 
 
+async def test_what_waited_when_it_was_taken_back_is_planned_once() -> None:
+    async with a_world() as world:
+        world.obstacles[2] = "audits of round 0 aren't decided"
+        members = await world.seat(A, B)
+        await world.start(members, 1)
+        await world.seal(members, 1, 0)
+        await world.until("B", "plan", 1, 1)
+        world.training.convict(B, 1)  # it goes on, for want of another, and has the same load
+        await world.seal(members, 1, 1)
+        await world.heard_all()
+        world.obstacles.clear()
+        world.training.reconsider()
+        assert [(plan.round, plan.since) for plan in heard(world, "plan")] == [(0, 0), (1, 0), (2, 1), (3, 0)]
+
+
 class Published:
     """A follower of a model whose nodes keep two versions."""
 
