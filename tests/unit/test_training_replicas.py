@@ -244,13 +244,15 @@ async def test_a_load_that_was_never_planned_is_replayed_once_the_round_can_be()
     async with a_world() as world:
         *members, worker = await shadowing(world)
         world.obstacles[4] = "an audit isn't decided"
-        await world.seal(members, 1, 3)
+        await world.seal([*members, worker], 1, 3)
         world.training.leave(worker)
         await world.heard_all()
         assert world.told(A, "plan")[-1].round == 3
         del world.obstacles[4]
         world.training.reconsider()
         await world.until("A", "plan", 1, 4)
+        plan = world.plan(members[0], 4)
+        assert (plan.since, plan.revision, [stage.revision for stage in plan.stages]) == (0, 1, [1, 0])
         assert world.load(members[0]) == ALL
         await world.seal(members, 1, 4)
 
