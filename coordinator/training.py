@@ -338,9 +338,10 @@ class Training:
 
     def _is_to_be_planned(self, due: round_events.Train) -> bool:
         state = self._state
-        assignment = {state.round: state.assignment, state.round + 1: state.ahead}.get(due.round)
-        is_current = state.phase is Phase.TRAINING and due.generation == state.generation
-        return is_current and due.assignment == assignment and self._plan_of(due) > self._planned
+        if state.phase is not Phase.TRAINING or due.generation != state.generation:
+            return False
+        is_next = due.round == state.round + 1 and due.assignment == state.ahead
+        return (due.round == state.round or is_next) and self._plan_of(due) > self._planned
 
     def _plan_of(self, due: round_events.Train) -> tuple[int, int, int]:
         """As in `_planned`."""
@@ -355,13 +356,12 @@ class Training:
             return False  # who was told of an epoch's tip signs for none before
         tip = self._tips.tip(due.round)
         why = f"the beacon tip of epoch {epoch} isn't on chain yet" if tip is None else self._audits.obstacle(due.round)
-        if why is not None and why != self._waits_for:
-            emit("training.waiting", round=due.round, why=why)
-        self._waits_for = why
+        if due.round == self._state.round:
+            if why is not None and why != self._waits_for:
+                emit("training.waiting", round=due.round, why=why)
+            self._waits_for, self._started_s = why, time.monotonic()
         if why is not None:
             return False
-        if due.round == self._state.round:
-            self._started_s = time.monotonic()
         self._planned = self._plan_of(due)
         self._plan(due.round)
         return True

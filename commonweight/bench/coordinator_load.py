@@ -166,7 +166,7 @@ async def _measure(bench: CoordinatorBench, pid: int, watched: Watched, say: Cal
             Summary.of([resident[-1] / resident[len(resident) // 2]]),
             limit=MEMORY_LIMIT,
         ),
-        Result("a round, from plan to seal", "s", Summary.of(rounds)),
+        Result("a round", "s", Summary.of(rounds)),
         Result("processor time per join", "ms", Summary.of([1000 * join_s])),
     ]
 

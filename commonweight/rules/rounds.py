@@ -209,7 +209,7 @@ def _report(state: RoundState, event: Reported) -> Next:
     node, report = event.node, event.report
     if state.phase is not Phase.TRAINING or event.generation != state.generation:
         return state, ()  # likewise
-    if node in state.members and event.revision != state.revised[state.seats[node]]:
+    if node in state.members and report.round == state.round and event.revision != state.revised[state.seats[node]]:
         return state, ()  # it is told of another load meanwhile
     if fault := _find_fault(state, node, report):
         return state, (Refused(node, fault),)

@@ -692,6 +692,8 @@ def test_what_is_planned_ahead_is_taken_back_when_somebody_goes(event: Event) ->
     assert NODES[2] not in state.members
     void = Reported(NODES[0], state.generation, honest(state, NODES[0]), 1.0, revision=0)
     assert advance(state, void) == (state, ()), "what was done by the first plan is void"
+    again = replace(void, report=replace(void.report, round=state.round - 1))
+    assert kinds_of(advance(state, again)[1]) == [Refused], "a second word about a sealed round is refused as before"
 
 
 def test_the_load_of_a_worker_that_is_lost_is_replayed_by_the_other_replica() -> None:
