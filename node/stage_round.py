@@ -107,6 +107,8 @@ class StageRound:
     """By node of the next stage, how long its gradients took, in this round and before."""
     window: int
     """How many microbatches may be sent on and not answered."""
+    alone_s: float = math.inf
+    """Since when the round before is sealed, so that its neighbours have nothing else to do (`time.monotonic`)."""
     busy_s: float = 0.0
     """Seconds that it computed."""
     late: set[str] = field(default_factory=set)
@@ -204,13 +206,14 @@ class StageRound:
     def next_late(self) -> tuple[float, str]:
         """When the next node is late (`time.monotonic`), and which; infinity where none can be.
 
-        A microbatch that is sent a second time has no deadline.
+        A microbatch that is sent a second time has no deadline, and none has while the round before isn't sealed: the
+        other may still be stepping.
         """
         deadlines = []
         for microbatch, sent_s in self._sent_s.items():
             node = self.share.next[microbatch]
             if (answer_s := self.answers.get(node, Pace()).microbatch_s) is not None and node not in self.late:
-                deadlines.append((sent_s + hedge_deadline_s(answer_s), node))
+                deadlines.append((max(sent_s, self.alone_s) + hedge_deadline_s(answer_s), node))
         return min(deadlines, default=(math.inf, ""))
 
     def revise(self, share: Share) -> None:
@@ -230,7 +233,7 @@ class StageRound:
                 self.send_down(node, share.round, microbatch, frames)
 
     def _note_answer(self, node: str, sent_s: float, now_s: float) -> None:
-        answer_s = now_s - sent_s
+        answer_s = now_s - (max(sent_s, self.alone_s) if self.alone_s < now_s else sent_s)
         self.answers[node] = update(self.answers.get(node, Pace()), 1, answer_s)
         self._fastest_s[node] = min(self._fastest_s.get(node, math.inf), answer_s)
         self._answered_s.append(now_s)

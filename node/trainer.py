@@ -249,6 +249,9 @@ class Trainer:
                 self.checkpoints.retain(retained)
                 for kept in (self.traces, self.round_gradients):
                     kept.retain(round_, retained)
+                for planned in (self._round, self._ahead):
+                    if planned is not None and planned.share.round == round_ + 1:
+                        planned.alone_s = min(planned.alone_s, time.monotonic())
             case Activation() | Gradient() | Arrived() if item.generation == self.generation:
                 with self._telling():
                     self._keep(item)
@@ -316,6 +319,7 @@ class Trainer:
         if self._round is not None and self._round.share.round != share.round - 1:
             self._round = None
         self._ahead = self._open(share, self.stage)
+        self._ahead.alone_s = time.monotonic()
         while self._ahead is not None:
             self._before, self._round, self._ahead = self._round, self._ahead, None
             self.outlet.report(self._train_round(self._round))
