@@ -113,7 +113,8 @@ class Trace:
     def discard(self) -> None:
         """What was written is void, unless it is finished."""
         if self._file is not None:
-            self._close()
+            with suppress(OSError):
+                self._close()
             with suppress(OSError):
                 self._scratch.unlink()
 

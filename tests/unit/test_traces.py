@@ -132,3 +132,8 @@ def test_a_write_that_fails_costs_the_trace_and_nothing_else(tmp_path: Path, eve
     assert [(name, fields["round"]) for name, fields in events] == [("trace.dropped", 0)]
     write(traces, 1, b"x")
     assert traces.rounds() == [1]
+    (tmp_path / ".writing-00000002").symlink_to("/dev/full")
+    void = traces.begin(2)
+    void.add(sha256(b"x").digest(), memoryview(b"x"))
+    void.discard()
+    assert [path.name for path in tmp_path.iterdir()] == ["round-00000001.trace"]
