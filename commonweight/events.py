@@ -57,11 +57,16 @@ def add_sink(sink: Sink) -> None:
 
 
 def write_to(stream: TextIO) -> Sink:
-    """A sink that writes to `stream`: JSON lines, or readable lines where it is a terminal."""
+    """A sink that writes to `stream`: JSON lines, or readable lines where it is a terminal.
+
+    A line and its end are written at once: a node and its workers share one pipe, and `print` writes the end of a line
+    by itself where Python's output is unbuffered.
+    """
     render = _render if stream.isatty() else Event.to_json
 
     def sink(event: Event) -> None:
-        print(render(event), file=stream, flush=True)
+        stream.write(render(event) + "\n")
+        stream.flush()
 
     return sink
 
