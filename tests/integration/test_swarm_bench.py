@@ -5,7 +5,7 @@ import json
 import pytest
 from typer.testing import CliRunner
 
-from commonweight.bench.swarm import KILLED, LOOPBACK, ONE, TWO, Run, SwarmBench, read_run, run_swarm_bench, to_results
+from commonweight.bench.swarm import KILLED, LOOPBACK, MODES, ONE, TWO, Run, SwarmBench, read_run, run_swarm_bench, to_results
 from commonweight.cli.main import app
 from commonweight.errors import ConfigError, StateError
 
@@ -74,10 +74,11 @@ def test_bad_input_is_refused_before_anything_runs(options: tuple[str, ...], sai
 def test_real_devnets_are_compared() -> None:
     told: list[str] = []
     results, runs = run_swarm_bench(TINY, told.append)
-    assert len(told) == len(runs) == 7
+    assert len(told) == len(runs) == 3 + 2 * len(MODES)
     assert runs[KILLED][0]["kills"] >= 1, "the fault was to happen"
     assert runs[TWO][0]["kills"] == 0
-    (over_link,) = runs["1mbit:20ms"]
-    assert over_link["tokens_per_s"] <= 1_000_000 / CODE_BITS
+    for mode in MODES:
+        (over_link,) = runs[f"1mbit:20ms, {mode}"]
+        assert over_link["tokens_per_s"] <= 1_000_000 / CODE_BITS
     by_name = {result.name: result for result in results}
     assert by_name["two replicas, a kill in 30s: units lost"].candidate.max == 0
