@@ -19,6 +19,8 @@ def pipeline(
     pairs: Annotated[int, typer.Option(min=1, max=1000, help="Measured turns of each contender.")] = 5,
     dtype: Annotated[list[str] | None, typer.Option(help="float32 or bfloat16; repeat. Default: both.")] = None,
     stages: Annotated[list[int] | None, typer.Option(min=2, max=8, help="Repeat for several. Default: 2.")] = None,
+    microbatches: Annotated[int, typer.Option(min=1, max=1024, help="In a round.")] = 16,
+    sequences: Annotated[int, typer.Option(min=1, max=64, help="In a microbatch.")] = 4,
     against: Annotated[
         list[str] | None, typer.Option(help="unsplit, torch or hivemind; repeat. Default: the first two.")
     ] = None,
@@ -55,7 +57,13 @@ def pipeline(
             raise ConfigError("--against hivemind needs --hivemind-python PATH or --hivemind-venv FOLDER, not both.")
         hivemind_python = hivemind_python or make_hivemind_python(hivemind_venv or Path())
         versions = ask_versions(hivemind_python)
-    bench = PipelineBench(pairs=pairs, against=rivals, hivemind_python=str(hivemind_python) if versions else "")
+    bench = PipelineBench(
+        microbatches=microbatches,
+        microbatch_sequences=sequences,
+        pairs=pairs,
+        against=rivals,
+        hivemind_python=str(hivemind_python) if versions else "",
+    )
     here, results = machine(), []
     for count in counts:
         results += run_pipeline_bench(replace(bench, stages=count), dtypes)
@@ -89,13 +97,12 @@ def convergence(
     Example:
         commonweight bench convergence --json convergence.json
     """
-    from dataclasses import asdict
+    from dataclasses import asdict, replace
 
     from rich.console import Console
 
     from commonweight.bench.convergence import Convergence, run_convergence
     from commonweight.bench.measure import machine, publish
-    from commonweight.bench.pipeline import PipelineBench
     from commonweight.errors import ConfigError
 
     (known,), here = _dtypes([dtype]), machine()
@@ -106,7 +113,7 @@ def convergence(
     if d_model % 64:
         raise ConfigError(f"--d-model {d_model} isn't a multiple of 64: take 64, 128, 192 and so on.")
     bench = Convergence(
-        shape=PipelineBench(d_model=d_model),
+        shape=replace(Convergence().shape, d_model=d_model),
         over=tuple(over for over in Convergence.over if str(over) in rivals),
         asynchrony=tuple(mode for mode in Convergence.asynchrony if mode in rivals),
         dtype=known,

@@ -33,7 +33,7 @@ HELD_OUT = 10
 class Convergence:
     """What is trained, and how far."""
 
-    shape: PipelineBench = field(default_factory=PipelineBench)
+    shape: PipelineBench = field(default_factory=lambda: PipelineBench(microbatch_sequences=2))
     """Of the dense model, and of every round."""
     dtype: str = "float32"
     over: tuple[int, ...] = (8, 16, 32)

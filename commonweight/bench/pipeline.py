@@ -30,14 +30,14 @@ class PipelineBench:
     boundary_dim: int = 32
     n_layers: int = 8
     sequence_length: int = 256
-    microbatch_sequences: int = 2
+    microbatch_sequences: int = 4
     microbatches: int = 16
     rounds: int = 4
     """In a turn, each planned ahead of the one before; the next turn begins when the last one is done."""
     asynchrony: tuple[str, ...] = ("none", "look_ahead")
     """What is measured: as in a spec."""
     pairs: int = 5
-    best_of: tuple[int, ...] = (1, 2, 4, 8)
+    best_of: tuple[int, ...] = (1, 2, 4, 8, 16)
     """Sequences per microbatch that the unsplit model tries before the best is compared with."""
     against: tuple[str, ...] = ("unsplit", "torch")
     """Of AGAINST."""
@@ -228,8 +228,9 @@ def _rivals(bench: PipelineBench, spec: ModelSpec, data: Path, scratch: Path, st
     rivals: dict[str, _Rival] = {}
     if "unsplit" in bench.against:
         plain = order(spec, "unsplit") | {"kind": "unsplit"}
-        tried = {n: rival("", spec, [plain | {"sequences": n}], threads=2) for n in bench.best_of}
-        rates = interleave({str(n): each.rate for n, each in tried.items()}, 2)
+        sizes = sorted({*bench.best_of, bench.microbatch_sequences})
+        tried = {n: rival("", spec, [plain | {"sequences": n}], threads=2) for n in sizes}
+        rates = interleave({str(n): replace(each, rounds=1).rate for n, each in tried.items()}, 2)
         best = max(tried, key=lambda n: sum(rates[str(n)]))
         for sequences in tried.keys() - {best, bench.microbatch_sequences}:
             tried[sequences].baseline.close()

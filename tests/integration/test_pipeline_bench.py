@@ -10,6 +10,7 @@ TINY = PipelineBench(
     boundary_dim=8,
     n_layers=2,
     sequence_length=32,
+    microbatch_sequences=2,
     microbatches=4,
     pairs=2,
     best_of=(1, 2),

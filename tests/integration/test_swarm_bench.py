@@ -5,7 +5,18 @@ import json
 import pytest
 from typer.testing import CliRunner
 
-from commonweight.bench.swarm import KILLED, LOOPBACK, MODES, ONE, TWO, Run, SwarmBench, read_run, run_swarm_bench, to_results
+from commonweight.bench.swarm import (
+    KILLED,
+    LOOPBACK,
+    MODES,
+    ONE,
+    TWO,
+    Run,
+    SwarmBench,
+    read_run,
+    run_swarm_bench,
+    to_results,
+)
 from commonweight.cli.main import app
 from commonweight.errors import ConfigError, StateError
 
