@@ -69,8 +69,10 @@ class RoundState:
     """
     in_vain: Mapping[str, int] = field(default_factory=_nothing)
     """Newcomers that were waited for in vain, and before which round: it isn't done again for a while."""
+    stepped: frozenset[str] = frozenset()
+    """Who has reported a round since it came online, or back into the crew: it isn't a newcomer any more."""
     paces: Mapping[str, Pace] = field(default_factory=_nothing)
-    """Of who has been a member of a sealed round since it came online."""
+    """As measured; kept while a node is away, but for one that others didn't wait for."""
     reports: Mapping[str, Report] = field(default_factory=_nothing)
     """By node, of `round`."""
     mismatches: int = 0
@@ -93,6 +95,10 @@ class RoundState:
     def _divided(self) -> dict[frozenset[str], dict[int, tuple[str, ...]]]:
         """By nodes that `holders` was asked about, who of them holds each stage: it is asked for all stages in turn."""
         return {}
+
+    def microbatch_s(self, node: str) -> float | None:
+        """Seconds per microbatch, as far as it has been measured."""
+        return self.paces.get(node, Pace()).microbatch_s
 
     def works(self, node: str) -> bool:
         """Whether it has a load in the round that is being trained."""

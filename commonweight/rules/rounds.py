@@ -61,6 +61,10 @@ from commonweight.rules.round_state import Assignment, Phase, RoundState
 
 PATIENCE_ROUNDS = 50
 """So many rounds are trained before a newcomer that was waited for in vain is waited for again."""
+SMALL_STAGE = 8
+"""Replicas, a newcomer included. In a stage of so many at most the next round is planned anew with the newcomer: it
+makes up for what all have done by the plan that they had, which was less than such a part of a round.
+"""
 MAX_MISMATCHES = 3
 """When the reports of one round have contradicted each other this often, training stops."""
 
@@ -116,8 +120,7 @@ def _join(state: RoundState, event: Joined) -> Next:
 def _throughputs(state: RoundState) -> Sequence[float]:
     """Microbatches per second of each stage's replicas, as far as they are measured."""
     stages = [
-        {node: Replica(state.paces.get(node, Pace()).microbatch_s) for node in state.holders(stage)}
-        for stage in range(state.stages)
+        {node: Replica(state.microbatch_s(node)) for node in state.holders(stage)} for stage in range(state.stages)
     ]
     return stage_throughputs(stages, state.work or (1,) * state.stages)
 
@@ -157,7 +160,7 @@ def _offline(state: RoundState, node: str) -> RoundState:
         online=state.online - {node},
         leaving=state.leaving - {node},
         versions=_without(state.versions, node),
-        paces=_without(state.paces, node),
+        stepped=state.stepped - {node},
     )
 
 
@@ -176,7 +179,11 @@ def _take_version(state: RoundState, node: str, round_: int) -> Next:
 def _ready(state: RoundState, node: str, generation: int) -> Next:
     if generation != state.generation or node not in state.crew:
         return state, ()  # it belongs to a generation that is over
-    return _train_if_ready(replace(state, ready=state.ready | {node}))
+    state = replace(state, ready=state.ready | {node})
+    replicas = state.holders(state.seats[node], state.ready)
+    if state.phase is Phase.TRAINING and node not in state.members and len(replicas) <= SMALL_STAGE:
+        state = _take_back(state)
+    return _train_if_ready(state)
 
 
 def _break(state: RoundState, node: str, generation: int, why: str, peer: str | None) -> Next:
@@ -197,12 +204,12 @@ def _break(state: RoundState, node: str, generation: int, why: str, peer: str | 
 
 
 def _hedge(state: RoundState, node: str, generation: int, why: str, peer: str) -> Next:
-    """Whoever is late where another replica can do it instead isn't waited for."""
+    """Whoever is late where another replica can do it instead isn't waited for, and is measured anew."""
     if generation != state.generation or node not in state.crew or not _is_replaceable(state, peer):
         return state, ()
     if state.seats[peer] != state.seats[node] + 1:
         return state, ()  # it has sent it nothing
-    return _leave_crew(state, peer, why)
+    return _leave_crew(replace(state, paces=_without(state.paces, peer)), peer, why)
 
 
 def _report(state: RoundState, event: Reported) -> Next:
@@ -220,7 +227,12 @@ def _report(state: RoundState, event: Reported) -> Next:
         return state, (Refused(node, f"it has reported round {report.round} already, and otherwise"),)
     pace = update(state.paces.get(node, Pace()), len(report.hops), event.busy_s)
     return _seal_if_complete(
-        replace(state, reports=_with(state.reports, node, report), paces=_with(state.paces, node, pace))
+        replace(
+            state,
+            reports=_with(state.reports, node, report),
+            stepped=state.stepped | {node},
+            paces=_with(state.paces, node, pace),
+        )
     )
 
 
@@ -374,9 +386,10 @@ def _begun(state: RoundState, assignment: Assignment) -> RoundState:
 
 def _look_ahead(state: RoundState) -> Next:
     """Plan the next round, too, unless somebody wants to come in before it, or to go, or isn't measured yet."""
-    paces = [state.paces.get(node, Pace()) for node in state.members - state.convicted]
-    is_measured = all(pace.microbatch_s is not None for pace in paces)
-    if state.leaving or state.crew != state.members or _late(state) or not is_measured:
+    are_settled = all(
+        node in state.stepped and state.microbatch_s(node) is not None for node in state.members - state.convicted
+    )
+    if state.leaving or state.crew != state.members or _late(state) or not are_settled:
         return state, ()
     state = replace(state, ahead=_assign(state))
     return state, (Train(state.generation, state.round + 1, state.ahead, state.members),)
@@ -384,13 +397,13 @@ def _look_ahead(state: RoundState) -> Next:
 
 def _assign(state: RoundState) -> Assignment:
     """Who of those that are ready computes what. Newcomers shadow a round where others of their stage are there, and so
-    do those who are convicted.
+    do those who are convicted. Then who was measured before it went away has its share at once.
     """
 
     def paces(stage: int) -> dict[str, float | None]:
         replicas = _trusted(state, state.holders(stage, state.ready))
-        known = {node: state.paces[node].microbatch_s for node in replicas if node in state.paces}
-        return known or dict.fromkeys(replicas)
+        settled = [node for node in replicas if node in state.stepped]
+        return {node: state.microbatch_s(node) for node in settled or replicas}
 
     return assign(state.microbatches, [paces(stage) for stage in range(state.stages)])
 
@@ -440,7 +453,7 @@ def _replay(state: RoundState, lost: str) -> Next:
     """The others of its stage compute its load, too; they add up their gradients anew."""
     stage, state = state.seats[lost], _without_member(state, lost)
     replicas = _trusted(state, state.holders(stage, state.members))
-    paces = {node: state.paces[node].microbatch_s if node in state.paces else None for node in replicas}
+    paces = {node: state.microbatch_s(node) if node in state.stepped else None for node in replicas}
     row = state.assignment[stage]
     load = reassign(row, lost, paces)
     changed = tuple(load.get(microbatch, node) for microbatch, node in enumerate(row))
@@ -462,7 +475,7 @@ def _without_member(state: RoundState, node: str) -> RoundState:
         ready=state.ready - {node},
         members=state.members - {node},
         versions=_without(state.versions, node),
-        paces=_without(state.paces, node),
+        stepped=state.stepped - {node},
         reports=_without(state.reports, node),
     )
 

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from commonweight.rules import rounds
 from commonweight.rules.load import Load, is_divided
 from commonweight.rules.report import Report, find_mismatch
 from commonweight.rules.round_events import (
@@ -133,7 +134,7 @@ class Rounds(RuleBasedStateMachine):
             assert node in self.state.online
             assert seat in may_hold
             if held is None:  # who isn't measured yet counts like the others
-                speeds = {each: 1 / pace.microbatch_s for each, pace in old.paces.items() if pace.microbatch_s}
+                speeds = {each: 1 / pace for each in old.online if (pace := old.microbatch_s(each))}
                 typical = sum(speeds.values()) / len(speeds) if speeds else 1.0
 
                 def throughput(stage: int) -> float:
@@ -312,7 +313,7 @@ class Rounds(RuleBasedStateMachine):
             self.check(effect, old, event)
         if {Train, Pause, Seal, Stop} & set(kinds):
             self.told = {}
-        self.proven &= self.state.paces.keys()
+        self.proven &= self.state.stepped
         assert [kind for kind in kinds if kind not in (Excluded, Released)] in (
             [],
             [Refused],
@@ -395,7 +396,8 @@ class Rounds(RuleBasedStateMachine):
                 else:
                     assert (round_, assignment) == (state.round + 1, state.ahead)
                     assert (generation, round_) not in self.given, "no plan is given ahead of time twice"
-                    assert all(state.paces[node].microbatch_s for node in members - state.convicted)
+                    assert all(map(state.microbatch_s, members - state.convicted))
+                    assert members - state.convicted <= state.stepped
                 self.given.add((generation, round_))
                 self.check_assignment(assignment)
             case Replay(generation, round_, lost, load):
@@ -468,7 +470,7 @@ class Rounds(RuleBasedStateMachine):
     def is_consistent(self) -> None:
         state = self.state
         assert state.online <= state.seats.keys()
-        assert state.versions.keys() | state.paces.keys() <= state.online
+        assert state.versions.keys() | state.stepped <= state.online
         assert state.round == len(self.sealed)
         assert self.sealed == list(range(state.round))
         assert state.ready <= state.crew <= state.online
@@ -669,7 +671,17 @@ def test_the_next_round_is_planned_ahead_and_goes_on_by_that_plan() -> None:
     assert (state.generation, state.round, state.since) == (generation, planned + 2, 0)
 
 
-def test_a_newcomer_has_the_round_after_the_next_one_planned_with_it() -> None:
+def test_the_next_round_is_planned_anew_with_a_newcomer() -> None:
+    state = join_training(all_work(), NODES[4])
+    assert (state.ahead, state.is_taken_back) == ((), True)
+    state, effects = reported(state)
+    assert kinds_of(effects) == [Seal, Train]
+    assert effects[0].next_taken_back  # type: ignore[union-attr]
+    assert NODES[4] in state.members
+
+
+def test_in_a_large_stage_a_newcomer_waits_for_what_is_planned(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rounds, "SMALL_STAGE", 2)
     state = join_training(all_work(), NODES[4])
     assert state.ahead, "what is planned isn't taken back for it"
     state, effects = reported(state)
@@ -678,6 +690,27 @@ def test_a_newcomer_has_the_round_after_the_next_one_planned_with_it() -> None:
     state, effects = reported(state)
     assert kinds_of(effects) == [Seal, Train]
     assert NODES[4] in state.members
+
+
+def back(state: RoundState, node: str) -> RoundState:
+    """After it has come back, and shadowed a round."""
+    state = join_training(reported(state)[0], node)
+    for _ in range(2):
+        assert not state.works(node)
+        state, _ = reported(state)
+    return state
+
+
+def test_who_comes_back_has_its_share_after_the_round_that_it_shadows() -> None:
+    state, _ = advance(all_work(), Lost(NODES[2]))
+    assert len(load_of(back(state, NODES[2]), NODES[2])) == 2
+
+
+def test_who_was_late_is_measured_anew() -> None:
+    state = all_work()
+    state, _ = advance(state, Late(NODES[0], state.generation, "it is late", NODES[3]))
+    state, _ = advance(state, Lost(NODES[3]))
+    assert len(load_of(back(state, NODES[3]), NODES[3])) == 1
 
 
 @pytest.mark.parametrize("event", [Leaving(NODES[2]), Lost(NODES[2]), Broken(NODES[0], 1, "it is gone", NODES[2])])
