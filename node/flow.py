@@ -13,14 +13,14 @@ from torch import Tensor
 
 from commonweight.errors import MalformedMessage, UnplannedMessage
 from commonweight.model.boundary import boundary_plan, tokens_plan
-from commonweight.rules.spec import ModelSpec
+from commonweight.rules.averaging import slice_bytes
+from commonweight.rules.spec import Averaging, ModelSpec
 from commonweight.wire.channel import PIPE_PART_BYTES
 from commonweight.wire.generated import pipe_pb2 as pb
 from commonweight.wire.pipe import Assembled, Assembler
-from commonweight.wire.tensors import check_finite, to_bytes
+from commonweight.wire.slices import decode_slice
 
 Plan = tuple[tuple[torch.dtype, tuple[int, ...]], ...]
-FLOAT_BYTES = 4
 
 
 @dataclass(frozen=True)
@@ -127,6 +127,7 @@ class _DueSlices:
 
     numbers: dict[bool, int]
     """By `Slice.summed`."""
+    coding: Averaging
     revision: int
 
 
@@ -142,14 +143,14 @@ class SliceFlow:
         self._buffer = bytearray()
         self._received = 0
 
-    def begin(self, round_: int, due: Mapping[bool, int], revision: int = 0) -> None:
-        """Of this round these may come from now on: by `Slice.summed`, how many numbers; of those before the last one
-        nothing may any more. `revision`: by which the stage's plan was changed last; what was sent before is passed
-        over.
+    def begin(self, round_: int, due: Mapping[bool, int], coding: Averaging = "float32", revision: int = 0) -> None:
+        """Of this round these may come from now on: by `Slice.summed`, how many numbers, which travel as `coding`; of
+        those before the last one nothing may any more. `revision`: by which the stage's plan was changed last; what was
+        sent before is passed over.
         """
         self.forget(round_)
         self._rounds = {each: before for each, before in self._rounds.items() if each >= round_ - 1}
-        self._rounds[round_] = _DueSlices(dict(due), revision)
+        self._rounds[round_] = _DueSlices(dict(due), coding, revision)
 
     def forget(self, round_: int) -> None:
         """Of this round nothing may come."""
@@ -166,7 +167,7 @@ class SliceFlow:
         if due is not None and part.revision < due.revision:
             return None
         data = part.data  # each access to the field copies it
-        size = 0 if due is None else FLOAT_BYTES * due.numbers.get(summed, 0)
+        size = 0 if due is None else slice_bytes(due.numbers.get(summed, 0), due.coding)
         if due is None or not size:
             raise UnplannedMessage(f"A slice (summed: {summed}) of round {part.round} isn't due.")
         if part.offset != self._received or not 0 < len(data) <= min(PIPE_PART_BYTES, size - part.offset):
@@ -179,16 +180,12 @@ class SliceFlow:
         self._received += len(data)
         if self._received < size:
             return None
-        del due.numbers[summed]
         buffer, self._buffer, self._received = self._buffer, bytearray(), 0
-        numbers = torch.frombuffer(buffer, dtype=torch.float32)
-        check_finite(numbers)
-        return Slice(part.round, summed, numbers)
+        return Slice(part.round, summed, decode_slice(buffer, due.numbers.pop(summed), due.coding))
 
 
-def slice_frames(round_: int, revision: int, summed: bool, numbers: Tensor) -> list[pb.PipeFrame]:
-    """The frames of a slice: contiguous float32 on the CPU."""
-    view = to_bytes(numbers)
+def slice_frames(round_: int, revision: int, summed: bool, data: bytes | memoryview) -> list[pb.PipeFrame]:
+    """The frames of a slice, as `encode_slice` gives it."""
     return [
         pb.PipeFrame(
             slice=pb.SliceFrame(
@@ -196,10 +193,10 @@ def slice_frames(round_: int, revision: int, summed: bool, numbers: Tensor) -> l
                 revision=revision,
                 summed=summed,
                 offset=offset,
-                data=bytes(view[offset : offset + PIPE_PART_BYTES]),
+                data=bytes(data[offset : offset + PIPE_PART_BYTES]),
             )
         )
-        for offset in range(0, view.nbytes, PIPE_PART_BYTES)
+        for offset in range(0, len(data), PIPE_PART_BYTES)
     ]
 
 

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
-from torch import Tensor
 
 from commonweight.errors import (
     CommonweightError,
@@ -24,7 +23,7 @@ from commonweight.errors import (
 )
 from commonweight.events import emit
 from commonweight.identity import address_of
-from commonweight.rules.averaging import slice_bounds
+from commonweight.rules.averaging import slice_bounds, slice_coding
 from commonweight.rules.placement import MAX_IN_FLIGHT
 from commonweight.wire.channel import PIPE_FRAME_BYTES, PIPE_PING_TIMEOUT_MS, open_channel, serve
 from commonweight.wire.generated import control_pb2, pipe_pb2_grpc
@@ -180,10 +179,10 @@ class DataPlane:
             pipe.flow.answer(round_)
             pipe.put(frames)
 
-    def send_slice(self, share: Share, node: str, summed: bool, numbers: Tensor) -> None:
+    def send_slice(self, share: Share, node: str, summed: bool, data: bytes | memoryview) -> None:
         """A slice of the round's gradient, to another replica."""
         if (pipe := self.pipes.get(node)) is not None:
-            pipe.put(slice_frames(share.round, share.stage_revision, summed, numbers))
+            pipe.put(slice_frames(share.round, share.stage_revision, summed, data))
 
     def peer_id(self, node: str) -> str:
         """Of one whom the formation names; empty for others."""
@@ -280,7 +279,8 @@ class DataPlane:
                 if summer in senders:
                     begin, end = slice_bounds(plan.numbers, len(senders), senders.index(summer))
                     sizes[summed] = end - begin
-        flow.begin(share.round, sizes, share.stage_revision)
+        coding = slice_coding(plan.spec.training.averaging, len(senders))
+        flow.begin(share.round, sizes, coding, share.stage_revision)
 
     async def _take(self, pipe: Pipe, frame: pb.PipeFrame) -> None:
         """A frame has come. One of a round that isn't planned yet waits for its plan, and what follows with it; one by

@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property, partial
 from operator import itemgetter
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -25,12 +26,13 @@ from commonweight.model.data import Dataset
 from commonweight.model.numerics import numerics_class
 from commonweight.model.stage import Stage
 from commonweight.rules.assignment import Pace
-from commonweight.rules.averaging import slice_bounds
+from commonweight.rules.averaging import slice_bytes
 from commonweight.rules.report import NO_TENSOR, Report
 from commonweight.rules.spec import ModelSpec
 from commonweight.rules.stages import in_flight_limit
+from node.averaging import Adder, SendSlice
 from node.checkpoint import Checkpoints
-from node.flow import FLOAT_BYTES, Slice
+from node.flow import Slice
 from node.share import Share
 from node.stage_round import Activation, Gradient, Send, StageRound
 from node.traces import Traces
@@ -119,8 +121,7 @@ class Outlet:
     """One microbatch's activation (token ids, code), to a node of the next stage."""
     send_up: Send
     """One microbatch's gradient, to a node of the previous stage; no frames where it needs none."""
-    send_slice: Callable[[Share, str, bool, Tensor], None]
-    """(as planned, to whom, whether it is summed, its numbers)."""
+    send_slice: SendSlice
     report: Callable[[TrainedRound], None]
     fail: Callable[[int, CommonweightError, bool, str], None]
     """(generation, error, whether the worker ends, the node whose doing it is: empty where it is none's)."""
@@ -407,37 +408,18 @@ class Trainer:
         round_.gradients.add(gradient_hash, memoryview(safetensors.torch.save(gradient)))
         return gradient_hash
 
+    @cached_property
+    def _adder(self) -> Adder:
+        return Adder(self.spec.training.averaging, self.stage.numbers)
+
     def _sum(self, share: Share) -> Tensor:
-        """The sum of all contributors' gradients: see commonweight/rules/averaging.py."""
-        adders, numbers = share.contributors, self.stage.numbers
-        bounds = {node: slice_bounds(numbers, len(adders), index) for index, node in enumerate(adders)}
-        others = [node for node in share.members if node != share.node]
-        total = torch.empty(numbers)
-        if share.node in adders:
-            own = self.stage.flat_gradient()
-            for node in others:
-                if node in adders:
-                    self.outlet.send_slice(share, node, False, own[slice(*bounds[node])])
-            begin, end = bounds[share.node]
-            parts = [
-                own[begin:end] if node == share.node else self._slice(share, node, False, end - begin)
-                for node in adders
-            ]
-            summed = parts[0].clone()
-            for part in parts[1:]:
-                summed += part
-            for node in others:
-                self.outlet.send_slice(share, node, True, summed)
-            total[begin:end] = summed
-        for node in adders:
-            if node != share.node:
-                begin, end = bounds[node]
-                total[begin:end] = self._slice(share, node, True, end - begin)
-        return total
+        """The sum of all contributors' gradients."""
+        gradient = self.stage.flat_gradient() if share.load else None
+        return self._adder.add_up(share, gradient, self.outlet.send_slice, partial(self._slice, share))
 
     def _slice(self, share: Share, node: str, summed: bool, numbers: int) -> Tensor:
         """A slice from another replica, once it has come. Raises _Revised."""
-        deadline = time.monotonic() + SLICE_S + numbers * FLOAT_BYTES / MIN_BYTES_PER_S
+        deadline = time.monotonic() + SLICE_S + slice_bytes(numbers, "float32") / MIN_BYTES_PER_S
         of = share.round, node, summed
         while numbers and of not in self._slices:
             if self.inbox.empty() and self._compute_ahead():

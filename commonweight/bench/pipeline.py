@@ -79,6 +79,7 @@ class PipelineBench:
                     "weight_decay": "0.1",
                     "grad_clip": "1",
                     "asynchrony": asynchrony,
+                    "averaging": "float32",
                 },
                 "verification": {
                     "round_rate": "0",

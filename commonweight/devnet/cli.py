@@ -90,6 +90,9 @@ def up(
     asynchrony: Annotated[
         str, typer.Option(help="none, delayed or look_ahead: whether a round waits for the step of the one before.")
     ] = "none",
+    averaging: Annotated[
+        str, typer.Option(help="float32 or int8: how replicas send each other their gradients.")
+    ] = "float32",
     rounds_per_epoch: Annotated[int | None, typer.Option(hidden=True)] = None,
 ) -> None:
     """Start a network that trains a small model, and own what it trains.
@@ -120,6 +123,7 @@ def up(
         backend=backend,  # type: ignore[arg-type]
         seed=seed,
         asynchrony=asynchrony,
+        averaging=averaging,
         kill_every_s=parse_interval(kill_every, "--kill-every"),
         slow=tuple(slow or ()),
         link=link,

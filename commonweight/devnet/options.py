@@ -34,6 +34,8 @@ class DevnetOptions:
     seed: int = 0
     asynchrony: str = "none"
     """Of training, as in a spec."""
+    averaging: str = "float32"
+    """Likewise, of gradients between replicas."""
     kill_every_s: float | None = None
     """In every such stretch of time a node is killed with SIGKILL, and started again soon after; None: none is."""
     slow: tuple[str, ...] = ()
@@ -120,4 +122,5 @@ class DevnetOptions:
             tokens,
             rounds_per_epoch=self.rounds_per_epoch,
             asynchrony=self.asynchrony,
+            averaging=self.averaging,
         )

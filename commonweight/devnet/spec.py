@@ -18,9 +18,10 @@ def devnet_spec(
     *,
     rounds_per_epoch: int = ROUNDS_PER_EPOCH,
     asynchrony: str = "none",
+    averaging: str = "float32",
 ) -> ModelSpec:
     """1.2 M parameters over bytes, 8,192 tokens a round. Raises SpecError where there are more stages than layers, or
-    for another `asynchrony` than a spec's.
+    for another `asynchrony` or `averaging` than a spec's.
 
     `manifest_hash` (0x…) and `tokens` are those of the packed corpus. A boundary carries a quarter of the numbers
     that a dense model's would.
@@ -58,6 +59,7 @@ def devnet_spec(
                 "weight_decay": "0.1",
                 "grad_clip": "1",
                 "asynchrony": asynchrony,
+                "averaging": averaging,
             },
             "verification": {
                 "round_rate": "0.001",

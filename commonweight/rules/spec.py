@@ -20,6 +20,8 @@ MAX_FAULTS = 20
 Dtype = Literal["float32", "bfloat16", "float16"]
 Asynchrony = Literal["none", "delayed", "look_ahead"]
 """See `Training.asynchrony`."""
+Averaging = Literal["float32", "int8"]
+"""See `Training.averaging`."""
 
 
 def _decimal(text: str) -> str:
@@ -124,6 +126,7 @@ class Training(Record):
     weight_decay: Fraction
     grad_clip: Fraction = Field(description="of the whole model; each stage clips to grad_clip / sqrt(stages)")
     asynchrony: Asynchrony = Field(description="whether a round begins before the last one's step; see model/adamw.py")
+    averaging: Averaging = Field(description="how gradients travel between replicas; see rules/averaging.py")
 
     @property
     def is_asynchronous(self) -> bool:

@@ -84,6 +84,7 @@ def simulated_spec(stages: int) -> ModelSpec:
                 "weight_decay": "0.1",
                 "grad_clip": "1",
                 "asynchrony": "none",
+                "averaging": "float32",
             },
             "verification": {
                 "round_rate": "0.001",

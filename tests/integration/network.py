@@ -82,6 +82,7 @@ def tiny_spec(
                 "weight_decay": "0.1",
                 "grad_clip": "1",
                 "asynchrony": "none",
+                "averaging": "float32",
             }
             | training,
             "verification": dict.fromkeys(("round_rate", "microbatch_rate", "data_rate", "answer_rate"), audit_rate)
@@ -187,6 +188,7 @@ class Network:
         known_bad_rate: str = "0",
         auditors: int = 0,
         durable: bool = False,
+        averaging: str = "float32",
         **terms: Any,
     ) -> None:
         """`audit_rate` is that of each kind, `auditors` are dealt to the stages in turn; `terms` replaces fields of
@@ -199,12 +201,13 @@ class Network:
         self.known_bad_rate = known_bad_rate
         self.auditors = auditors
         self.durable = durable
+        self.averaging = averaging
         self.processes: list[Process] = []
 
     def __enter__(self) -> "Network":
         manifest, tokens = pack_text(self.folder / "data")
         rates = {"audit_rate": self.audit_rate, "known_bad_rate": self.known_bad_rate}
-        self.spec = tiny_spec(manifest, tokens, stages=self.stages, **rates)
+        self.spec = tiny_spec(manifest, tokens, stages=self.stages, averaging=self.averaging, **rates)
         self.spec_file = self.folder / "spec.json"
         self.spec_file.write_bytes(canonical_json(self.spec.model_dump()))
         self.auditor_stages = auditor_stages(self.stages, self.auditors)

@@ -35,8 +35,11 @@ def statements(network: Network) -> list[Statement]:
     return [texts[epoch] for epoch in range(len(texts))]
 
 
-def test_a_newcomer_shares_the_work_then_holds_the_stage_alone_and_nothing_is_lost(tmp_path: Path) -> None:
-    with Network(tmp_path, audit_rate="0.2") as network:
+@pytest.mark.parametrize("averaging", ["float32", "int8"])
+def test_a_newcomer_shares_the_work_then_holds_the_stage_alone_and_nothing_is_lost(
+    tmp_path: Path, averaging: str
+) -> None:
+    with Network(tmp_path, audit_rate="0.2", averaging=averaging) as network:
         coordinator = network.start_coordinator(MANY)
         first = network.start_node(0)
         coordinator.wait_for("node.joined")  # so that it has the first stage

@@ -8,9 +8,8 @@ from threading import Lock, Thread
 from types import TracebackType
 from typing import Self
 
-from torch import Tensor
-
 from commonweight.errors import CommonweightError
+from commonweight.rules.averaging import slice_bounds, slice_coding
 from commonweight.rules.report import Report
 from commonweight.rules.spec import ModelSpec
 from commonweight.wire.generated import control_pb2 as pb
@@ -147,10 +146,12 @@ class Crew:
             (arrived,) = filter(None, map(assembler.add, frames))
             return arrived
 
-        def send_slice(share: Share, to: str, summed: bool, numbers: Tensor) -> None:
-            flow = SliceFlow()
-            flow.begin(share.round, {summed: numbers.numel()}, share.stage_revision)
-            frames = slice_frames(share.round, share.stage_revision, summed, numbers)
+        def send_slice(share: Share, to: str, summed: bool, data: bytes | memoryview) -> None:
+            flow, numbers, adders = SliceFlow(), self.trainers[node].stage.numbers, share.contributors
+            begin, end = slice_bounds(numbers, len(adders), adders.index(node if summed else to))
+            coding = slice_coding(self.spec.training.averaging, len(adders))
+            flow.begin(share.round, {summed: end - begin}, coding, share.stage_revision)
+            frames = slice_frames(share.round, share.stage_revision, summed, data)
             (arrived,) = [each for each in map(flow.add, frames) if each is not None]
             assert isinstance(arrived, Slice)
             self._pass(node, to, Arrived(self._generation(node), node, arrived), share.round, share.stage_revision)

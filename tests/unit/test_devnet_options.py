@@ -112,6 +112,9 @@ def test_training_is_asynchronous_if_that_is_asked_for() -> None:
     assert DevnetOptions(asynchrony="look_ahead").spec("0x" + "0" * 64, 2**20).training.asynchrony == "look_ahead"
     with pytest.raises(SpecError, match=r"training\.asynchrony: .*'none', 'delayed' or 'look_ahead'"):
         DevnetOptions(asynchrony="maybe")
+    assert DevnetOptions(averaging="int8").spec("0x" + "0" * 64, 2**20).training.averaging == "int8"
+    with pytest.raises(SpecError, match=r"training\.averaging: .*'float32' or 'int8'"):
+        DevnetOptions(averaging="int4")
 
 
 def test_an_auditor_cheats_alone_or_with_its_provider() -> None:

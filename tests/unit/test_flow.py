@@ -5,6 +5,7 @@ import torch
 
 from commonweight.errors import UnplannedMessage
 from commonweight.wire.pipe import encode
+from commonweight.wire.tensors import to_bytes
 from node.flow import Flow, SliceFlow, slice_frames
 
 PLAN = ((torch.float32, (2, 3)),)
@@ -65,25 +66,25 @@ def test_slices_of_the_next_round_come_while_those_of_this_one_may() -> None:
     for round_ in (0, 1):
         flow.begin(round_, {False: 6, True: 6})
     for round_, summed in ((0, False), (1, False), (0, True), (1, True)):
-        (frame,) = slice_frames(round_, 0, summed, NUMBERS)
+        (frame,) = slice_frames(round_, 0, summed, to_bytes(NUMBERS))
         arrived = flow.add(frame)
         assert arrived is not None
         assert (arrived.round, arrived.summed) == (round_, summed)
     flow.begin(2, {})
     with pytest.raises(UnplannedMessage, match="of round 0 isn't due"):
-        flow.add(slice_frames(0, 0, False, NUMBERS)[0])
+        flow.add(slice_frames(0, 0, False, to_bytes(NUMBERS))[0])
 
 
 def test_slices_of_a_plan_that_was_changed_are_passed_over_half_sent_ones_too() -> None:
     flow = SliceFlow()
     large = torch.zeros(1 << 19)
     flow.begin(0, {False: large.numel()})
-    first, second = slice_frames(0, 0, False, large)
+    first, second = slice_frames(0, 0, False, to_bytes(large))
     assert flow.add(first) is None
     flow.begin(0, {False: 6}, revision=2)
-    for stale in (second, *slice_frames(0, 1, False, NUMBERS)):
+    for stale in (second, *slice_frames(0, 1, False, to_bytes(NUMBERS))):
         assert flow.add(stale) is None
-    (frame,) = slice_frames(0, 2, False, NUMBERS)
+    (frame,) = slice_frames(0, 2, False, to_bytes(NUMBERS))
     arrived = flow.add(frame)
     assert arrived is not None
     assert arrived.numbers.equal(NUMBERS)

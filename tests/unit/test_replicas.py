@@ -33,11 +33,15 @@ def node(stage: int, replica: int) -> str:
     return address(10 * (stage + 1) + replica)
 
 
-@pytest.fixture(params=["none", "look_ahead"])
+@pytest.fixture(params=[("none", "float32"), ("look_ahead", "float32"), ("none", "int8")], ids="-".join)
 def spec(tmp_path: Path, request: pytest.FixtureRequest) -> ModelSpec:
     (tmp_path / "text").write_text(TEXT)
     manifest = build_dataset([tmp_path / "text"], tmp_path / "data", ByteTokenizer())
-    options = {"grad_clip": "1", "microbatches_per_round": MICROBATCHES, "asynchrony": request.param}
+    options = {
+        "grad_clip": "1",
+        "microbatches_per_round": MICROBATCHES,
+    }
+    options |= dict(zip(("asynchrony", "averaging"), request.param, strict=True))
     fields = tiny_spec(stages=STAGES, vocab_size=256, **options).model_dump()
     fields["data"] |= {"manifest": manifest.hash, "tokens": manifest.tokens}
     return build_spec(fields)
@@ -88,7 +92,8 @@ def test_it_ends_as_if_one_had_done_it_but_for_the_order_of_additions(spec: Mode
         crew.train(2, 0, DIVIDED)
         for stage in range(STAGES):
             divided = parameters(crew, node(stage, 0), 1)
-            assert torch.linalg.vector_norm(divided - alone[stage]) < 1e-5 * torch.linalg.vector_norm(alone[stage])
+            relative = 1e-5 if spec.training.averaging == "float32" else 1e-2
+            assert torch.linalg.vector_norm(divided - alone[stage]) < relative * torch.linalg.vector_norm(alone[stage])
 
 
 def test_a_replicas_part_is_replayed_in_the_order_that_its_report_has(spec: ModelSpec, tmp_path: Path) -> None:
@@ -270,7 +275,8 @@ def test_who_is_lost_takes_the_plan_of_the_next_round_with_it(spec: ModelSpec, t
             return {hop.microbatch: hop.loss for each in by_stage(found)[-1].values() for hop in each.hops}
 
         assert losses(first) == losses(whole[0])
-        assert losses(second) == pytest.approx(losses(whole[1]), rel=1e-5)
+        relative = 1e-5 if spec.training.averaging == "float32" else 1e-3
+        assert losses(second) == pytest.approx(losses(whole[1]), rel=relative)
 
 
 def test_who_has_stepped_already_says_so_and_goes_back(spec: ModelSpec, tmp_path: Path) -> None:

@@ -38,6 +38,7 @@ TRAINING = {
     "weight_decay": "0.1",
     "grad_clip": "0",
     "asynchrony": "none",
+    "averaging": "float32",
 }
 VERIFICATION = {
     "round_rate": "0",
