@@ -11,8 +11,8 @@ from commonweight.links.control import check_stream_shape
 from commonweight.links.link import LinkShape, parse_shape, parse_time
 from commonweight.links.names import crossing
 
-DOWN_S = 5.0
-"""Until a node that was killed is started again."""
+DOWN_S = 1.0
+"""Until a node that was killed is started again, as a supervisor does it."""
 HORIZON_S = 7 * 24 * 3600.0
 """No devnet is left running for longer."""
 MAX_SLOW_S = 60.0
