@@ -109,7 +109,7 @@ def up(
       commonweight devnet up --byzantine 1:zeros:0.1
       commonweight devnet up --replicas 2 --kill-every 30s
       commonweight devnet up --slow node-1:200ms --link 80mbit:50ms
-      commonweight devnet up --stages 2 --replicas 2 --seats 2 --slow node-1:500ms --slow node-1-1:500ms
+      commonweight devnet up --stages 2 --replicas 2 --seats 2 --slow node-0:1s --slow node-1:1s --slow node-1-1:1s
     """
     from rich.console import Console
 
