@@ -7,7 +7,7 @@ round, or dropped.
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from sqlalchemy import delete, exists, func, select, update
+from sqlalchemy import delete, exists, func, select, tuple_, update
 from sqlalchemy.engine import Engine
 from sqlalchemy.orm import Session
 
@@ -99,12 +99,12 @@ class AnswerLedger:
             return True
 
     def complete_answers(
-        self, stages: int, nodes: Collection[str], limit: int
+        self, stages: int, replicas: Collection[tuple[int, str]], limit: int
     ) -> list[tuple[Reported, tuple[RecordedPart, ...]]]:
-        """Reported answers of which all stages have said their parts, each by one of these nodes, in the order of the
-        reports, at most `limit`; the parts in stage order.
+        """Reported answers of which all stages have said their parts, each by one of the stage's `replicas` (stage and
+        node), in the order of the reports, at most `limit`; the parts in stage order.
         """
-        said = select(PartRow.session).where(PartRow.node.in_(nodes))
+        said = select(PartRow.session).where(tuple_(PartRow.stage, PartRow.node).in_(list(replicas)))
         complete = said.group_by(PartRow.session).having(func.count() == stages)
         with transaction(self._engine) as session:
             take_turn(session)  # so that no part makes room for another between the two looks

@@ -173,6 +173,7 @@ class Reception:
             account=standing.account,
             has_data=join.has_data,
             stages=standing.stages,
+            stays=join.stays,
             send=send,
         )
         self.training.join(member)

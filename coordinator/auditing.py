@@ -66,7 +66,7 @@ class Auditing:
         self.panel.holders.joined(member)
         self._changed.set()
         for _, drawn in sorted(self._open.items()):
-            member.send(pb.CoordinatorMessage(sealed=self.announcement(drawn, stage, member.node)))
+            member.send(pb.CoordinatorMessage(sealed=self.announcement(drawn, member.node)))
 
     def lost(self, member: Member) -> None:
         """As `Audits.lost`."""
@@ -87,9 +87,9 @@ class Auditing:
                 )
             self._changed.set()
 
-    def announcement(self, drawn: Draw, stage: int, node: str) -> pb.RoundSealed:
+    def announcement(self, drawn: Draw, node: str) -> pb.RoundSealed:
         """As `Audits.announcement`."""
-        return drawn.announcement(stage, node, self.retained)
+        return drawn.announcement(node, self.retained)
 
     def obstacle(self, round_: int) -> str | None:
         """As `Audits.obstacle`."""

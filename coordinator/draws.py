@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from commonweight.rules.audits import Audit
 from commonweight.rules.beacon import seal_salt
@@ -34,14 +35,19 @@ class Draw:
         """Of which something was drawn: stage, and number among its reports."""
         return frozenset((audit.stage, audit.replica) for audit in self.audits)
 
-    def announcement(self, stage: int, node: str, retained: Iterable[int]) -> pb.RoundSealed:
-        """What a node of the stage is told. `retained`: the rounds whose audits aren't decided."""
+    def announcement(self, node: str, retained: Iterable[int]) -> pb.RoundSealed:
+        """What a node is told. `retained`: the rounds whose audits aren't decided."""
         message = pb.RoundSealed(retained=retained)
-        for replica, line in enumerate(self.sealed.replicas(stage)):
-            if line.node == node:
-                message.replica, message.salt = replica, seal_salt(self.seed, self.round, stage, replica)
+        if (place := self._places.get(node)) is not None:
+            message.replica, message.salt = place[1], seal_salt(self.seed, self.round, *place)
         message.MergeFrom(self.told)
         return message
+
+    @cached_property
+    def _places(self) -> dict[str, tuple[int, int]]:
+        """Of each node that has worked in the round: its stage then, and its number among that one's reports."""
+        stages = enumerate(map(self.sealed.replicas, range(len(self.told.stages))))
+        return {line.node: (stage, replica) for stage, of in stages for replica, line in enumerate(of)}
 
 
 def draw(spec: ModelSpec, sealed: SealedRound, tip: bytes, seed: bytes) -> Draw:

@@ -105,6 +105,11 @@ class Ledger(AnswerLedger):
         with transaction(self._engine, f"{node} holds a stage already.") as session:
             session.add(SeatRow(stage=stage, node=node))
 
+    def move_seat(self, stage: int, node: str) -> None:
+        """This node, which holds another stage, holds this one from now on."""
+        with transaction(self._engine) as session:
+            session.get_one(SeatRow, node).stage = stage
+
     def record_generation(self, generation: int) -> None:
         """This generation was formed; its number is never used again."""
         with transaction(self._engine) as session:

@@ -40,6 +40,8 @@ class Member:
     """Whether it can hold the first stage."""
     stages: frozenset[int] | None
     """Those that its owner's seats let it hold; None: any."""
+    stays: bool
+    """Whether it refuses to move to another one."""
     send: Send
 
 
@@ -125,8 +127,8 @@ class Audits(Protocol):
     def sealed(self, draw: Draw) -> None:
         """This round is sealed and in the ledger."""
 
-    def announcement(self, draw: Draw, stage: int, node: str) -> pb.RoundSealed:
-        """What a node of a stage is told of a sealed round."""
+    def announcement(self, draw: Draw, node: str) -> pb.RoundSealed:
+        """What a node is told of a sealed round."""
 
     def obstacle(self, round_: int) -> str | None:
         """Why the round can't be planned before more audits are decided; None if it can."""

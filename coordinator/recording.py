@@ -11,6 +11,7 @@ from commonweight.rules import round_events
 from commonweight.rules.answer import Answer, find_disagreement
 from commonweight.rules.audits import Kind
 from commonweight.rules.epoch import answers_per_round, credit_report, credited_receipt
+from commonweight.rules.placement import Move
 from commonweight.rules.receipt import Receipt
 from commonweight.rules.report import report_receipt
 from commonweight.rules.spec import ModelSpec
@@ -28,6 +29,9 @@ from coordinator.answer_ledger import RecordedPart, Reported
 from coordinator.draws import Draw, draw
 from coordinator.ledger import Ledger
 from coordinator.members import Place, Submission, Tips
+
+Numbers = Mapping[tuple[int, str], int]
+"""By stage and node, for all that are credited in a round: its number among the stage's."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,9 @@ class Recorder:
                 case round_events.Seated(node, stage):
                     self.ledger.record_seat(stage, node)
                     failpoint("ledger.seated")
+                case Move(node, _, target):
+                    self.ledger.move_seat(target, node)
+                    failpoint("ledger.moved")
                 case round_events.Form(generation):
                     self.ledger.record_generation(generation)
                     failpoint("ledger.formed")
@@ -116,7 +123,9 @@ class Recorder:
         replicas: dict[int, list[Submission]] = {}
         for submission in worked:
             replicas.setdefault(submission.report.stage, []).append(submission)
-        numbers = {each.node: number for of_stage in replicas.values() for number, each in enumerate(of_stage)}
+        numbers = {
+            (stage, each.node): number for stage, of_stage in replicas.items() for number, each in enumerate(of_stage)
+        }
         complete = self._complete_answers(numbers, versions)
         sealed = SealedRound(
             round=round_,
@@ -136,10 +145,10 @@ class Recorder:
         return drawn
 
     def _complete_answers(
-        self, replicas: Mapping[str, int], versions: Collection[int]
+        self, replicas: Numbers, versions: Collection[int]
     ) -> list[tuple[AnswerLine, tuple[RecordedPart, ...]]]:
-        """What can be sealed with a round, in order, with the whole parts. What never can is dropped. `replicas`: of
-        each node that is credited in the round, its number among its stage's; answers of others wait.
+        """What can be sealed with a round, in order, with the whole parts. What never can is dropped. Answers of others
+        than the round's `replicas` wait.
         """
         for reported, stages in self.ledger.drop_versions(versions):
             missing = sorted(set(range(self.spec.stages)) - stages)
@@ -173,7 +182,7 @@ class Recorder:
         )
 
 
-def _line_or_fault(reported: Reported, parts: Sequence[RecordedPart], replicas: Mapping[str, int]) -> AnswerLine | str:
+def _line_or_fault(reported: Reported, parts: Sequence[RecordedPart], replicas: Numbers) -> AnswerLine | str:
     """The line of a reported answer of which all stages have said their parts, or why it can't be sealed. Whatever the
     ledger has of it, the round goes on.
     """
@@ -197,7 +206,7 @@ def _fault(reported: Reported, answers: Sequence[Answer]) -> str | None:
 
 
 def _line(
-    reported: Reported, parts: Sequence[RecordedPart], answers: Sequence[Answer], replicas: Mapping[str, int]
+    reported: Reported, parts: Sequence[RecordedPart], answers: Sequence[Answer], replicas: Numbers
 ) -> AnswerLine:
     return AnswerLine(
         session=to_hex(reported.session),
@@ -208,7 +217,9 @@ def _line(
         gateway=reported.gateway,
         signature=to_hex(reported.signature),
         parts=tuple(
-            AnswerPart(replica=replicas[part.node], trace=to_hex(answer.trace), signature=to_hex(part.signature))
+            AnswerPart(
+                replica=replicas[part.stage, part.node], trace=to_hex(answer.trace), signature=to_hex(part.signature)
+            )
             for part, answer in zip(parts, answers, strict=True)
         ),
     )

@@ -22,7 +22,7 @@ class ModelRow(Table):
 
 
 class SeatRow(Table):
-    """The stage that a node holds, for good."""
+    """The stage that a node holds."""
 
     __tablename__ = "seats"
     node: Mapped[str] = mapped_column(String(42), primary_key=True)

@@ -13,6 +13,7 @@ from collections.abc import Collection
 from commonweight.errors import CommonweightError, Refused
 from commonweight.events import emit
 from commonweight.rules import round_events
+from commonweight.rules.placement import Move
 from commonweight.rules.round_state import Phase, RoundState
 from commonweight.rules.rounds import advance
 from commonweight.rules.spec import ModelSpec
@@ -110,7 +111,9 @@ class Training:
 
     def join(self, member: Member) -> None:
         """A node has connected and said who it is."""
-        self._events.put_nowait((round_events.Joined(member.node, member.has_data, member.stages), member, None))
+        self._events.put_nowait(
+            (round_events.Joined(member.node, member.has_data, member.stages, member.stays), member, None)
+        )
 
     def leave(self, member: Member) -> None:
         """That connection is gone."""
@@ -271,7 +274,7 @@ class Training:
 
     async def _look_for_equivocation(self, refused: Submission) -> None:
         report = refused.report
-        if self.stage_of(refused.node) != report.stage or self.tip_of(report.round) is None:
+        if self.tip_of(report.round) is None:
             return
         accepted = self._accepted.get(refused.node)
         if await asyncio.to_thread(self._recorder.store_equivocation, refused, accepted):
@@ -308,6 +311,17 @@ class Training:
             case round_events.Released(node):
                 emit("node.released", node=node, stage=self._state.seats[node])
                 self._forget(node).send(pb.CoordinatorMessage(finished=pb.Finished()))
+            case Move(node, source, target, before, after):
+                emit(
+                    "member.moves",
+                    node=node,
+                    source=source,
+                    target=target,
+                    before=round(before, 3),
+                    after=round(after, 3),
+                )
+                move = pb.Move(stage=target, before=before, after=after)
+                self._forget(node).send(pb.CoordinatorMessage(move=move))
             case round_events.Pause(generation, why):
                 emit("generation.paused", generation=generation, why=why)
                 for each in self.members:
@@ -403,7 +417,7 @@ class Training:
             state_roots=[state for _, state in sorted(states.items())],
         )
         for node, member in self._members.items():
-            sealed = self._audits.announcement(drawn, self._state.seats[node], node)
+            sealed = self._audits.announcement(drawn, node)
             sealed.next_taken_back = next_taken_back
             member.send(pb.CoordinatorMessage(sealed=sealed))
         if self._follower is not None:

@@ -30,6 +30,11 @@ from node.state import StageState
 from node.supervisor import WorkerProcess
 from node.watching import Watch
 
+
+class Moved(Exception):
+    """This node holds another stage from now on, for which it comes back."""
+
+
 Routed = pb.Formation | pb.DecodePeers | pb.Version | pb.MakePieces
 """What names others, to whom a way may have to be found first."""
 
@@ -99,7 +104,7 @@ class Session:
         """The one that counts."""
         self.started: tuple[bytes, int] | None = None
         self.on_assigned: Callable[[int], None] = lambda _: None
-        """Called with the stage that this node holds from now on."""
+        """Called with the stage that this node holds from now on. Raises Moved where it held another one."""
         self.rounds = 0
 
     @property
@@ -151,6 +156,8 @@ class Session:
                     await self._route(message.decode_peers)
                 case "answer":
                     self._decoding.recorded(message.answer)
+                case "move":
+                    await self._move(message.move)
 
     async def find_ways(self) -> None:
         """Find the ways to neighbours and replicas, and pass on what the coordinator said of them; orders don't wait
@@ -233,15 +240,12 @@ class Session:
 
     async def _start(self, assignment: pb.Assignment) -> None:
         wanted = (assignment.spec, assignment.stage)
-        if self.started is not None and self.started != wanted:
-            raise Refused(
-                f"This node's worker holds stage {self.started[1]}; the coordinator now wants stage "
-                f"{assignment.stage} or another model. Restart the node."
-            )
+        if self.started is not None and self.started[0] != assignment.spec:
+            raise Refused("The coordinator now wants another model than this node's worker holds. Restart the node.")
         if assignment.stage == 0 and self._config.data is None:
             raise ConfigError("This node holds the first stage, which reads the text: give --data FOLDER.")
-        emit("node.assigned", stage=assignment.stage, model_id="0x" + assignment.model_id.hex())
         self.on_assigned(assignment.stage)
+        emit("node.assigned", stage=assignment.stage, model_id="0x" + assignment.model_id.hex())
         if self.started is None:
             self.started = wanted
             start = worker_pb2.WorkerStart(
@@ -258,6 +262,11 @@ class Session:
         self._decoding.begin(assignment, self._coordinator.send)
         if not self._assigned.done():
             self._assigned.set_result(assignment)
+
+    async def _move(self, move: pb.Move) -> None:
+        source = (await self._assigned).stage
+        emit("node.moves", source=source, target=move.stage, before=round(move.before, 3), after=round(move.after, 3))
+        raise Moved
 
     async def _plan(self, plan: pb.RoundPlan) -> None:
         with _telling(plan.round):

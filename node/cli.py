@@ -75,6 +75,10 @@ def run(
     serve_mib: Annotated[
         int, typer.Option(min=1, max=1 << 20, help="Memory for all sequences that are generated at a time.")
     ] = 256,
+    stay: Annotated[
+        bool,
+        typer.Option("--stay", help="Refuse to move to another stage, also where the model would train faster for it."),
+    ] = False,
     rpc: Annotated[
         str | None,
         typer.Option(help="JSON-RPC endpoint of the chain: recompute every epoch, and challenge a wrong one."),
@@ -100,7 +104,9 @@ def run(
     """Join a coordinator, hold the stage that it assigns, train it and generate with it.
 
     The node keeps its stage: stopped or killed, it goes on from its last checkpoint when it is started again with the
-    same key. Its events are JSON lines on stdout (readable lines on a terminal). It ends when training is complete.
+    same key. Where another stage holds up the model, and its owner may hold that one, too, it may be asked to move
+    there: see --stay. Its events are JSON lines on stdout (readable lines on a terminal). It ends when training is
+    complete.
 
     The coordinator is given, or found, wherever it is and moves: a bootstrap peer's address, the chain and the model's
     id are enough.
@@ -162,6 +168,7 @@ def run(
         evidence_listen=evidence_listen,
         evidence_advertise=evidence_advertise,
         cache_bytes=serve_mib << 20,
+        stays=stay,
         watch=None
         if rpc is None or registry is None
         else WatchConfig(rpc, registry, unlocked, tuple(mirror or ()), http, contest),

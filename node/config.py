@@ -37,5 +37,7 @@ class NodeConfig:
     """As `advertise`, for them."""
     cache_bytes: int
     """Memory for the keys, values and traces of all sequences that are generated at a time."""
+    stays: bool
+    """Whether it refuses to move to another stage."""
     watch: WatchConfig | None
     """How it watches the chain; None: it doesn't."""

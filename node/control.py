@@ -2,10 +2,12 @@
 
 It holds the node's key; the worker holds the stage. What the coordinator says goes on to the worker, what the worker
 has done is signed and goes to the coordinator. If the coordinator is gone the node comes back to it, for as long as it
-takes; if the worker dies it is started again from its checkpoint.
+takes; if the worker dies it is started again from its checkpoint. If the node moves to another stage both children are
+ended, and others begin there; what auditors may still ask for of the stage before is served on.
 """
 
 import asyncio
+from collections.abc import Coroutine
 from typing import Any
 
 from commonweight.errors import PeerUnreachable, WorkerDied
@@ -16,7 +18,7 @@ from commonweight.wire.attachment import Attachment, Backoff, Finished, attach, 
 from commonweight.wire.channel import advertised_address
 from commonweight.wire.generated import control_pb2 as pb
 from commonweight.wire.tls import make_certificate
-from node.attending import Session
+from node.attending import Moved, Session
 from node.config import NodeConfig
 from node.decoding import DecodeConfig, Decoding
 from node.evidence import Evidence
@@ -41,14 +43,7 @@ class Node:
         self.config = config
         self.certificate = make_certificate(config.identity)
         self._worker: WorkerProcess | None = None
-        decode = DecodeConfig(
-            directory=config.directory,
-            listen=config.decode_listen,
-            advertise=config.decode_advertise,
-            cache_bytes=config.cache_bytes,
-            device=config.device,
-        )
-        self._decoding = Decoding(decode, config.identity, self.start_decoder)
+        self._decoding = self._make_decoding()
         self._evidence = self.make_evidence()
         self._state = StageState(config.directory, self.certificate, config.identity)
         self._watch = Watch(config.identity.address, config.payout, config.directory, config.watch)
@@ -59,10 +54,24 @@ class Node:
         )
         self._started: tuple[bytes, int] | None = None
         """Spec and stage that the worker was started with."""
+        self._stage: int | None = None
+        """That it holds, once it knows."""
         self._deaths = 0
         self._backoff = Backoff()
         self._leaving = asyncio.Event()
         self._is_attached = False
+
+    def _make_decoding(self) -> Decoding:
+        """The generating side of one stage."""
+        config = self.config
+        decode = DecodeConfig(
+            directory=config.directory,
+            listen=config.decode_listen,
+            advertise=config.decode_advertise,
+            cache_bytes=config.cache_bytes,
+            device=config.device,
+        )
+        return Decoding(decode, config.identity, self.start_decoder)
 
     def make_evidence(self) -> Evidence:
         """Its service for auditors."""
@@ -111,23 +120,30 @@ class Node:
         await self._evidence.listen(self.config.evidence_listen, self._state.offering, self._state.keeping)
         if self._routing is not None:
             self._routing.serve("evidence", self.config.evidence_listen, self._evidence.port)
-        running = (self._train(), self._decoding.run(), self._locator.run())
-        parts = [asyncio.create_task(part) for part in running]
         try:
-            done, _ = await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
-            for part in done:
-                part.result()
+            await _until_one_ends(self._hold_stages(), self._locator.run())
         finally:
-            for part in parts:
-                part.cancel()
-            await asyncio.gather(*parts, return_exceptions=True)
             await self._watch.close()
             await self._evidence.close()
             await self._state.close()
             if self._worker is not None:
                 await self._worker.stop()
 
+    async def _hold_stages(self) -> None:
+        """One after another, until the coordinator has no more work."""
+        while True:
+            try:
+                await _until_one_ends(self._train(), self._decoding.run())
+                return
+            except Moved:
+                if self._worker is not None:
+                    await self._worker.stop()
+                self._worker = self._stage = None
+                self._decoding = self._make_decoding()
+                await self._state.vacate()
+
     async def _train(self) -> None:
+        """Take part with one stage. Raises Moved."""
         while True:
             try:
                 await self._ensure_worker()
@@ -168,7 +184,7 @@ class Node:
             session.started = self._started
             session.routing = self._routing
             address = join.join.data_address
-            session.on_assigned = lambda stage: self._locator.announce(address, self.certificate.der, stage)
+            session.on_assigned = lambda stage: self._hold(stage, address)
             self._is_attached = True
             try:
                 await together(session.obey(), session.relay(), session.find_ways(), self._ask_to_leave(coordinator))
@@ -182,6 +198,13 @@ class Node:
                     self._deaths = 0
                 await session.pause()
 
+    def _hold(self, stage: int, address: str) -> None:
+        """The node holds this stage; its data plane is at `address`. Raises Moved where it held another one."""
+        if self._stage not in (None, stage):
+            raise Moved  # it was told so when it had just lost the coordinator
+        self._stage = stage
+        self._locator.announce(address, self.certificate.der, stage)
+
     async def _ask_to_leave(self, coordinator: Attachment) -> None:
         await self._leaving.wait()
         coordinator.send(pb.NodeMessage(leave=pb.Leave()))
@@ -194,5 +217,19 @@ class Node:
             payout_account=config.payout,
             has_data=config.data is not None,
             evidence_address=advertised_address(config.evidence_listen, config.evidence_advertise, self._evidence.port),
+            stays=config.stays,
         )
         return pb.NodeMessage(join=join)
+
+
+async def _until_one_ends(*parts: Coroutine[Any, Any, None]) -> None:
+    """Run all until one ends, and cancel the others. Raises what it raises."""
+    tasks = [asyncio.create_task(part) for part in parts]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

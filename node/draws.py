@@ -2,10 +2,15 @@
 
     FOLDER/sealed.json    the epoch's tip, and of each round whose audits aren't decided what its beacon follows from
 
+What is kept of a round is kept with the stage that the node held in it: one that has moved serves audits of its rounds
+in the stage before, and removes what it has of that once none of them is open.
+
 The coordinator's word isn't taken for it: a value must follow from the tip that the node has signed, and mix with the
 output that it has signed, and with what it says of each answer. What isn't drawn then isn't served to anybody.
 """
 
+import shutil
+from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,11 +38,12 @@ from node.sealed import Known, OwnAnswer, Sealed, check_form
 class Draws:
     """Of one node in one model. Methods wait for the disk: call them off the event loop, but for `allows`."""
 
+    directory: Path
+    """The node's."""
     folder: Path
-    answers: Path
-    """The folder with the traces of the stage's answers."""
     spec: ModelSpec
     stage: int
+    """That the node holds."""
     _known: Known | None = None
     _checked: tuple[int, bytes] = (-1, b"")
     """The last round whose value was found to follow from its tip, and that value."""
@@ -52,8 +58,7 @@ class Draws:
         nothing.
         """
         folder = directory / "receipts" / assignment.model_id.hex()
-        answers = answers_folder(directory, assignment.stage)
-        draws = cls(folder, answers, parse_spec(assignment.spec), assignment.stage)
+        draws = cls(directory, folder, parse_spec(assignment.spec), assignment.stage)
         try:
             draws._known = Known.model_validate_json((folder / "sealed.json").read_bytes())
         except (OSError, ValidationError):
@@ -99,28 +104,30 @@ class Draws:
             if message.salt and signed.round < message.round:
                 raise CommitmentBroken(f"Round {message.round} was sealed; this node has signed no report of it.")
             rounds = {each.round: each for each in self._known.rounds}
-            sealed, before = Sealed.of(message, self.spec), rounds.get(message.round)
+            before = rounds.get(message.round)
+            sealed = Sealed.of(message, self.spec, signed.stage if before is None else before.stage)
             if before is not None and before.model_copy(update={"drawn_answers": ()}) != sealed:
                 raise CommitmentBroken(
                     f"Round {sealed.round} was sealed before with another beacon, other commitments or other answers."
                 )
-            over = [answer for each in rounds.values() for answer in each.drawn_answers]
+            over = [(each.stage, answer) for each in rounds.values() for answer in each.drawn_answers]
             is_own = signed.round == sealed.round and signed.is_loaded
             if before is None and is_own and self._epoch(sealed.round) == self._known.epoch:
                 self._check_output(message, signed)
                 self._check_value(sealed)
-                own = self._own_answers(message)
+                own = self._own_answers(message, sealed.stage)
                 drawn = {audit.answer for audit in self._draw(sealed) if self._is_own_answer(sealed, audit)}
                 mine = tuple(answer for answer in own if answer.index in drawn)
                 rounds[sealed.round] = sealed.model_copy(update={"drawn_answers": mine})
-                over += own
+                over += [(sealed.stage, answer) for answer in own]
             wanted = sorted(rounds.keys() & set(message.retained))[-MAX_RETAINED_ROUNDS:]
             self._keep(self._known.model_copy(update={"rounds": tuple(rounds[number] for number in wanted)}))
             self._drawn = {number: drawn for number, drawn in self._drawn.items() if number in wanted}
             self._grants = {audit: der for audit, der in self._grants.items() if audit.round in wanted}
-            needed = {answer.name for number in wanted for answer in rounds[number].drawn_answers}
-            for version, session in {answer.name for answer in over} - needed:
-                remove_trace(self.answers, version, session)
+            needed = {(rounds[number].stage, answer) for number in wanted for answer in rounds[number].drawn_answers}
+            for stage, answer in set(over) - needed:
+                remove_trace(answers_folder(self.directory, stage), *answer.name)
+            self._vacate({self.stage, signed.stage} | {rounds[number].stage for number in wanted})
 
     def grant(self, message: pb.AuditGrant) -> Audit:
         """Let this auditor fetch what it takes to replay a unit, which is returned.
@@ -153,15 +160,21 @@ class Draws:
         return any(audit.kind in TRAINING for audit in self._granted(auditor, round_))
 
     def allows_state(self, auditor: bytes, round_: int) -> bool:
-        """Whether it may fetch this stage's parameters and moments before and after the round, and its gradient: to
-        replay this stage's work. Tokens are compared without any.
+        """Whether it may fetch the parameters and moments before and after the round of the stage that this node held
+        in it, and its gradient: to replay that stage's work. Tokens are compared without any.
         """
-        return any(audit.stage == self.stage and audit.kind in WORK for audit in self._granted(auditor, round_))
+        held = self.stage_in(round_)
+        return any(audit.stage == held and audit.kind in WORK for audit in self._granted(auditor, round_))
+
+    def stage_in(self, round_: int) -> int | None:
+        """The stage that this node held in a round whose audits aren't decided; None where it knows of none."""
+        sealed = self._sealed(round_)
+        return None if sealed is None else sealed.stage
 
     def _is_concerned(self, sealed: Sealed, audit: Audit) -> bool:
         """Whether it is this node's, or one of a neighbouring stage."""
-        is_own = (audit.stage, audit.replica) == (self.stage, sealed.replica)
-        return is_own or abs(audit.stage - self.stage) == 1
+        is_own = (audit.stage, audit.replica) == (sealed.stage, sealed.replica)
+        return is_own or abs(audit.stage - sealed.stage) == 1
 
     def granted_answers(self, auditor: bytes, round_: int) -> dict[bytes, int]:
         """The answers, sealed with the round, whose trace here it may fetch, and their versions' parameters: by session
@@ -180,7 +193,7 @@ class Draws:
         return [audit for audit, der in self._grants.copy().items() if der == auditor and audit.round == round_]
 
     def _is_own_answer(self, sealed: Sealed, audit: Audit) -> bool:
-        return audit.kind is Kind.ANSWER and (audit.stage, audit.replica) == (self.stage, sealed.replica)
+        return audit.kind is Kind.ANSWER and (audit.stage, audit.replica) == (sealed.stage, sealed.replica)
 
     def _drawn_answer(self, audit: Audit) -> OwnAnswer | None:
         """What this node has that the audit looks at."""
@@ -191,27 +204,27 @@ class Draws:
 
     def _check_output(self, message: pb.RoundSealed, signed: Signed) -> None:
         own = blinded(bytes.fromhex(signed.output[2:]), message.salt)
-        commitments = message.stages[self.stage].commitments
+        commitments = message.stages[signed.stage].commitments
         if not message.salt or commitments[message.replica : message.replica + 1] != [own]:
             raise CommitmentBroken(
                 f"Round {message.round} was sealed with {[to_hex(each) for each in commitments]!r:.300} of stage "
-                f"{self.stage}. What this node signed in generation {signed.generation} isn't replica "
+                f"{signed.stage}. What this node signed in generation {signed.generation} isn't replica "
                 f"{message.replica} of these: with the salt that came ({len(message.salt)} bytes) it is {to_hex(own)}."
             )
 
-    def _own_answers(self, message: pb.RoundSealed) -> list[OwnAnswer]:
+    def _own_answers(self, message: pb.RoundSealed, stage: int) -> list[OwnAnswer]:
         """Those that this node knows, drawn or not: a trace that is lost can neither be checked nor served."""
-        own = []
+        own, folder = [], answers_folder(self.directory, stage)
         for index, sealed in enumerate(message.answers):
-            if sealed.replicas[self.stage] != message.replica:
+            if sealed.replicas[stage] != message.replica:
                 continue
-            part = read_part(self.answers, sealed.round, sealed.session)
+            part = read_part(folder, sealed.round, sealed.session)
             if part is None:
                 continue
-            if (part.fed, part.trace) != (sealed.fed, sealed.traces[self.stage]):
+            if (part.fed, part.trace) != (sealed.fed, sealed.traces[stage]):
                 raise CommitmentBroken(
                     f"Round {message.round} was sealed with {sealed.fed} tokens and trace "
-                    f"{to_hex(sealed.traces[self.stage])} of session {sealed.session.hex()}; this node has signed "
+                    f"{to_hex(sealed.traces[stage])} of session {sealed.session.hex()}; this node has signed "
                     f"{part.fed} and {to_hex(part.trace)}."
                 )
             own.append(OwnAnswer(index=index, version=sealed.round, session=sealed.session.hex()))
@@ -249,6 +262,14 @@ class Draws:
 
     def _epoch(self, round_: int) -> int:
         return round_ // self._per_epoch
+
+    def _vacate(self, needed: Collection[int]) -> None:
+        """Remove all that is kept of other stages than these; what can't be removed is next time."""
+        kept = {f"stage-{stage}" for stage in needed}
+        for folder in (self.directory, self.directory / "published", answers_folder(self.directory, 0).parent):
+            for path in folder.glob("stage-*"):
+                if path.name not in kept:
+                    shutil.rmtree(path, ignore_errors=True)
 
     def _keep(self, known: Known) -> None:
         """Not synced, and no error where it can't be written: a node that restarts without it only serves less."""

@@ -28,7 +28,7 @@ from commonweight.wire.generated import control_pb2, evidence_pb2_grpc, pieces_p
 from commonweight.wire.generated import evidence_pb2 as pb
 from commonweight.wire.status import refuse
 from commonweight.wire.tls import Certificate, certificate_of, server_credentials
-from node.answers import answer_path
+from node.answers import answer_path, answers_folder
 from node.draws import Draws
 from node.keeping import Keeping
 from node.offering import Offering
@@ -93,9 +93,10 @@ class Evidence(evidence_pb2_grpc.EvidenceServicer):
             await self._server.stop(grace=0)
 
     def begin(self, assignment: control_pb2.Assignment) -> None:
-        """The node knows its model now. Later calls change nothing."""
+        """The node knows its model now, and its stage; later another one."""
         if self._draws is None:
             self._draws = Draws.open(self._directory, assignment)
+        self._draws.stage = assignment.stage
 
     async def plan(self, plan: control_pb2.RoundPlan) -> None:
         """A round is to be trained; raises as `Draws.plan`."""
@@ -175,8 +176,10 @@ class Evidence(evidence_pb2_grpc.EvidenceServicer):
     def _open(self, request: pb.EvidenceRequest, auditor: bytes) -> tuple[BinaryIO, int, int]:
         """The file, where in it what is asked for begins, and how many bytes it has. Raises EvidenceMissing."""
         draws, kind = self._known(), request.WhichOneof("what")
-        folder = self._directory / f"stage-{draws.stage}"
         try:
+            if (stage := draws.stage_in(request.round)) is None:
+                raise KeyError(request.round)
+            folder = self._directory / f"stage-{stage}"
             if kind == "tensor":
                 trace = trace_path(folder / "traces", request.round)
                 position, size = self._index(trace)[request.tensor]
@@ -187,7 +190,7 @@ class Evidence(evidence_pb2_grpc.EvidenceServicer):
                 return trace.open("rb"), position, size
             if kind == "answer":
                 version = draws.granted_answers(auditor, request.round)[request.answer]
-                path = answer_path(draws.answers, version, request.answer)
+                path = answer_path(answers_folder(self._directory, stage), version, request.answer)
             elif kind == "version":
                 path = version_path(self._directory / "published" / folder.name, request.version) / PARAMETERS_FILE
             else:

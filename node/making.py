@@ -63,6 +63,8 @@ class Making:
 
     def begin(self, spec: ModelSpec, stage: int, domain: Domain, folder: Path) -> None:
         """The node knows its stage, whose checkpoints are in `folder`."""
+        if stage != self._stage:
+            self._target = (0, b"")
         self._spec, self._stage, self._domain, self._folder = spec, stage, domain, folder
 
     async def order(self, keepers: Sequence[Source], *, before_report: bool) -> None:

@@ -25,6 +25,7 @@ class Signed(Record):
 
     generation: Number
     round: Number
+    stage: Number
     output: Hash
     """Of its receipt."""
     is_loaded: bool
@@ -52,10 +53,10 @@ class Receipts:
                 "it; to sign twice for one unit costs the seat's stake."
             ) from error
 
-    def promise(self, generation: int, round_: int, output: bytes, *, is_loaded: bool) -> None:
+    def promise(self, generation: int, round_: int, stage: int, output: bytes, *, is_loaded: bool) -> None:
         """Note that this output is about to be signed. Raises StateError where an older or another one would be."""
         last = self.last
-        wanted = Signed(generation=generation, round=round_, output=to_hex(output), is_loaded=is_loaded)
+        wanted = Signed(generation=generation, round=round_, stage=stage, output=to_hex(output), is_loaded=is_loaded)
         if last == wanted:
             return
         if last is not None and (generation, round_) <= (last.generation, last.round):

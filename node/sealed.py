@@ -39,8 +39,10 @@ class Sealed(Record):
     """Of all commitments."""
     loads: tuple[tuple[Load, ...], ...]
     """By stage, then by replica."""
+    stage: Number
+    """That this node held in it."""
     replica: Number
-    """Which of its stage's is this node."""
+    """Which of that stage's is this node."""
     answers: tuple[tuple[Number, ...], ...]
     """Of each, by stage, which replica's part it is."""
     answers_root: Hash
@@ -48,7 +50,7 @@ class Sealed(Record):
     """Those of which this node's part was drawn, and of which it had a trace then; in order."""
 
     @classmethod
-    def of(cls, message: pb.RoundSealed, spec: ModelSpec) -> "Sealed":
+    def of(cls, message: pb.RoundSealed, spec: ModelSpec, stage: int) -> "Sealed":
         """What the beacon follows from; nothing is drawn yet. The message's form has been checked."""
         microbatches = spec.training.microbatches_per_round
         leaves = [
@@ -60,6 +62,7 @@ class Sealed(Record):
             value=to_hex(message.beacon),
             root=to_hex(round_root([stage.commitments for stage in message.stages])),
             loads=tuple(tuple(unpack_load(load, microbatches) for load in stage.loads) for stage in message.stages),
+            stage=stage,
             replica=message.replica,
             answers=tuple(tuple(each.replicas) for each in message.answers),
             answers_root=to_hex(answers_root(leaves)),

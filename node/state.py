@@ -114,6 +114,11 @@ class StageState:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
 
+    async def vacate(self) -> None:
+        """The node holds this stage no longer, and doesn't know yet which one it will."""
+        await self.end()
+        self._frozen_hash, self._wanted, self._sealed = b"", None, pb.Version()
+
     async def close(self) -> None:
         """Let go of all files and connections."""
         await self.end()

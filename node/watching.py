@@ -86,7 +86,7 @@ class Watch:
         """
         assert self.receipts is not None, "a report comes after the assignment"
         with self._signing:
-            self.receipts.promise(generation, round_, receipt.output, is_loaded=is_loaded)
+            self.receipts.promise(generation, round_, receipt.stage, receipt.output, is_loaded=is_loaded)
             signature = identity.sign_digest(receipt.digest(domain))
             if is_loaded:
                 own = OwnReceipt(round=round_, stage=receipt.stage, generation=generation, signature=to_hex(signature))

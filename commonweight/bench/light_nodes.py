@@ -71,6 +71,7 @@ class LightNode:
             certificate=certificate.der,
             payout_account=identity.address,
             has_data=True,
+            stays=True,
         )
         while True:
             try:

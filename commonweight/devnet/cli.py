@@ -30,6 +30,12 @@ def devnet() -> None:
 def up(
     stages: Annotated[int, typer.Option(help="Stages of the model.")] = 4,
     replicas: Annotated[int, typer.Option(metavar="R", help="Nodes of each stage, which divide its work.")] = 1,
+    seats: Annotated[
+        int,
+        typer.Option(
+            help="Stages in which each node's owner has a seat; with more than one nodes move to weak stages."
+        ),
+    ] = 1,
     until_epoch: Annotated[
         int | None,
         typer.Option(metavar="N", help="End when N epochs are final. Without a terminal 3, with one never."),
@@ -106,6 +112,7 @@ def up(
       commonweight devnet up --byzantine 1:zeros:0.1
       commonweight devnet up --replicas 2 --kill-every 30s
       commonweight devnet up --slow node-1:200ms --link 80mbit:50ms
+      commonweight devnet up --stages 2 --replicas 2 --seats 2 --slow node-0:1s --slow node-1:1s --slow node-1-1:1s
     """
     from rich.console import Console
 
@@ -119,6 +126,7 @@ def up(
     options = DevnetOptions(
         stages=stages,
         replicas=replicas,
+        seats=seats,
         until_epoch=until_epoch if attended or until_epoch is not None else UNATTENDED_EPOCHS,
         backend=backend,  # type: ignore[arg-type]
         seed=seed,

@@ -234,11 +234,21 @@ class Network:
     async def _register(self, ready: Ready, contracts: Contracts, packed: Event) -> Deployment:
         spec = self.options.spec(packed.fields["manifest"], packed.fields["tokens"])
         self.folder.spec.write_bytes(canonical_json(spec.model_dump()))
-        deployment = await asyncio.to_thread(register_model, ready, contracts, spec, self.folder.spec, self.accounts)
-        await asyncio.to_thread(hand_out_money, deployment, self.accounts)
-        await asyncio.to_thread(
-            take_seats, deployment, self.accounts, self.options.node_stages | self.options.auditor_stages
+        options = self.options
+        deployment = await asyncio.to_thread(
+            register_model,
+            ready,
+            contracts,
+            spec,
+            self.folder.spec,
+            self.accounts,
+            max_stages_per_owner=options.seats,
         )
+        await asyncio.to_thread(hand_out_money, deployment, self.accounts)
+        await asyncio.to_thread(take_seats, deployment, self.accounts, options.node_stages | options.auditor_stages)
+        for number in range(1, options.seats):
+            more = {name: (stage + number) % options.stages for name, stage in options.node_stages.items()}
+            await asyncio.to_thread(take_seats, deployment, self.accounts, more)
         return deployment
 
     async def _start(self, name: str, command: list[str], environment: Mapping[str, str] | None = None) -> Child:

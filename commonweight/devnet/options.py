@@ -13,6 +13,8 @@ from commonweight.errors import ConfigError
 from commonweight.links.link import LinkShape
 from commonweight.rules.spec import ModelSpec
 
+MAX_SEATS = 8
+"""Of one owner: so many stakes its pocket money pays for."""
 UNATTENDED_EPOCHS = 3
 """Without a terminal a devnet ends after this many, if nothing else is said."""
 
@@ -28,6 +30,8 @@ class DevnetOptions:
     """Of the model."""
     replicas: int = 1
     """Nodes of each stage."""
+    seats: int = 1
+    """Stages in which each node's owner has a seat: with more than one its node may move."""
     until_epoch: int | None = None
     """End when this many epochs are final; None: when asked to."""
     backend: Backend = "auto"
@@ -63,6 +67,7 @@ class DevnetOptions:
         for name, least in (
             ("stages", 1),
             ("replicas", 1),
+            ("seats", 1),
             ("seed", 0),
             ("rounds_per_epoch", 1),
             ("buyers", 0),
@@ -70,6 +75,10 @@ class DevnetOptions:
         ):
             if (value := getattr(self, name)) < least:
                 raise ConfigError(f"--{name.replace('_', '-')} {value} must be at least {least}.")
+        if self.seats > min(self.stages, MAX_SEATS):
+            raise ConfigError(f"--seats {self.seats}: an owner has one in each stage at most, and {MAX_SEATS} in all.")
+        if self.byzantine and self.seats > 1:
+            raise ConfigError("--byzantine names stages, so its nodes mustn't move: leave out --seats.")
         if self.until_epoch is not None and self.until_epoch < 1:
             raise ConfigError(f"--until-epoch {self.until_epoch} must be at least 1: epoch 0 is the first to end.")
         if self.report is not None:
@@ -83,7 +92,7 @@ class DevnetOptions:
 
     @property
     def node_stages(self) -> dict[str, int]:
-        """By the name of each provider's process, the stage in which it has its seat."""
+        """By the name of each provider's process, the stage in which its owner has its first seat."""
         return node_stages(self.stages, self.replicas)
 
     @property

@@ -43,7 +43,7 @@ def build_report(
     beginning of the first round that was sealed after it, 0 where no round was broken off; `joins`: of nodes, since the
     first round was sealed;
     `rounds_repeated`: begun again because something broke; `replays`: of rounds that went on, because others computed
-    again what was lost. `units_lost`: credited in a sealed round, and not paid
+    again what was lost; `moves`: of nodes to weaker stages. `units_lost`: credited in a sealed round, and not paid
     though nobody was convicted for them.
     `losses` has one number per sealed round, in nats per token; `revenue` is in the revenue token's smallest unit.
     """
@@ -95,6 +95,7 @@ def build_report(
         "joins": state.joins,
         "rounds_repeated": state.repeated,
         "replays": state.replays,
+        "moves": state.moves,
         "recovery_s": list(state.recovery_s),
         "units_lost": str(_units_lost(state, penalties)),
         "answers": {"sold": state.answers, **answers.fields()},

@@ -131,6 +131,8 @@ class DevnetState(Frozen):
     """Rounds that were begun again."""
     replays: int = 0
     """Rounds in which others computed again what a lost replica had, and which went on."""
+    moves: int = 0
+    """Of nodes, to weaker stages."""
     unrecovered: tuple[float, ...] = ()
     """When nodes were killed since the last round was sealed."""
     recovery_s: tuple[float, ...] = ()
@@ -224,6 +226,9 @@ def fold(state: DevnetState, source: str, event: Event) -> DevnetState:
             return _change(state, "address", fields["node"], online=True, joined=True)
         case "coordinator", "node.lost" | "auditor.lost":
             return _change(state, "address", fields["node"], online=False)
+        case "coordinator", "member.moves":
+            state = state.but(moves=state.moves + 1)
+            return _change(state, "address", fields["node"], stage=fields["target"], online=False)
         case "devnet", "fault.begun" if fields["fault"] == "kill":
             return state.but(kills=state.kills + 1, unrecovered=(*state.unrecovered, event.time))
         case "coordinator", "generation.formed":

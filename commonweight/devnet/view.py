@@ -88,6 +88,9 @@ def event_line(state: DevnetState, source: str, event: Event) -> str | None:
             return f"stage {fields['stage']}: {name_of(state, fields['node'])} is slashed"
         case "coordinator", "node.lost":
             return f"stage {fields['stage']}: its node {fields['node']} is lost, the network waits for it"
+        case "coordinator", "member.moves":
+            who, to = name_of(state, fields["node"]), f"from stage {fields['source']} to stage {fields['target']}"
+            return f"{who} moves {to}: {fields['before']:g} microbatches per second become {fields['after']:g}"
         case "coordinator", "generation.formed" if fields["generation"] > 1:
             return f"all stages are held again: generation {fields['generation']} trains from round {fields['round']}"
         case "coordinator", "training.stopped":

@@ -47,6 +47,10 @@ class Move:
     node: str
     source: int
     target: int
+    before: float
+    """Microbatches per second that the target computes without it…"""
+    after: float
+    """…and the weaker of the two stages with it: more."""
 
 
 def stage_throughputs(stages: Sequence[Mapping[str, Replica]], work: Sequence[int]) -> tuple[float, ...]:
@@ -115,7 +119,7 @@ def rebalance(stages: Sequence[Mapping[str, Replica]], work: Sequence[int]) -> M
             gained = min(left, weakest + brought) - weakest
             key = (-gained, node)
             if gained > MOVE_PAYBACK * brought and key < best_key:
-                best, best_key = Move(node, source, target), key
+                best, best_key = Move(node, source, target, weakest, weakest + gained), key
     return best
 
 

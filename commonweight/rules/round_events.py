@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from commonweight.rules.placement import Move
 from commonweight.rules.report import Report
 from commonweight.rules.round_state import Assignment
 
@@ -16,6 +17,8 @@ class Joined:
     """Only a node with the text can hold the first stage."""
     stages: frozenset[int] | None = None
     """Those that its owner's seats on chain let it hold; None where the model asks for no stake."""
+    stays: bool = False
+    """Whether it refuses to move to another stage."""
 
 
 @dataclass(frozen=True)
@@ -193,4 +196,7 @@ class Stop:
     why: str
 
 
-Effect = Seated | Refused | Form | Train | Replay | Excluded | Released | Seal | Pause | Stop
+Effect = Seated | Refused | Form | Train | Replay | Excluded | Released | Move | Seal | Pause | Stop
+"""A Move is carried out by who is told of it: the node's seat is the target's already, and nothing is expected of it
+before it comes back as a newcomer there.
+"""

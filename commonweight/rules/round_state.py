@@ -8,6 +8,7 @@ from types import MappingProxyType
 from typing import TypeVar
 
 from commonweight.rules.assignment import Pace
+from commonweight.rules.placement import Move
 from commonweight.rules.report import Report
 
 V = TypeVar("V")
@@ -46,6 +47,8 @@ class RoundState:
     """Each stage's state root at the start of `round`; () or None where unknown (before the first seal)."""
     phase: Phase = Phase.GATHERING
     online: frozenset[str] = frozenset()
+    open_to: Mapping[str, frozenset[int]] = field(default_factory=_nothing)
+    """Of who is online: the stages that it would move to."""
     versions: Mapping[str, int] = field(default_factory=_nothing)
     """Of who is online and has one: the round that its state is ready to train."""
     crew: frozenset[str] = frozenset()
@@ -80,6 +83,10 @@ class RoundState:
     """Whose work was fraud in the stage that they hold: others do it where there are any."""
     leaving: frozenset[str] = frozenset()
     """Who goes when the round that is being trained is over."""
+    arranged: int = 0
+    """Before which round the members changed last: the paces of those after it are of this arrangement."""
+    move: Move | None = None
+    """Who goes to another stage: online when the round that is being trained is over, otherwise on its way there."""
 
     def holders(self, stage: int, among: frozenset[str] | None = None) -> tuple[str, ...]:
         """Who has a seat in the stage and is online (or `among` others), in order of address."""
@@ -99,6 +106,11 @@ class RoundState:
     def microbatch_s(self, node: str) -> float | None:
         """Seconds per microbatch, as far as it has been measured."""
         return self.paces.get(node, Pace()).microbatch_s
+
+    @property
+    def is_moving(self) -> bool:
+        """Whether somebody is to move when the round that is being trained is over."""
+        return self.move is not None and self.move.node in self.online
 
     def works(self, node: str) -> bool:
         """Whether it has a load in the round that is being trained."""

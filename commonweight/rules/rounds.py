@@ -5,7 +5,7 @@
         └──────────who works is lost───────────┴──────────────────────────────┘  └──────┘ sealed, next round
 
 A stage is held by its **replicas**; they divide each round among themselves, and step alike. A node keeps its **seat**
-(its stage) for good: the same key comes back to the same stage.
+(its stage): the same key comes back to the same stage, unless it was asked to **move**.
 
 The **crew** are the nodes whose pipes are open, or opening. Who works and is lost is replaced while the round goes on:
 its load is **replayed** by other replicas of its stage, from what its neighbours have kept. Where that can't be, for
@@ -21,6 +21,10 @@ Newcomers join the crew of a running generation: while a round is trained where 
 otherwise before the next one, which waits for them a moment. Their first round they spend without a load,
 **shadowing**: they are stepped like the others, and must come out in the same state.
 
+Where one stage is weaker than the others and a replica of another would strengthen it by enough, that replica moves: it
+is chosen at a seal, after rounds in which nobody came or went, works in the round that is planned already, and has the
+other stage's seat from the next seal on. It comes back as a newcomer. So no work is lost, and no round.
+
 `advance(state, event)` is the whole protocol. It has no clock and does no I/O; whoever hosts it stores the
 new state, then carries out the effects, in order.
 """
@@ -31,7 +35,7 @@ from types import MappingProxyType
 from typing import TypeVar
 
 from commonweight.rules.assignment import Pace, assign, reassign, update
-from commonweight.rules.placement import Replica, stage_throughputs, weakest_stage
+from commonweight.rules.placement import Replica, may_hold, rebalance, stage_throughputs, weakest_stage
 from commonweight.rules.report import Report, find_mismatch
 from commonweight.rules.round_events import (
     Broken,
@@ -64,6 +68,10 @@ PATIENCE_ROUNDS = 50
 SMALL_STAGE = 8
 """Replicas, a newcomer included. In a stage of so many at most the next round is planned anew with the newcomer: it
 makes up for what all have done by the plan that they had, which was less than such a part of a round.
+"""
+SETTLED_ROUNDS = 10
+"""With the same members, before one of them is asked to move: what is measured until then is of these. Who is on its
+way is given as long to come.
 """
 MAX_MISMATCHES = 3
 """When the reports of one round have contradicted each other this often, training stops."""
@@ -114,15 +122,32 @@ def _join(state: RoundState, event: Joined) -> Next:
             return state, (Refused(node, "its owner has no seat on chain in any stage of this model"),)
         state = replace(state, seats=_with(state.seats, node, weakest))
         effects = (Seated(node, weakest),)
-    return replace(state, online=state.online | {node}), effects
+    stages = frozenset(
+        stage
+        for stage in range(state.stages)
+        if not event.stays and may_hold(stage, allowed=event.stages, has_data=event.has_data)
+    )
+    has_come = state.move is not None and state.move.node == node
+    return replace(
+        state,
+        online=state.online | {node},
+        open_to=_with(state.open_to, node, stages),
+        move=None if has_come else state.move,
+    ), effects
 
 
 def _throughputs(state: RoundState) -> Sequence[float]:
-    """Microbatches per second of each stage's replicas, as far as they are measured."""
+    """Microbatches per second of each stage's replicas, as far as they are measured. Who moves counts where it goes."""
+    there = state.online if state.move is None else state.online | {state.move.node}
     stages = [
-        {node: Replica(state.microbatch_s(node)) for node in state.holders(stage)} for stage in range(state.stages)
+        {node: Replica(state.microbatch_s(node)) for node in state.holders(stage, there)}
+        for stage in range(state.stages)
     ]
-    return stage_throughputs(stages, state.work or (1,) * state.stages)
+    return stage_throughputs(stages, _work(state))
+
+
+def _work(state: RoundState) -> Sequence[int]:
+    return state.work or (1,) * state.stages
 
 
 def _lose(state: RoundState, node: str) -> Next:
@@ -159,8 +184,10 @@ def _offline(state: RoundState, node: str) -> RoundState:
         state,
         online=state.online - {node},
         leaving=state.leaving - {node},
+        open_to=_without(state.open_to, node),
         versions=_without(state.versions, node),
         stepped=state.stepped - {node},
+        move=None if state.move is not None and state.move.node == node else state.move,
     )
 
 
@@ -260,8 +287,9 @@ def _seal_if_complete(state: RoundState) -> Next:
         mismatches=0,
     )
     state, released = _release(state)
+    state, moved = _rebalance(state)
     state, effects = _go_on(state)
-    return state, (seal, *released, *effects)
+    return state, (seal, *released, *moved, *effects)
 
 
 def _take_back(state: RoundState) -> RoundState:
@@ -275,6 +303,37 @@ def _release(state: RoundState) -> Next:
     for node in leaving:
         state = _without_member(_offline(state, node), node)
     return state, tuple(map(Released, leaving))
+
+
+def _rebalance(state: RoundState) -> Next:
+    """Between two rounds: who was chosen to move goes, or is chosen; neither unless all is as it was for a while."""
+    if not _is_settled(state):
+        return replace(state, move=None) if state.is_moving else state, ()
+    stages = [
+        {
+            node: Replica(
+                state.microbatch_s(node),
+                stages=frozenset() if node in state.convicted else state.open_to[node],
+            )
+            for node in _trusted(state, state.holders(stage, state.members))
+        }
+        for stage in range(state.stages)
+    ]
+    move = state.move
+    if move is None or move.node not in state.online:
+        return replace(state, move=rebalance(stages, _work(state))), ()
+    if move.node not in stages[move.source] or len(stages[move.source]) < 2:
+        return replace(state, move=None), ()
+    state = _without_member(_offline(state, move.node), move.node)
+    seats, paces = _with(state.seats, move.node, move.target), _without(state.paces, move.node)
+    return replace(state, seats=seats, paces=paces, move=move), (move,)
+
+
+def _is_settled(state: RoundState) -> bool:
+    """Whether nobody has come or gone for a while, or is about to."""
+    coming = state.online - state.members - state.in_vain.keys()
+    is_quiet = not state.leaving and not coming and state.crew == state.members
+    return is_quiet and state.round >= state.arranged + SETTLED_ROUNDS
 
 
 def _without_strays(state: RoundState) -> RoundState:
@@ -364,7 +423,9 @@ def _without_newcomers(state: RoundState, nodes: frozenset[str]) -> RoundState:
 def _train(state: RoundState) -> Next:
     """Who is ready trains the next round."""
     assignment = _assign(state)
-    state = _begun(replace(state, phase=Phase.TRAINING, members=state.ready), assignment)
+    arranged = state.arranged if state.ready == state.members else state.round
+    state = replace(state, phase=Phase.TRAINING, members=state.ready, arranged=arranged)
+    state = _begun(state, assignment)
     state, effects = _look_ahead(state)
     return state, (Train(state.generation, state.round, assignment, state.members), *effects)
 
@@ -389,7 +450,7 @@ def _look_ahead(state: RoundState) -> Next:
     are_settled = all(
         node in state.stepped and state.microbatch_s(node) is not None for node in state.members - state.convicted
     )
-    if state.leaving or state.crew != state.members or _late(state) or not are_settled:
+    if state.leaving or state.is_moving or state.crew != state.members or _late(state) or not are_settled:
         return state, ()
     state = replace(state, ahead=_assign(state))
     return state, (Train(state.generation, state.round + 1, state.ahead, state.members),)
@@ -474,6 +535,7 @@ def _without_member(state: RoundState, node: str) -> RoundState:
         crew=state.crew - {node},
         ready=state.ready - {node},
         members=state.members - {node},
+        arranged=state.round if node in state.members else state.arranged,
         versions=_without(state.versions, node),
         stepped=state.stepped - {node},
         reports=_without(state.reports, node),

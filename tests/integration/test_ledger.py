@@ -271,6 +271,13 @@ def test_a_seat_is_given_once(ledger: Ledger) -> None:
     assert ledger.open_model(**MODEL).seats == {NODES[0]: 0, NODES[1]: 0}
 
 
+def test_a_node_that_moves_has_its_seat_in_another_stage(ledger: Ledger, connect: Callable[[], Ledger]) -> None:
+    for node in NODES:
+        ledger.record_seat(0, node)
+    ledger.move_seat(1, NODES[1])
+    assert connect().open_model(**MODEL).seats == {NODES[0]: 0, NODES[1]: 1}
+
+
 @pytest.mark.parametrize(
     "other",
     [
@@ -384,6 +391,8 @@ def test_a_file_that_is_no_database_is_a_ledger_error(tmp_path: Path) -> None:
 
 
 VERSION, LIMIT = 3, 100
+CREW = tuple(enumerate(NODES))
+"""Stage and node."""
 
 
 def reported(name: str, version: int = VERSION) -> Reported:
@@ -420,7 +429,7 @@ def say(ledger: Ledger, name: str, *stages: int, version: int = VERSION) -> None
 
 def complete(ledger: Ledger, limit: int = LIMIT) -> list[str]:
     """Their request ids' first digits."""
-    return [found.request_id.hex()[:8] for found, _ in ledger.complete_answers(2, NODES, limit)]
+    return [found.request_id.hex()[:8] for found, _ in ledger.complete_answers(2, CREW, limit)]
 
 
 def named(*names: str) -> list[str]:
@@ -457,7 +466,7 @@ def test_an_answer_is_complete_when_its_report_and_all_parts_have_come_in_whatev
     ledger.record_served(reported("third"))
     assert complete(connect()) == named("report first", "parts first", "third")  # as they were reported
     assert complete(ledger, limit=2) == named("report first", "parts first")
-    (found, parts), *_ = ledger.complete_answers(2, NODES, 1)
+    (found, parts), *_ = ledger.complete_answers(2, CREW, 1)
     assert (found, parts) == (reported("report first"), (part("report first", 0), part("report first", 1)))
 
 
@@ -465,7 +474,7 @@ def test_what_was_reported_counts_once(ledger: Ledger, connect: Callable[[], Led
     assert ledger.record_served(reported("a"))
     assert not connect().record_served(replace(reported("a"), completion_tokens=9, session=session_of("other")))
     say(ledger, "a")
-    assert [found for found, _ in ledger.complete_answers(2, NODES, LIMIT)] == [reported("a")]
+    assert [found for found, _ in ledger.complete_answers(2, CREW, LIMIT)] == [reported("a")]
     with pytest.raises(LedgerError, match=f"Session {session_of('a').hex()} was reported for another request"):
         ledger.record_served(replace(reported("a"), request_id=b"another request"))
 
@@ -475,7 +484,7 @@ def test_of_a_stage_s_parts_of_one_session_the_first_counts(ledger: Ledger, conn
     say(connect(), "a", 0, 1)  # the same again
     assert not connect().record_part(part("a", 1, said=b"no"), LIMIT)
     ledger.record_served(reported("a"))
-    ((_, parts),) = ledger.complete_answers(2, NODES, LIMIT)
+    ((_, parts),) = ledger.complete_answers(2, CREW, LIMIT)
     assert [each.message for each in parts] == [b"so", b"so"]
 
 
@@ -486,10 +495,12 @@ def test_answers_of_who_isn_t_named_aren_t_complete(ledger: Ledger) -> None:
     for name, node in (("a", REPLICAS[1][0]), ("b", NODES[1]), ("c", REPLICAS[1][0])):
         assert ledger.record_part(replace(part(name, 1), node=node), LIMIT)
     assert complete(ledger) == named("b")
-    others = ledger.complete_answers(2, {NODES[0], REPLICAS[1][0]}, 1)
+    others = ledger.complete_answers(2, [(0, NODES[0]), (1, REPLICAS[1][0])], 1)
     assert [found for found, _ in others] == [reported("a")]
     assert [each.node for each in others[0][1]] == [NODES[0], REPLICAS[1][0]]
-    assert ledger.complete_answers(2, {}, LIMIT) == []
+    assert ledger.complete_answers(2, (), LIMIT) == []
+    moved = [(0, REPLICAS[1][0]), (1, NODES[0])]
+    assert ledger.complete_answers(2, moved, LIMIT) == [], "a part counts where its node has it from"
 
 
 def test_a_node_s_oldest_part_makes_room(ledger: Ledger) -> None:

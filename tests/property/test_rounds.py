@@ -12,6 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from commonweight.rules import rounds
 from commonweight.rules.load import Load, is_divided
+from commonweight.rules.placement import Move
 from commonweight.rules.report import Report, find_mismatch
 from commonweight.rules.round_events import (
     Broken,
@@ -38,7 +39,7 @@ from commonweight.rules.round_events import (
     Waited,
 )
 from commonweight.rules.round_state import Assignment, Phase, RoundState
-from commonweight.rules.rounds import MAX_MISMATCHES, advance
+from commonweight.rules.rounds import MAX_MISMATCHES, SETTLED_ROUNDS, advance
 from tools.build_vectors import honest_reports, mark
 
 NODES = tuple(f"node {i}" for i in range(6))
@@ -118,10 +119,10 @@ class Rounds(RuleBasedStateMachine):
 
     # What happens.
 
-    @rule(node=nodes, has_data=st.booleans(), stages=st.none() | st.frozensets(st.integers(0, 3)))
-    def join(self, node: str, has_data: bool, stages: frozenset[int] | None) -> None:
+    @rule(node=nodes, has_data=st.booleans(), stages=st.none() | st.frozensets(st.integers(0, 3)), stays=st.booleans())
+    def join(self, node: str, has_data: bool, stages: frozenset[int] | None, stays: bool) -> None:
         old = self.state
-        effects = self.send(Joined(node, has_data, stages))
+        effects = self.send(Joined(node, has_data, stages, stays))
         held = old.seats.get(node)
         may_hold = [stage for stage in range(old.stages) if stages is None or stage in stages]
         if held is None:
@@ -138,7 +139,8 @@ class Rounds(RuleBasedStateMachine):
                 typical = sum(speeds.values()) / len(speeds) if speeds else 1.0
 
                 def throughput(stage: int) -> float:
-                    return sum(speeds.get(each, typical) for each in old.holders(stage))
+                    there = old.online if old.move is None else old.online | {old.move.node}
+                    return sum(speeds.get(each, typical) for each in old.holders(stage, there))
 
                 assert throughput(seat) <= min(map(throughput, may_hold)) + 1e-9
 
@@ -231,6 +233,11 @@ class Rounds(RuleBasedStateMachine):
         self.all_have_the_version()
         self.all_ready()
 
+    @rule()
+    def nobody_comes_or_goes_for_a_while(self) -> None:
+        """So many rounds that somebody may be asked to move."""
+        self.state = replace(self.state, arranged=self.state.round - SETTLED_ROUNDS)
+
     @rule(lie=st.sampled_from(LIES), liar=nodes, order=st.permutations(NODES), busy_s=seconds)
     def all_report(self, lie: str, liar: str, order: list[str], busy_s: float) -> None:
         """Every member, in some order, at most one of them with a lie, each as fast as its place in it."""
@@ -297,7 +304,8 @@ class Rounds(RuleBasedStateMachine):
         if Refused in kinds:
             assert (self.state, kinds) == (old, [Refused])
         assert self.state.generation >= old.generation
-        assert all(self.state.seats[node] == stage for node, stage in old.seats.items())
+        moved = {effect.node for effect in effects if isinstance(effect, Move)}
+        assert {node for node, stage in old.seats.items() if self.state.seats[node] != stage} == moved
         if Seal not in kinds:
             assert (self.state.round, self.state.roots) == (old.round, old.roots)
             assert self.state.ahead in ((), old.ahead) or Train in kinds
@@ -314,7 +322,7 @@ class Rounds(RuleBasedStateMachine):
         if {Train, Pause, Seal, Stop} & set(kinds):
             self.told = {}
         self.proven &= self.state.stepped
-        assert [kind for kind in kinds if kind not in (Excluded, Released)] in (
+        assert [kind for kind in kinds if kind not in (Excluded, Released, Move)] in (
             [],
             [Refused],
             [Seated],
@@ -420,6 +428,17 @@ class Rounds(RuleBasedStateMachine):
             case Released(node):
                 assert node in old.leaving or (isinstance(event, Leaving) and event.node == node)
                 assert node not in state.online | state.crew | state.leaving
+            case Move(node, source, target, before, after):
+                assert old.move == effect, "it was chosen when the round before was sealed"
+                assert (old.seats[node], state.seats[node]) == (source, target)
+                assert node in old.reports or event.node == node, "it has done its part"  # type: ignore[union-attr]
+                assert node not in old.convicted | old.leaving
+                assert target in old.open_to[node]
+                assert node not in state.online | state.crew | state.members
+                left = set(state.holders(source, state.ready))
+                assert left - state.convicted, "somebody is left who works"
+                assert not old.ahead, "nothing is taken back for it"
+                assert after > before
             case Seal(round_, reports, next_taken_back):
                 self.check_seal(round_, reports, old)
                 was_given = (old.generation, round_ + 1) in self.given
@@ -476,6 +495,10 @@ class Rounds(RuleBasedStateMachine):
         assert state.ready <= state.crew <= state.online
         assert state.members - state.ready <= state.reports.keys(), "who is gone has done its work"
         assert state.leaving <= state.online
+        assert state.open_to.keys() == state.online
+        if state.move is not None:
+            at = state.move.source if state.is_moving else state.move.target
+            assert state.seats[state.move.node] == at
         assert all(version <= state.round for version in state.versions.values())
         could_form = {state.seats[node] for node, round_ in state.versions.items() if round_ == state.round}
         if state.phase in (Phase.FORMING, Phase.TRAINING):
@@ -489,6 +512,7 @@ class Rounds(RuleBasedStateMachine):
             assert state.phase is Phase.TRAINING
             assert state.members <= state.ready
             assert not state.leaving
+            assert not state.is_moving
         assert all(state.seats[node] == report.stage for node, report in state.reports.items())
         assert all(report.round == state.round for report in state.reports.values())
         assert state.mismatches <= MAX_MISMATCHES

@@ -374,6 +374,7 @@ class Bench:
             account=node,
             has_data=True,
             stages=None,
+            stays=False,
             send=send,
         )
 

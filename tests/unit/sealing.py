@@ -112,7 +112,9 @@ def answers(round_: int, count: int = 7) -> list[pb.SealedAnswer]:
 
 def signed(round_: int) -> Signed:
     """What the tested replica has signed."""
-    return Signed(generation=1, round=round_, output=to_hex(output_of(round_, STAGE, REPLICA)), is_loaded=True)
+    return Signed(
+        generation=1, round=round_, stage=STAGE, output=to_hex(output_of(round_, STAGE, REPLICA)), is_loaded=True
+    )
 
 
 def sealed(round_: int, retained: Iterable[int] | None = None, **changes: Any) -> pb.RoundSealed:

@@ -40,7 +40,7 @@ def drawn_of(number: int, replicas: int = 1) -> Draw:
 def told(number: int, replicas: int = 1) -> list[pb.RoundSealed]:
     """Of this round, stage by stage, replica by replica."""
     drawn = drawn_of(number, replicas)
-    return [drawn.announcement(stage, node, [number]) for stage in range(STAGES) for node in nodes_of(stage, replicas)]
+    return [drawn.announcement(node, [number]) for stage in range(STAGES) for node in nodes_of(stage, replicas)]
 
 
 def tip(number: int) -> bytes:
@@ -71,7 +71,7 @@ def test_each_node_is_told_its_own_salt_and_all_else_as_the_others(number: int, 
 
 
 def test_who_has_no_receipt_in_the_round_is_told_no_salt() -> None:
-    (alone, *_), message = told(3), drawn_of(3).announcement(0, SECOND[0], [3])
+    (alone, *_), message = told(3), drawn_of(3).announcement(SECOND[0], [3])
     alone.ClearField("salt")
     assert message == alone
     assert not message.salt
@@ -98,7 +98,7 @@ def test_what_it_is_told_draws_the_same(replicas: int) -> None:
     kinds: set[Kind] = set()
     for number in ROUNDS:
         drawn = drawn_of(number, replicas)
-        message = drawn.announcement(1, NODES[1], [])
+        message = drawn.announcement(NODES[1], [])
         leaves = [
             answer_leaf(index, it.round, it.session, it.prompt_tokens, it.fed, it.traces)
             for index, it in enumerate(message.answers)

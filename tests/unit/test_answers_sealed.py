@@ -92,7 +92,7 @@ class World:
             self.inboxes[stage].append(message.answer.session)
 
         node = NODES[stage].address
-        return Member(node, "peer", "", "", b"", node, node, True, None, send)
+        return Member(node, "peer", "", "", b"", node, node, True, None, False, send)
 
     def signed(
         self, stage: int, answer: Answer, signer: NodeIdentity | None = None, place: Place = PLACE, as_stage: int = -1

@@ -139,7 +139,7 @@ async def test_an_answer_is_replayed_by_what_its_provider_alone_has_to_serve(ben
 
 
 def told_of(bench: Bench, drawn: Draw, stage: int = 0) -> pb.RoundSealed:
-    return bench.auditing.announcement(drawn, stage, NODES[stage])
+    return bench.auditing.announcement(drawn, NODES[stage])
 
 
 async def test_nodes_are_told_which_rounds_to_retain(bench: Bench) -> None:

@@ -118,7 +118,7 @@ async def test_a_coordinator_that_was_killed_tells_each_replica_its_own(bench: B
     for stage, replica in sorted(SHARED):
         node = nodes_of(stage, REPLICAS)[replica]
         (heard,) = [message.sealed for message in again.inboxes[node]]
-        assert heard == bench.auditing.announcement(sealed, stage, node)
+        assert heard == bench.auditing.announcement(sealed, node)
         assert heard.replica == replica
         loads = [unpack_load(load, MICROBATCHES) for load in heard.stages[stage].loads]
         assert loads == [tuple(range(each, MICROBATCHES, REPLICAS)) for each in range(REPLICAS)]

@@ -63,6 +63,9 @@ MANIFEST = "0x" + "ab" * 32
         ({"partition": ("node-1:up",)}, "--partition 'node-1:up': 'up' is neither `in`"),
         ({"partition": ("node-0,node-1",), "stages": 2}, "--partition 'node-0,node-1': these are all nodes"),
         ({"auditors": -1}, "--auditors -1 must be at least 0"),
+        ({"seats": 0}, "--seats 0 must be at least 1"),
+        ({"seats": 3, "stages": 2}, "--seats 3: an owner has one in each stage at most, and 8 in all."),
+        ({"seats": 2, "byzantine": ("1:zeros",)}, "--byzantine names stages, so its nodes mustn't move"),
         (
             {"byzantine": ("1:collude",), "auditors": 1},
             "--byzantine '1:collude': collude takes an auditor of stage 1: give --auditors 2.",

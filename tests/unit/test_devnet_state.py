@@ -107,6 +107,13 @@ def test_only_the_coordinator_can_seal_a_round() -> None:
     assert fold(state, "node-0", event("round.sealed", round=0)).losses == ()
 
 
+def test_a_node_that_moves_is_shown_in_its_new_stage() -> None:
+    address = after(*START).nodes[1].address
+    moves = event("member.moves", node=address, source=1, target=0, before=1.0, after=2.0)
+    state = fold(after(*START), "coordinator", moves)
+    assert (state.moves, state.nodes[1].stage, state.nodes[1].online) == (1, 0, False)
+
+
 def test_what_a_kill_costs_is_the_time_until_others_have_its_work_or_a_sealed_round_begins() -> None:
     killed = ("devnet", event("fault.begun", at=111.0, fault="kill", name="node-1", how=""))
     state = after(*START, *SETTLED, killed)

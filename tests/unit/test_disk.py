@@ -34,7 +34,7 @@ def test_a_file_has_its_name_on_the_disk(tmp_path: Path, order: list[str]) -> No
 
 def test_a_promise_is_on_the_disk_before_a_signature_leaves(tmp_path: Path, order: list[str]) -> None:
     """With the old name after a power cut, the node would sign twice for a unit, which costs the seat's stake."""
-    Receipts(tmp_path, 3).promise(1, 0, bytes(32), is_loaded=True)
+    Receipts(tmp_path, 3).promise(1, 0, 0, bytes(32), is_loaded=True)
     assert order == ["file", "rename", "folder"]
 
 

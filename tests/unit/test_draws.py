@@ -150,7 +150,7 @@ def draws_of(stage: int, directory: Path, round_: int) -> Draws:
     if stage == STAGE:
         return draws
     assert draws._known is not None
-    others = tuple(each.model_copy(update={"replica": 0}) for each in draws._known.rounds)
+    others = tuple(each.model_copy(update={"stage": stage, "replica": 0}) for each in draws._known.rounds)
     return replace(draws, stage=stage, _known=draws._known.model_copy(update={"rounds": others}))
 
 
@@ -239,6 +239,63 @@ def test_a_node_that_died_before_it_heard_of_the_seal_checks_it_afterwards(tmp_p
         draws.seal(sealed(audit.round, beacon=b"\1" * 32), signed(audit.round))
     draws.seal(sealed(audit.round), signed(audit.round))
     draws.grant(grant(audit))
+
+
+def moved(stage: int = STAGE + 2) -> pb.Assignment:
+    """The node's assignment in another stage."""
+    assignment = pb.Assignment()
+    assignment.CopyFrom(ASSIGNMENT)
+    assignment.stage = stage
+    return assignment
+
+
+def folders_of(directory: Path, stage: int) -> list[Path]:
+    """Where a node keeps what is of a stage."""
+    return [directory / kind / f"stage-{stage}" for kind in ("", "published", "answers")]
+
+
+@pytest.mark.parametrize("is_restarted", [True, False])
+def test_a_node_that_has_moved_answers_for_its_rounds_in_the_stage_before(tmp_path: Path, is_restarted: bool) -> None:
+    audit = find(STAGE, Kind.ROUND)
+    draws = draws_at(tmp_path, audit.round)
+    if is_restarted:
+        draws = Draws.open(tmp_path, moved())
+    draws.stage = STAGE + 2
+    draws.grant(grant(audit))
+    assert draws.stage_in(audit.round) == STAGE
+    assert draws.allows_state(AUDITOR.der, audit.round)
+    with pytest.raises(UnplannedMessage, match="neither this node's"):
+        draws.grant(grant(find(STAGE + 2)))
+
+
+def test_a_node_that_moved_before_it_heard_of_the_seal_checks_it_by_the_stage_that_it_has_signed_for(
+    tmp_path: Path,
+) -> None:
+    audit = find(STAGE, Kind.ROUND)
+    Draws.open(tmp_path, ASSIGNMENT).plan(audit.round, tip_of(audit.round))
+    draws = Draws.open(tmp_path, moved())
+    draws.seal(sealed(audit.round), signed(audit.round))
+    assert draws.grant(grant(audit)) == audit
+    assert draws.stage_in(audit.round) == STAGE
+
+
+def test_what_a_node_has_of_the_stage_before_goes_when_no_audit_can_ask_for_it(tmp_path: Path) -> None:
+    draws = draws_at(tmp_path, 0, 1)
+    mine, other = folders_of(tmp_path, STAGE), folders_of(tmp_path, STAGE + 2)
+    pieces = tmp_path / "pieces" / f"stage-{STAGE}"
+    for folder in (*mine, *other, pieces):
+        folder.mkdir(parents=True, exist_ok=True)
+    draws.stage = STAGE + 2
+    there = signed(2).model_copy(update={"stage": STAGE + 2})
+    draws.seal(sealed(1, [0]), signed(1))
+    draws.seal(sealed(0, []), signed(1))
+    assert all(folder.exists() for folder in (*mine, *other)), "it may not have heard of its last round there yet"
+    draws.seal(sealed(1, [1]), signed(1))
+    draws.seal(sealed(1, [1]), there)
+    assert all(folder.exists() for folder in (*mine, *other)), "round 1 isn't decided"
+    draws.seal(sealed(1, []), there)
+    assert not any(folder.exists() for folder in mine)
+    assert all(folder.exists() for folder in (*other, pieces))
 
 
 def test_a_node_that_has_lost_what_it_knew_lets_nobody_fetch(tmp_path: Path) -> None:

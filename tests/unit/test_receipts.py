@@ -47,20 +47,20 @@ def test_later_units_are_promised_and_the_same_one_again(tmp_path: Path) -> None
     mine = receipts(tmp_path)
     for generation, round_ in ((1, 0), (1, 1), (3, 1), (3, 2)):
         for _ in range(2):
-            mine.promise(generation, round_, bytes([generation, round_]) * 16, is_loaded=True)
+            mine.promise(generation, round_, 0, bytes([generation, round_]) * 16, is_loaded=True)
 
 
 @pytest.mark.parametrize(("generation", "round_"), [(3, 5), (3, 4), (2, 9)])
 def test_no_second_output_for_a_unit_even_after_a_restart(tmp_path: Path, generation: int, round_: int) -> None:
-    receipts(tmp_path).promise(3, 5, b"\1" * 32, is_loaded=True)
+    receipts(tmp_path).promise(3, 5, 0, b"\1" * 32, is_loaded=True)
     with pytest.raises(StateError, match="won't sign"):
-        receipts(tmp_path).promise(generation, round_, b"\2" * 32, is_loaded=True)
-    receipts(tmp_path).promise(3, 5, b"\1" * 32, is_loaded=True)  # a report that is sent again
-    receipts(tmp_path).promise(3, 6, b"\2" * 32, is_loaded=True)
+        receipts(tmp_path).promise(generation, round_, 0, b"\2" * 32, is_loaded=True)
+    receipts(tmp_path).promise(3, 5, 0, b"\1" * 32, is_loaded=True)  # a report that is sent again
+    receipts(tmp_path).promise(3, 6, 0, b"\2" * 32, is_loaded=True)
 
 
 def test_a_damaged_memory_is_not_taken_for_none(tmp_path: Path) -> None:
-    receipts(tmp_path).promise(1, 0, b"\1" * 32, is_loaded=True)
+    receipts(tmp_path).promise(1, 0, 0, b"\1" * 32, is_loaded=True)
     (tmp_path / "receipts" / "last.json").write_text("{")
     with pytest.raises(StateError, match="can't be read"):
         receipts(tmp_path)
@@ -68,7 +68,7 @@ def test_a_damaged_memory_is_not_taken_for_none(tmp_path: Path) -> None:
 
 def test_only_sealed_rounds_are_kept_and_a_torn_line_is_left_out(tmp_path: Path) -> None:
     mine = receipts(tmp_path)
-    mine.promise(1, 0, b"\1" * 32, is_loaded=True)
+    mine.promise(1, 0, 0, b"\1" * 32, is_loaded=True)
     mine.signed(own(0))
     mine.signed(own(1))
     mine.signed(own(1, generation=2))  # the round was trained again

@@ -21,6 +21,7 @@ MEMBER = Member(
     account="0x3C44CdDdB6a900fa2b585dd299e03d12FA4293BC",
     has_data=True,
     stages=frozenset({1}),
+    stays=False,
     send=lambda _: None,
 )
 AUDITOR = AuditorMember(

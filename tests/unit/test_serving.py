@@ -78,6 +78,7 @@ class World:
             account=f"account {number}",
             has_data=True,
             stages=None,
+            stays=False,
             send=send,
         )
 

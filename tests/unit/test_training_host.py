@@ -84,6 +84,9 @@ class World:
     def record_seat(self, stage: int, node: str) -> None:
         self.write("ledger", "seat", stage, NAMES[node])
 
+    def move_seat(self, stage: int, node: str) -> None:
+        self.write("ledger", "moved", stage, NAMES[node])
+
     def record_generation(self, generation: int) -> None:
         self.write("ledger", "generation", generation)
 
@@ -145,7 +148,9 @@ class World:
         name, account = NAMES[node], account or node
         address = f"127.0.0.1:{9000 + ord(name)}"
         certificate = f"certificate of {name}".encode()
-        return Member(node, f"peer of {name}", address, address, certificate, node, account, has_data, stages, send)
+        return Member(
+            node, f"peer of {name}", address, address, certificate, node, account, has_data, stages, False, send
+        )
 
     def write(self, *entry: Any) -> None:
         if entry[:2] == ("ledger", self.faulty):
@@ -233,12 +238,14 @@ class World:
         self.training.submit(member, Submission(*who, generation, report, signature, message))
         return report
 
-    async def seal(self, members: Sequence[Member], generation: int, round_: int) -> None:
-        """All report honestly, as planned."""
+    async def seal(
+        self, members: Sequence[Member], generation: int, round_: int, *, busy_s: Mapping[str, float] | None = None
+    ) -> None:
+        """All report honestly, as planned. `busy_s`: by node, where it isn't a tenth of a second."""
         for member in members:
-            stage = self.training.stage_of(member.node)
+            stage, worked_s = self.training.stage_of(member.node), (busy_s or {}).get(member.node, 0.1)
             assert stage is not None
-            self.report(member, generation, round_, stage, load=self.load(member, round_))
+            self.report(member, generation, round_, stage, load=self.load(member, round_), busy_s=worked_s)
         await self.until(NAMES[members[-1].node], "sealed", round_)
 
 
@@ -257,8 +264,8 @@ class Audits:
     def sealed(self, drawn: Draw) -> None:
         pass
 
-    def announcement(self, drawn: Draw, stage: int, node: str) -> pb.RoundSealed:
-        return drawn.announcement(stage, node, [])
+    def announcement(self, drawn: Draw, node: str) -> pb.RoundSealed:
+        return drawn.announcement(node, [])
 
     def obstacle(self, round_: int) -> str | None:
         return self.world.obstacles.get(round_)

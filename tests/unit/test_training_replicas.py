@@ -35,12 +35,12 @@ async def shadowing(world: World) -> list[Member]:
     members = await training(world)
     (newcomer,) = await world.arrive(C)
     await world.seal(members, 1, 0)
-    world.training.note_version(newcomer, 1)
-    await world.until("C", "formation", 1, 1)
+    await world.seal(members, 1, 1)
+    world.training.note_version(newcomer, 2)
+    await world.until("C", "formation", 1, 2)
     world.training.open_pipes(newcomer, 1)
     await world.heard_all()
-    await world.seal(members, 1, 1)
-    await world.seal(members, 1, 2)  # it was planned already, without C
+    await world.seal(members, 1, 2)  # the next one was planned without C, and is planned anew
     await world.until("C", "plan", 1, 3)
     world.training.note_version(newcomer, 3)
     await world.heard_all()
@@ -361,6 +361,41 @@ async def test_who_wants_to_leave_is_let_go_after_its_round() -> None:
         await world.seal(members, 1, 5)
         await world.arrive(C)
         assert world.told(C, "version")[-1].round == 6, "it may come back"
+
+
+async def test_a_replica_moves_to_the_weakest_stage_and_is_told_of_its_last_round_as_what_it_was(
+    monkeypatch: pytest.MonkeyPatch, told: list[tuple[str, dict[str, Any]]]
+) -> None:
+    monkeypatch.setattr("commonweight.rules.rounds.SETTLED_ROUNDS", 2)
+    async with a_world() as world:
+        members = await sharing(world)
+        a, b, c = members
+        slow = {B: 10.0}
+        for round_ in (4, 5):
+            await world.until("C", "plan", 1, round_)
+            await world.seal(members, 1, round_, busy_s=slow)
+        await world.until("A", "move")
+        order = [entry for entry in world.log if entry in (("ledger", "moved", 1, "A"), ("A", "move", 1))]
+        assert order == [("ledger", "moved", 1, "A"), ("A", "move", 1)], "what must survive is stored before"
+        assert world.log.index(("A", "sealed", 5)) < world.log.index(order[0]) + 2
+        ((_, moves),) = [said for said in told if said[0] == "member.moves"]
+        assert (moves["node"], moves["source"], moves["target"]) == (A, 0, 1)
+        assert moves["before"] < moves["after"]
+        last = world.told(A, "sealed")[-1]
+        numbers = [credit.node for credit in world.credits[5] if credit.stage == 0]
+        seed = world.seed(5)
+        assert (last.replica, last.salt) == (numbers.index(A), seal_salt(seed, 5, 0, numbers.index(A)))
+        assert not last.next_taken_back
+
+        world.training.break_pipes(b, 1, "WIRE_UNREACHABLE: it is gone", A)  # as its neighbours find
+        world.training.leave(a)
+        await world.until("C", "plan", 1, 6)
+        await world.seal([b, c], 1, 6, busy_s=slow)
+        (a,) = await world.arrive(A)
+        assert world.told(A, "assignment")[-1].stage == 1
+        world.training.note_version(a, 7)
+        await world.until("A", "formation", 1)
+        assert paused(world) == []
 
 
 async def test_a_newcomer_that_can_t_be_reached_leaves_the_crew_and_nobody_else_does() -> None:

@@ -75,18 +75,20 @@ class HasVersion(_message.Message):
     def __init__(self, round: _Optional[int] = ...) -> None: ...
 
 class Join(_message.Message):
-    __slots__ = ("data_address", "certificate", "payout_account", "has_data", "evidence_address")
+    __slots__ = ("data_address", "certificate", "payout_account", "has_data", "evidence_address", "stays")
     DATA_ADDRESS_FIELD_NUMBER: _ClassVar[int]
     CERTIFICATE_FIELD_NUMBER: _ClassVar[int]
     PAYOUT_ACCOUNT_FIELD_NUMBER: _ClassVar[int]
     HAS_DATA_FIELD_NUMBER: _ClassVar[int]
     EVIDENCE_ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    STAYS_FIELD_NUMBER: _ClassVar[int]
     data_address: str
     certificate: bytes
     payout_account: str
     has_data: bool
     evidence_address: str
-    def __init__(self, data_address: _Optional[str] = ..., certificate: _Optional[bytes] = ..., payout_account: _Optional[str] = ..., has_data: _Optional[bool] = ..., evidence_address: _Optional[str] = ...) -> None: ...
+    stays: bool
+    def __init__(self, data_address: _Optional[str] = ..., certificate: _Optional[bytes] = ..., payout_account: _Optional[str] = ..., has_data: _Optional[bool] = ..., evidence_address: _Optional[str] = ..., stays: _Optional[bool] = ...) -> None: ...
 
 class AuditorJoin(_message.Message):
     __slots__ = ("certificate",)
@@ -209,7 +211,7 @@ class Hop(_message.Message):
     def __init__(self, tokens: _Optional[bytes] = ..., activation_in: _Optional[bytes] = ..., activation_out: _Optional[bytes] = ..., gradient_in: _Optional[bytes] = ..., gradient_out: _Optional[bytes] = ..., loss: _Optional[float] = ..., sketch: _Optional[bytes] = ..., microbatch: _Optional[int] = ...) -> None: ...
 
 class CoordinatorMessage(_message.Message):
-    __slots__ = ("assignment", "formation", "plan", "pause", "heartbeat", "sealed", "finished", "publish", "decode_peers", "audit", "enlisted", "order", "recording", "answer", "version", "replicas", "make", "keep")
+    __slots__ = ("assignment", "formation", "plan", "pause", "heartbeat", "sealed", "finished", "publish", "decode_peers", "audit", "enlisted", "order", "recording", "answer", "version", "replicas", "make", "keep", "move")
     ASSIGNMENT_FIELD_NUMBER: _ClassVar[int]
     FORMATION_FIELD_NUMBER: _ClassVar[int]
     PLAN_FIELD_NUMBER: _ClassVar[int]
@@ -228,6 +230,7 @@ class CoordinatorMessage(_message.Message):
     REPLICAS_FIELD_NUMBER: _ClassVar[int]
     MAKE_FIELD_NUMBER: _ClassVar[int]
     KEEP_FIELD_NUMBER: _ClassVar[int]
+    MOVE_FIELD_NUMBER: _ClassVar[int]
     assignment: Assignment
     formation: Formation
     plan: RoundPlan
@@ -246,7 +249,8 @@ class CoordinatorMessage(_message.Message):
     replicas: ReplicaGrant
     make: MakePieces
     keep: KeepPieces
-    def __init__(self, assignment: _Optional[_Union[Assignment, _Mapping]] = ..., formation: _Optional[_Union[Formation, _Mapping]] = ..., plan: _Optional[_Union[RoundPlan, _Mapping]] = ..., pause: _Optional[_Union[Pause, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., sealed: _Optional[_Union[RoundSealed, _Mapping]] = ..., finished: _Optional[_Union[Finished, _Mapping]] = ..., publish: _Optional[_Union[Publish, _Mapping]] = ..., decode_peers: _Optional[_Union[DecodePeers, _Mapping]] = ..., audit: _Optional[_Union[AuditGrant, _Mapping]] = ..., enlisted: _Optional[_Union[Enlisted, _Mapping]] = ..., order: _Optional[_Union[AuditOrder, _Mapping]] = ..., recording: _Optional[_Union[AuditOrder, _Mapping]] = ..., answer: _Optional[_Union[AnswerRecorded, _Mapping]] = ..., version: _Optional[_Union[Version, _Mapping]] = ..., replicas: _Optional[_Union[ReplicaGrant, _Mapping]] = ..., make: _Optional[_Union[MakePieces, _Mapping]] = ..., keep: _Optional[_Union[KeepPieces, _Mapping]] = ...) -> None: ...
+    move: Move
+    def __init__(self, assignment: _Optional[_Union[Assignment, _Mapping]] = ..., formation: _Optional[_Union[Formation, _Mapping]] = ..., plan: _Optional[_Union[RoundPlan, _Mapping]] = ..., pause: _Optional[_Union[Pause, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., sealed: _Optional[_Union[RoundSealed, _Mapping]] = ..., finished: _Optional[_Union[Finished, _Mapping]] = ..., publish: _Optional[_Union[Publish, _Mapping]] = ..., decode_peers: _Optional[_Union[DecodePeers, _Mapping]] = ..., audit: _Optional[_Union[AuditGrant, _Mapping]] = ..., enlisted: _Optional[_Union[Enlisted, _Mapping]] = ..., order: _Optional[_Union[AuditOrder, _Mapping]] = ..., recording: _Optional[_Union[AuditOrder, _Mapping]] = ..., answer: _Optional[_Union[AnswerRecorded, _Mapping]] = ..., version: _Optional[_Union[Version, _Mapping]] = ..., replicas: _Optional[_Union[ReplicaGrant, _Mapping]] = ..., make: _Optional[_Union[MakePieces, _Mapping]] = ..., keep: _Optional[_Union[KeepPieces, _Mapping]] = ..., move: _Optional[_Union[Move, _Mapping]] = ...) -> None: ...
 
 class Version(_message.Message):
     __slots__ = ("round", "state_root", "sources", "keepers", "makers")
@@ -293,6 +297,16 @@ class Enlisted(_message.Message):
     chain_id: int
     settlement: str
     def __init__(self, spec: _Optional[bytes] = ..., model_id: _Optional[bytes] = ..., chain_id: _Optional[int] = ..., settlement: _Optional[str] = ...) -> None: ...
+
+class Move(_message.Message):
+    __slots__ = ("stage", "before", "after")
+    STAGE_FIELD_NUMBER: _ClassVar[int]
+    BEFORE_FIELD_NUMBER: _ClassVar[int]
+    AFTER_FIELD_NUMBER: _ClassVar[int]
+    stage: int
+    before: float
+    after: float
+    def __init__(self, stage: _Optional[int] = ..., before: _Optional[float] = ..., after: _Optional[float] = ...) -> None: ...
 
 class Formation(_message.Message):
     __slots__ = ("generation", "round", "previous", "next", "replicas")
