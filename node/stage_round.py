@@ -11,7 +11,7 @@ answered with the gradient that was computed of the first. Both are the bits tha
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -107,6 +107,10 @@ class StageRound:
     """By node of the next stage, how long its gradients took, in this round and before."""
     window: int
     """How many microbatches may be sent on and not answered."""
+    overlapped_s: Mapping[str, float] = field(default_factory=dict)
+    """By node of the next stage, the shortest time in which a gradient of the round before came, where that is under
+    way still: none of this round's comes as fast as when nothing is in flight.
+    """
     alone_s: float = math.inf
     """Since when the round before is sealed, so that its neighbours have nothing else to do (`time.monotonic`)."""
     busy_s: float = 0.0
@@ -125,7 +129,7 @@ class StageRound:
     _sent_s: dict[int, float] = field(default_factory=dict)
     """When it was, of what isn't answered (`time.monotonic`)."""
     _fastest_s: dict[str, float] = field(default_factory=dict)
-    """By node of the next stage, the shortest time in which a gradient came in this round."""
+    """By node of the next stage, the shortest time in which a gradient came in this round, or those it overlaps."""
     _answered_s: list[float] = field(default_factory=list)
     """When gradients came (`time.monotonic`)."""
     _in_flight: dict[int, _Pending] = field(default_factory=dict)
@@ -167,6 +171,11 @@ class StageRound:
                 )
             elif microbatch in self._hops:
                 self._answer(microbatch, self._read(self._hops[microbatch].gradient_out, self._code))
+
+    @property
+    def fastest_s(self) -> Mapping[str, float]:
+        """By node of the next stage, the shortest time in which a gradient came since nothing was in flight."""
+        return self._fastest_s
 
     @property
     def in_flight(self) -> int:
@@ -235,7 +244,8 @@ class StageRound:
     def _note_answer(self, node: str, sent_s: float, now_s: float) -> None:
         answer_s = now_s - (max(sent_s, self.alone_s) if self.alone_s < now_s else sent_s)
         self.answers[node] = update(self.answers.get(node, Pace()), 1, answer_s)
-        self._fastest_s[node] = min(self._fastest_s.get(node, math.inf), answer_s)
+        fastest_s = self._fastest_s.get(node, self.overlapped_s.get(node, math.inf))
+        self._fastest_s[node] = min(fastest_s, now_s - sent_s)
         self._answered_s.append(now_s)
 
     @property

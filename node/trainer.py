@@ -312,6 +312,7 @@ class Trainer:
             send_down=self.outlet.send_down,
             send_up=self.outlet.send_up,
             answers=self._answers,
+            overlapped_s=self._round.fastest_s if self._round is not None and stage is self.spare else {},
             window=self._window or in_flight_limit(self.spec, self.stage.index),
         )
 

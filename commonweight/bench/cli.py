@@ -349,6 +349,67 @@ def swarm(
     publish("swarm", here, asdict(bench) | {"runs": runs}, results, json)
 
 
+@app.command()
+def links(
+    json: Annotated[Path | None, typer.Option(help="Write the results to this file, too.")] = None,
+    link: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="RATE:DELAY[:loss=LOSS]",
+            help="Between neighbours; repeat. Default: 80mbit:50ms, 8mbit:50ms, 80mbit:50ms:loss=1%.",
+        ),
+    ] = None,
+    boundary_dim: Annotated[
+        list[int] | None,
+        typer.Option(min=1, max=256, help="Numbers per token over a boundary, of 256; repeat. Default: 2, 32, 256."),
+    ] = None,
+    asynchrony: Annotated[
+        list[str] | None, typer.Option(help="none, delayed or look_ahead; repeat. Default: none, look_ahead.")
+    ] = None,
+    congestion: Annotated[
+        str, typer.Option(help="TCP congestion control, such as cubic. Default: this machine's.")
+    ] = "",
+    turns: Annotated[int, typer.Option(min=1, max=1000, help="Measured turns of each contender.")] = 3,
+    rounds: Annotated[int, typer.Option(min=1, max=1000, help="In a turn, after one that isn't counted.")] = 4,
+    stages: Annotated[int, typer.Option(min=2, max=8, help="Of the model.")] = 2,
+    slow: Annotated[
+        str, typer.Option(metavar="TIME", help="Every worker sleeps so long before each microbatch.")
+    ] = "120ms",
+    seed: Annotated[int, typer.Option(min=0, max=2**53 - 1, help="Of losses and jitter.")] = 0,
+) -> None:
+    """Train a model of some stages over slow, long and lossy links against the same over loopback.
+
+    Each stage's worker process runs in a network namespace of its own; packets between them go over links with a rate,
+    a delay and losses, and the kernel's TCP sends again what is lost. Contenders take turns, each with its own workers:
+    the links, and one without rate, delay or loss; with a flush after each round and asynchronously; at three widths of
+    the boundary, of which the last isn't compressed. Needs root and /dev/net/tun. Takes about half an hour. Only the
+    ratios count.
+
+    Example:
+        commonweight bench links --json links.json
+    """
+    from dataclasses import asdict
+
+    from rich.console import Console
+
+    from commonweight.bench.links import LinksBench, run_links_bench
+    from commonweight.bench.measure import machine, publish
+
+    bench = LinksBench(
+        stages=stages,
+        boundary_dims=tuple(boundary_dim or LinksBench.boundary_dims),
+        slow=slow,
+        links=tuple(link or LinksBench.links),
+        asynchrony=tuple(asynchrony or LinksBench.asynchrony),
+        congestion=congestion,
+        rounds=rounds,
+        turns=turns,
+        seed=seed,
+    )
+    here = machine()
+    publish("links", here, asdict(bench), run_links_bench(bench, Console(stderr=True).print), json)
+
+
 def _dtypes(given: list[str] | None) -> tuple[str, ...]:
     from commonweight.errors import ConfigError
 

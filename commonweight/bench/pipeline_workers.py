@@ -6,7 +6,9 @@ What runs is what a node runs: the same processes, pipes, TLS, hashes and checkp
 import asyncio
 import secrets
 import sys
+import time
 from asyncio.subprocess import Process
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from typing import Any
 from commonweight.bench.thread_times import ThreadTimes
 from commonweight.errors import WorkerDied
 from commonweight.identity import NodeIdentity
+from commonweight.links.namespaces import Host
 from commonweight.rules.canonical import canonical_json
 from commonweight.rules.report import Report
 from commonweight.rules.spec import ModelSpec
@@ -33,6 +36,8 @@ class StageRound:
     report: Report
     bytes_down: int
     bytes_up: int
+    ended_s: float
+    """When its report was here (`time.monotonic`)."""
 
 
 @dataclass
@@ -42,6 +47,8 @@ class _Worker:
     certificate: Certificate
     node: bytes
     """Its address."""
+    host: str
+    """Where it listens."""
     port: int = 0
 
     async def expect(self, kind: str) -> worker_pb2.WorkerEvent:
@@ -51,16 +58,33 @@ class _Worker:
             raise WorkerDied(f"A worker should have said {kind}; instead: {what}")
         return event
 
+    async def trained(self) -> StageRound:
+        report = (await self.expect("report")).report.report
+        return StageRound(report_from_proto(report), report.bytes_down, report.bytes_up, time.monotonic())
+
 
 class PipelineWorkers:
     """Use as an async context manager: on entry the pipes are open, on exit no process is left."""
 
-    def __init__(self, spec: ModelSpec, data: Path, state: Path, threads: int = 1) -> None:
-        """Workers for all stages of `spec`, with `threads` compute threads each."""
+    def __init__(
+        self,
+        spec: ModelSpec,
+        data: Path,
+        state: Path,
+        *,
+        threads: int = 1,
+        hosts: Sequence[Host] = (),
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        """Workers for all stages of `spec`, with `threads` compute threads each. `hosts`: where each runs; none: all
+        on this one. `environment`: added to theirs.
+        """
         self._spec = spec
         self._data = data
         self._state = state
         self._threads = threads
+        self._hosts = hosts
+        self._environment = environment
         self._workers: list[_Worker] = []
 
     async def __aenter__(self) -> "PipelineWorkers":
@@ -91,9 +115,8 @@ class PipelineWorkers:
             if round_ + 1 < rounds.stop:
                 await self._plan(round_ + 1)
             async with asyncio.timeout(ROUND_S):
-                reports = [(await worker.expect("report")).report.report for worker in self._workers]
+                parts.append([await worker.trained() for worker in self._workers])
             await self._broadcast(retain=worker_pb2.Retain(round=round_, retained=[round_]))
-            parts.append([StageRound(report_from_proto(each), each.bytes_down, each.bytes_up) for each in reports])
         return parts
 
     @property
@@ -106,14 +129,18 @@ class PipelineWorkers:
         return [ThreadTimes.of(worker.process.pid) for worker in self._workers]
 
     async def _start(self) -> None:
-        for _ in range(self._spec.stages):
+        for stage in range(self._spec.stages):
+            host = self._hosts[stage] if self._hosts else None
             identity = NodeIdentity(secrets.token_bytes(32))
-            process, link = await spawn_worker([sys.executable, "-m", "node.worker"], threads=self._threads)
+            command = [sys.executable, "-m", "node.worker"]
+            argv = host.inside(command) if host else command
+            process, link = await spawn_worker(argv, self._environment, threads=self._threads)
             address = bytes.fromhex(identity.address[2:])
-            self._workers.append(_Worker(process, link, make_certificate(identity), address))
+            where = host.address if host else "127.0.0.1"
+            self._workers.append(_Worker(process, link, make_certificate(identity), address, where))
         for worker in self._workers:
             listen = worker_pb2.WorkerListen(
-                address="127.0.0.1:0",
+                address=f"{worker.host}:0",
                 certificate=worker.certificate.der,
                 private_key=worker.certificate.private_key_pem,
             )
@@ -150,6 +177,6 @@ class PipelineWorkers:
 def _neighbour(worker: _Worker) -> control_pb2.Neighbour:
     return control_pb2.Neighbour(
         peer_id=worker.certificate.peer_id,
-        data_address=f"127.0.0.1:{worker.port}",
+        data_address=f"{worker.host}:{worker.port}",
         certificate=worker.certificate.der,
     )

@@ -16,8 +16,9 @@ from asyncio.subprocess import Process
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, ExitStack, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
 from commonweight.errors import ConfigError
 from commonweight.links.client import LinkShaper
@@ -30,6 +31,10 @@ QUEUE_PACKETS = 10_000
 NETWORK = "192.0.2."
 """TEST-NET-1 (RFC 5737)."""
 MAX_HOSTS = 250
+CONGESTION = Path("/proc/sys/net/ipv4/tcp_congestion_control")
+"""Of the namespace of the thread that opens it (tcp(7))."""
+
+T = TypeVar("T")
 
 # linux/sched.h, linux/if_tun.h, linux/sockios.h, linux/if.h
 _CLONE_NEWNET = 0x40000000
@@ -56,6 +61,8 @@ class Host:
     name: str
     address: str
     """Its only one, beside 127.0.0.1."""
+    congestion: str
+    """How its TCP finds the rate at which to send: cubic, bbr, …"""
     namespace_fd: int
 
     def inside(self, argv: Sequence[str]) -> list[str]:
@@ -75,28 +82,33 @@ class Namespaces:
     shaper: LinkShaper
     """Its names are those of the hosts."""
 
-    def __init__(self, names: Sequence[str], *, seed: int = 0) -> None:
-        """`seed`: of jitter and losses."""
+    def __init__(self, names: Sequence[str], *, seed: int = 0, congestion: str = "") -> None:
+        """`seed`: of jitter and losses. `congestion`: the hosts' TCP congestion control; empty: this machine's."""
         if not 1 <= len(set(names)) == len(names) <= MAX_HOSTS:
             raise ConfigError(f"{len(names)} names for hosts: there may be 1 to {MAX_HOSTS}, all different.")
         self._names = names
         self._seed = seed
+        self._congestion = congestion
         self._processes: list[Process] = []
         self.hosts: dict[str, Host] = {}
 
     async def __aenter__(self) -> Self:
         if (reason := why_not()) is not None:
             raise ConfigError(f"There can be no hosts of their own here: {reason}.")
+        if self._congestion and self._congestion not in (known := available_congestion()):
+            raise ConfigError(
+                f"This kernel has no TCP congestion control {self._congestion!r} for them: it has {', '.join(known)}."
+            )
         async with AsyncExitStack() as stack:
             stack.push_async_callback(self._end_processes)
             with ExitStack() as devices:  # from here on they are the shaping process's
                 options, fds = [], []
                 for number, name in enumerate(self._names, start=1):
                     address = f"{NETWORK}{number}"
-                    namespace_fd, tun_fd = _make_host(address)
+                    namespace_fd, tun_fd, congestion = _make_host(address, self._congestion)
                     stack.callback(os.close, namespace_fd)
                     devices.callback(os.close, tun_fd)
-                    self.hosts[name] = Host(name, address, namespace_fd)
+                    self.hosts[name] = Host(name, address, congestion, namespace_fd)
                     options.append(f"{name}:{address}:{tun_fd}")
                     fds.append(tun_fd)
                 self.shaper = await stack.enter_async_context(LinkShaper(seed=self._seed, hosts=options, fds=fds))
@@ -140,17 +152,24 @@ def why_not() -> str | None:
     if sys.platform != "linux":
         return "network namespaces are Linux's"
     try:
-        for fd in _make_host(f"{NETWORK}1"):
+        for fd in _make_host(f"{NETWORK}1")[:2]:
             os.close(fd)
     except OSError as error:
         return f"{error.filename or 'a network namespace with a TUN device'}: {error.strerror} (it takes root)"
     return None
 
 
-def _make_host(address: str) -> tuple[int, int]:
-    """A new namespace with one TUN device: descriptors of both, which are all that keeps them. Raises OSError."""
+def available_congestion() -> list[str]:
+    """The TCP congestion controls that this kernel has loaded."""
+    return CONGESTION.with_name("tcp_available_congestion_control").read_text().split()
 
-    def make() -> tuple[int, int]:
+
+def _make_host(address: str, congestion: str = "") -> tuple[int, int, str]:
+    """A new namespace with one TUN device: descriptors of both, which are all that keeps them, and its TCP congestion
+    control, which is `congestion` where that isn't empty. Raises OSError.
+    """
+
+    def make() -> tuple[int, int, str]:
         libc = ctypes.CDLL(None, use_errno=True)
         if libc.unshare(_CLONE_NEWNET) != 0:
             raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), "a network namespace")
@@ -168,8 +187,11 @@ def _make_host(address: str) -> tuple[int, int]:
                 for request, number in ((_SIOCSIFMTU, MTU_BYTES), (_SIOCSIFTXQLEN, QUEUE_PACKETS)):
                     fcntl.ioctl(control, request, struct.pack("16si20x", DEVICE, number))
                 _set_up(control, DEVICE)
+            if congestion:
+                CONGESTION.write_text(congestion)
+            used = CONGESTION.read_text().strip()
             opened.pop_all()
-        return namespace_fd, tun_fd
+        return namespace_fd, tun_fd, used
 
     return _in_thread(make)
 
@@ -179,9 +201,9 @@ def _set_up(control: socket.socket, device: bytes) -> None:
     fcntl.ioctl(control, _SIOCSIFFLAGS, struct.pack("16sH22x", device, flags | _IFF_UP))
 
 
-def _in_thread(make: Callable[[], tuple[int, int]]) -> tuple[int, int]:
+def _in_thread(make: Callable[[], T]) -> T:
     """In a thread of its own, because a namespace is a thread's, and this one's shall stay as it is."""
-    made: list[tuple[int, int]] = []
+    made: list[T] = []
     failed: list[OSError] = []
 
     def run() -> None:

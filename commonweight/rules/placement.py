@@ -18,8 +18,8 @@ is paid for by ten times the time in which the replica computes nothing.
 """
 MAX_IN_FLIGHT = 64
 """Microbatches sent to a replica and not answered."""
-IN_FLIGHT_GAIN = 1.25
-"""By how much the window is wider than what is known to be on its way."""
+IN_FLIGHT_GAIN = 2.0
+"""By how much the window is wider than what is on its way where nothing is lost and nobody waits."""
 HEDGE_FACTOR = 3.0
 """A replica is late when it takes so many times as long as it did before…"""
 HEDGE_MARGIN_S = 3.0
@@ -136,8 +136,9 @@ def in_flight(least: int, per_s: float, answer_s: float) -> int:
     """How many microbatches a stage may have sent on without their gradients having come back.
 
     As many as come back, at `per_s`, while one is on its way, there and back through all later stages, at best
-    `answer_s`: the bandwidth-delay product. A quarter more, so that it grows from round to round where it is what
-    limits the rate, and not otherwise (as BBR's window does; Cardwell et al., ACM Queue 2016). Never fewer than
-    `least`, which keeps the later stages busy where the way takes no time.
+    `answer_s`: the bandwidth-delay product. Twice that, as BBR's window (Cardwell et al., ACM Queue 2016): it grows
+    from round to round where it is what limits the rate, and not otherwise, and covers answers that come late, most of
+    all where packets are lost. `answer_s` is of one that waited behind no other, or it would grow by itself. Never
+    fewer than `least`, which keeps the later stages busy where the way takes no time.
     """
     return max(least, min(MAX_IN_FLIGHT, 1 + math.ceil(IN_FLIGHT_GAIN * per_s * answer_s)))
