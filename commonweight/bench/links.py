@@ -76,6 +76,7 @@ class LinksBench:
             d_model=self.d_model,
             n_layers=max(self.n_layers, self.stages),
             sequence_length=self.sequence_length,
+            microbatch_sequences=2,
             microbatches=self.microbatches,
         )
 
