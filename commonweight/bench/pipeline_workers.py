@@ -9,7 +9,7 @@ import sys
 import time
 from asyncio.subprocess import Process
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ class StageRound:
     report: Report
     bytes_down: int
     bytes_up: int
-    ended_s: float
+    ended_s: float = field(compare=False)
     """When its report was here (`time.monotonic`)."""
 
 

@@ -266,14 +266,23 @@ class Network:
         return process
 
     def start_node(
-        self, index: int, program: str = "", environment: Mapping[str, str] | None = None, **options: str
+        self,
+        index: int,
+        program: str = "",
+        environment: Mapping[str, str] | None = None,
+        *,
+        stays: bool = True,
+        **options: str,
     ) -> Process:
-        """`program` is Python that runs in the control process before its main."""
+        """`program` is Python that runs in the control process before its main. Where a node doesn't stay it may be
+        asked to move to another stage: rounds are short here, and paces by chance.
+        """
         name = f"node-{index}"
         main = f"{program}\nfrom commonweight.cli.main import main\nmain()"
         command = [
             *(sys.executable, "-c", main, "node", "run", "--coordinator", self.peer, *self._key(name)),
             *("--dir", str(self.folder / name), "--data", str(self.folder / "data")),
+            *(("--stay",) if stays else ()),
             *(word for option, value in options.items() for word in (f"--{option}", value)),
         ]
         process = Process(command, environment)

@@ -32,7 +32,7 @@ class Lopsided:
 
     def start(self, index: int, **environment: str) -> Process:
         slow = {SLOW_VARIABLE: str(self.network.folder / f"slow-{index}")}
-        process = self.network.start_node(index, environment=slow | environment)
+        process = self.network.start_node(index, environment=slow | environment, stays=False)
         self.nodes[self.network.accounts[f"node-{index}"].address] = process
         return process
 

@@ -72,6 +72,7 @@ def spec_fields(draw: st.DrawFn, max_layers: int = 12) -> dict[str, Any]:
             "weight_decay": "0.1",
             "grad_clip": "1",
             "asynchrony": draw(st.sampled_from(["none", "delayed", "look_ahead"])),
+            "averaging": draw(st.sampled_from(["float32", "int8"])),
         },
         "verification": {
             "round_rate": draw(rates),

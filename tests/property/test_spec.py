@@ -73,6 +73,7 @@ FIELDS: dict[str, Any] = {
         "weight_decay": "0.1",
         "grad_clip": "1",
         "asynchrony": "none",
+        "averaging": "float32",
     },
     "verification": {
         "round_rate": "0.02",
