@@ -367,7 +367,7 @@ def links(
         list[str] | None, typer.Option(help="none, delayed or look_ahead; repeat. Default: none, look_ahead.")
     ] = None,
     congestion: Annotated[
-        str, typer.Option(help="TCP congestion control, such as cubic. Default: this machine's.")
+        str, typer.Option(help="TCP congestion control, such as reno. Default: this machine's.")
     ] = "",
     turns: Annotated[int, typer.Option(min=1, max=1000, help="Measured turns of each contender.")] = 3,
     rounds: Annotated[int, typer.Option(min=1, max=1000, help="In a turn, after one that isn't counted.")] = 4,

@@ -95,9 +95,10 @@ class Namespaces:
     async def __aenter__(self) -> Self:
         if (reason := why_not()) is not None:
             raise ConfigError(f"There can be no hosts of their own here: {reason}.")
-        if self._congestion and self._congestion not in (known := available_congestion()):
+        if self._congestion and self._congestion not in (allowed := allowed_congestion()):
             raise ConfigError(
-                f"This kernel has no TCP congestion control {self._congestion!r} for them: it has {', '.join(known)}."
+                f"This kernel doesn't let them have the TCP congestion control {self._congestion!r}: it allows "
+                f"{', '.join(allowed)} (net.ipv4.tcp_allowed_congestion_control)."
             )
         async with AsyncExitStack() as stack:
             stack.push_async_callback(self._end_processes)
@@ -159,9 +160,9 @@ def why_not() -> str | None:
     return None
 
 
-def available_congestion() -> list[str]:
-    """The TCP congestion controls that this kernel has loaded."""
-    return CONGESTION.with_name("tcp_available_congestion_control").read_text().split()
+def allowed_congestion() -> list[str]:
+    """The TCP congestion controls that a namespace may be given."""
+    return CONGESTION.with_name("tcp_allowed_congestion_control").read_text().split()
 
 
 def _make_host(address: str, congestion: str = "") -> tuple[int, int, str]:

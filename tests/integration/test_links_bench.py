@@ -7,7 +7,7 @@ from commonweight.bench.links import LinksBench, count_packets, run_links_bench
 from commonweight.cli.main import app
 from commonweight.errors import ConfigError, StateError
 from commonweight.links.link import parse_shape
-from commonweight.links.namespaces import available_congestion, why_not
+from commonweight.links.namespaces import allowed_congestion, why_not
 from commonweight.links.path import PathStatistics
 
 WHY_NOT = why_not()
@@ -75,6 +75,6 @@ def test_where_there_can_be_no_namespaces_it_says_why(monkeypatch: pytest.Monkey
 
 
 @in_namespaces
-def test_a_congestion_control_that_the_kernel_lacks_is_refused() -> None:
-    with pytest.raises(ConfigError, match=f"no TCP congestion control 'warp' .*: it has {available_congestion()[0]}"):
+def test_a_congestion_control_that_namespaces_may_not_have_is_refused() -> None:
+    with pytest.raises(ConfigError, match=f"congestion control 'warp': it allows {allowed_congestion()[0]}"):
         run_links_bench(LinksBench(congestion="warp"), print)
