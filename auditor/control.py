@@ -19,7 +19,7 @@ from commonweight.rules.merkle import HASH_BYTES, keccak
 from commonweight.rules.panel import opinion_receipt, recording_receipt
 from commonweight.rules.receipt import Domain, Receipt
 from commonweight.rules.spec import ModelSpec, parse_spec
-from commonweight.wire.attachment import Attachment, Backoff, Finished, attach, together
+from commonweight.wire.attachment import Attachment, Backoff, Finished, attach, together, until_one_ends
 from commonweight.wire.generated import control_pb2 as pb
 from commonweight.wire.generated import referee_pb2
 from commonweight.wire.referee import Referee, RefereeConfig, Replays, audit_limit_s
@@ -70,15 +70,9 @@ class Auditor:
         """Audit until the coordinator has no more work, or until cancelled."""
         identity = self.config.identity
         emit("auditor.started", node=identity.address, peer_id=identity.peer_id)
-        parts = [asyncio.create_task(self._audit()), asyncio.create_task(self._locator.run())]
         try:
-            done, _ = await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
-            for part in done:
-                part.result()
+            await until_one_ends(self._audit(), self._locator.run())
         finally:
-            for part in parts:
-                part.cancel()
-            await asyncio.gather(*parts, return_exceptions=True)
             if self._replays is not None:
                 await self._replays.stop()
 

@@ -7,14 +7,13 @@ ended, and others begin there; what auditors may still ask for of the stage befo
 """
 
 import asyncio
-from collections.abc import Coroutine
 from typing import Any
 
 from commonweight.errors import PeerUnreachable, WorkerDied
 from commonweight.events import emit
 from commonweight.locating import Lookup, make_locator
 from commonweight.peers.offered import Offered
-from commonweight.wire.attachment import Attachment, Backoff, Finished, attach, together
+from commonweight.wire.attachment import Attachment, Backoff, Finished, attach, together, until_one_ends
 from commonweight.wire.channel import advertised_address
 from commonweight.wire.generated import control_pb2 as pb
 from commonweight.wire.tls import make_certificate
@@ -121,7 +120,7 @@ class Node:
         if self._routing is not None:
             self._routing.serve("evidence", self.config.evidence_listen, self._evidence.port)
         try:
-            await _until_one_ends(self._hold_stages(), self._locator.run())
+            await until_one_ends(self._hold_stages(), self._locator.run())
         finally:
             await self._watch.close()
             await self._evidence.close()
@@ -133,7 +132,7 @@ class Node:
         """One after another, until the coordinator has no more work."""
         while True:
             try:
-                await _until_one_ends(self._train(), self._decoding.run())
+                await until_one_ends(self._train(), self._decoding.run())
                 return
             except Moved:
                 if self._worker is not None:
@@ -220,16 +219,3 @@ class Node:
             stays=config.stays,
         )
         return pb.NodeMessage(join=join)
-
-
-async def _until_one_ends(*parts: Coroutine[Any, Any, None]) -> None:
-    """Run all until one ends, and cancel the others. Raises what it raises."""
-    tasks = [asyncio.create_task(part) for part in parts]
-    try:
-        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        for task in done:
-            task.result()
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)

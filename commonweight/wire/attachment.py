@@ -102,6 +102,19 @@ class Backoff:
         self._wait_s = min(2 * self._wait_s, MAX_BACKOFF_S)
 
 
+async def until_one_ends(*parts: Coroutine[Any, Any, None]) -> None:
+    """Run all until one ends, and cancel the others. Raises what it raises."""
+    tasks = [asyncio.create_task(part) for part in parts]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
 async def together(*parts: Coroutine[Any, Any, None]) -> None:
     """Run all until each has ended, or one fails: then the others are cancelled. Raises the first failure itself."""
     try:
