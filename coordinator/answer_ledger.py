@@ -149,7 +149,7 @@ class AnswerLedger:
             line = session.get_one(AnswerRow, (round_, index)).line
             version = AnswerLine.model_validate(line, strict=False).version
             reports = select(ReportRow).where(ReportRow.round == version - 1, ReportRow.stage == stage)
-            credited = session.scalars(reports.limit(1)).one().credited  # their states are equal
+            credited = session.scalars(reports.limit(1)).one().credited  # they have averaged: their states are equal
             part = session.get_one(UnauditedPartRow, (round_, index, stage)).part
             return part, bytes.fromhex(str(credited["state_after"])[2:])
 

@@ -1,11 +1,14 @@
-"""How a newcomer gets the state of its stage: it is told who has it, and they are told that it may fetch. Where nobody
-has it, it is told who keeps pieces of it.
+"""How a newcomer gets the state of its stage: it is told who has it, and they are told that it may fetch; and by which
+steps the last versions came to be, so that it can follow. Where nobody has it, it is told who keeps pieces of it.
 """
 
+from collections import defaultdict, deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from commonweight.events import emit
+from commonweight.rules.following import FOLLOWED_ROUNDS
+from commonweight.rules.report import Report
 from commonweight.rules.round_state import RoundState
 from commonweight.wire.generated import control_pb2 as pb
 from coordinator.keepers import Found, Keepers, Restorers, source_of
@@ -38,6 +41,20 @@ class Handover:
     """Of the stages whose state nobody has who is to restore it, and from whose pieces."""
     _found: dict[int, tuple[int, Found]] = field(default_factory=dict)
     """What was told of them: the round, and what is left."""
+    _steps: defaultdict[int, deque[pb.SealedStep]] = field(
+        default_factory=lambda: defaultdict(lambda: deque(maxlen=FOLLOWED_ROUNDS))
+    )
+    """By stage, the last ones, without a gap."""
+
+    def note_sealed(self, state: RoundState, reports: Mapping[str, Report]) -> None:
+        """A round was sealed by these, to which `state` has come."""
+        if state.averaging_rounds > 1:
+            return  # each has stepped by itself
+        for report in {report.stage: report for report in reports.values()}.values():
+            step = pb.SealedStep(
+                round=report.round, state_before=report.state_before, gradient_hash=report.round_gradient_hash
+            )
+            self._steps[report.stage].append(step)
 
     def note_pieces(self, node: str, held: pb.PiecesHeld, state: RoundState, members: Mapping[str, Member]) -> None:
         """A node says which pieces it keeps. Raises MalformedMessage."""
@@ -58,10 +75,13 @@ class Handover:
             replicas = tuple(members[node] for node in state.holders(stage))
             have = frozenset(each.node for each in replicas if state.versions.get(each.node) == state.round)
             found = NOTHING
-            root = state.roots[stage] if state.roots else None
+            roots = state.roots[stage] if state.roots else {}
             self._empty.pop(stage, None)
-            if root and replicas and not have:
-                found = self.keepers.find(stage, state.round, root, state.online)
+            if roots and replicas and not have:
+                found = max(
+                    (self.keepers.find(stage, state.round, root, state.online) for root in sorted({*roots.values()})),
+                    key=lambda each: (each.is_enough, each.together),
+                )
                 self._empty[stage] = [each.node for each in replicas], found.keepers if found.is_enough else ()
             told = self._told.get(stage, Told())
             if told.of != (of := (state.round, replicas, have, found)):
@@ -95,20 +115,36 @@ class Handover:
         members: Mapping[str, Member],
     ) -> Told:
         """What the replicas of this stage are to be told."""
-        round_, replicas, have, _ = of
-        want = [each for each in replicas if each.node not in have]
+        round_, replicas, have, found = of
         _, keepers = self._empty.get(stage, ((), ()))
         makers = sorted(node for node, its in state.seats.items() if its == stage) if keepers else ()
-        version = pb.Version(
-            round=round_,
-            state_root=(state.roots[stage] if state.roots else None) or b"",
-            sources=(source_of(each) for each in replicas if each.node in have),
-            keepers=(source_of(members[node]) for node in keepers),
-            makers=(bytes.fromhex(node[2:]) for node in makers),
-        )
-        versions = {each.node: version for each in want}
+        roots = state.roots[stage] if state.roots else {}
+        sealed = found.state_root or min(roots.values(), default=b"")
+        root = next((roots[node] for node in sorted(have) if node in roots), sealed)
+        is_open = not have or state.averages_in(state.round) or state.averages_in(state.round + 1)
+        want: dict[str, bytes] = {}
+        for node in (each.node for each in replicas if each.node not in have):
+            if node in roots and not keepers:
+                want[node] = roots[node]  # where replicas step alone each goes on from its own
+            elif is_open:
+                want[node] = root
+
+        def version(wanted: bytes) -> pb.Version:
+            sources = [each for each in replicas if each.node in have and roots.get(each.node, root) == wanted]
+            return pb.Version(
+                round=round_,
+                state_root=wanted,
+                sources=map(source_of, sources),
+                keepers=(source_of(members[node]) for node in keepers),
+                steps=self._steps[stage] if sources else (),
+                makers=(bytes.fromhex(node[2:]) for node in makers),
+            )
+
+        of_root = {wanted: version(wanted) for wanted in {*want.values()}}
+        versions = {node: of_root[wanted] for node, wanted in want.items()}
+        wanting = {node: members[node].certificate for node in want}
         grants = {
-            member.node: pb.ReplicaGrant(certificates=[each.certificate for each in want if each is not member])
-            for member in replicas
+            each.node: pb.ReplicaGrant(certificates=[wanting[node] for node in wanting if node != each.node])
+            for each in replicas
         }
         return Told(of, versions, grants)

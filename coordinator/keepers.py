@@ -28,6 +28,8 @@ class Found:
     """So many restore it; 0 where nobody keeps one."""
     together: int
     """Of the keepers, as many as have pieces of one making, at most."""
+    state_root: bytes = b""
+    """Of that version."""
 
     @property
     def is_enough(self) -> bool:
@@ -73,9 +75,9 @@ class Keepers:
         }
         makings = Counter((each.manifest, each.threshold) for each in having.values())
         if not makings:
-            return Found((), 0, 0)
+            return Found((), 0, 0, state_root)
         (_, threshold), together = max(makings.items(), key=lambda item: item[1] - item[0][1])
-        return Found(tuple(sorted(having)), threshold, together)
+        return Found(tuple(sorted(having)), threshold, together, state_root)
 
     def tell(self, state: RoundState, members: Mapping[str, Member], empty: Mapping[int, Restorers]) -> None:
         """Tell who is to make pieces, for whom, who is to keep them, and who may have them back: of the stages whose

@@ -59,8 +59,8 @@ class Progress:
     """Next to be sealed."""
     seats: Mapping[str, int]
     """By node."""
-    roots: tuple[bytes, ...]
-    """Of each stage at the start of `round`; empty before the first."""
+    roots: tuple[Mapping[str, bytes], ...]
+    """Of each stage, by node, the state root that it ended the last round with; empty before the first."""
 
 
 class Ledger(AnswerLedger):
@@ -92,12 +92,14 @@ class Ledger(AnswerLedger):
                 )
             last = session.scalar(select(ReportRow.round).order_by(ReportRow.round.desc()).limit(1))
             reports = () if last is None else _sealed(session, last, last + 1)[0].reports
-            states = {report.stage: report.state_after for report in reports}  # in order
+            roots: dict[int, dict[str, bytes]] = {}
+            for report in reports:  # in order
+                roots.setdefault(report.stage, {})[report.node] = bytes.fromhex(report.state_after[2:])
             return Progress(
                 generation=row.generation,
                 round=0 if last is None else last + 1,
                 seats={seat.node: seat.stage for seat in session.scalars(select(SeatRow))},
-                roots=tuple(bytes.fromhex(state[2:]) for state in states.values()),
+                roots=tuple(roots.values()),
             )
 
     def record_seat(self, stage: int, node: str) -> None:

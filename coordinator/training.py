@@ -9,10 +9,12 @@ import math
 import time
 from collections import deque
 from collections.abc import Collection
+from dataclasses import replace
 
 from commonweight.errors import CommonweightError, Refused
 from commonweight.events import emit
 from commonweight.rules import round_events
+from commonweight.rules.following import NEWCOMERS_S
 from commonweight.rules.placement import Move
 from commonweight.rules.round_state import Phase, RoundState
 from commonweight.rules.rounds import advance
@@ -29,8 +31,6 @@ from coordinator.recording import Recorder
 
 FORM_S = 150.0
 """For every node to load its stage and open its pipes; longer than a node waits for its neighbour."""
-NEWCOMERS_S = 3.0
-"""Between two rounds, for newcomers to fetch the state that the next begins with, and to open their pipes."""
 REPORT_S = 60.0
 """From the first report of a round to the last."""
 MAX_REFORM_DELAY_S = 5.0
@@ -67,6 +67,7 @@ class Training:
         self._state = RoundState(
             stages=spec.stages,
             microbatches=spec.training.microbatches_per_round,
+            averaging_rounds=spec.training.averaging_rounds,
             work=tuple(stage_units(spec, stage) for stage in range(spec.stages)),
             seats=progress.seats,
             round=progress.round,
@@ -132,7 +133,7 @@ class Training:
 
     def let_go(self, member: Member) -> None:
         """The node wants to leave."""
-        self._events.put_nowait((round_events.Leaving(member.node, self._has_begun), member, None))
+        self._events.put_nowait((round_events.Leaving(member.node), member, None))
 
     def convict(self, node: str, stage: int) -> None:
         """Its work in this stage was fraud."""
@@ -193,6 +194,8 @@ class Training:
             current = None if member is None else self._members.get(member.node)
             if not isinstance(event, round_events.Joined) and current is not member:
                 continue  # it comes from a connection that no longer counts
+            if isinstance(event, round_events.Leaving):
+                event = replace(event, has_begun=self._has_begun)
             state, effects = advance(self._state, event)
             accepted = dict(self._accepted)
             if submission is not None:
@@ -300,10 +303,10 @@ class Training:
             case round_events.Train():
                 self._due.append(effect)
             case round_events.Replay(generation, round_, lost, load):
-                count = {node: sum(each == node for each in load.values()) for node in sorted(set(load.values()))}
-                emit("round.replayed", generation=generation, round=round_, lost=lost, microbatches=count)
                 self._introduce({self._state.seats[lost]})
                 if self._has_begun:
+                    count = {node: sum(each == node for each in load.values()) for node in sorted(set(load.values()))}
+                    emit("round.replayed", generation=generation, round=round_, lost=lost, microbatches=count)
                     self._plan(round_)
             case round_events.Excluded(node, generation, why):
                 emit("node.excluded", node=node, generation=generation, why=why)
@@ -328,6 +331,7 @@ class Training:
                     each.send(pb.CoordinatorMessage(pause=pb.Pause(generation=generation, why=why)))
             case round_events.Seal(_, reports, next_taken_back):
                 assert drawn is not None, "storing the seal drew them"
+                self._handover.note_sealed(self._state, reports)
                 await self._announce(drawn, [accepted[node] for node in reports], next_taken_back=next_taken_back)
             case round_events.Stop(why):
                 emit("training.stopped", why=why)

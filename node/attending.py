@@ -190,6 +190,8 @@ class Session:
                 case "late":
                     emit("peer.late", generation=event.late.generation, message=event.late.why)
                     self._coordinator.send(pb.NodeMessage(late=event.late))
+                case "followed":
+                    self._state.followed(event.followed)
                 case "report":
                     await self._report(self._reports.trained(event.report))
                 case "failure" if event.failure.fatal:
@@ -254,11 +256,12 @@ class Session:
                 state_dir=str(self._config.directory / f"stage-{assignment.stage}"),
                 data_dir=str(self._config.data or ""),
                 device=self._config.device,
+                compile=self._config.compiles,
             )
             await self._worker.send(worker_pb2.WorkerCommand(start=start))
         self._watch.begin(assignment)
         self._evidence.begin(assignment)
-        await self._state.begin(assignment, self._coordinator.send)
+        await self._state.begin(assignment, self._coordinator.send, self._worker.send)
         self._decoding.begin(assignment, self._coordinator.send)
         if not self._assigned.done():
             self._assigned.set_result(assignment)

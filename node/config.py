@@ -26,6 +26,8 @@ class NodeConfig:
     payout: str
     """Account that is paid."""
     device: str
+    compiles: bool
+    """Whether the stage is compiled before it is trained."""
     threads: int
     decode_listen: str
     """host:port of the decode process; port 0 takes a free one."""

@@ -1,11 +1,14 @@
 """What a checkpoint says of itself: meta.json beside its tensors. No torch here."""
 
+from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from commonweight.errors import MalformedMessage
 from commonweight.rules.canonical import canonical_json, parse_json
 from commonweight.rules.spec import ModelSpec
+from node.published import META_FILE, version_path
 
 MAX_META_BYTES = 64 * 1024
 
@@ -37,3 +40,12 @@ def meta_bytes(spec: ModelSpec, stage: int, round_: int, state_root: bytes) -> b
 def read_meta(data: bytes, what: str) -> Meta:
     """What a file says. Raises MalformedMessage or ValidationError."""
     return Meta.model_validate(parse_json(data, what, MAX_META_BYTES))
+
+
+def stored_root(checkpoints: Path, round_: int) -> bytes | None:
+    """The state root of this version, as its checkpoint says; None where there is none that can be read."""
+    path = version_path(checkpoints, round_) / META_FILE
+    try:
+        return bytes.fromhex(read_meta(path.read_bytes(), str(path)).state_root[2:])
+    except (OSError, MalformedMessage, ValidationError):
+        return None

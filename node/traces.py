@@ -42,11 +42,11 @@ class Traces:
         """A trace of this round to write."""
         return Trace(self._folder, round_, self._reserve_bytes)
 
-    def retain(self, round_: int, retained: Collection[int]) -> None:
-        """Of the rounds up to `round_` keep these only, and no more than auditors may ask for."""
+    def retain(self, round_: int, retained: Collection[int], last: int = 0) -> None:
+        """Of the rounds up to `round_` keep these only, and no more than auditors may ask for; and the `last` ones."""
         kept = sorted(retained)[-MAX_RETAINED_ROUNDS:]
         for old in self.rounds():
-            if old <= round_ and old not in kept:
+            if old <= round_ - last and old not in kept:
                 with suppress(OSError):  # it is tried again after the next round
                     trace_path(self._folder, old).unlink()
 

@@ -15,24 +15,28 @@ from functools import cached_property, partial
 from operator import itemgetter
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import Self
+from typing import Any, Self
 
 import safetensors.torch
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from commonweight.errors import CheckpointError, CommonweightError, PeerUnreachable, UnplannedMessage
+from commonweight.model.compiling import compile_stage
 from commonweight.model.data import Dataset
 from commonweight.model.numerics import numerics_class
 from commonweight.model.stage import Stage
 from commonweight.rules.assignment import Pace
 from commonweight.rules.averaging import slice_bytes
+from commonweight.rules.following import FOLLOWED_ROUNDS
 from commonweight.rules.report import NO_TENSOR, Report
 from commonweight.rules.spec import ModelSpec
 from commonweight.rules.stages import in_flight_limit
 from node.averaging import Adder, SendSlice
 from node.checkpoint import Checkpoints
 from node.flow import Slice
+from node.meta import stored_root
 from node.share import Share
 from node.stage_round import Activation, Gradient, Send, StageRound
 from node.traces import Traces
@@ -75,6 +79,17 @@ class Abandon:
 
 
 @dataclass(frozen=True)
+class Follow:
+    """Step from the version that is ready to train `round` with this gradient, which others had, and keep what results:
+    its state root.
+    """
+
+    round: int
+    gradient: Path
+    done: "Future[bytes]"
+
+
+@dataclass(frozen=True)
 class Forget:
     """The rounds up to `round` are sealed: of what is kept of them only `retained` is still wanted."""
 
@@ -97,7 +112,7 @@ class Quit:
 
 
 FromPeer = Activation | Gradient | Arrived
-Item = Restore | TrainRound | Abandon | Forget | FromPeer | Quit
+Item = Restore | TrainRound | Follow | Abandon | Forget | FromPeer | Quit
 
 
 @dataclass(frozen=True)
@@ -196,11 +211,15 @@ class Trainer:
         inbox: "SimpleQueue[Item]",
         outlet: Outlet,
         make_stage: Callable[..., Stage] = Stage,
+        compiles: bool = False,
     ) -> Self:
         """The trainer of a stage, at version 0: the first formation says which checkpoint is wanted.
 
-        Raises CheckpointError, or DataError on a first stage whose text isn't the spec's.
+        Raises CheckpointError, DataError on a first stage whose text isn't the spec's, or ConfigError where it can't be
+        compiled.
         """
+        if compiles:
+            make_stage = partial(_make_compiled, make_stage, state_dir / "compiled")
         stage = make_stage(spec, index, device=device)
         checkpoints = Checkpoints(state_dir, spec, index)
         state_bytes = sum(tensor.nbytes for tensor in stage.state().values())
@@ -208,7 +227,7 @@ class Trainer:
             Traces(state_dir / name, reserve_bytes=2 * state_bytes) for name in ("traces", "gradients")
         )
         dataset = Dataset.open(data_dir, spec) if stage.is_first and data_dir else None
-        numerics = numerics_class(device, spec)
+        numerics = numerics_class(device, spec, compiles=compiles)
         spare = make_stage(spec, index, device=device, blank=True) if spec.training.is_asynchronous else None
         return cls(spec, stage, checkpoints, traces, gradients, dataset, inbox, outlet, numerics, make_stage, spare)
 
@@ -244,12 +263,18 @@ class Trainer:
                     else:
                         self._restore(share.round)  # who trains for the first time has fetched it meanwhile
                         self._train(share)
+            case Follow(round_, gradient, done):
+                if done.set_running_or_notify_cancel():
+                    try:
+                        done.set_result(self._follow(round_, gradient))
+                    except CommonweightError as error:
+                        done.set_exception(error)
             case Abandon(generation) if generation == self.generation:
                 self._abandon()
             case Forget(round_, retained):
                 self.checkpoints.retain(retained)
-                for kept in (self.traces, self.round_gradients):
-                    kept.retain(round_, retained)
+                self.traces.retain(round_, retained)
+                self.round_gradients.retain(round_, retained, last=FOLLOWED_ROUNDS)
                 for planned in (self._round, self._ahead):
                     if planned is not None and planned.share.round == round_ + 1:
                         planned.alone_s = min(planned.alone_s, time.monotonic())
@@ -285,13 +310,25 @@ class Trainer:
             self.spare.discard_gradients()
 
     def _restore(self, round_: int) -> None:
-        if self.stage.round != round_:
+        stored = stored_root(self.checkpoints.folder, round_)
+        if self.stage.round != round_ or (stored is not None and stored != self._root):
             if round_ == 0:
                 self.stage = self.make_stage(self.spec, self.stage.index, device=self.stage.device)
             else:
                 self.checkpoints.load(self.stage, round_)
             self._root = b""
         self._root = self._root or self.stage.state_root()
+
+    def _follow(self, round_: int, path: Path) -> bytes:
+        self._restore(round_)
+        try:
+            gradient = safetensors.torch.load_file(path, device=str(self.stage.device))
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f"The gradient in {path} can't be read: {error}") from error
+        self.stage.take_gradient(gradient)
+        self.stage.step()
+        self._root = self.checkpoints.save(self.stage)
+        return self._root
 
     def _keep(self, item: FromPeer) -> None:
         if isinstance(item, Arrived):
@@ -343,10 +380,19 @@ class Trainer:
         return self._finish(round_, own_hash, total, started_s)
 
     def _add_up(self, round_: StageRound) -> tuple[bytes, Tensor | None]:
-        """The hash of this node's gradient, and the sum of all replicas'; None where there are no others."""
-        share = round_.share
+        """The hash of this node's gradient, and what the stage is stepped with; None where that is this gradient.
+
+        It is the sum of all replicas' gradients, or the mean of their movements where they step alone otherwise.
+        """
+        share, training = round_.share, self.spec.training
         own_hash = self._keep_gradient(round_) if share.load else NO_TENSOR
-        return own_hash, self._sum(share) if len(share.members) > 1 else None
+        if not training.averages_in(share.round):
+            return own_hash, None
+        if training.moves_anchor(share.round) and share.load:
+            self.stage.weigh_movement(len(share.load) / training.microbatches_per_round)
+        if len(share.members) > 1:
+            return own_hash, self._sum(share)
+        return own_hash, self.stage.flat_gradient() if training.steps_alone else None
 
     def _finish(self, round_: StageRound, own_hash: bytes, total: Tensor | None, started_s: float) -> TrainedRound:
         share, before, round_hash = round_.share, self._root, own_hash
@@ -485,3 +531,9 @@ class Trainer:
         else:
             self._forget()
             raise _Interrupted(item)
+
+
+def _make_compiled(make_stage: Callable[..., Stage], folder: Path, *arguments: Any, **options: Any) -> Stage:
+    stage = make_stage(*arguments, **options)
+    compile_stage(stage, folder)
+    return stage

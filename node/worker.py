@@ -35,6 +35,7 @@ from node.trainer import (
     NO_GENERATION,
     Abandon,
     Arrived,
+    Follow,
     Forget,
     Item,
     Outlet,
@@ -98,6 +99,10 @@ class Worker:
                 self._inbox.put(Abandon(command.pause.generation))
                 if self._plane is not None:
                     await self._plane.close_pipes()
+            case "follow":
+                done: Future[bytes] = Future()
+                done.add_done_callback(lambda done: self._call(self._followed, command.follow.round, done))
+                self._inbox.put(Follow(command.follow.round, Path(command.follow.gradient), done))
             case "retain":
                 self._inbox.put(Forget(command.retain.round, frozenset(command.retain.retained)))
             case other:
@@ -119,6 +124,7 @@ class Worker:
                 state_dir=Path(command.state_dir),
                 data_dir=Path(command.data_dir) if command.data_dir else None,
                 device=command.device,
+                compiles=command.compile,
                 inbox=self._inbox,
                 outlet=Outlet(
                     send_down=lambda *sent: self._call(plane.send_down, *sent),
@@ -206,6 +212,14 @@ class Worker:
         message.numerics, message.revision = self._numerics, trained.revision
         report = worker_pb2.WorkerReport(generation=trained.generation, report=message)
         self._events.put_nowait(worker_pb2.WorkerEvent(report=report))
+
+    def _followed(self, round_: int, done: "Future[bytes]") -> None:
+        followed = worker_pb2.Followed(round=round_)
+        try:
+            followed.state_root = done.result()
+        except CommonweightError as error:
+            followed.code, followed.message = error.code, error.args[0]
+        self._events.put_nowait(worker_pb2.WorkerEvent(followed=followed))
 
     def _fail_by(self, generation: int, error: CommonweightError, fatal: bool, node: str) -> None:
         assert self._plane is not None, "listen comes before a generation"

@@ -93,7 +93,7 @@ SETTLEMENT = "0x5615dEB798BB3E4dFa0139dFa1b3D433Cc23b72f"
 MAX_UINT256 = 2**256 - 1
 
 TINY: dict[str, Any] = {
-    "format": "commonweight.model/6",
+    "format": "commonweight.model/7",
     "name": "tiny",
     "seed": 7,
     "stages": 3,
@@ -125,6 +125,9 @@ TINY: dict[str, Any] = {
         "grad_clip": "1",
         "asynchrony": "none",
         "averaging": "float32",
+        "averaging_rounds": 1,
+        "outer_learning_rate": "0.7",
+        "outer_momentum": "0.9",
     },
     "verification": {
         "round_rate": "0.25",

@@ -18,15 +18,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.pipelining import PipelineStage, Schedule1F1B
 
+from commonweight.model.compiling import compile_stage
 from commonweight.model.data import Dataset
 from commonweight.model.inference import InferenceStage, generate
 from commonweight.model.stage import Stage, train_round
 from commonweight.rules.spec import ModelSpec, parse_spec
 
 
-def unsplit(spec: ModelSpec, dataset: Dataset, sequences: int) -> Callable[[int], None]:
-    """The whole model in this process, with `sequences` per microbatch."""
+def unsplit(spec: ModelSpec, dataset: Dataset, sequences: int, compiled: Path | None = None) -> Callable[[int], None]:
+    """The whole model in this process, with `sequences` per microbatch. `compiled`: where its programs are written, if
+    it is compiled.
+    """
     stage = Stage(spec.model_copy(update={"stages": 1}), 0)
+    if compiled is not None:
+        compile_stage(stage, compiled)
 
     def train(round_: int) -> None:
         batch = read_round(spec, dataset, round_)
@@ -101,7 +106,8 @@ def main() -> None:
     if order["kind"] == "generate":
         train = answer(spec, order["prompt"], order["tokens"])
     elif order["kind"] == "unsplit":
-        train = unsplit(spec, Dataset.open(Path(order["data"]), spec), order["sequences"])
+        compiled = Path(order["store"]) if order["compile"] else None
+        train = unsplit(spec, Dataset.open(Path(order["data"]), spec), order["sequences"], compiled)
     else:
         train = torch_pipeline(spec, Dataset.open(Path(order["data"]), spec), order["rank"], Path(order["store"]))
     print(json.dumps({"ready": True}), flush=True)  # noqa: T201

@@ -28,6 +28,9 @@ def pipeline(
     hivemind_venv: Annotated[
         Path | None, typer.Option(help="A folder for a virtual environment with hivemind; made if it isn't there.")
     ] = None,
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="Compile ours and the unsplit model, and compare with no other.")
+    ] = False,
 ) -> None:
     """Train a model of some stages over gRPC against plain PyTorch and against hivemind.
 
@@ -48,9 +51,11 @@ def pipeline(
     from commonweight.errors import ConfigError
 
     dtypes, counts = _dtypes(dtype), tuple(stages or (2,))
-    rivals = tuple(against or ("unsplit", "torch"))
+    rivals = tuple(against or (("unsplit",) if compiled else ("unsplit", "torch")))
     if unknown := set(rivals) - set(AGAINST):
         raise ConfigError(f"--against {', '.join(sorted(unknown))} isn't known: take {', '.join(AGAINST)}.")
+    if compiled and rivals != ("unsplit",):
+        raise ConfigError("--compile goes with --against unsplit only: the others aren't compiled.")
     versions = {}
     if "hivemind" in rivals:
         if (hivemind_python is None) == (hivemind_venv is None):
@@ -63,6 +68,7 @@ def pipeline(
         pairs=pairs,
         against=rivals,
         hivemind_python=str(hivemind_python) if versions else "",
+        compiles=compiled,
     )
     here, results = machine(), []
     for count in counts:
@@ -83,16 +89,16 @@ def convergence(
     seed: Annotated[list[int] | None, typer.Option(min=0, max=2**53 - 1, help="Repeat. Default: 1.")] = None,
     against: Annotated[
         list[str] | None,
-        typer.Option(help="8, 16, 32 (k = d/8 and so on), delayed or look_ahead; repeat. Default: all."),
+        typer.Option(help="8, 16, 32 (k = d/8 and so on), delayed, look_ahead or alone; repeat. Default: all."),
     ] = None,
     d_model: Annotated[int, typer.Option(min=64, max=4096, help="Width of the models, a multiple of 64.")] = 256,
 ) -> None:
     """Count the tokens that compressed and asynchronous models take to a loss that a dense synchronous one reaches.
 
-    Trains a dense model of 8.5 M parameters, models with k = d/8, d/16 and d/32 that are as large, and the dense one in
-    both asynchronous ways, on this Python's library sources, in one process with all cores, until each has the target
-    loss on sources that it isn't trained on. Takes up to six hours on two idle cores; --rounds, --against and --d-model
-    bound it.
+    Trains a dense model of 8.5 M parameters, models with k = d/8, d/16 and d/32 that are as large, the dense one in
+    both asynchronous ways, and as two replicas that step alone and average every eight rounds, on this Python's library
+    sources, in one process with all cores, until each has the target loss on sources that it isn't trained on. Takes up
+    to seven hours on two idle cores; --rounds, --against and --d-model bound it.
 
     Example:
         commonweight bench convergence --json convergence.json
@@ -106,7 +112,7 @@ def convergence(
     from commonweight.errors import ConfigError
 
     (known,), here = _dtypes([dtype]), machine()
-    every = (*map(str, Convergence.over), *Convergence.asynchrony)
+    every = (*map(str, Convergence.over), *Convergence.asynchrony, "alone")
     rivals = set(against or every)
     if unknown := rivals - set(every):
         raise ConfigError(f"--against {', '.join(sorted(unknown))} isn't known: take {', '.join(every)}.")
@@ -116,6 +122,7 @@ def convergence(
         shape=replace(Convergence().shape, d_model=d_model),
         over=tuple(over for over in Convergence.over if str(over) in rivals),
         asynchrony=tuple(mode for mode in Convergence.asynchrony if mode in rivals),
+        averaging_rounds=Convergence.averaging_rounds if "alone" in rivals else (),
         dtype=known,
         target_loss=target_loss,
         max_rounds=rounds,

@@ -3,8 +3,8 @@ dense synchronous one reaches.
 
 A dense model (k = d) and compressed ones train on the same text, in the same order. A compressed model's projections
 into k numbers are smaller, so its feed-forward is made wider, until it has as many trained parameters as the dense one.
-An asynchronous model is the dense one but for its steps. Each is trained with every learning rate, and its best one
-counts. The loss is that of text which nobody trains on.
+An asynchronous model is the dense one but for its steps, and so is one of which two replicas step alone. Each is
+trained with every learning rate, and its best one counts. The loss is that of text which nobody trains on.
 """
 
 import tempfile
@@ -15,18 +15,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from commonweight.bench.measure import Result, Summary
 from commonweight.bench.pipeline import PipelineBench
 from commonweight.model.corpus import build_dataset, default_corpus
 from commonweight.model.data import Dataset, Manifest
-from commonweight.model.stage import Stage, train_round
+from commonweight.model.stage import Stage, accumulate
 from commonweight.model.tokenizer import ByteTokenizer
 from commonweight.rules.spec import Asynchrony, ModelSpec
 from commonweight.rules.stages import boundary_bytes_per_token, stage_parameters
 
 HELD_OUT = 10
 """One file of so many isn't trained on."""
+REPLICAS = 2
+"""That step alone, where they do."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,8 @@ class Convergence:
     """Compressed models have k = d_model / this."""
     asynchrony: tuple[Asynchrony, ...] = ("delayed", "look_ahead")
     """Of dense models that differ from the first one in nothing else."""
+    averaging_rounds: tuple[int, ...] = (8,)
+    """Likewise; each is two replicas that step alone, and average every so many rounds."""
     target_loss: float = 2.0
     """In nats per token, of held-out text."""
     max_rounds: int = 400
@@ -108,6 +113,7 @@ def run_convergence(bench: Convergence, say: Callable[[str], None]) -> tuple[lis
         name: {
             "boundary_dim": model.architecture.boundary_dim,
             "asynchrony": model.training.asynchrony,
+            "averaging_rounds": model.training.averaging_rounds,
             "d_ff": model.architecture.d_ff,
             "parameters": sum(stage_parameters(model, stage) for stage in range(model.stages)),
             "boundary_bytes_per_token": boundary_bytes_per_token(model).sent,
@@ -149,26 +155,46 @@ def _models(bench: Convergence, folder: Path) -> dict[str, ModelSpec]:
         )
     for mode in bench.asynchrony:
         models[f"dense, {mode}"] = _with(dense, asynchrony=mode)
+    for rounds in bench.averaging_rounds:
+        models[f"dense, two replicas that average every {rounds} rounds"] = _with(dense, averaging_rounds=rounds)
     return models
 
 
-def _with(model: ModelSpec, **training: str) -> ModelSpec:
+def _with(model: ModelSpec, **training: str | int) -> ModelSpec:
     return model.model_copy(update={"training": model.training.model_copy(update=training)})
 
 
 def _train(bench: Convergence, spec: ModelSpec, texts: Texts) -> Run:
     started_s = time.perf_counter()
-    stages = [Stage(spec, index) for index in range(spec.stages)]
+    replicas = [[Stage(spec, index) for index in range(spec.stages)]]
+    if spec.training.steps_alone:
+        replicas += [[Stage(spec, index) for index in range(spec.stages)] for _ in range(REPLICAS - 1)]
     text, held_out = Dataset.open(texts.train, spec), Dataset.open(texts.held_out, _on(spec, texts.held_out))
     curve: list[tuple[int, float]] = []
     for round_ in range(bench.max_rounds):
-        train_round(stages, [text.microbatch(round_, j) for j in range(spec.training.microbatches_per_round)])
+        _train_round(replicas, [text.microbatch(round_, j) for j in range(spec.training.microbatches_per_round)])
         if (round_ + 1) % bench.evaluate_every == 0 or round_ + 1 == bench.max_rounds:
-            loss = _evaluate(stages, held_out, bench.held_out_microbatches)
+            loss = _evaluate(replicas[0], held_out, bench.held_out_microbatches)
             curve.append(((round_ + 1) * spec.training.tokens_per_round, loss))
             if loss <= bench.target_loss:
                 break
     return Run(spec.training.learning_rate, curve, time.perf_counter() - started_s, curve[-1][1] <= bench.target_loss)
+
+
+def _train_round(replicas: list[list[Stage]], batches: list[Tensor]) -> None:
+    """The replicas divide it evenly."""
+    for number, stages in enumerate(replicas):
+        accumulate(stages, batches[number :: len(replicas)])
+    for of_stage in zip(*replicas, strict=True):
+        training, round_ = of_stage[0].spec.training, of_stage[0].round
+        if training.moves_anchor(round_):
+            for stage in of_stage:
+                stage.weigh_movement(1 / len(replicas))
+            total = torch.stack([stage.flat_gradient() for stage in of_stage]).sum(0)
+            for stage in of_stage:
+                stage.replace_gradient(total)
+        for stage in of_stage:
+            stage.step()
 
 
 def _evaluate(stages: list[Stage], held_out: Dataset, microbatches: int) -> float:

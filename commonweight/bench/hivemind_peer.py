@@ -33,7 +33,6 @@ from commonweight.model.boundary import boundary_plan, tokens_plan
 from commonweight.model.data import Dataset
 from commonweight.model.stage import Stage
 from commonweight.rules.spec import ModelSpec, parse_spec
-from commonweight.rules.stages import in_flight_limit
 
 LOOPBACK = "/ip4/127.0.0.1/tcp/0"
 HANDLERS = 4
@@ -108,8 +107,10 @@ def serve(spec: ModelSpec, index: int) -> None:
     server.shutdown()
 
 
-def hivemind_pipeline(spec: ModelSpec, data: Path, spec_file: str, stack: ExitStack) -> Callable[[int], None]:
-    """The trainer; its servers end with `stack`."""
+def hivemind_pipeline(spec: ModelSpec, data: Path, spec_file: str, stack: ExitStack) -> Callable[[int, int], None]:
+    """The trainer, which is told a round, and how many of its microbatches may be under way at a time. Its servers end
+    with `stack`.
+    """
     servers = [_start_server(spec_file, index, stack) for index in range(spec.stages)]
     addresses = [address for server in servers for address in _hear(server)["addresses"]]
     dht = hivemind.DHT(start=True, host_maddrs=[LOOPBACK], initial_peers=addresses)
@@ -117,7 +118,6 @@ def hivemind_pipeline(spec: ModelSpec, data: Path, spec_file: str, stack: ExitSt
     experts = create_remote_experts(_find(dht, spec.stages), dht)
     dataset = Dataset.open(data, spec)
     microbatches = spec.training.microbatches_per_round
-    pool = stack.enter_context(ThreadPoolExecutor(in_flight_limit(spec, 0)))
 
     def train_microbatch(tokens: Tensor) -> None:
         result = experts[0](tokens)
@@ -125,8 +125,9 @@ def hivemind_pipeline(spec: ModelSpec, data: Path, spec_file: str, stack: ExitSt
             result = expert(tokens, result)
         (result.mean() / microbatches).backward()
 
-    def train(round_: int) -> None:
-        list(pool.map(train_microbatch, [dataset.microbatch(round_, number) for number in range(microbatches)]))
+    def train(round_: int, in_flight: int) -> None:
+        with ThreadPoolExecutor(in_flight) as pool:
+            list(pool.map(train_microbatch, [dataset.microbatch(round_, number) for number in range(microbatches)]))
 
     return train
 
@@ -174,8 +175,8 @@ def main() -> None:
         )
         print(json.dumps({"ready": True}), flush=True)  # noqa: T201
         for line in sys.stdin:
-            started_s = time.perf_counter()
-            train(json.loads(line)["round"])
+            started_s, told = time.perf_counter(), json.loads(line)
+            train(told["round"], told["in_flight"])
             print(json.dumps({"seconds": time.perf_counter() - started_s}), flush=True)  # noqa: T201
 
 

@@ -16,6 +16,7 @@ from commonweight.model.corpus import build_dataset, default_corpus
 from commonweight.model.tokenizer import ByteTokenizer
 from commonweight.rules.canonical import canonical_json
 from commonweight.rules.spec import ModelSpec, build_spec
+from commonweight.rules.stages import in_flight_limit
 
 HIVEMIND_MODULE = "commonweight.bench.hivemind_peer"
 AGAINST = ("unsplit", "torch", "hivemind")
@@ -43,12 +44,14 @@ class PipelineBench:
     """Of AGAINST."""
     hivemind_python: str = ""
     """A Python with hivemind, where it is compared with."""
+    compiles: bool = False
+    """Whether ours and the unsplit model are compiled."""
 
     def spec(self, manifest: str, tokens: int, dtype: str, stages: int, asynchrony: str = "none") -> ModelSpec:
         """The model at one precision."""
         return build_spec(
             {
-                "format": "commonweight.model/6",
+                "format": "commonweight.model/7",
                 "name": "bench",
                 "seed": 1,
                 "stages": stages,
@@ -80,6 +83,9 @@ class PipelineBench:
                     "grad_clip": "1",
                     "asynchrony": asynchrony,
                     "averaging": "float32",
+                    "averaging_rounds": 1,
+                    "outer_learning_rate": "0.7",
+                    "outer_momentum": "0.9",
                 },
                 "verification": {
                     "round_rate": "0",
@@ -152,10 +158,10 @@ class Ours:
 
 
 @contextmanager
-def workers(spec: ModelSpec, data: Path, state: Path, rounds: int) -> Iterator[Ours]:
+def workers(spec: ModelSpec, data: Path, state: Path, rounds: int, *, compiles: bool = False) -> Iterator[Ours]:
     """A pipeline of one-thread workers, until the context ends."""
     with asyncio.Runner() as runner:
-        pipeline = PipelineWorkers(spec, data, state)
+        pipeline = PipelineWorkers(spec, data, state, compiles=compiles)
         runner.run(pipeline.__aenter__())
         try:
             yield Ours(pipeline, runner, rounds)
@@ -183,7 +189,8 @@ def _measure(bench: PipelineBench, specs: dict[str, ModelSpec], data: Path, scra
     with ExitStack() as stack:
         rivals = _rivals(bench, next(iter(specs.values())), data, scratch, stack)
         ours = {
-            mode: stack.enter_context(workers(spec, data, scratch / mode, bench.rounds)) for mode, spec in specs.items()
+            mode: stack.enter_context(workers(spec, data, scratch / mode, bench.rounds, compiles=bench.compiles))
+            for mode, spec in specs.items()
         }
         turns = {mode: each.train for mode, each in ours.items()} | {name: each.rate for name, each in rivals.items()}
         values = interleave(turns, bench.pairs)
@@ -206,9 +213,11 @@ class _Rival:
     """In a turn."""
     kind: str = ""
     """Of Targets, where there is one."""
+    how: dict[str, Any] = field(default_factory=dict)
+    """What the baseline is told of each round."""
 
     def rate(self, turn: int) -> float:
-        seconds = [self.baseline.train(turn * self.rounds + number) for number in range(self.rounds)]
+        seconds = [self.baseline.train(turn * self.rounds + number, **self.how) for number in range(self.rounds)]
         return self.rounds * self.tokens_per_round / sum(seconds)
 
 
@@ -228,7 +237,7 @@ def _rivals(bench: PipelineBench, spec: ModelSpec, data: Path, scratch: Path, st
 
     rivals: dict[str, _Rival] = {}
     if "unsplit" in bench.against:
-        plain = order(spec, "unsplit") | {"kind": "unsplit"}
+        plain = order(spec, "unsplit") | {"kind": "unsplit", "compile": bench.compiles}
         sizes = sorted({*bench.best_of, bench.microbatch_sequences})
         tried = {n: rival("", spec, [plain | {"sequences": n}], threads=2) for n in sizes}
         rates = interleave({str(n): replace(each, rounds=1).rate for n, each in tried.items()}, 2)
@@ -245,7 +254,10 @@ def _rivals(bench: PipelineBench, spec: ModelSpec, data: Path, scratch: Path, st
             rivals[f"torch 1F1B over gloo, {name}"] = rival(kind, shaped, orders, threads=1)
     if bench.hivemind_python:
         how = {"python": bench.hivemind_python, "module": HIVEMIND_MODULE, "log": scratch / "hivemind.log"}
-        rivals[f"hivemind, {shape}"] = rival("hivemind", spec, [order(spec, "hivemind")], threads=1, **how)
+        chained = rival("hivemind", spec, [order(spec, "hivemind")], threads=1, **how)
+        rivals[f"hivemind, {shape}, one at a time"] = replace(chained, how={"in_flight": 1})
+        in_flight = in_flight_limit(spec, 0)
+        rivals[f"hivemind, {shape}, {in_flight} in flight"] = replace(chained, how={"in_flight": in_flight})
     return rivals
 
 

@@ -75,9 +75,10 @@ class PipelineWorkers:
         threads: int = 1,
         hosts: Sequence[Host] = (),
         environment: Mapping[str, str] | None = None,
+        compiles: bool = False,
     ) -> None:
         """Workers for all stages of `spec`, with `threads` compute threads each. `hosts`: where each runs; none: all
-        on this one. `environment`: added to theirs.
+        on this one. `environment`: added to theirs. `compiles`: as nodes with --compile.
         """
         self._spec = spec
         self._data = data
@@ -85,6 +86,7 @@ class PipelineWorkers:
         self._threads = threads
         self._hosts = hosts
         self._environment = environment
+        self._compiles = compiles
         self._workers: list[_Worker] = []
 
     async def __aenter__(self) -> "PipelineWorkers":
@@ -153,6 +155,7 @@ class PipelineWorkers:
                 state_dir=str(self._state / f"stage-{stage}"),
                 data_dir=str(self._data) if stage == 0 else "",
                 device="cpu",
+                compile=self._compiles,
             )
             await worker.link.send(worker_pb2.WorkerCommand(start=start))
         for stage, worker in enumerate(self._workers):

@@ -46,10 +46,10 @@ class Baseline:
         for process in self._processes:
             self._hear(process)
 
-    def train(self, round_: int) -> float:
-        """Train a round; seconds of the slowest process."""
+    def train(self, round_: int, **how: Any) -> float:
+        """Train a round, `how` it is told; seconds of the slowest process."""
         for process in self._processes:
-            self._tell(process, {"round": round_})
+            self._tell(process, {"round": round_} | how)
         return max(float(self._hear(process)["seconds"]) for process in self._processes)
 
     def close(self) -> None:

@@ -1,6 +1,6 @@
 """A model as its designer writes it down: a TOML file with the spec's tables and one of terms.
 
-format = "commonweight.model/6"      # the spec, as in docs and `ModelSpec`: name, seed, stages, architecture, …
+format = "commonweight.model/7"      # the spec, as in docs and `ModelSpec`: name, seed, stages, architecture, …
 
 [registration]
 token_name = "Mine"

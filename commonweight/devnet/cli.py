@@ -99,6 +99,10 @@ def up(
     averaging: Annotated[
         str, typer.Option(help="float32 or int8: how replicas send each other their gradients.")
     ] = "float32",
+    averaging_rounds: Annotated[
+        int,
+        typer.Option(help="Replicas average every so many rounds; over 1 each steps by itself meanwhile (DiLoCo)."),
+    ] = 1,
     rounds_per_epoch: Annotated[int | None, typer.Option(hidden=True)] = None,
 ) -> None:
     """Start a network that trains a small model, and own what it trains.
@@ -132,6 +136,7 @@ def up(
         seed=seed,
         asynchrony=asynchrony,
         averaging=averaging,
+        averaging_rounds=averaging_rounds,
         kill_every_s=parse_interval(kill_every, "--kill-every"),
         slow=tuple(slow or ()),
         link=link,

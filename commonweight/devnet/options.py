@@ -40,6 +40,8 @@ class DevnetOptions:
     """Of training, as in a spec."""
     averaging: str = "float32"
     """Likewise, of gradients between replicas."""
+    averaging_rounds: int = 1
+    """Likewise: replicas average every so many rounds."""
     kill_every_s: float | None = None
     """In every such stretch of time a node is killed with SIGKILL, and started again soon after; None: none is."""
     slow: tuple[str, ...] = ()
@@ -132,4 +134,5 @@ class DevnetOptions:
             rounds_per_epoch=self.rounds_per_epoch,
             asynchrony=self.asynchrony,
             averaging=self.averaging,
+            averaging_rounds=self.averaging_rounds,
         )

@@ -19,16 +19,17 @@ def devnet_spec(
     rounds_per_epoch: int = ROUNDS_PER_EPOCH,
     asynchrony: str = "none",
     averaging: str = "float32",
+    averaging_rounds: int = 1,
 ) -> ModelSpec:
     """1.2 M parameters over bytes, 8,192 tokens a round. Raises SpecError where there are more stages than layers, or
-    for another `asynchrony` or `averaging` than a spec's.
+    for another `asynchrony`, `averaging` or `averaging_rounds` than a spec's.
 
     `manifest_hash` (0x…) and `tokens` are those of the packed corpus. A boundary carries a quarter of the numbers
     that a dense model's would.
     """
     return build_spec(
         {
-            "format": "commonweight.model/6",
+            "format": "commonweight.model/7",
             "name": NAME,
             "seed": seed,
             "stages": stages,
@@ -60,6 +61,9 @@ def devnet_spec(
                 "grad_clip": "1",
                 "asynchrony": asynchrony,
                 "averaging": averaging,
+                "averaging_rounds": averaging_rounds,
+                "outer_learning_rate": "0.7",
+                "outer_momentum": "0.9",
             },
             "verification": {
                 "round_rate": "0.001",

@@ -12,6 +12,8 @@ aren't comparable. Hence a step is checked in three parts, all from the committe
    Where training is asynchronous that holds for the master weights, and the parameters follow from the state before.
 3. How what was stepped moved against the replayed movement: this bounds what part 1 lets through in tiny gradients.
 
+Where replicas step alone their anchor and its velocity are held to what follows elementwise, when they average all is.
+
 Every tensor is finite and of the expected shape, or its error is infinite.
 
 The tolerance is the spec's: 1e-5 is right for float32, 2e-2 for bfloat16. In 30 rounds of the devnet's model another
@@ -138,8 +140,10 @@ def compare_round(
     faults += [f"state {name}" for name in sorted(replayed.keys() & claimed.keys()) if _unlike(claimed, replayed, name)]
     if faults:
         return [Deviation(what, math.inf, ROUNDINGS) for what in faults]
-    found: list[Deviation] = []
     names = sorted(name.removeprefix("parameter.") for name in before if name.startswith("parameter."))
+    found = [each for name in names for each in _anchor_deviations(training, round_, name, before, claimed, replayed)]
+    if training.moves_anchor(round_):
+        return found
     gradients, movements = _Whole("gradient"), _Whole("movement")
     tolerance, count = float(spec.verification.tolerance), 0
     stepped = "master" if training.is_asynchronous else "parameter"
@@ -216,8 +220,33 @@ def _moment2_error(training: Training, old: _Version, new: _Version) -> float:
 
 def _step_error(training: Training, round_: int, name: str, old: _Version, new: _Version) -> float:
     """How many roundings the weights are off AdamW's step with the committed moments."""
-    expected, unit = _adamw_step(training, round_, name, old.weights, new, steps=round_ + 1)
+    expected, unit = _adamw_step(training, round_, name, old.weights, new, steps=training.adam_steps(round_))
     return _largest(new.weights - expected, unit)
+
+
+def _anchor_deviations(
+    training: Training,
+    round_: int,
+    name: str,
+    before: Mapping[str, Tensor],
+    claimed: Mapping[str, Tensor],
+    replayed: Mapping[str, Tensor],
+) -> list[Deviation]:
+    """What the round's gradient decides elementwise where replicas step alone; see commonweight/model/adamw.py."""
+    if not training.steps_alone:
+        return []
+    computed: tuple[str, ...] = ()
+    copied: tuple[str, ...] = ("anchor", "velocity")
+    if training.moves_anchor(round_):
+        computed, copied = ("parameter", "anchor", "velocity"), ("moment1", "moment2")
+    found = []
+    for part in (*computed, *copied):
+        what = f"{part}.{name}"
+        old = before[f"anchor.{name}" if part == "parameter" else what].cpu().double()
+        new, own = claimed[what].cpu().double(), replayed[what].cpu().double()
+        unit = _UNIT * (old.abs() + own.abs() + (own - old).abs()) if part in computed else torch.zeros(())
+        found.append(Deviation(what, _largest(new - own, unit), ROUNDINGS))
+    return found
 
 
 def _ahead_error(training: Training, round_: int, name: str, old: _Version, new: _Version) -> float:

@@ -12,13 +12,14 @@ PROBE_VOCAB = 256
 """The probe's vocabulary at most: a large model's table and head would take gigabytes."""
 
 
-def numerics_class(device: str | torch.device, spec: ModelSpec) -> str:
+def numerics_class(device: str | torch.device, spec: ModelSpec, *, compiles: bool = False) -> str:
     """One line, at most 200 characters; two workers with the same compute the same bits.
 
     It names torch's build, the device, what decides bits on a CPU (instruction set, torch's thread count in this
     process), and the compute dtype: "torch 2.13.0+cpu, cpu AVX512, 1 thread, float32, probe 5d3c…". Names miss what a
     maths library chooses by itself, by the processor's maker for one; the probe doesn't. It is a hash of what this
-    process computes for one layer of the spec's shape, embedding, head and step included.
+    process computes for one layer of the spec's shape, embedding, head and step included. What is compiled says so:
+    "float32 compiled".
     """
     device = torch.device(device)
     if device.type == "cuda":
@@ -26,7 +27,7 @@ def numerics_class(device: str | torch.device, spec: ModelSpec) -> str:
     else:
         threads = torch.get_num_threads()
         where = f"{device.type} {torch.backends.cpu.get_cpu_capability()}, {threads} thread{'s' * (threads != 1)}"
-    dtype = spec.training.compute_dtype
+    dtype = spec.training.compute_dtype + " compiled" * compiles
     return f"torch {torch.__version__}, {where:.100}, {dtype}, probe {_probe(spec, device).hex()[:16]}"
 
 

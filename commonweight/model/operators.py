@@ -68,6 +68,7 @@ REPEATABLE = frozenset(
         "aten.sub.Tensor",
         "aten.sum.default",
         "aten.sum.dim_IntList",
+        "aten.zero_.default",
     }
 )
 """What a replay of a stage on a CPU consists of. A record comes from anybody: nothing else is run."""

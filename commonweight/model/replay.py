@@ -91,10 +91,9 @@ def step_from(stage: Stage, gradient: Mapping[str, Tensor] | None) -> tuple[byte
     """Step `stage` with this gradient of the round, by parameter name; None: with what was added up in it. The next
     root, and the stage's own tensors.
 
-    Raises NonFiniteTensor where the gradient isn't finite.
+    Raises NonFiniteTensor where the gradient isn't finite, MalformedMessage where it is none of this stage.
     """
     if gradient is not None:
-        for name, parameter in stage.module.named_parameters():
-            parameter.grad = gradient[name].clone()
+        stage.take_gradient(gradient)
     stage.step()
     return stage.state_root(), stage.state()

@@ -12,7 +12,7 @@ Where training is asynchronous two stages can take turns, so that a round begins
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -81,6 +81,8 @@ class Stage:
             last=self.is_last,
         )
         self.module = module.to(self.device, dtype)
+        self.run_module: Callable[[Tensor, Tensor | None], Tensor] = self.module
+        """What computes the module: itself, or a compiled program of it (commonweight/model/compiling.py)."""
         self._parameters = dict(self.module.named_parameters())
         if blank:
             frozen, self.frozen_hash = frozen_tensors(spec.architecture, spec.seed, self.device, dtype)
@@ -104,7 +106,7 @@ class Stage:
         ids = tokens.to(self.device, torch.int64)
         leaf = None if code is None else code.detach().to(self.device, self.dtype).requires_grad_()
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast):
-            result: Tensor = self.module(ids[:, :-1], leaf)
+            result = self.run_module(ids[:, :-1], leaf)
         if not self.is_last:
             return Forward(result.detach().to(self.boundary_dtype).contiguous(), leaf, result)
         loss = F.cross_entropy(result.to(self.dtype).flatten(0, 1), ids[:, 1:].flatten())
@@ -170,6 +172,20 @@ class Stage:
             parameter.grad = part.view(parameter.shape).to(self.device, copy=True)
             position += parameter.numel()
 
+    def take_gradient(self, gradient: Mapping[str, Tensor]) -> None:
+        """Take a copy of these tensors, by parameter name, for the gradient. Raises MalformedMessage, and changes
+        nothing, where they aren't this stage's.
+        """
+        found = {name: describe(tensor) for name, tensor in gradient.items()}
+        if found != (own := {name: describe(parameter) for name, parameter in self._parameters.items()}):
+            other = sorted(name for name in own.keys() | found.keys() if own.get(name) != found.get(name))
+            raise MalformedMessage(
+                f"This is no gradient of stage {self.index} of {self.spec.name}: {other[0]} is "
+                f"{found.get(other[0], 'missing')} instead of {own.get(other[0], 'nothing')}."
+            )
+        for name, parameter in self._parameters.items():
+            parameter.grad = gradient[name].to(self.device, copy=True)
+
     def gradient_hash(self) -> bytes:
         """The `tensors_hash` of the round's gradient (32 bytes); to be taken before `step`."""
         return tensors_hash(self.gradients())
@@ -188,11 +204,44 @@ class Stage:
         """Clip, take one AdamW step at the round's learning rate, and be ready for the next round.
 
         Each stage clips its own norm to grad_clip / sqrt(stages), so the whole model's stays under grad_clip
-        without an exchange; 0 is no clipping. Returns the norm before clipping. Raises NonFiniteTensor, and
-        changes nothing, where the gradient holds NaN or infinity.
+        without an exchange; 0 is no clipping. Where replicas step alone, and this is a round in which they average, the
+        gradient is the sum of what they made by `weigh_movement`, and steps the anchor, unclipped. Returns the norm
+        before clipping. Raises NonFiniteTensor, and changes nothing, where the gradient holds NaN or infinity.
         """
         training = self.spec.training
         gradients = self.gradients()
+        if training.moves_anchor(self.round):
+            norm = self._checked_norm(gradients)
+            self._adamw.step_anchor(gradients)
+        else:
+            norm = self._clip(gradients)
+            rate = learning_rate(training, self.round)
+            self._adamw.write_next(self._parameters, rate)
+            self._adamw.step(gradients, rate)
+        self.discard_gradients()
+        self.round += 1
+        return norm
+
+    def weigh_movement(self, part: float) -> None:
+        """Where replicas that step alone average in this round, make of the gradient what is averaged: how far the step
+        with it leads from the anchor, times the part of the round's microbatches that the gradient is of. Raises as
+        `step` does.
+        """
+        gradients = self.gradients()
+        self._clip(gradients)
+        rate = learning_rate(self.spec.training, self.round)
+        for name, movement in self._adamw.movement(gradients, rate).items():
+            self._parameters[name].grad = movement.mul_(part)
+
+    def _clip(self, gradients: Mapping[str, Tensor]) -> float:
+        norm = self._checked_norm(gradients)
+        limit = float(self.spec.training.grad_clip) / math.sqrt(self.spec.stages)
+        if 0 < limit < norm:
+            torch._foreach_mul_(list(gradients.values()), limit / norm)
+        return norm
+
+    def _checked_norm(self, gradients: Mapping[str, Tensor]) -> float:
+        training = self.spec.training
         norm = torch.nn.utils.get_total_norm(list(gradients.values())).item()
         if not math.isfinite(norm):
             raise NonFiniteTensor(
@@ -200,14 +249,6 @@ class Stage:
                 "changed; discard this round. If it happens again, the model diverges: a new spec needs a lower "
                 f"learning_rate than {training.learning_rate}."
             )
-        limit = float(training.grad_clip) / math.sqrt(self.spec.stages)
-        if 0 < limit < norm:
-            torch._foreach_mul_(list(gradients.values()), limit / norm)
-        rate = learning_rate(training, self.round)
-        self._adamw.write_next(self._parameters, rate)
-        self._adamw.step(gradients, rate)
-        self.discard_gradients()
-        self.round += 1
         return norm
 
     def ahead_of(self, stage: "Stage") -> None:
@@ -238,8 +279,8 @@ class Stage:
         return {f"parameter.{name}": parameter.detach() for name, parameter in self._parameters.items()}
 
     def moments(self) -> dict[str, Tensor]:
-        """Adam's moments under "moment1." and "moment2.", and where training is asynchronous the master weights under
-        "master.": the live tensors.
+        """Adam's moments under "moment1." and "moment2."; where training is asynchronous the master weights under
+        "master."; where replicas step alone the "anchor." and its "velocity.": the live tensors.
         """
         return self._adamw.state()
 
@@ -334,9 +375,19 @@ def describe(tensor: Tensor) -> str:
 
 
 def train_round(stages: Sequence[Stage], batches: Sequence[Tensor]) -> list[float]:
-    """Train one whole round through all stages of a model in this process, and step each.
+    """Train one whole round through all stages of a model in this process, and step each. As `accumulate`; all of the
+    round is the load of one replica.
+    """
+    losses = accumulate(stages, batches)
+    for stage in stages:
+        if stage.spec.training.moves_anchor(stage.round):
+            stage.weigh_movement(1.0)
+        stage.step()
+    return losses
 
-    `batches` are the round's microbatches [b, t + 1] in order. Returns the loss of each in nats. The
+
+def accumulate(stages: Sequence[Stage], batches: Sequence[Tensor]) -> list[float]:
+    """Add the gradients of these microbatches [b, t + 1] in order. Returns the loss of each in nats. The
     arithmetic is that of the same stages over the wire: the same order, and the same casts at the boundaries.
     """
     losses = []
@@ -353,6 +404,4 @@ def train_round(stages: Sequence[Stage], batches: Sequence[Tensor]) -> list[floa
         gradient: Tensor | None = None
         for stage in reversed(stages):
             gradient = stage.backward(pending.pop(), gradient)
-    for stage in stages:
-        stage.step()
     return losses

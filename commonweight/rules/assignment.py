@@ -11,12 +11,16 @@ on it is measured, too.
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from heapq import heapify, heapreplace
 from types import MappingProxyType
 
 LAST_ROUND_WEIGHT = 0.3
 """Of the last round in a replica's pace; the rest is the pace before."""
+MEASURED_ROUNDS = 50
+"""So many rounds without a microbatch a pace is good for. Whoever was measured cold, or beside other work, may have got
+none since, and nothing else shows that it is faster now.
+"""
 
 
 @dataclass(frozen=True)
@@ -25,19 +29,26 @@ class Pace:
 
     microbatch_s: float | None = None
     """Seconds of work per microbatch, forward and backward; None for a newcomer, which hasn't been measured."""
+    idle_rounds: int = 0
+    """Since it was measured."""
+
+    @property
+    def is_stale(self) -> bool:
+        """Whether it is to be measured anew."""
+        return self.idle_rounds >= MEASURED_ROUNDS
 
 
 def update(pace: Pace, microbatches: int, busy_s: float) -> Pace:
     """The pace after a round in which the replica computed so many microbatches in `busy_s` seconds of work.
 
-    An exponential moving average over rounds; unchanged where it computed nothing.
+    An exponential moving average over rounds; of a stale pace nothing is left. As it was where it computed nothing.
     """
     if not microbatches:
-        return pace
+        return replace(pace, idle_rounds=pace.idle_rounds + 1)
     measured = busy_s / microbatches
     if not 0 < measured < math.inf:
         raise ValueError(f"{microbatches} microbatches in {busy_s} s say nothing about a replica's pace")
-    if pace.microbatch_s is None:
+    if pace.microbatch_s is None or pace.is_stale:
         return Pace(measured)
     return Pace(pace.microbatch_s + LAST_ROUND_WEIGHT * (measured - pace.microbatch_s))
 

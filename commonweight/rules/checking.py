@@ -117,15 +117,17 @@ def _check_rounds(spec: ModelSpec, statement: Statement, before: Carried) -> Non
             f"Epoch {statement.epoch} has reports of generations {generations!r:.200}: a round is sealed in one, and "
             "they never go back."
         )
-    states = dict(before.states)
+    states = {stage: {state} for stage, state in before.states.items()}
     for sealed in statement.rounds:
         for report in sealed.reports:
-            if (left := states.get(report.stage, report.state_before)) != report.state_before:
+            if report.state_before not in (left := states.get(report.stage, {report.state_before})):
                 raise StatementMismatch(
                     f"Round {sealed.round} begins stage {report.stage} from state {report.state_before}; the round "
-                    f"before it left it at {left}."
+                    f"before it left it at {' or '.join(sorted(left))}."
                 )
-        states = {report.stage: report.state_after for report in sealed.reports}
+        states = {}
+        for report in sealed.reports:
+            states.setdefault(report.stage, set()).add(report.state_after)
 
 
 def _check_division(spec: ModelSpec, sealed: SealedRound) -> None:
@@ -145,17 +147,21 @@ def _check_division(spec: ModelSpec, sealed: SealedRound) -> None:
                 f"Round {sealed.round} is divided on stage {stage} into {[list(load) for load in of_stage]!r:.300}; "
                 f"due is each of {spec.training.microbatches_per_round} microbatches once."
             )
-        ends = {
-            (report.round_gradient_hash, report.state_before, report.state_after) for report in sealed.replicas(stage)
-        }
-        if len(ends) > 1:
+        training, replicas = spec.training, sealed.replicas(stage)
+        averages = training.averages_in(sealed.round)
+        is_alone = not averages if training.steps_alone else len(of_stage) == 1
+        begins = {report.state_before for report in replicas}
+        ends = {(report.round_gradient_hash, report.state_after) for report in replicas}
+        if (averages and len(ends) > 1) or (training.averages_in(sealed.round - 1) and len(begins) > 1):
             raise StatementMismatch(
-                f"Round {sealed.round} steps the replicas of stage {stage} in {len(ends)} different ways."
+                f"Round {sealed.round} steps the replicas of stage {stage} in "
+                f"{max(len(begins), len(ends))} different ways."
             )
-        for report in sealed.replicas(stage):
-            if len(of_stage) == 1 and report.gradient_hash != report.round_gradient_hash:
+        for report in replicas:
+            if is_alone and report.gradient_hash != report.round_gradient_hash:
                 raise StatementMismatch(
-                    f"Round {sealed.round} steps stage {stage} with another gradient than that of its one replica."
+                    f"Round {sealed.round} steps {report.node} of stage {stage} with another gradient than its own, "
+                    "though there is no other one to be averaged with it."
                 )
 
 

@@ -58,7 +58,8 @@ class Report:
     """SHA-256 of the sum of these gradients."""
     round_gradient_hash: bytes
     """SHA-256 of what the stage was stepped with, before clipping: the sum of all its replicas' gradients, in order of
-    their addresses.
+    their addresses. Where replicas step alone it is their own gradient, or the mean of their movements: see
+    commonweight/model/adamw.py.
     """
     state_before: bytes
     state_after: bytes
@@ -132,12 +133,12 @@ def report_receipt(
     return Receipt(model_id, stage, unit=unit, output=commitments.output(beacon_tip))
 
 
-def find_mismatch(stages: Sequence[Mapping[str, Report]]) -> str | None:
+def find_mismatch(stages: Sequence[Mapping[str, Report]], *, alone: bool = False) -> str | None:
     """What a round's reports (by stage, then by node) disagree about, or None. The loads of each stage are divided.
 
     What a stage says it sent must be what the next says it took, both ways, and all must have seen the same tokens.
     Nothing crosses the outer sides of the first and the last stage. All replicas of a stage end in the same state, by
-    the same gradient.
+    the same gradient, unless each has stepped `alone`.
     """
     hops = [{hop.microbatch: hop for report in reports.values() for hop in report.hops} for reports in stages]
     for number, first in sorted(hops[0].items()):
@@ -162,7 +163,7 @@ def find_mismatch(stages: Sequence[Mapping[str, Report]]) -> str | None:
                         f"the {what} of microbatch {number}: stage {stage} reports {a.hex()}, stage {stage + 1} "
                         f"reports {b.hex()}"
                     )
-    for stage, reports in enumerate(stages):
+    for stage, reports in enumerate(() if alone else stages):
         for name in ("round_gradient_hash", "state_after"):
             said = {node: getattr(report, name).hex() for node, report in sorted(reports.items())}
             if len(set(said.values())) > 1:

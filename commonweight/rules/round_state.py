@@ -37,14 +37,16 @@ class RoundState:
     stages: int
     microbatches: int
     """In a round."""
+    averaging_rounds: int = 1
+    """In every so many rounds a stage's replicas end in one state: see `Training.averaging_rounds`."""
     work: tuple[int, ...] = ()
     """What a microbatch costs in each stage (`stage_units`); () where all cost the same."""
     seats: Mapping[str, int] = field(default_factory=_nothing)
     """The stage of each node (its address)."""
     round: int = 0
     generation: int = 0
-    roots: tuple[bytes | None, ...] = ()
-    """Each stage's state root at the start of `round`; () or None where unknown (before the first seal)."""
+    roots: tuple[Mapping[str, bytes], ...] = ()
+    """Of each stage, the state roots that its replicas ended the round before with; () before the first seal."""
     phase: Phase = Phase.GATHERING
     online: frozenset[str] = frozenset()
     open_to: Mapping[str, frozenset[int]] = field(default_factory=_nothing)
@@ -86,7 +88,9 @@ class RoundState:
     arranged: int = 0
     """Before which round the members changed last: the paces of those after it are of this arrangement."""
     move: Move | None = None
-    """Who goes to another stage: online when the round that is being trained is over, otherwise on its way there."""
+    """Who goes to another stage when the round that is being trained is over, or is on its way there."""
+    away: int = 0
+    """Rounds that were sealed while who moved last was on its way."""
 
     def holders(self, stage: int, among: frozenset[str] | None = None) -> tuple[str, ...]:
         """Who has a seat in the stage and is online (or `among` others), in order of address."""
@@ -107,10 +111,14 @@ class RoundState:
         """Seconds per microbatch, as far as it has been measured."""
         return self.paces.get(node, Pace()).microbatch_s
 
+    def averages_in(self, round_: int) -> bool:
+        """Whether replicas end this round in one state; between such rounds each has a state of its own."""
+        return (round_ + 1) % self.averaging_rounds == 0
+
     @property
     def is_moving(self) -> bool:
         """Whether somebody is to move when the round that is being trained is over."""
-        return self.move is not None and self.move.node in self.online
+        return self.move is not None and self.seats[self.move.node] == self.move.source
 
     def works(self, node: str) -> bool:
         """Whether it has a load in the round that is being trained."""

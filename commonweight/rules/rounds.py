@@ -21,6 +21,10 @@ Newcomers join the crew of a running generation: while a round is trained where 
 otherwise before the next one, which waits for them a moment. Their first round they spend without a load,
 **shadowing**: they are stepped like the others, and must come out in the same state.
 
+Where replicas **step alone** they end in one state only in rounds in which they average. Newcomers come in with these;
+in the others everybody has a load, and the round is trained again where one who works is lost: nobody else has the
+state that it began with.
+
 Where one stage is weaker than the others and a replica of another would strengthen it by enough, that replica moves: it
 is chosen at a seal, after rounds in which nobody came or went, works in the round that is planned already, and has the
 other stage's seat from the next seal on. It comes back as a newcomer. So no work is lost, and no round.
@@ -29,14 +33,14 @@ other stage's seat from the next seal on. It comes back as a newcomer. So no wor
 new state, then carries out the effects, in order.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from types import MappingProxyType
 from typing import TypeVar
 
-from commonweight.rules.assignment import Pace, assign, reassign, update
-from commonweight.rules.placement import Replica, may_hold, rebalance, stage_throughputs, weakest_stage
-from commonweight.rules.report import Report, find_mismatch
+from commonweight.rules.assignment import Pace, reassign, update
+from commonweight.rules.placement import Replica, may_hold, rebalance, weakest_stage
+from commonweight.rules.report import find_mismatch
 from commonweight.rules.round_events import (
     Broken,
     Convicted,
@@ -61,17 +65,25 @@ from commonweight.rules.round_events import (
     Train,
     Waited,
 )
+from commonweight.rules.round_facts import (
+    SETTLED_ROUNDS,
+    divide_round,
+    find_fault,
+    idle,
+    is_dispensable,
+    is_done,
+    is_replaceable,
+    is_settled,
+    late_newcomers,
+    throughputs,
+    trusted,
+    work_of_stages,
+)
 from commonweight.rules.round_state import Assignment, Phase, RoundState
 
-PATIENCE_ROUNDS = 50
-"""So many rounds are trained before a newcomer that was waited for in vain is waited for again."""
 SMALL_STAGE = 8
 """Replicas, a newcomer included. In a stage of so many at most the next round is planned anew with the newcomer: it
 makes up for what all have done by the plan that they had, which was less than such a part of a round.
-"""
-SETTLED_ROUNDS = 10
-"""With the same members, before one of them is asked to move: what is measured until then is of these. Who is on its
-way is given as long to come.
 """
 MAX_MISMATCHES = 3
 """When the reports of one round have contradicted each other this often, training stops."""
@@ -115,7 +127,7 @@ def _join(state: RoundState, event: Joined) -> Next:
         if event.stages is not None and stage not in event.stages:
             return state, (Refused(node, f"it holds stage {stage}, of which its owner has no seat on chain any more"),)
     else:
-        weakest = weakest_stage(_throughputs(state), event.stages, has_data=event.has_data)
+        weakest = weakest_stage(throughputs(state), event.stages, has_data=event.has_data)
         if weakest is None and (event.stages is None or event.stages & set(range(state.stages))):
             return state, (Refused(node, "only the first stage is open to it, and that reads the text: give --data"),)
         if weakest is None:
@@ -127,27 +139,7 @@ def _join(state: RoundState, event: Joined) -> Next:
         for stage in range(state.stages)
         if not event.stays and may_hold(stage, allowed=event.stages, has_data=event.has_data)
     )
-    has_come = state.move is not None and state.move.node == node
-    return replace(
-        state,
-        online=state.online | {node},
-        open_to=_with(state.open_to, node, stages),
-        move=None if has_come else state.move,
-    ), effects
-
-
-def _throughputs(state: RoundState) -> Sequence[float]:
-    """Microbatches per second of each stage's replicas, as far as they are measured. Who moves counts where it goes."""
-    there = state.online if state.move is None else state.online | {state.move.node}
-    stages = [
-        {node: Replica(state.microbatch_s(node)) for node in state.holders(stage, there)}
-        for stage in range(state.stages)
-    ]
-    return stage_throughputs(stages, _work(state))
-
-
-def _work(state: RoundState) -> Sequence[int]:
-    return state.work or (1,) * state.stages
+    return replace(state, online=state.online | {node}, open_to=_with(state.open_to, node, stages)), effects
 
 
 def _lose(state: RoundState, node: str) -> Next:
@@ -174,11 +166,6 @@ def _convict(state: RoundState, node: str, stage: int) -> Next:
     return (_take_back(state) if node in state.members else state), ()
 
 
-def _trusted(state: RoundState, nodes: Sequence[str]) -> Sequence[str]:
-    """Of these replicas of a stage, those that may be given work."""
-    return [node for node in nodes if node not in state.convicted] or nodes
-
-
 def _offline(state: RoundState, node: str) -> RoundState:
     return replace(
         state,
@@ -198,6 +185,8 @@ def _take_version(state: RoundState, node: str, round_: int) -> Next:
     if state.phase is Phase.GATHERING:
         return _form_if_complete(state)
     if state.phase is not Phase.TRAINING or round_ < state.round or node in state.crew | state.members:
+        return state, ()
+    if not state.averages_in(state.round + 1):
         return state, ()
     state = replace(state, crew=state.crew | {node})
     return state, (Form(state.generation, state.round, state.crew),)
@@ -219,7 +208,7 @@ def _break(state: RoundState, node: str, generation: int, why: str, peer: str | 
     if peer is not None and peer not in state.crew:
         return state, ()  # it is gone already
     blamed = [each for each in (peer, node) if each is not None]
-    for can_be_spared in (_is_dispensable, _is_done, _is_replaceable):
+    for can_be_spared in (is_dispensable, is_done, is_replaceable):
         if spared := [each for each in blamed if can_be_spared(state, each)]:
             return _leave_crew(state, spared[0], why)
     if state.phase is Phase.FORMING:
@@ -232,7 +221,7 @@ def _break(state: RoundState, node: str, generation: int, why: str, peer: str | 
 
 def _hedge(state: RoundState, node: str, generation: int, why: str, peer: str) -> Next:
     """Whoever is late where another replica can do it instead isn't waited for, and is measured anew."""
-    if generation != state.generation or node not in state.crew or not _is_replaceable(state, peer):
+    if generation != state.generation or node not in state.crew or not is_replaceable(state, peer):
         return state, ()
     if state.seats[peer] != state.seats[node] + 1:
         return state, ()  # it has sent it nothing
@@ -245,7 +234,7 @@ def _report(state: RoundState, event: Reported) -> Next:
         return state, ()  # likewise
     if node in state.members and report.round == state.round and event.revision != state.revised[state.seats[node]]:
         return state, ()  # it is told of another load meanwhile
-    if fault := _find_fault(state, node, report):
+    if fault := find_fault(state, node, report):
         return state, (Refused(node, fault),)
     if (earlier := state.reports.get(node)) is not None:
         # The first one counts: its signature is the one that the host has kept.
@@ -271,7 +260,7 @@ def _seal_if_complete(state: RoundState) -> Next:
         {node: report for node, report in state.reports.items() if report.stage == stage}
         for stage in range(state.stages)
     ]
-    if mismatch := find_mismatch(by_stage):
+    if mismatch := find_mismatch(by_stage, alone=not state.averages_in(state.round)):
         state = replace(state, mismatches=state.mismatches + 1)
         if state.mismatches >= MAX_MISMATCHES:
             state = replace(_disbanded(state), phase=Phase.STOPPED)
@@ -282,7 +271,9 @@ def _seal_if_complete(state: RoundState) -> Next:
         state,
         round=state.round + 1,
         members=state.members & state.crew,
-        roots=tuple(next(iter(reports.values())).state_after for reports in by_stage),
+        roots=tuple(
+            MappingProxyType({node: report.state_after for node, report in reports.items()}) for reports in by_stage
+        ),
         versions=MappingProxyType({**state.versions, **dict.fromkeys(state.members & state.crew, state.round + 1)}),
         mismatches=0,
     )
@@ -307,7 +298,8 @@ def _release(state: RoundState) -> Next:
 
 def _rebalance(state: RoundState) -> Next:
     """Between two rounds: who was chosen to move goes, or is chosen; neither unless all is as it was for a while."""
-    if not _is_settled(state):
+    state = _on_its_way(state)
+    if not is_settled(state):
         return replace(state, move=None) if state.is_moving else state, ()
     stages = [
         {
@@ -315,25 +307,29 @@ def _rebalance(state: RoundState) -> Next:
                 state.microbatch_s(node),
                 stages=frozenset() if node in state.convicted else state.open_to[node],
             )
-            for node in _trusted(state, state.holders(stage, state.members))
+            for node in trusted(state, state.holders(stage, state.members))
         }
         for stage in range(state.stages)
     ]
     move = state.move
-    if move is None or move.node not in state.online:
-        return replace(state, move=rebalance(stages, _work(state))), ()
+    if move is None:
+        return replace(state, move=rebalance(stages, work_of_stages(state))), ()
     if move.node not in stages[move.source] or len(stages[move.source]) < 2:
         return replace(state, move=None), ()
     state = _without_member(_offline(state, move.node), move.node)
     seats, paces = _with(state.seats, move.node, move.target), _without(state.paces, move.node)
-    return replace(state, seats=seats, paces=paces, move=move), (move,)
+    return replace(state, seats=seats, paces=paces, move=move, away=0), (move,)
 
 
-def _is_settled(state: RoundState) -> bool:
-    """Whether nobody has come or gone for a while, or is about to."""
-    coming = state.online - state.members - state.in_vain.keys()
-    is_quiet = not state.leaving and not coming and state.crew == state.members
-    return is_quiet and state.round >= state.arranged + SETTLED_ROUNDS
+def _on_its_way(state: RoundState) -> RoundState:
+    """A round more that who moves hasn't computed, unless it has come, or was waited for long enough."""
+    if state.move is None or state.is_moving:
+        return state
+    node = state.move.node
+    is_lost = state.away >= SETTLED_ROUNDS and (node not in state.online or node in state.in_vain)
+    if node in state.members or is_lost:
+        return replace(state, move=None)
+    return replace(state, away=state.away + 1)
 
 
 def _without_strays(state: RoundState) -> RoundState:
@@ -344,25 +340,6 @@ def _without_strays(state: RoundState) -> RoundState:
         if not report.hops and (report.round_gradient_hash, report.state_after) not in alike:
             state = _without_member(state, node)
     return state
-
-
-def _find_fault(state: RoundState, node: str, report: Report) -> str | None:
-    if node not in state.members or state.seats[node] != report.stage:
-        return f"the report is of stage {report.stage}, which {node} doesn't train in this round"
-    if report.round != state.round:
-        return f"the report is of round {report.round}; round {state.round} is being trained"
-    load = tuple(j for j, holder in enumerate(state.assignment[report.stage]) if holder == node)
-    if report.load != load:
-        return f"the report has the microbatches {list(report.load)!r:.200}; assigned were {list(load)!r:.200}"
-    root = state.roots[report.stage] if state.roots else None
-    if root is not None and report.state_before != root:
-        return (
-            f"stage {report.stage} starts round {report.round} from state {report.state_before.hex()}; the "
-            f"sealed one is {root.hex()}. Restore the checkpoint of that round"
-        )
-    if len(load) == state.microbatches and report.gradient_hash != report.round_gradient_hash:
-        return "it was stepped with another gradient than its own, though all of the round was its load"
-    return None
 
 
 def _form_if_complete(state: RoundState) -> Next:
@@ -385,21 +362,10 @@ def _go_on(state: RoundState) -> Next:
         return _look_ahead(_begun(state, state.ahead))
     if {state.seats[node] for node in state.ready} != set(range(state.stages)):
         return _pause(state, "a stage has no replica any more")
-    if not (late := _late(state)):
+    if not (late := late_newcomers(state)):
         return _train(state)
     state = replace(state, phase=Phase.FORMING, crew=state.crew | late, assignment=(), reports=MappingProxyType({}))
     return state, (Form(state.generation, state.round, state.crew),)
-
-
-def _late(state: RoundState) -> frozenset[str]:
-    """Newcomers who had an earlier state, and are worth waiting for."""
-    return frozenset(
-        node
-        for node, version in state.versions.items()
-        if version < state.round
-        and node not in state.crew
-        and state.round >= state.in_vain.get(node, -PATIENCE_ROUNDS) + PATIENCE_ROUNDS
-    )
 
 
 def _wait_no_longer(state: RoundState, generation: int) -> Next:
@@ -422,12 +388,24 @@ def _without_newcomers(state: RoundState, nodes: frozenset[str]) -> RoundState:
 
 def _train(state: RoundState) -> Next:
     """Who is ready trains the next round."""
-    assignment = _assign(state)
+    assignment = divide_round(state)
+    state, excluded = _without_idle(state, assignment)
     arranged = state.arranged if state.ready == state.members else state.round
     state = replace(state, phase=Phase.TRAINING, members=state.ready, arranged=arranged)
     state = _begun(state, assignment)
     state, effects = _look_ahead(state)
-    return state, (Train(state.generation, state.round, assignment, state.members), *effects)
+    return state, (*excluded, Train(state.generation, state.round, assignment, state.members), *effects)
+
+
+def _without_idle(state: RoundState, assignment: Assignment) -> Next:
+    """They come back with the next round in which all average, and are measured anew: nothing else shows that they
+    aren't as slow any more.
+    """
+    effects = []
+    for node in sorted(idle(state, assignment, state.round)):
+        state = _without_member(replace(state, paces=_without(state.paces, node)), node)
+        effects.append(Excluded(node, state.generation, "it has no load in a round in which each steps by itself"))
+    return state, tuple(effects)
 
 
 def _begun(state: RoundState, assignment: Assignment) -> RoundState:
@@ -450,46 +428,13 @@ def _look_ahead(state: RoundState) -> Next:
     are_settled = all(
         node in state.stepped and state.microbatch_s(node) is not None for node in state.members - state.convicted
     )
-    if state.leaving or state.is_moving or state.crew != state.members or _late(state) or not are_settled:
+    if state.leaving or state.is_moving or state.crew != state.members or late_newcomers(state) or not are_settled:
         return state, ()
-    state = replace(state, ahead=_assign(state))
+    ahead = divide_round(state)
+    if idle(state, ahead, state.round + 1):
+        return state, ()
+    state = replace(state, ahead=ahead)
     return state, (Train(state.generation, state.round + 1, state.ahead, state.members),)
-
-
-def _assign(state: RoundState) -> Assignment:
-    """Who of those that are ready computes what. Newcomers shadow a round where others of their stage are there, and so
-    do those who are convicted. Then who was measured before it went away has its share at once.
-    """
-
-    def paces(stage: int) -> dict[str, float | None]:
-        replicas = _trusted(state, state.holders(stage, state.ready))
-        settled = [node for node in replicas if node in state.stepped]
-        return {node: state.microbatch_s(node) for node in settled or replicas}
-
-    return assign(state.microbatches, [paces(stage) for stage in range(state.stages)])
-
-
-def _is_dispensable(state: RoundState, node: str) -> bool:
-    """Whether the generation goes on without it."""
-    if state.phase is Phase.FORMING:
-        return bool(state.members) and node not in state.members  # a newcomer, between two rounds
-    return state.phase is Phase.TRAINING and not state.works(node)
-
-
-def _is_done(state: RoundState, node: str) -> bool:
-    """Whether the round is sealed without any more of it: nobody waits for its gradients, or its part of their sum."""
-    if state.phase is not Phase.TRAINING or node not in state.reports:
-        return False
-    stage = state.seats[node]
-    return all(each in state.reports for each in state.members if state.seats[each] in (stage - 1, stage))
-
-
-def _is_replaceable(state: RoundState, node: str) -> bool:
-    """Whether others of its stage can compute its load: none of them has stepped, as far as is known."""
-    if state.phase is not Phase.TRAINING or not state.works(node):
-        return False
-    replicas = state.holders(state.seats[node], state.members)
-    return node in replicas and len(replicas) > 1 and not any(each in state.reports for each in replicas)
 
 
 def _leave_crew(state: RoundState, node: str, why: str) -> Next:
@@ -497,12 +442,12 @@ def _leave_crew(state: RoundState, node: str, why: str) -> Next:
     if node not in state.crew:
         return state, ()
     effects: tuple[Effect, ...] = (Excluded(node, state.generation, why),) if node in state.online else ()
-    if _is_done(state, node):  # its report counts
+    if is_done(state, node):  # its report counts
         state = replace(_without_member(state, node), members=state.members, reports=state.reports)
         return state, effects
-    if _is_replaceable(state, node):
+    if is_replaceable(state, node):
         state, more = _replay(state, node)
-    elif not _is_dispensable(state, node):
+    elif not is_dispensable(state, node):
         return _pause(state, why)
     else:
         state = _without_member(state, node)
@@ -513,7 +458,7 @@ def _leave_crew(state: RoundState, node: str, why: str) -> Next:
 def _replay(state: RoundState, lost: str) -> Next:
     """The others of its stage compute its load, too; they add up their gradients anew."""
     stage, state = state.seats[lost], _without_member(state, lost)
-    replicas = _trusted(state, state.holders(stage, state.members))
+    replicas = trusted(state, state.holders(stage, state.members))
     paces = {node: state.microbatch_s(node) if node in state.stepped else None for node in replicas}
     row = state.assignment[stage]
     load = reassign(row, lost, paces)

@@ -127,6 +127,32 @@ class Training(Record):
     grad_clip: Fraction = Field(description="of the whole model; each stage clips to grad_clip / sqrt(stages)")
     asynchrony: Asynchrony = Field(description="whether a round begins before the last one's step; see model/adamw.py")
     averaging: Averaging = Field(description="how gradients travel between replicas; see rules/averaging.py")
+    averaging_rounds: Count = Field(description="replicas average every so many rounds; see model/adamw.py")
+    outer_learning_rate: Fraction = Field(description="of the step that is then taken, where that is over 1")
+    outer_momentum: Beta = Field(description="likewise")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.steps_alone and self.is_asynchronous:
+            raise ValueError(f"averaging_rounds {self.averaging_rounds} goes with asynchrony none only")
+        return self
+
+    @property
+    def steps_alone(self) -> bool:
+        """Whether replicas step by themselves between rounds in which they average."""
+        return self.averaging_rounds > 1
+
+    def averages_in(self, round_: int) -> bool:
+        """Whether replicas average in this round."""
+        return (round_ + 1) % self.averaging_rounds == 0
+
+    def moves_anchor(self, round_: int) -> bool:
+        """Whether this round ends with an outer step: replicas that step alone otherwise average in it."""
+        return self.steps_alone and self.averages_in(round_)
+
+    def adam_steps(self, round_: int) -> int:
+        """How many AdamW has taken with that of this round; replicas that step alone count from where they averaged."""
+        return round_ % self.averaging_rounds + 1 if self.steps_alone else round_ + 1
 
     @property
     def is_asynchronous(self) -> bool:
@@ -135,8 +161,12 @@ class Training(Record):
 
     @property
     def optimizer_parts(self) -> tuple[str, ...]:
-        """What the optimizer keeps for each parameter: Adam's moments, and master weights where it is asynchronous."""
-        return ("moment1", "moment2", "master") if self.is_asynchronous else ("moment1", "moment2")
+        """What the optimizer keeps for each parameter: Adam's moments; master weights where it is asynchronous; where
+        replicas step alone, the parameters that they have averaged last, and that step's momentum.
+        """
+        if self.is_asynchronous:
+            return ("moment1", "moment2", "master")
+        return ("moment1", "moment2", "anchor", "velocity") if self.steps_alone else ("moment1", "moment2")
 
     @property
     def tokens_per_microbatch(self) -> int:
@@ -191,7 +221,7 @@ class Economics(Record):
 class ModelSpec(Record):
     """A model that can be trained by strangers: see the parts."""
 
-    format: Literal["commonweight.model/6"]
+    format: Literal["commonweight.model/7"]
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
     seed: Annotated[int, Field(ge=0, le=2**53 - 1)]
     stages: Annotated[int, Field(gt=0, le=1024)]
@@ -208,6 +238,11 @@ class ModelSpec(Record):
         window = self.training.sequence_length + 1
         if self.data.tokens < window:
             raise ValueError(f"the data has {self.data.tokens} tokens; one sequence with its target needs {window}")
+        if self.economics.rounds_per_epoch % self.training.averaging_rounds:
+            raise ValueError(
+                f"rounds_per_epoch {self.economics.rounds_per_epoch} must be a multiple of averaging_rounds "
+                f"{self.training.averaging_rounds}: what is served are averaged parameters"
+            )
         return self
 
     @property

@@ -53,7 +53,7 @@ def simulated_spec(stages: int) -> ModelSpec:
     """
     return build_spec(
         {
-            "format": "commonweight.model/6",
+            "format": "commonweight.model/7",
             "name": "simulated",
             "seed": 0,
             "stages": stages,
@@ -85,6 +85,9 @@ def simulated_spec(stages: int) -> ModelSpec:
                 "grad_clip": "1",
                 "asynchrony": "none",
                 "averaging": "float32",
+                "averaging_rounds": 1,
+                "outer_learning_rate": "0.7",
+                "outer_momentum": "0.9",
             },
             "verification": {
                 "round_rate": "0.001",

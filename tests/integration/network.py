@@ -51,7 +51,7 @@ def tiny_spec(
     """A model that trains a round in milliseconds: 16 wide, one layer for each stage."""
     return build_spec(
         {
-            "format": "commonweight.model/6",
+            "format": "commonweight.model/7",
             "name": "tiny",
             "seed": 7,
             "stages": stages,
@@ -83,6 +83,9 @@ def tiny_spec(
                 "grad_clip": "1",
                 "asynchrony": "none",
                 "averaging": "float32",
+                "averaging_rounds": 1,
+                "outer_learning_rate": "0.7",
+                "outer_momentum": "0.9",
             }
             | training,
             "verification": dict.fromkeys(("round_rate", "microbatch_rate", "data_rate", "answer_rate"), audit_rate)
@@ -188,11 +191,11 @@ class Network:
         known_bad_rate: str = "0",
         auditors: int = 0,
         durable: bool = False,
-        averaging: str = "float32",
+        training: Mapping[str, Any] | None = None,
         **terms: Any,
     ) -> None:
-        """`audit_rate` is that of each kind, `auditors` are dealt to the stages in turn; `terms` replaces fields of
-        ModelTerms; without, no seat needs a stake.
+        """`audit_rate` is that of each kind, `auditors` are dealt to the stages in turn; `training` replaces fields of
+        the spec's, `terms` of ModelTerms; without, no seat needs a stake.
         """
         self.folder = folder
         self.terms = terms
@@ -201,13 +204,13 @@ class Network:
         self.known_bad_rate = known_bad_rate
         self.auditors = auditors
         self.durable = durable
-        self.averaging = averaging
+        self.training = training or {}
         self.processes: list[Process] = []
 
     def __enter__(self) -> "Network":
         manifest, tokens = pack_text(self.folder / "data")
         rates = {"audit_rate": self.audit_rate, "known_bad_rate": self.known_bad_rate}
-        self.spec = tiny_spec(manifest, tokens, stages=self.stages, averaging=self.averaging, **rates)
+        self.spec = tiny_spec(manifest, tokens, stages=self.stages, **rates, **self.training)
         self.spec_file = self.folder / "spec.json"
         self.spec_file.write_bytes(canonical_json(self.spec.model_dump()))
         self.auditor_stages = auditor_stages(self.stages, self.auditors)

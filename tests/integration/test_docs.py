@@ -302,6 +302,7 @@ def test_the_errors_page_is_the_code_s_tree() -> None:
 
 
 def test_the_protocol_page_has_the_code_s_constants() -> None:
+    from commonweight.rules.following import NEWCOMERS_S
     from commonweight.wire import PROTOCOL_VERSION
     from commonweight.wire.attachment import SILENCE_S as COORDINATOR_SILENCE_S
     from commonweight.wire.channel import CONTROL_PING_TIMEOUT_MS, KEEPALIVE_MS, PIPE_PING_TIMEOUT_MS
@@ -312,7 +313,6 @@ def test_the_protocol_page_has_the_code_s_constants() -> None:
     from commonweight.wire.state import CHUNK_S, MANIFEST_S, MAX_CHUNKS
     from coordinator.service import MAX_EXPECTED, MAX_OUTBOX
     from coordinator.service import SILENCE_S as NODE_SILENCE_S
-    from coordinator.training import NEWCOMERS_S
     from node.decode_plane import MAX_UNSENT, MAX_UNSENT_BYTES
     from node.decoding import FIRST_BACKOFF_S, MAX_BACKOFF_S, SESSION_IDLE_S
     from node.download import MANIFEST_PATIENCE_S, PUT_OFF_S, SLOW_BYTES_PER_S

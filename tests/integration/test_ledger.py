@@ -179,7 +179,7 @@ def test_progress_is_what_another_process_finds(ledger: Ledger, connect: Callabl
     assert connect().open_model(**MODEL) == Progress(7, 0, seats, ())
     for round_ in range(12):  # past 9: an order by text would show
         record(ledger, round_)
-        roots = tuple(report(round_, stage).state_after for stage in range(2))
+        roots = tuple({node: report(round_, stage).state_after} for stage, node in enumerate(NODES))
         assert ledger.open_model(**MODEL) == Progress(7, round_ + 1, seats, roots)
     assert connect().open_model(**MODEL) == Progress(7, 12, seats, roots)
 
@@ -214,7 +214,9 @@ def test_a_round_is_credited_to_every_replica(ledger: Ledger, connect: Callable[
     ledger.record_round(sealed_.model_copy(update={"reports": sealed_.reports[::-1]}), {}, {})
     again = connect()
     assert again.sealed_rounds(0, 9) == (sealed_,)
-    assert again.open_model(**MODEL).roots == tuple(report(0, stage).state_after for stage in range(2))
+    assert again.open_model(**MODEL).roots == tuple(
+        {line.node: report(0, stage).state_after for line in sealed_.replicas(stage)} for stage in range(2)
+    )
 
 
 def test_whole_reports_and_verdicts_are_of_a_replica(ledger: Ledger, connect: Callable[[], Ledger]) -> None:

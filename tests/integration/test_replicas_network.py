@@ -1,12 +1,13 @@
 """Replicas as real processes: one comes to a running model, outlives the one that was there, and that comes back."""
 
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import pytest
 
 from commonweight.events import Event
+from commonweight.failpoints import SLOW_VARIABLE
 from commonweight.rules.checking import check_statement
 from commonweight.rules.epoch import credited_load
 from commonweight.rules.statement import Carried, Statement, parse_statement
@@ -35,17 +36,19 @@ def statements(network: Network) -> list[Statement]:
     return [texts[epoch] for epoch in range(len(texts))]
 
 
-@pytest.mark.parametrize("averaging", ["float32", "int8"])
+@pytest.mark.parametrize("training", [{}, {"averaging": "int8"}, {"averaging_rounds": 3}], ids=str)
 def test_a_newcomer_shares_the_work_then_holds_the_stage_alone_and_nothing_is_lost(
-    tmp_path: Path, averaging: str
+    tmp_path: Path, training: Mapping[str, object]
 ) -> None:
-    with Network(tmp_path, audit_rate="0.2", averaging=averaging) as network:
+    with Network(tmp_path, audit_rate="0.2", training=training) as network:
         coordinator = network.start_coordinator(MANY)
-        first = network.start_node(0)
+        (tmp_path / "slow").write_text("0.05")  # so that settling keeps up, and paces aren't chance
+        slow = {SLOW_VARIABLE: str(tmp_path / "slow")}
+        first = network.start_node(0, environment=slow)
         coordinator.wait_for("node.joined")  # so that it has the first stage
-        nodes = [first, network.start_node(1)]
+        nodes = [first, network.start_node(1, environment=slow)]
         coordinator.wait_for("round.sealed")
-        newcomer = network.start_node(2)
+        newcomer = network.start_node(2, environment=slow)
         stage = newcomer.wait_for("node.assigned").fields["stage"]  # the slower one, by measured pace
         shared_by, other = [1 + (each == stage) for each in range(2)], nodes[1 - stage]
         fetched = newcomer.wait_for("state.fetched")
@@ -56,7 +59,7 @@ def test_a_newcomer_shares_the_work_then_holds_the_stage_alone_and_nothing_is_lo
         nodes[stage].kill()
         assert nodes[stage].wait() == -signal.SIGKILL
         alone = coordinator.wait_for("round.sealed", sealed_by([1, 1], since=shared)).fields["round"]
-        network.start_node(stage).wait_for("state.fetched")
+        network.start_node(stage, environment=slow).wait_for("state.fetched")
         again = coordinator.wait_for("round.sealed", sealed_by(shared_by, since=alone)).fields["round"]
         epoch = again // network.spec.economics.rounds_per_epoch
         coordinator.wait_for("epoch.finalised", lambda event: event.fields["epoch"] >= epoch)
@@ -76,3 +79,9 @@ def test_a_newcomer_shares_the_work_then_holds_the_stage_alone_and_nothing_is_lo
         assert loads[alone, joined] == tuple(range(4))
         assert (alone, original) not in loads
         assert all(int(reports[key].units) > 0 for key in ((shared, original), (alone, joined), (again, original)))
+
+        decided = [event.fields for event in coordinator.events if event.name == "audit.decided"]
+        assert all(audit["verdict"] != "failed" for audit in decided)
+        every = network.spec.training.averaging_rounds
+        passed = {audit["round"] % every for audit in decided if audit["verdict"] == "passed"}
+        assert passed == set(range(every)), "rounds in which they average, and others"

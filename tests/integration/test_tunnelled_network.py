@@ -55,8 +55,8 @@ def test_nodes_whose_ports_cannot_be_reached_train_through_libp2p(network: Netwo
     for node in nodes:
         node.wait_for("round.credited")
     assert by_stage[1].wait_for("tunnel.opened").fields["service"] == "data"
-    # On a busy machine the first audit may be undecided: who audits is told of a way before it is open.
-    decided = coordinator.wait_for("audit.decided", lambda event: event.fields["verdict"] != "undecided").fields
+    # This coordinator doesn't have the text: audits of that stay undecided.
+    decided = coordinator.wait_for("audit.decided", lambda event: event.fields["kind"] != "data").fields
     assert decided["verdict"] == "passed", decided["why"]
     ways = [event.fields for event in coordinator.events if event.name == "way.found"]
     assert {(way["service"], NOWHERE in way["why"]) for way in ways} >= {("evidence", True)}

@@ -41,7 +41,7 @@ def spec_fields(draw: st.DrawFn, max_layers: int = 12) -> dict[str, Any]:
     initial_emission = draw(st.integers(0, 10**24))
     designer_bps = draw(st.integers(0, 10_000))
     return {
-        "format": "commonweight.model/6",
+        "format": "commonweight.model/7",
         "name": draw(st.from_regex(r"[a-z0-9][a-z0-9-]{0,8}", fullmatch=True)),
         "seed": draw(st.integers(0, 2**53 - 1)),
         "stages": draw(st.integers(1, n_layers)),
@@ -73,6 +73,9 @@ def spec_fields(draw: st.DrawFn, max_layers: int = 12) -> dict[str, Any]:
             "grad_clip": "1",
             "asynchrony": draw(st.sampled_from(["none", "delayed", "look_ahead"])),
             "averaging": draw(st.sampled_from(["float32", "int8"])),
+            "averaging_rounds": 1,
+            "outer_learning_rate": "0.7",
+            "outer_momentum": "0.9",
         },
         "verification": {
             "round_rate": draw(rates),

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from commonweight.rules.assignment import Pace, assign, divide, reassign, update
+from commonweight.rules.assignment import MEASURED_ROUNDS, Pace, assign, divide, reassign, update
 from tests.property.strategies import addresses
 
 seconds = st.floats(0.001, 1000)
@@ -169,10 +169,21 @@ def test_a_pace_lies_among_those_that_were_measured(rounds: list[tuple[int, floa
     pace = Pace()
     for microbatches, microbatch_s in rounds:
         pace = update(pace, microbatches, microbatches * microbatch_s)
-        assert update(pace, 0, 0.0) == pace
+        assert update(pace, 0, 0.0).microbatch_s == pace.microbatch_s
     measured_s = [microbatch_s for _, microbatch_s in rounds]
     assert pace.microbatch_s is not None
     assert min(measured_s) * (1 - 1e-9) <= pace.microbatch_s <= max(measured_s) * (1 + 1e-9)
+
+
+def test_a_pace_is_good_for_a_while_without_a_microbatch() -> None:
+    pace = update(Pace(), 1, 2.0)
+    for _ in range(MEASURED_ROUNDS - 1):
+        pace = update(pace, 0, 0.0)
+    assert (pace.microbatch_s, pace.is_stale) == (2.0, False)
+    assert update(pace, 1, 2.0) == Pace(2.0)
+    pace = update(pace, 0, 0.0)
+    assert (pace.microbatch_s, pace.is_stale) == (2.0, True)
+    assert update(pace, 1, 1.0) == Pace(1.0)
 
 
 @given(seconds, seconds)

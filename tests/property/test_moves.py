@@ -21,8 +21,9 @@ from commonweight.rules.round_events import (
     Seated,
     Train,
 )
+from commonweight.rules.round_facts import SETTLED_ROUNDS
 from commonweight.rules.round_state import Phase, RoundState
-from commonweight.rules.rounds import SETTLED_ROUNDS, advance
+from commonweight.rules.rounds import advance
 from tests.property.test_rounds import honest, kinds_of, load_of, report_of
 
 A, B, C, D = "node a", "node b", "node c", "node d"
@@ -164,7 +165,9 @@ def test_a_node_that_dies_on_its_way_has_its_seat_where_it_went_and_others_may_m
     assert effects == (Seated("node e", 0),), "who is on its way counts where it goes"
     after, _ = seal(state, EVEN)
     assert after.move == move
-    state, second = seal_until_a_move(state, EVEN | {B: 9.0})
+    uneven = EVEN | {B: 9.0}
+    assert seal_until_a_move(state, uneven, within=10 * SETTLED_ROUNDS)[1] is None
+    state, second = seal_until_a_move(state, uneven, within=11 * SETTLED_ROUNDS)
     assert second is not None
     assert second.node != move.node
     state, _ = advance(state, Joined(move.node))
@@ -177,9 +180,12 @@ def test_a_second_one_moves_only_once_the_first_has_come() -> None:
     state, first = seal_until_a_move(state, speeds)
     assert first is not None
     state, _ = advance(state, Joined(first.node))
-    assert seal_until_a_move(state, speeds, within=3 * SETTLED_ROUNDS)[1] is None, "it fetches the state"
+    away = 3 * SETTLED_ROUNDS
+    state, nobody = seal_until_a_move(state, speeds, within=away)
+    assert nobody is None, "it fetches the state"
     state = come_in(state, [first.node])
-    state, second = seal_until_a_move(state, speeds)
+    assert seal_until_a_move(state, speeds, within=10 * away)[1] is None, "that must be worth it first"
+    state, second = seal_until_a_move(state, speeds, within=12 * away)
     assert second is not None
     assert Counter(state.seats.values()) == {0: 4, 1: 3}
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from commonweight.rules import rounds
+from commonweight.rules.assignment import MEASURED_ROUNDS
 from commonweight.rules.load import Load, is_divided
 from commonweight.rules.placement import Move
 from commonweight.rules.report import Report, find_mismatch
@@ -38,8 +39,9 @@ from commonweight.rules.round_events import (
     Train,
     Waited,
 )
+from commonweight.rules.round_facts import SETTLED_ROUNDS
 from commonweight.rules.round_state import Assignment, Phase, RoundState
-from commonweight.rules.rounds import MAX_MISMATCHES, SETTLED_ROUNDS, advance
+from commonweight.rules.rounds import MAX_MISMATCHES, advance
 from tools.build_vectors import honest_reports, mark
 
 NODES = tuple(f"node {i}" for i in range(6))
@@ -88,8 +90,12 @@ def honest(state: RoundState, node: str) -> Report:
     """What a node that has a seat reports about the round."""
     loads, stage = [[load_of(state, node)]] * state.stages, state.seats[node]
     report = honest_reports(state.stages, state.microbatches, state.round, loads)[stage]
-    root = state.roots[stage] if state.roots else None
-    return report if root is None else replace(report, state_before=root)  # whatever was sealed, it goes on from there
+    if not state.averages_in(state.round):
+        own = mark("its own state", state.round, NODES.index(node))
+        report = replace(report, round_gradient_hash=report.gradient_hash, state_after=own)
+    roots = state.roots[stage] if state.roots else {}
+    # Whatever was sealed, it goes on from there; a newcomer from where somebody else is.
+    return replace(report, state_before=roots.get(node, min(roots.values()))) if roots else report
 
 
 def report_of(state: RoundState, node: str, report: Report, busy_s: float, *, age: int = 0) -> Reported:
@@ -105,9 +111,11 @@ def kinds_of(effects: tuple[Effect, ...]) -> list[type[Effect]]:
 class Rounds(RuleBasedStateMachine):
     """Hosts the rules, remembers what it was told, and checks each step against it."""
 
-    @initialize(stages=st.integers(1, 3), microbatches=st.integers(1, 4))
-    def start(self, stages: int, microbatches: int) -> None:
-        self.state = RoundState(stages, microbatches)
+    @initialize(
+        stages=st.integers(1, 3), microbatches=st.integers(1, 4), averaging_rounds=st.sampled_from([1, 1, 2, 3])
+    )
+    def start(self, stages: int, microbatches: int, averaging_rounds: int) -> None:
+        self.state = RoundState(stages, microbatches, averaging_rounds)
         self.sealed: list[int] = []
         self.told: dict[str, Report] = {}
         """What each node has reported first in this generation and round."""
@@ -236,7 +244,7 @@ class Rounds(RuleBasedStateMachine):
     @rule()
     def nobody_comes_or_goes_for_a_while(self) -> None:
         """So many rounds that somebody may be asked to move."""
-        self.state = replace(self.state, arranged=self.state.round - SETTLED_ROUNDS)
+        self.state = replace(self.state, arranged=self.state.round - SETTLED_ROUNDS, away=0)
 
     @rule(lie=st.sampled_from(LIES), liar=nodes, order=st.permutations(NODES), busy_s=seconds)
     def all_report(self, lie: str, liar: str, order: list[str], busy_s: float) -> None:
@@ -259,7 +267,10 @@ class Rounds(RuleBasedStateMachine):
     def restart(self) -> None:
         """The coordinator is killed; the ledger is all that is left."""
         old = self.state
-        self.state = RoundState(old.stages, old.microbatches, old.work, old.seats, old.round, old.generation, old.roots)
+        self.state = RoundState(
+            *(old.stages, old.microbatches, old.averaging_rounds, old.work),
+            *(old.seats, old.round, old.generation, old.roots),
+        )
         self.told, self.proven, self.given = {}, set(), set()
 
     @rule()
@@ -361,9 +372,9 @@ class Rounds(RuleBasedStateMachine):
             assert any(each not in self.state.crew for each in can_spare), "and without one of them"
 
     def has_successors(self, old: RoundState, node: str) -> bool:
-        """Whether nobody in its stage has reported, and it isn't alone there."""
+        """Whether nobody in its stage has reported, and it isn't alone there; who steps alone is, in a way."""
         replicas = {each for each in old.members if old.seats[each] == old.seats[node]}
-        return len(replicas) > 1 and not replicas & old.reports.keys()
+        return len(replicas) > 1 and not replicas & old.reports.keys() and old.averaging_rounds == 1
 
     def check(self, effect: Effect, old: RoundState, event: Event) -> None:
         state = self.state
@@ -479,10 +490,14 @@ class Rounds(RuleBasedStateMachine):
         for stage, of_stage in enumerate(by_stage):
             assert is_divided([report.load for report in of_stage.values()], old.microbatches)
             assert all(report.load == load_of(old, node) for node, report in of_stage.items())
-            assert {report.state_after for report in of_stage.values()} == {self.state.roots[stage]}
+            assert self.state.roots[stage] == {node: report.state_after for node, report in of_stage.items()}
+            if old.averages_in(round_):
+                assert len(set(self.state.roots[stage].values())) == 1, "they end it in one state"
+            else:
+                assert all(report.round_gradient_hash == report.gradient_hash for report in of_stage.values())
             if old.roots:
-                assert {report.state_before for report in of_stage.values()} == {old.roots[stage]}
-        assert find_mismatch(by_stage) is None
+                assert {report.state_before for report in of_stage.values()} <= set(old.roots[stage].values())
+        assert find_mismatch(by_stage, alone=not old.averages_in(round_)) is None
 
     @precondition(lambda self: hasattr(self, "state"))
     @invariant()
@@ -496,9 +511,9 @@ class Rounds(RuleBasedStateMachine):
         assert state.members - state.ready <= state.reports.keys(), "who is gone has done its work"
         assert state.leaving <= state.online
         assert state.open_to.keys() == state.online
-        if state.move is not None:
-            at = state.move.source if state.is_moving else state.move.target
-            assert state.seats[state.move.node] == at
+        if state.is_moving:
+            assert state.move is not None
+            assert state.move.node in state.online
         assert all(version <= state.round for version in state.versions.values())
         could_form = {state.seats[node] for node, round_ in state.versions.items() if round_ == state.round}
         if state.phase in (Phase.FORMING, Phase.TRAINING):
@@ -508,6 +523,8 @@ class Rounds(RuleBasedStateMachine):
         assert (state.phase is Phase.TRAINING) == bool(state.assignment)
         assert not state.assignment or state.members
         assert state.reports.keys() < state.members or not state.reports
+        if state.phase is Phase.TRAINING and not state.averages_in(state.round):
+            assert all(map(state.works, state.members)), "nobody ends it in a state that isn't credited"
         if state.ahead:
             assert state.phase is Phase.TRAINING
             assert state.members <= state.ready
@@ -641,13 +658,69 @@ def test_a_node_that_is_lost_while_pipes_open_makes_the_others_open_them_again()
     assert kinds_of(advance(state, Ready(NODES[0], first + 1))[1]) == [Train]
 
 
-@pytest.mark.parametrize("roots", [(), (None, None)])
-def test_unknown_roots_let_any_state_begin_and_known_ones_only_that(roots: tuple[None, ...]) -> None:
+def test_unknown_roots_let_any_state_begin_and_known_ones_only_that() -> None:
     state = formed()
     told = Reported(NODES[0], state.generation, lie_about(honest(state, NODES[0]), "state"), 1.0)
-    assert advance(replace(state, roots=roots), told)[1] == ()
-    _, effects = advance(replace(state, roots=(mark("state", 0, 0), None)), told)
+    assert advance(state, told)[1] == ()
+    sealed = {NODES[0]: mark("state", 0, 0)}, {NODES[1]: mark("state", 0, 1)}
+    _, effects = advance(replace(state, roots=sealed), told)
     assert "Restore the checkpoint" in effects[0].why  # type: ignore[union-attr]
+
+
+def alone(averaging_rounds: int = 3) -> RoundState:
+    """Two replicas of either stage, measured, in the first round of a period in which each steps by itself."""
+    state = replace(all_work(), averaging_rounds=averaging_rounds)
+    while state.round % averaging_rounds:
+        state, _ = reported(state)
+    return state
+
+
+def test_between_averages_each_replica_goes_on_from_a_state_of_its_own() -> None:
+    state = alone()
+    for _ in range(2):
+        state, effects = reported(state)
+        assert kinds_of(effects) == [Seal, Train]
+        assert [len(set(roots.values())) for roots in state.roots] == [2, 2]
+    own = honest(state, NODES[0])
+    swapped = replace(own, state_before=state.roots[0][NODES[2]])
+    for report in (own, swapped):  # either is a state that was sealed
+        assert not kinds_of(advance(state, report_of(state, NODES[0], report, 1.0))[1])
+    state, _ = reported(state)
+    assert [len(set(roots.values())) for roots in state.roots] == [1, 1]
+
+
+def test_who_steps_alone_signs_no_other_gradient() -> None:
+    state = alone()
+    lie = lie_about(honest(state, NODES[0]), "sum")
+    _, effects = advance(state, report_of(state, NODES[0], lie, 1.0))
+    assert "another gradient than its own" in effects[0].why  # type: ignore[union-attr]
+
+
+def test_when_one_is_lost_between_averages_the_others_train_the_round_again() -> None:
+    state, effects = advance(alone(), Lost(NODES[2]))
+    assert kinds_of(effects) == [Pause, Form]
+    for node in sorted(state.crew):
+        state, effects = advance(state, Ready(node, state.generation))
+    assert kinds_of(effects) == [Train, Train]
+    assert state.members == set(NODES[:4]) - {NODES[2]}
+
+
+def test_newcomers_come_in_with_a_round_in_which_all_average() -> None:
+    state = join_training(alone(), NODES[4])
+    assert NODES[4] not in state.crew
+    state, _ = reported(state)
+    state, _ = reported(join_training(state, NODES[4]))
+    assert NODES[4] in state.members, "they average now"
+    assert not state.works(NODES[4])
+    state, _ = reported(state)
+    assert state.works(NODES[4])
+
+
+def test_who_has_no_load_isn_t_there_between_averages() -> None:
+    state, _ = advance(alone(), Convicted(NODES[2], 0))
+    state, effects = reported(state)
+    assert kinds_of(effects) == [Seal, Excluded, Train, Train]
+    assert NODES[2] not in state.crew
 
 
 def test_a_newcomer_shadows_a_round_is_tried_with_one_microbatch_and_then_has_its_share() -> None:
@@ -659,6 +732,19 @@ def test_a_newcomer_shadows_a_round_is_tried_with_one_microbatch_and_then_has_it
         assert kinds_of(effects) == [Seal, *[Train] * planned], "nothing is planned ahead of its first report"
         loads.append(len(load_of(state, NODES[1])))
     assert loads == [0, 1, 4]
+
+
+def test_who_was_measured_cold_is_tried_again_after_a_while() -> None:
+    """Its first microbatch took it a thousand times as long as others take."""
+    state = join_training(formed(1, 1, microbatches=8), NODES[1])
+    state, _ = reported(reported(state)[0])
+    cold = honest(state, NODES[1])
+    state, _ = advance(state, report_of(state, NODES[1], cold, 1000.0))
+    loads = []
+    for _ in range(MEASURED_ROUNDS + 4):
+        state, _ = reported(state, *sorted(state.members - state.reports.keys()))
+        loads.append(len(load_of(state, NODES[1])))
+    assert loads == [0] * (MEASURED_ROUNDS + 1) + [1, 1, 4]
 
 
 def test_who_shadows_a_round_may_be_lost_without_any_loss() -> None:

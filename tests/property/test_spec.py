@@ -42,7 +42,7 @@ def with_field(path: str, value: Any) -> dict[str, Any]:
 
 
 FIELDS: dict[str, Any] = {
-    "format": "commonweight.model/6",
+    "format": "commonweight.model/7",
     "name": "example",
     "seed": 0,
     "stages": 2,
@@ -74,6 +74,9 @@ FIELDS: dict[str, Any] = {
         "grad_clip": "1",
         "asynchrony": "none",
         "averaging": "float32",
+        "averaging_rounds": 1,
+        "outer_learning_rate": "0.7",
+        "outer_momentum": "0.9",
     },
     "verification": {
         "round_rate": "0.02",

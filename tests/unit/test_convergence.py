@@ -12,6 +12,7 @@ TINY = Convergence(
     shape=PipelineBench(d_model=32, n_layers=2, sequence_length=16, microbatches=2),
     over=(4,),
     asynchrony=(),
+    averaging_rounds=(),
     target_loss=4.5,
     max_rounds=30,
     held_out_microbatches=1,
@@ -54,6 +55,18 @@ def test_asynchronous_models_differ_from_the_dense_one_in_their_steps_alone() ->
     assert results[0].ratio is not None
     assert results[0].ratio.median > 1
     assert delayed[2] != looking[2]
+
+
+def test_replicas_that_step_alone_are_as_one_until_they_have_stepped() -> None:
+    modes = replace(TINY, over=(), averaging_rounds=(2,), learning_rates=("0.01",), evaluate_every=1)
+    results, details = run_convergence(modes, lambda _: None)
+    dense, alone = details["models"].values()
+    assert dense | {"averaging_rounds": 2} == alone
+    assert results[0].name == "dense, two replicas that average every 2 rounds: tokens to 4.5 nats"
+    assert results[0].ratio is not None
+    first, second = (runs[0][0]["curve"] for runs in details["runs"].values())
+    assert first[:2] != second[:2]
+    assert second[-1][1] <= 4.5
 
 
 def test_a_loss_that_isnt_reached_gives_no_ratio() -> None:

@@ -48,8 +48,14 @@ class KeepsAll(narrowing._Recorder):
 def test_each_operator_comes_out_the_same_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(narrowing, "_Recorder", KeepsAll)
     kinds = set()
-    for compute, boundary, mode in (("float32", "float32", "none"), ("bfloat16", "float16", "look_ahead")):
-        spec = tiny_spec(stages=3, compute_dtype=compute, boundary_dtype=boundary, grad_clip="0.01", asynchrony=mode)
+    for compute, boundary, mode, every in (
+        ("float32", "float32", "none", 1),
+        ("bfloat16", "float16", "look_ahead", 1),
+        ("float32", "float32", "none", ROUND + 1),
+    ):
+        precisions = {"compute_dtype": compute, "boundary_dtype": boundary}
+        steps = {"asynchrony": mode, "averaging_rounds": every, "rounds_per_epoch": 2 * (ROUND + 1)}
+        spec = tiny_spec(stages=3, grad_clip="0.01", **precisions, **steps)
         batches, traces = trained(spec)
         for index, trace in enumerate(traces):
             stage = Stage(spec, index, blank=True)

@@ -33,18 +33,20 @@ def node(stage: int, replica: int) -> str:
     return address(10 * (stage + 1) + replica)
 
 
-@pytest.fixture(params=[("none", "float32"), ("look_ahead", "float32"), ("none", "int8")], ids="-".join)
-def spec(tmp_path: Path, request: pytest.FixtureRequest) -> ModelSpec:
+def make_spec(tmp_path: Path, **options: object) -> ModelSpec:
+    """Of the text in this folder."""
     (tmp_path / "text").write_text(TEXT)
     manifest = build_dataset([tmp_path / "text"], tmp_path / "data", ByteTokenizer())
-    options = {
-        "grad_clip": "1",
-        "microbatches_per_round": MICROBATCHES,
-    }
-    options |= dict(zip(("asynchrony", "averaging"), request.param, strict=True))
+    options |= {"grad_clip": "1", "microbatches_per_round": MICROBATCHES}
     fields = tiny_spec(stages=STAGES, vocab_size=256, **options).model_dump()
     fields["data"] |= {"manifest": manifest.hash, "tokens": manifest.tokens}
     return build_spec(fields)
+
+
+@pytest.fixture(params=[("none", "float32"), ("look_ahead", "float32"), ("none", "int8")], ids="-".join)
+def spec(tmp_path: Path, request: pytest.FixtureRequest) -> ModelSpec:
+    asynchrony, averaging = request.param
+    return make_spec(tmp_path, asynchrony=asynchrony, averaging=averaging)
 
 
 def rows(*replicas: Sequence[int]) -> list[Row]:
@@ -80,6 +82,24 @@ def test_however_a_round_is_divided_all_replicas_end_it_alike(spec: ModelSpec, t
             shadow = reports[node(2, 2)]
             assert (shadow.hops, shadow.gradient_hash) == ((), NO_TENSOR)
             assert shadow.round_gradient_hash == reports[node(2, 0)].round_gradient_hash != NO_TENSOR
+
+
+@pytest.mark.parametrize("averaging", ["float32", "int8"])
+def test_replicas_that_step_alone_are_in_one_state_when_they_have_averaged(tmp_path: Path, averaging: str) -> None:
+    spec = make_spec(tmp_path, averaging=averaging, averaging_rounds=2)
+    with Crew(spec, tmp_path / "data", tmp_path / "crew", NODES) as crew:
+        crew.form(1, 0)
+        for round_ in range(4):
+            averages = round_ % 2 == 1
+            divided = [*DIVIDED[:2], [node(2, 0)] * MICROBATCHES] if averages else DIVIDED
+            idle = [node(2, 1)] if averages else []
+            reports = crew.train(1, round_, divided, shadows=idle)
+            assert find_mismatch(by_stage(reports), alone=not averages) is None
+            for of_stage in by_stage(reports):
+                for name in ("state_after", "round_gradient_hash"):
+                    assert (len({getattr(each, name) for each in of_stage.values()}) == 1) == averages
+                for each in of_stage.values():
+                    assert (each.gradient_hash == each.round_gradient_hash) != averages
 
 
 def test_it_ends_as_if_one_had_done_it_but_for_the_order_of_additions(spec: ModelSpec, tmp_path: Path) -> None:

@@ -93,9 +93,13 @@ def wanted(keepers: str, round_: int = 7, maker: bytes = bytes.fromhex(MAKER[2:]
     return pb.Version(round=round_, state_root=ROOT, keepers=sources, makers=[maker])
 
 
+async def no_order(command: Any) -> None:
+    raise AssertionError("nothing is followed here")
+
+
 async def a_state(directory: Path) -> StageState:
     state = StageState(directory, make_certificate(KEY), KEY)
-    await state.begin(ASSIGNMENT, lambda message: None)
+    await state.begin(ASSIGNMENT, lambda message: None, no_order)
     await state.derived(b"\x33" * 32)
     return state
 

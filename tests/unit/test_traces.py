@@ -76,6 +76,8 @@ def test_what_is_decided_is_removed_and_what_isnt_sealed_stays(tmp_path: Path) -
     traces = Traces(tmp_path, 0)
     for round_ in range(6):
         write(traces, round_, b"x")
+    traces.retain(4, {1, 9}, last=2)
+    assert traces.rounds() == [1, 3, 4, 5]
     traces.retain(4, {1, 4, 9})
     assert traces.rounds() == [1, 4, 5]
 

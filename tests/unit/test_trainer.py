@@ -1,5 +1,6 @@
 """What a stage keeps of a round is what it reports, and no more than it must."""
 
+import shutil
 from concurrent.futures import Future
 from pathlib import Path
 from queue import SimpleQueue
@@ -8,18 +9,20 @@ import pytest
 import safetensors.torch
 import torch
 
-from commonweight.errors import CommonweightError
+from commonweight.errors import CheckpointError, CommonweightError, MalformedMessage
 from commonweight.model.hashing import tensors_hash
 from commonweight.model.replay import finish_round, replay_microbatch, step_from
 from commonweight.model.stage import Stage
+from commonweight.rules.following import FOLLOWED_ROUNDS
 from commonweight.rules.report import HOP_WORDS, NO_TENSOR
 from commonweight.rules.spec import ModelSpec
 from commonweight.wire.evidence import MAX_RETAINED_ROUNDS
 from commonweight.wire.tensors import digest
 from node.checkpoint import Checkpoints
+from node.published import version_path
 from node.stage_round import Activation, Gradient
 from node.traces import read_index, trace_path
-from node.trainer import Forget, Item, Outlet, Quit, Restore, TrainedRound, Trainer, TrainRound
+from node.trainer import Follow, Forget, Item, Outlet, Quit, Restore, TrainedRound, Trainer, TrainRound
 from tests.unit.shares import address, undivided_share
 from tests.unit.tiny import random_batches, tiny_spec
 
@@ -189,7 +192,10 @@ def test_a_round_that_is_trained_again_has_the_trace_and_the_gradient_of_the_las
     assert middle.trace(0, "gradients").keys() == {last.gradient_hash} != {first.gradient_hash}
 
 
-def test_versions_traces_and_gradients_stay_for_as_long_as_the_round_is_retained(tmp_path: Path) -> None:
+def test_versions_traces_and_gradients_stay_for_as_long_as_the_round_is_retained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("node.trainer.FOLLOWED_ROUNDS", 0)
     middle, retained = Middle(tmp_path), {0, 2}
     for round_ in range(7):
         middle.train(round_)
@@ -230,3 +236,73 @@ def test_what_is_kept_for_audits_changes_nothing_in_what_is_reported(tmp_path: P
     middle = Middle(tmp_path / "full")
     assert middle.train(0).report == report
     assert middle.trace(0, kept)
+
+
+def follow(middle: Middle, round_: int, gradient: Path) -> bytes:
+    done: Future[bytes] = Future()
+    middle.inbox.put(Follow(round_, gradient, done))
+    middle.inbox.put(Quit())
+    middle.trainer.run()
+    return done.result(0)
+
+
+def write_gradient(middle: Middle, round_: int, path: Path) -> Path:
+    ((_, data),) = middle.trace(round_, "gradients").items()
+    path.write_bytes(data)
+    return path
+
+
+@pytest.mark.parametrize("asynchrony", ["none", "delayed", "look_ahead"])
+def test_who_follows_comes_to_the_states_of_those_who_train(tmp_path: Path, asynchrony: str) -> None:
+    spec = tiny_spec(stages=3, asynchrony=asynchrony)
+    leader, follower = Middle(tmp_path / "leader", spec), Middle(tmp_path / "follower", spec)
+    roots = [each.report.state_after for each in leader.train_rounds(2)]
+    gradients = [write_gradient(leader, round_, tmp_path / f"gradient-{round_}") for round_ in range(2)]
+    assert follow(follower, 0, gradients[0]) == roots[0]
+    restarted = Middle(tmp_path / "follower", spec)
+    assert follow(restarted, 1, gradients[1]) == roots[1]
+    assert restarted.versions() == (1, 2)
+    assert follow(restarted, 0, gradients[0]) == roots[0], "from any version that is there"
+
+
+def test_who_has_followed_trains_what_the_others_train(tmp_path: Path) -> None:
+    leader, follower = Middle(tmp_path / "leader"), Middle(tmp_path / "follower")
+    leader.train(0)
+    follow(follower, 0, write_gradient(leader, 0, tmp_path / "gradient"))
+    assert follower.train(1).report == leader.train(1).report
+
+
+def test_a_gradient_that_isn_t_of_the_stage_changes_nothing(tmp_path: Path) -> None:
+    middle, path = Middle(tmp_path), tmp_path / "gradient"
+    before = middle.train(0).report.state_after
+    gradient = safetensors.torch.load(write_gradient(middle, 0, path).read_bytes())
+    name = min(gradient)
+    for wrong in ({}, gradient | {name: gradient[name][:-1]}, gradient | {"more": torch.zeros(1)}):
+        safetensors.torch.save_file(wrong, path)
+        with pytest.raises(MalformedMessage, match="is no gradient of stage 1"):
+            follow(middle, 1, path)
+    path.write_bytes(b"x")
+    with pytest.raises(CheckpointError, match="can't be read"):
+        follow(middle, 1, path)
+    assert middle.train(1).report.state_before == before
+
+
+def test_a_version_that_was_replaced_on_the_disk_is_gone_on_with(tmp_path: Path) -> None:
+    """As of a node that came out otherwise than the others, and has fetched what was sealed."""
+    middle, other = Middle(tmp_path / "own"), Middle(tmp_path / "other")
+    own = middle.train(0, generation=1).report.state_after
+    sealed = other.train(0, generation=2).report.state_after
+    assert own != sealed
+    path = version_path(tmp_path / "own", 1)
+    shutil.rmtree(path)
+    shutil.copytree(version_path(tmp_path / "other", 1), path)
+    assert middle.train(1).report.state_before == sealed
+
+
+def test_gradients_of_the_last_rounds_stay_for_who_follows(tmp_path: Path) -> None:
+    middle = Middle(tmp_path)
+    for round_ in range(FOLLOWED_ROUNDS + 2):
+        middle.train(round_)
+    middle.forget(Forget(FOLLOWED_ROUNDS, ()))
+    assert middle.trainer.traces.rounds() == [FOLLOWED_ROUNDS + 1]
+    assert middle.trainer.round_gradients.rounds() == list(range(1, FOLLOWED_ROUNDS + 2))

@@ -66,7 +66,8 @@ async def waiting(told: list[tuple[str, dict[str, Any]]], round_: int) -> str:
 def last_round_of_an_epoch(before: int = 0) -> Progress:
     """Or so many rounds before it."""
     round_ = PER_EPOCH - 1 - before
-    return Progress(0, round_, seats=SEATED, roots=tuple(mark("state", round_, stage) for stage in range(2)))
+    roots = tuple({node: mark("state", round_, stage)} for stage, node in enumerate((A, B)))
+    return Progress(0, round_, seats=SEATED, roots=roots)
 
 
 async def test_a_plan_carries_its_epoch_s_tip_and_a_seal_what_the_beacon_follows_from() -> None:

@@ -559,7 +559,7 @@ REPORT_FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     "another load": ({"load": (0, 2)}, "the report has the microbatches [0, 2]; assigned were [0, 1, 2]"),
     "another gradient": (
         {"round_gradient_hash": mark("another")},
-        "it was stepped with another gradient than its own, though all of the round was its load",
+        "it was stepped with another gradient than its own, though there is no other one to be averaged with it",
     ),
 }
 
@@ -638,7 +638,9 @@ async def test_after_the_last_round_nothing_is_planned_and_everybody_is_told() -
 
 async def test_a_restarted_host_goes_on_from_the_ledger() -> None:
     roots = tuple(mark("state", 5, stage) for stage in range(2))
-    async with a_world(Progress(generation=41, round=5, seats={B: 0, A: 1}, roots=roots)) as world:
+    async with a_world(
+        Progress(generation=41, round=5, seats={B: 0, A: 1}, roots=({B: roots[0]}, {A: roots[1]}))
+    ) as world:
         members = await world.seat(B, A)
         await world.start(members, 42, 5)
         assert world.log[:7] == [
@@ -655,7 +657,7 @@ async def test_a_restarted_host_goes_on_from_the_ledger() -> None:
         await world.until(
             "B",
             "refused",
-            f"stage 0 starts round 5 from state {mark('another').hex()}; the "
-            f"sealed one is {roots[0].hex()}. Restore the checkpoint of that round",
+            f"stage 0 starts round 5 from state {mark('another').hex()}; sealed is "
+            f"{roots[0].hex()}. Restore the checkpoint of that round",
         )
         await world.seal(members, 42, 5)

@@ -9,7 +9,7 @@ from commonweight.rules.load import pack_load
 from commonweight.wire.generated import control_pb2 as pb
 from coordinator.members import Member
 from tests.unit.test_training_host import MICROBATCHES, NAMES, A, B, C, D, World, a_world
-from tools.build_vectors import mark
+from tools.build_vectors import honest_reports, mark
 
 pytestmark = pytest.mark.asyncio
 
@@ -105,7 +105,10 @@ async def test_a_newcomer_is_told_who_has_its_state_and_they_whom_to_let_fetch_i
         assert world.told(A, "replicas") == [pb.ReplicaGrant(certificates=[b"certificate of C"])]
         await world.seal(members, 1, 0)
         await world.until("C", "version", 1)
-        assert world.told(C, "version")[1:] == [pb.Version(round=1, state_root=mark("state", 1, 0), sources=[source])]
+        report = honest_reports(2, MICROBATCHES, 0)[0]
+        step = pb.SealedStep(round=0, state_before=report.state_before, gradient_hash=report.round_gradient_hash)
+        version = pb.Version(round=1, state_root=mark("state", 1, 0), sources=[source], steps=[step])
+        assert world.told(C, "version")[1:] == [version]
         world.training.note_version(newcomer, 1)
         await world.until("A", "replicas", times=2)
         assert list(world.told(A, "replicas")[-1].certificates) == [], "who has it fetches no more"
@@ -240,12 +243,20 @@ async def test_the_load_of_a_worker_that_is_lost_is_replayed_by_another_in_the_s
         await world.seal(members, 1, 4)
 
 
-async def test_a_load_that_was_never_planned_is_replayed_once_the_round_can_be() -> None:
+@pytest.mark.parametrize("how", ["lost", "leaving"])
+async def test_a_load_that_was_never_planned_is_others_once_the_round_can_be_and_nothing_is_replayed(
+    how: str, told: list[tuple[str, dict[str, Any]]]
+) -> None:
     async with a_world() as world:
         *members, worker = await shadowing(world)
         world.obstacles[4] = "an audit isn't decided"
         await world.seal([*members, worker], 1, 3)
-        world.training.leave(worker)
+        await world.heard_all()
+        if how == "lost":
+            world.training.leave(worker)
+        else:
+            world.training.let_go(worker)
+            await world.until("C", "finished")
         await world.heard_all()
         assert world.told(A, "plan")[-1].round == 3
         del world.obstacles[4]
@@ -254,7 +265,25 @@ async def test_a_load_that_was_never_planned_is_replayed_once_the_round_can_be()
         plan = world.plan(members[0], 4)
         assert (plan.since, plan.revision, [stage.revision for stage in plan.stages]) == (0, 1, [1, 0])
         assert world.load(members[0]) == ALL
+        assert "round.replayed" not in {name for name, _ in told}
         await world.seal(members, 1, 4)
+
+
+async def test_who_asks_to_leave_while_the_round_s_plan_is_on_its_way_computes_it() -> None:
+    """What counts is whether the round is planned when the wish is heard, not when it came."""
+    async with a_world() as world:
+        *members, worker = await shadowing(world)
+        world.obstacles[4] = "an audit isn't decided"
+        await world.seal([*members, worker], 1, 3)
+        await world.heard_all()
+        world.training.let_go(worker)
+        del world.obstacles[4]
+        world.training.reconsider()
+        await world.heard_all()
+        assert not world.told(C, "finished")
+        await world.seal([*members, worker], 1, 4)
+        await world.until("C", "finished")
+        assert paused(world) == []
 
 
 async def test_what_is_planned_ahead_goes_on_by_that_plan() -> None:
@@ -366,7 +395,7 @@ async def test_who_wants_to_leave_is_let_go_after_its_round() -> None:
 async def test_a_replica_moves_to_the_weakest_stage_and_is_told_of_its_last_round_as_what_it_was(
     monkeypatch: pytest.MonkeyPatch, told: list[tuple[str, dict[str, Any]]]
 ) -> None:
-    monkeypatch.setattr("commonweight.rules.rounds.SETTLED_ROUNDS", 2)
+    monkeypatch.setattr("commonweight.rules.round_facts.SETTLED_ROUNDS", 2)
     async with a_world() as world:
         members = await sharing(world)
         a, b, c = members

@@ -39,6 +39,9 @@ TRAINING = {
     "grad_clip": "0",
     "asynchrony": "none",
     "averaging": "float32",
+    "averaging_rounds": 1,
+    "outer_learning_rate": "0.7",
+    "outer_momentum": "0.9",
 }
 VERIFICATION = {
     "round_rate": "0",
@@ -68,7 +71,7 @@ PARTS = {
 
 def tiny_spec(*, stages: int = 2, seed: int = 7, **changes: Any) -> ModelSpec:
     """A tiny spec; `changes` are fields of any of its parts."""
-    fields: dict[str, Any] = {"format": "commonweight.model/6", "name": "tiny", "seed": seed, "stages": stages}
+    fields: dict[str, Any] = {"format": "commonweight.model/7", "name": "tiny", "seed": seed, "stages": stages}
     for part, defaults in PARTS.items():
         fields[part] = defaults | {name: value for name, value in changes.items() if name in defaults}
     unknown = [name for name in changes if not any(name in part for part in PARTS.values())]

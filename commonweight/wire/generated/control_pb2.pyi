@@ -253,18 +253,30 @@ class CoordinatorMessage(_message.Message):
     def __init__(self, assignment: _Optional[_Union[Assignment, _Mapping]] = ..., formation: _Optional[_Union[Formation, _Mapping]] = ..., plan: _Optional[_Union[RoundPlan, _Mapping]] = ..., pause: _Optional[_Union[Pause, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., sealed: _Optional[_Union[RoundSealed, _Mapping]] = ..., finished: _Optional[_Union[Finished, _Mapping]] = ..., publish: _Optional[_Union[Publish, _Mapping]] = ..., decode_peers: _Optional[_Union[DecodePeers, _Mapping]] = ..., audit: _Optional[_Union[AuditGrant, _Mapping]] = ..., enlisted: _Optional[_Union[Enlisted, _Mapping]] = ..., order: _Optional[_Union[AuditOrder, _Mapping]] = ..., recording: _Optional[_Union[AuditOrder, _Mapping]] = ..., answer: _Optional[_Union[AnswerRecorded, _Mapping]] = ..., version: _Optional[_Union[Version, _Mapping]] = ..., replicas: _Optional[_Union[ReplicaGrant, _Mapping]] = ..., make: _Optional[_Union[MakePieces, _Mapping]] = ..., keep: _Optional[_Union[KeepPieces, _Mapping]] = ..., move: _Optional[_Union[Move, _Mapping]] = ...) -> None: ...
 
 class Version(_message.Message):
-    __slots__ = ("round", "state_root", "sources", "keepers", "makers")
+    __slots__ = ("round", "state_root", "sources", "keepers", "makers", "steps")
     ROUND_FIELD_NUMBER: _ClassVar[int]
     STATE_ROOT_FIELD_NUMBER: _ClassVar[int]
     SOURCES_FIELD_NUMBER: _ClassVar[int]
     KEEPERS_FIELD_NUMBER: _ClassVar[int]
     MAKERS_FIELD_NUMBER: _ClassVar[int]
+    STEPS_FIELD_NUMBER: _ClassVar[int]
     round: int
     state_root: bytes
     sources: _containers.RepeatedCompositeFieldContainer[EvidenceSource]
     keepers: _containers.RepeatedCompositeFieldContainer[EvidenceSource]
     makers: _containers.RepeatedScalarFieldContainer[bytes]
-    def __init__(self, round: _Optional[int] = ..., state_root: _Optional[bytes] = ..., sources: _Optional[_Iterable[_Union[EvidenceSource, _Mapping]]] = ..., keepers: _Optional[_Iterable[_Union[EvidenceSource, _Mapping]]] = ..., makers: _Optional[_Iterable[bytes]] = ...) -> None: ...
+    steps: _containers.RepeatedCompositeFieldContainer[SealedStep]
+    def __init__(self, round: _Optional[int] = ..., state_root: _Optional[bytes] = ..., sources: _Optional[_Iterable[_Union[EvidenceSource, _Mapping]]] = ..., keepers: _Optional[_Iterable[_Union[EvidenceSource, _Mapping]]] = ..., makers: _Optional[_Iterable[bytes]] = ..., steps: _Optional[_Iterable[_Union[SealedStep, _Mapping]]] = ...) -> None: ...
+
+class SealedStep(_message.Message):
+    __slots__ = ("round", "state_before", "gradient_hash")
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    STATE_BEFORE_FIELD_NUMBER: _ClassVar[int]
+    GRADIENT_HASH_FIELD_NUMBER: _ClassVar[int]
+    round: int
+    state_before: bytes
+    gradient_hash: bytes
+    def __init__(self, round: _Optional[int] = ..., state_before: _Optional[bytes] = ..., gradient_hash: _Optional[bytes] = ...) -> None: ...
 
 class ReplicaGrant(_message.Message):
     __slots__ = ("certificates",)

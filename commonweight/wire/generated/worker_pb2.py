@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from commonweight.wire.generated import control_pb2 as commonweight_dot_v1_dot_control__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x63ommonweight/v1/worker.proto\x12\x0f\x63ommonweight.v1\x1a\x1d\x63ommonweight/v1/control.proto\"\xa8\x02\n\rWorkerCommand\x12/\n\x06listen\x18\x01 \x01(\x0b\x32\x1d.commonweight.v1.WorkerListenH\x00\x12-\n\x05start\x18\x02 \x01(\x0b\x32\x1c.commonweight.v1.WorkerStartH\x00\x12/\n\tformation\x18\x03 \x01(\x0b\x32\x1a.commonweight.v1.FormationH\x00\x12*\n\x04plan\x18\x04 \x01(\x0b\x32\x1a.commonweight.v1.RoundPlanH\x00\x12\'\n\x05pause\x18\x05 \x01(\x0b\x32\x16.commonweight.v1.PauseH\x00\x12)\n\x06retain\x18\x06 \x01(\x0b\x32\x17.commonweight.v1.RetainH\x00\x42\x06\n\x04\x62ody\")\n\x06Retain\x12\r\n\x05round\x18\x01 \x01(\x04\x12\x10\n\x08retained\x18\x02 \x03(\x04\"I\n\x0cWorkerListen\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12\x13\n\x0b\x63\x65rtificate\x18\x02 \x01(\x0c\x12\x13\n\x0bprivate_key\x18\x03 \x01(\x0c\"_\n\x0bWorkerStart\x12\x0c\n\x04spec\x18\x01 \x01(\x0c\x12\r\n\x05stage\x18\x02 \x01(\r\x12\x11\n\tstate_dir\x18\x03 \x01(\t\x12\x10\n\x08\x64\x61ta_dir\x18\x04 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x05 \x01(\t\"\xbc\x02\n\x0bWorkerEvent\x12\x35\n\tlistening\x18\x01 \x01(\x0b\x32 .commonweight.v1.WorkerListeningH\x00\x12\x30\n\npipes_open\x18\x02 \x01(\x0b\x32\x1a.commonweight.v1.PipesOpenH\x00\x12/\n\x06report\x18\x03 \x01(\x0b\x32\x1d.commonweight.v1.WorkerReportH\x00\x12\x31\n\x07\x66\x61ilure\x18\x04 \x01(\x0b\x32\x1e.commonweight.v1.WorkerFailureH\x00\x12\x31\n\x07started\x18\x05 \x01(\x0b\x32\x1e.commonweight.v1.WorkerStartedH\x00\x12%\n\x04late\x18\x06 \x01(\x0b\x32\x15.commonweight.v1.LateH\x00\x42\x06\n\x04\x62ody\"$\n\rWorkerStarted\x12\x13\n\x0b\x66rozen_hash\x18\x01 \x01(\x0c\"\x1f\n\x0fWorkerListening\x12\x0c\n\x04port\x18\x01 \x01(\r\"P\n\x0cWorkerReport\x12\x12\n\ngeneration\x18\x01 \x01(\x04\x12,\n\x06report\x18\x02 \x01(\x0b\x32\x1c.commonweight.v1.StageReport\"b\n\rWorkerFailure\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\r\n\x05\x66\x61tal\x18\x03 \x01(\x08\x12\x12\n\ngeneration\x18\x04 \x01(\x04\x12\x0f\n\x07peer_id\x18\x05 \x01(\t\"\xa6\x01\n\x0e\x44\x65\x63oderCommand\x12/\n\x06listen\x18\x01 \x01(\x0b\x32\x1d.commonweight.v1.WorkerListenH\x00\x12,\n\x04load\x18\x02 \x01(\x0b\x32\x1c.commonweight.v1.DecoderLoadH\x00\x12-\n\x05peers\x18\x03 \x01(\x0b\x32\x1c.commonweight.v1.DecodePeersH\x00\x42\x06\n\x04\x62ody\"\x96\x01\n\x0b\x44\x65\x63oderLoad\x12\x0c\n\x04spec\x18\x01 \x01(\x0c\x12\r\n\x05stage\x18\x02 \x01(\r\x12\r\n\x05round\x18\x03 \x01(\x04\x12\x11\n\tstate_dir\x18\x04 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x05 \x01(\t\x12\x13\n\x0b\x63\x61\x63he_bytes\x18\x06 \x01(\x04\x12\x0e\n\x06idle_s\x18\x07 \x01(\x01\x12\x13\n\x0b\x61nswers_dir\x18\x08 \x01(\t\"\xe2\x01\n\x0c\x44\x65\x63oderEvent\x12\x35\n\tlistening\x18\x01 \x01(\x0b\x32 .commonweight.v1.WorkerListeningH\x00\x12\x30\n\x06loaded\x18\x02 \x01(\x0b\x32\x1e.commonweight.v1.DecoderLoadedH\x00\x12\x32\n\x07\x66\x61ilure\x18\x03 \x01(\x0b\x32\x1f.commonweight.v1.DecoderFailureH\x00\x12-\n\x06\x61nswer\x18\x04 \x01(\x0b\x32\x1b.commonweight.v1.AnswerPartH\x00\x42\x06\n\x04\x62ody\"\x1e\n\rDecoderLoaded\x12\r\n\x05round\x18\x01 \x01(\x04\">\n\x0e\x44\x65\x63oderFailure\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\r\n\x05round\x18\x03 \x01(\x04\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x63ommonweight/v1/worker.proto\x12\x0f\x63ommonweight.v1\x1a\x1d\x63ommonweight/v1/control.proto\"\xd3\x02\n\rWorkerCommand\x12/\n\x06listen\x18\x01 \x01(\x0b\x32\x1d.commonweight.v1.WorkerListenH\x00\x12-\n\x05start\x18\x02 \x01(\x0b\x32\x1c.commonweight.v1.WorkerStartH\x00\x12/\n\tformation\x18\x03 \x01(\x0b\x32\x1a.commonweight.v1.FormationH\x00\x12*\n\x04plan\x18\x04 \x01(\x0b\x32\x1a.commonweight.v1.RoundPlanH\x00\x12\'\n\x05pause\x18\x05 \x01(\x0b\x32\x16.commonweight.v1.PauseH\x00\x12)\n\x06retain\x18\x06 \x01(\x0b\x32\x17.commonweight.v1.RetainH\x00\x12)\n\x06\x66ollow\x18\x07 \x01(\x0b\x32\x17.commonweight.v1.FollowH\x00\x42\x06\n\x04\x62ody\")\n\x06\x46ollow\x12\r\n\x05round\x18\x01 \x01(\x04\x12\x10\n\x08gradient\x18\x02 \x01(\t\")\n\x06Retain\x12\r\n\x05round\x18\x01 \x01(\x04\x12\x10\n\x08retained\x18\x02 \x03(\x04\"I\n\x0cWorkerListen\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12\x13\n\x0b\x63\x65rtificate\x18\x02 \x01(\x0c\x12\x13\n\x0bprivate_key\x18\x03 \x01(\x0c\"p\n\x0bWorkerStart\x12\x0c\n\x04spec\x18\x01 \x01(\x0c\x12\r\n\x05stage\x18\x02 \x01(\r\x12\x11\n\tstate_dir\x18\x03 \x01(\t\x12\x10\n\x08\x64\x61ta_dir\x18\x04 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x05 \x01(\t\x12\x0f\n\x07\x63ompile\x18\x06 \x01(\x08\"\xeb\x02\n\x0bWorkerEvent\x12\x35\n\tlistening\x18\x01 \x01(\x0b\x32 .commonweight.v1.WorkerListeningH\x00\x12\x30\n\npipes_open\x18\x02 \x01(\x0b\x32\x1a.commonweight.v1.PipesOpenH\x00\x12/\n\x06report\x18\x03 \x01(\x0b\x32\x1d.commonweight.v1.WorkerReportH\x00\x12\x31\n\x07\x66\x61ilure\x18\x04 \x01(\x0b\x32\x1e.commonweight.v1.WorkerFailureH\x00\x12\x31\n\x07started\x18\x05 \x01(\x0b\x32\x1e.commonweight.v1.WorkerStartedH\x00\x12%\n\x04late\x18\x06 \x01(\x0b\x32\x15.commonweight.v1.LateH\x00\x12-\n\x08\x66ollowed\x18\x07 \x01(\x0b\x32\x19.commonweight.v1.FollowedH\x00\x42\x06\n\x04\x62ody\"L\n\x08\x46ollowed\x12\r\n\x05round\x18\x01 \x01(\x04\x12\x12\n\nstate_root\x18\x02 \x01(\x0c\x12\x0c\n\x04\x63ode\x18\x03 \x01(\t\x12\x0f\n\x07message\x18\x04 \x01(\t\"$\n\rWorkerStarted\x12\x13\n\x0b\x66rozen_hash\x18\x01 \x01(\x0c\"\x1f\n\x0fWorkerListening\x12\x0c\n\x04port\x18\x01 \x01(\r\"P\n\x0cWorkerReport\x12\x12\n\ngeneration\x18\x01 \x01(\x04\x12,\n\x06report\x18\x02 \x01(\x0b\x32\x1c.commonweight.v1.StageReport\"b\n\rWorkerFailure\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\r\n\x05\x66\x61tal\x18\x03 \x01(\x08\x12\x12\n\ngeneration\x18\x04 \x01(\x04\x12\x0f\n\x07peer_id\x18\x05 \x01(\t\"\xa6\x01\n\x0e\x44\x65\x63oderCommand\x12/\n\x06listen\x18\x01 \x01(\x0b\x32\x1d.commonweight.v1.WorkerListenH\x00\x12,\n\x04load\x18\x02 \x01(\x0b\x32\x1c.commonweight.v1.DecoderLoadH\x00\x12-\n\x05peers\x18\x03 \x01(\x0b\x32\x1c.commonweight.v1.DecodePeersH\x00\x42\x06\n\x04\x62ody\"\x96\x01\n\x0b\x44\x65\x63oderLoad\x12\x0c\n\x04spec\x18\x01 \x01(\x0c\x12\r\n\x05stage\x18\x02 \x01(\r\x12\r\n\x05round\x18\x03 \x01(\x04\x12\x11\n\tstate_dir\x18\x04 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x05 \x01(\t\x12\x13\n\x0b\x63\x61\x63he_bytes\x18\x06 \x01(\x04\x12\x0e\n\x06idle_s\x18\x07 \x01(\x01\x12\x13\n\x0b\x61nswers_dir\x18\x08 \x01(\t\"\xe2\x01\n\x0c\x44\x65\x63oderEvent\x12\x35\n\tlistening\x18\x01 \x01(\x0b\x32 .commonweight.v1.WorkerListeningH\x00\x12\x30\n\x06loaded\x18\x02 \x01(\x0b\x32\x1e.commonweight.v1.DecoderLoadedH\x00\x12\x32\n\x07\x66\x61ilure\x18\x03 \x01(\x0b\x32\x1f.commonweight.v1.DecoderFailureH\x00\x12-\n\x06\x61nswer\x18\x04 \x01(\x0b\x32\x1b.commonweight.v1.AnswerPartH\x00\x42\x06\n\x04\x62ody\"\x1e\n\rDecoderLoaded\x12\r\n\x05round\x18\x01 \x01(\x04\">\n\x0e\x44\x65\x63oderFailure\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\r\n\x05round\x18\x03 \x01(\x04\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,31 +33,35 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'commonweight.v1.worker_pb2'
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_WORKERCOMMAND']._serialized_start=81
-  _globals['_WORKERCOMMAND']._serialized_end=377
-  _globals['_RETAIN']._serialized_start=379
-  _globals['_RETAIN']._serialized_end=420
-  _globals['_WORKERLISTEN']._serialized_start=422
-  _globals['_WORKERLISTEN']._serialized_end=495
-  _globals['_WORKERSTART']._serialized_start=497
-  _globals['_WORKERSTART']._serialized_end=592
-  _globals['_WORKEREVENT']._serialized_start=595
-  _globals['_WORKEREVENT']._serialized_end=911
-  _globals['_WORKERSTARTED']._serialized_start=913
-  _globals['_WORKERSTARTED']._serialized_end=949
-  _globals['_WORKERLISTENING']._serialized_start=951
-  _globals['_WORKERLISTENING']._serialized_end=982
-  _globals['_WORKERREPORT']._serialized_start=984
-  _globals['_WORKERREPORT']._serialized_end=1064
-  _globals['_WORKERFAILURE']._serialized_start=1066
-  _globals['_WORKERFAILURE']._serialized_end=1164
-  _globals['_DECODERCOMMAND']._serialized_start=1167
-  _globals['_DECODERCOMMAND']._serialized_end=1333
-  _globals['_DECODERLOAD']._serialized_start=1336
-  _globals['_DECODERLOAD']._serialized_end=1486
-  _globals['_DECODEREVENT']._serialized_start=1489
-  _globals['_DECODEREVENT']._serialized_end=1715
-  _globals['_DECODERLOADED']._serialized_start=1717
-  _globals['_DECODERLOADED']._serialized_end=1747
-  _globals['_DECODERFAILURE']._serialized_start=1749
-  _globals['_DECODERFAILURE']._serialized_end=1811
+  _globals['_WORKERCOMMAND']._serialized_end=420
+  _globals['_FOLLOW']._serialized_start=422
+  _globals['_FOLLOW']._serialized_end=463
+  _globals['_RETAIN']._serialized_start=465
+  _globals['_RETAIN']._serialized_end=506
+  _globals['_WORKERLISTEN']._serialized_start=508
+  _globals['_WORKERLISTEN']._serialized_end=581
+  _globals['_WORKERSTART']._serialized_start=583
+  _globals['_WORKERSTART']._serialized_end=695
+  _globals['_WORKEREVENT']._serialized_start=698
+  _globals['_WORKEREVENT']._serialized_end=1061
+  _globals['_FOLLOWED']._serialized_start=1063
+  _globals['_FOLLOWED']._serialized_end=1139
+  _globals['_WORKERSTARTED']._serialized_start=1141
+  _globals['_WORKERSTARTED']._serialized_end=1177
+  _globals['_WORKERLISTENING']._serialized_start=1179
+  _globals['_WORKERLISTENING']._serialized_end=1210
+  _globals['_WORKERREPORT']._serialized_start=1212
+  _globals['_WORKERREPORT']._serialized_end=1292
+  _globals['_WORKERFAILURE']._serialized_start=1294
+  _globals['_WORKERFAILURE']._serialized_end=1392
+  _globals['_DECODERCOMMAND']._serialized_start=1395
+  _globals['_DECODERCOMMAND']._serialized_end=1561
+  _globals['_DECODERLOAD']._serialized_start=1564
+  _globals['_DECODERLOAD']._serialized_end=1714
+  _globals['_DECODEREVENT']._serialized_start=1717
+  _globals['_DECODEREVENT']._serialized_end=1943
+  _globals['_DECODERLOADED']._serialized_start=1945
+  _globals['_DECODERLOADED']._serialized_end=1975
+  _globals['_DECODERFAILURE']._serialized_start=1977
+  _globals['_DECODERFAILURE']._serialized_end=2039
 # @@protoc_insertion_point(module_scope)

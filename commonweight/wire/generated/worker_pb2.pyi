@@ -8,20 +8,30 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class WorkerCommand(_message.Message):
-    __slots__ = ("listen", "start", "formation", "plan", "pause", "retain")
+    __slots__ = ("listen", "start", "formation", "plan", "pause", "retain", "follow")
     LISTEN_FIELD_NUMBER: _ClassVar[int]
     START_FIELD_NUMBER: _ClassVar[int]
     FORMATION_FIELD_NUMBER: _ClassVar[int]
     PLAN_FIELD_NUMBER: _ClassVar[int]
     PAUSE_FIELD_NUMBER: _ClassVar[int]
     RETAIN_FIELD_NUMBER: _ClassVar[int]
+    FOLLOW_FIELD_NUMBER: _ClassVar[int]
     listen: WorkerListen
     start: WorkerStart
     formation: _control_pb2.Formation
     plan: _control_pb2.RoundPlan
     pause: _control_pb2.Pause
     retain: Retain
-    def __init__(self, listen: _Optional[_Union[WorkerListen, _Mapping]] = ..., start: _Optional[_Union[WorkerStart, _Mapping]] = ..., formation: _Optional[_Union[_control_pb2.Formation, _Mapping]] = ..., plan: _Optional[_Union[_control_pb2.RoundPlan, _Mapping]] = ..., pause: _Optional[_Union[_control_pb2.Pause, _Mapping]] = ..., retain: _Optional[_Union[Retain, _Mapping]] = ...) -> None: ...
+    follow: Follow
+    def __init__(self, listen: _Optional[_Union[WorkerListen, _Mapping]] = ..., start: _Optional[_Union[WorkerStart, _Mapping]] = ..., formation: _Optional[_Union[_control_pb2.Formation, _Mapping]] = ..., plan: _Optional[_Union[_control_pb2.RoundPlan, _Mapping]] = ..., pause: _Optional[_Union[_control_pb2.Pause, _Mapping]] = ..., retain: _Optional[_Union[Retain, _Mapping]] = ..., follow: _Optional[_Union[Follow, _Mapping]] = ...) -> None: ...
+
+class Follow(_message.Message):
+    __slots__ = ("round", "gradient")
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    GRADIENT_FIELD_NUMBER: _ClassVar[int]
+    round: int
+    gradient: str
+    def __init__(self, round: _Optional[int] = ..., gradient: _Optional[str] = ...) -> None: ...
 
 class Retain(_message.Message):
     __slots__ = ("round", "retained")
@@ -42,34 +52,50 @@ class WorkerListen(_message.Message):
     def __init__(self, address: _Optional[str] = ..., certificate: _Optional[bytes] = ..., private_key: _Optional[bytes] = ...) -> None: ...
 
 class WorkerStart(_message.Message):
-    __slots__ = ("spec", "stage", "state_dir", "data_dir", "device")
+    __slots__ = ("spec", "stage", "state_dir", "data_dir", "device", "compile")
     SPEC_FIELD_NUMBER: _ClassVar[int]
     STAGE_FIELD_NUMBER: _ClassVar[int]
     STATE_DIR_FIELD_NUMBER: _ClassVar[int]
     DATA_DIR_FIELD_NUMBER: _ClassVar[int]
     DEVICE_FIELD_NUMBER: _ClassVar[int]
+    COMPILE_FIELD_NUMBER: _ClassVar[int]
     spec: bytes
     stage: int
     state_dir: str
     data_dir: str
     device: str
-    def __init__(self, spec: _Optional[bytes] = ..., stage: _Optional[int] = ..., state_dir: _Optional[str] = ..., data_dir: _Optional[str] = ..., device: _Optional[str] = ...) -> None: ...
+    compile: bool
+    def __init__(self, spec: _Optional[bytes] = ..., stage: _Optional[int] = ..., state_dir: _Optional[str] = ..., data_dir: _Optional[str] = ..., device: _Optional[str] = ..., compile: _Optional[bool] = ...) -> None: ...
 
 class WorkerEvent(_message.Message):
-    __slots__ = ("listening", "pipes_open", "report", "failure", "started", "late")
+    __slots__ = ("listening", "pipes_open", "report", "failure", "started", "late", "followed")
     LISTENING_FIELD_NUMBER: _ClassVar[int]
     PIPES_OPEN_FIELD_NUMBER: _ClassVar[int]
     REPORT_FIELD_NUMBER: _ClassVar[int]
     FAILURE_FIELD_NUMBER: _ClassVar[int]
     STARTED_FIELD_NUMBER: _ClassVar[int]
     LATE_FIELD_NUMBER: _ClassVar[int]
+    FOLLOWED_FIELD_NUMBER: _ClassVar[int]
     listening: WorkerListening
     pipes_open: _control_pb2.PipesOpen
     report: WorkerReport
     failure: WorkerFailure
     started: WorkerStarted
     late: _control_pb2.Late
-    def __init__(self, listening: _Optional[_Union[WorkerListening, _Mapping]] = ..., pipes_open: _Optional[_Union[_control_pb2.PipesOpen, _Mapping]] = ..., report: _Optional[_Union[WorkerReport, _Mapping]] = ..., failure: _Optional[_Union[WorkerFailure, _Mapping]] = ..., started: _Optional[_Union[WorkerStarted, _Mapping]] = ..., late: _Optional[_Union[_control_pb2.Late, _Mapping]] = ...) -> None: ...
+    followed: Followed
+    def __init__(self, listening: _Optional[_Union[WorkerListening, _Mapping]] = ..., pipes_open: _Optional[_Union[_control_pb2.PipesOpen, _Mapping]] = ..., report: _Optional[_Union[WorkerReport, _Mapping]] = ..., failure: _Optional[_Union[WorkerFailure, _Mapping]] = ..., started: _Optional[_Union[WorkerStarted, _Mapping]] = ..., late: _Optional[_Union[_control_pb2.Late, _Mapping]] = ..., followed: _Optional[_Union[Followed, _Mapping]] = ...) -> None: ...
+
+class Followed(_message.Message):
+    __slots__ = ("round", "state_root", "code", "message")
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    STATE_ROOT_FIELD_NUMBER: _ClassVar[int]
+    CODE_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    round: int
+    state_root: bytes
+    code: str
+    message: str
+    def __init__(self, round: _Optional[int] = ..., state_root: _Optional[bytes] = ..., code: _Optional[str] = ..., message: _Optional[str] = ...) -> None: ...
 
 class WorkerStarted(_message.Message):
     __slots__ = ("frozen_hash",)
