@@ -163,26 +163,33 @@ class DataPlane:
                 pipe.flow.forget(following)
             self._changed.notify_all()
 
-    def send_down(self, node: str, round_: int, microbatch: int, frames: Sequence[pb.PipeFrame]) -> None:
+    def send_down(self, share: Share, node: str, microbatch: int, frames: Sequence[pb.PipeFrame]) -> None:
         """One microbatch's activation, to a node of the next stage."""
-        if (pipe := self.pipes.get(node)) is not None:
+        if (pipe := self._pipe(share, node)) is not None:
             assert isinstance(pipe.flow, Flow), "the next stage is a neighbour"
-            pipe.flow.allow(round_, microbatch)  # a gradient answers an activation
+            pipe.flow.allow(share.round, microbatch)  # a gradient answers an activation
             pipe.put(frames)
 
-    def send_up(self, node: str, round_: int, microbatch: int, frames: Sequence[pb.PipeFrame]) -> None:
+    def send_up(self, share: Share, node: str, microbatch: int, frames: Sequence[pb.PipeFrame]) -> None:
         """One microbatch's gradient, to a node of the previous stage that has sent its activation; none where that
         needs none.
         """
-        if (pipe := self.pipes.get(node)) is not None:
+        if (pipe := self._pipe(share, node)) is not None:
             assert isinstance(pipe.flow, Flow), "the previous stage is a neighbour"
-            pipe.flow.answer(round_)
+            pipe.flow.answer(share.round)
             pipe.put(frames)
 
     def send_slice(self, share: Share, node: str, summed: bool, data: bytes | memoryview) -> None:
         """A slice of the round's gradient, to another replica."""
-        if (pipe := self.pipes.get(node)) is not None:
+        if (pipe := self._pipe(share, node)) is not None:
             pipe.put(slice_frames(share.round, share.stage_revision, summed, data))
+
+    def _pipe(self, share: Share, node: str) -> Pipe | None:
+        """The open one to this node. What was computed of a generation that is over goes nowhere: its microbatches have
+        the numbers of others now.
+        """
+        pipe = self.pipes.get(node)
+        return pipe if pipe is not None and pipe.generation == share.generation else None
 
     def peer_id(self, node: str) -> str:
         """Of one whom the formation names; empty for others."""

@@ -34,8 +34,8 @@ from commonweight.wire.tensors import Plan, to_bytes
 from node.share import Share
 from node.traces import Trace
 
-Send = Callable[[str, int, int, Sequence[PipeFrame]], None]
-"""(to whom, round, microbatch, frames); returns at once and is safe from the compute thread."""
+Send = Callable[[Share, str, int, Sequence[PipeFrame]], None]
+"""(as planned, to whom, microbatch, frames); returns at once and is safe from the compute thread."""
 
 
 @dataclass(frozen=True)
@@ -239,7 +239,7 @@ class StageRound:
                 tensors = self._read(tokens, tokens_plan(self.stage.spec)), self._read(code, self._code)
                 answered = microbatch not in self._in_flight or microbatch in self._gradients
                 frames = self._encode(microbatch, tensors, answered=answered)
-                self.send_down(node, share.round, microbatch, frames)
+                self.send_down(share, node, microbatch, frames)
 
     def _note_answer(self, node: str, sent_s: float, now_s: float) -> None:
         answer_s = now_s - (max(sent_s, self.alone_s) if self.alone_s < now_s else sent_s)
@@ -269,7 +269,8 @@ class StageRound:
             forward = self.stage.forward(tokens, code)
         if isinstance(forward.output, Tensor):
             output = forward.output.cpu()
-            self.send_down(self.share.next[microbatch], round_, microbatch, self._encode(microbatch, (tokens, output)))
+            frames = self._encode(microbatch, (tokens, output))
+            self.send_down(self.share, self.share.next[microbatch], microbatch, frames)
             hop |= {"activation_out": self._trace(output), "loss": 0.0}
             self._sent[microbatch], self._sent_s[microbatch] = (digests[0], hop["activation_out"]), time.monotonic()
         else:
@@ -304,7 +305,7 @@ class StageRound:
         taken = self._taken[microbatch]
         if taken.node == self.share.previous[microbatch]:
             frames = () if taken.answered else self._encode(microbatch, (gradient,))
-            self.send_up(taken.node, self.share.round, microbatch, frames)
+            self.send_up(self.share, taken.node, microbatch, frames)
 
     def _encode(self, microbatch: int, tensors: Sequence[Tensor], *, answered: bool = False) -> Sequence[PipeFrame]:
         return encode(self.share.round, microbatch, tensors, revision=self.share.revision, answered=answered)

@@ -10,6 +10,9 @@ import secrets
 import pytest
 from hypothesis import HealthCheck, settings
 
+# So that what fails in a helper says what it compared.
+pytest.register_assert_rewrite("tests.adversaries", "tests.integration", "tests.property", "tests.unit")
+
 DEEP = int(os.environ.get("COMMONWEIGHT_DEEP_TESTS", "0"))
 EXAMPLES = 60
 

@@ -124,21 +124,21 @@ class Crew:
     def _open(self, node: str) -> Trainer:
         stage = self.seats[node]
 
-        def send_down(to: str, round_: int, microbatch: int, frames: Sequence[PipeFrame]) -> None:
+        def send_down(share: Share, to: str, microbatch: int, frames: Sequence[PipeFrame]) -> None:
             arrived = _assembled(frames, StagePlan.activation, stage)
             tokens, code = arrived.tensors
             digests = arrived.digests[0], arrived.digests[1]
             generation, answered = self._generation(node), arrived.answered
-            activation = Activation(generation, node, round_, microbatch, tokens, code, digests, answered)
-            self._pass(node, to, activation, round_, frames[0].tensor.revision)
+            activation = Activation(generation, node, share.round, microbatch, tokens, code, digests, answered)
+            self._pass(node, to, activation, share.round, frames[0].tensor.revision)
 
-        def send_up(to: str, round_: int, microbatch: int, frames: Sequence[PipeFrame]) -> None:
+        def send_up(share: Share, to: str, microbatch: int, frames: Sequence[PipeFrame]) -> None:
             if not frames:
                 return
             arrived = _assembled(frames, StagePlan.gradient, stage)
             (tensor,), (name,) = arrived.tensors, arrived.digests
-            gradient = Gradient(self._generation(node), node, round_, microbatch, tensor, name)
-            self._pass(node, to, gradient, round_, frames[0].tensor.revision)
+            gradient = Gradient(self._generation(node), node, share.round, microbatch, tensor, name)
+            self._pass(node, to, gradient, share.round, frames[0].tensor.revision)
 
         def _assembled(frames: Sequence[PipeFrame], of: property, stage: int) -> Assembled:
             assert of.fget is not None

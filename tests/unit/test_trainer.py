@@ -55,7 +55,7 @@ class Middle:
         self.failures: list[CommonweightError] = []
         self._reports: list[TrainedRound] = []
         outlet = Outlet(
-            send_down=lambda node, round_, microbatch, _: self._answer(node, round_, microbatch),
+            send_down=lambda share, node, microbatch, _: self._answer(node, share.round, microbatch),
             send_up=lambda *_: None,
             send_slice=lambda *_: None,
             report=self._report,
