@@ -9,6 +9,7 @@ pass anew in its backward pass.
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -39,6 +40,9 @@ HANDLERS = 4
 """Processes that take requests: hivemind recommends four for an expert."""
 MAX_BATCH_SEQUENCES = 4096
 """hivemind's default."""
+READY_S, STARTS = 60.0, 3
+"""hivemind forks while it has threads, so that a child may stand still for good: then another server is started."""
+END_S = 10.0
 DECLARED_S = 60.0
 """Longer than until the server declares it again."""
 
@@ -99,7 +103,11 @@ def serve(spec: ModelSpec, index: int) -> None:
         max_batch_size=MAX_BATCH_SEQUENCES,
     )
     expert.trained_sequences = 0  # hivemind ran it once to see the outputs' shape
-    server = Server(dht, {_uid(index): backend}, num_connection_handlers=HANDLERS, start=True)
+    server = Server(dht, {_uid(index): backend}, num_connection_handlers=HANDLERS)
+    try:
+        server.run_in_background(timeout=READY_S)
+    except TimeoutError:
+        os.killpg(0, signal.SIGKILL)  # with what it has forked
     # Now, and not when the server's own thread comes to it: who hears of the addresses finds the expert there.
     declare_experts(dht, [_uid(index)], expiration_time=get_dht_time() + DECLARED_S)
     print(json.dumps({"addresses": [str(address) for address in dht.get_visible_maddrs()]}), flush=True)  # noqa: T201
@@ -111,8 +119,7 @@ def hivemind_pipeline(spec: ModelSpec, data: Path, spec_file: str, stack: ExitSt
     """The trainer, which is told a round, and how many of its microbatches may be under way at a time. Its servers end
     with `stack`.
     """
-    servers = [_start_server(spec_file, index, stack) for index in range(spec.stages)]
-    addresses = [address for server in servers for address in _hear(server)["addresses"]]
+    addresses = [address for index in range(spec.stages) for address in _start_server(spec_file, index, stack)]
     dht = hivemind.DHT(start=True, host_maddrs=[LOOPBACK], initial_peers=addresses)
     stack.callback(dht.shutdown)
     experts = create_remote_experts(_find(dht, spec.stages), dht)
@@ -136,23 +143,29 @@ def _uid(index: int) -> str:
     return f"stage.{index}"
 
 
-def _start_server(spec_file: str, index: int, stack: ExitStack) -> "subprocess.Popen[str]":
+def _start_server(spec_file: str, index: int, stack: ExitStack) -> list[str]:
+    """Its addresses, when it is ready."""
     command = [sys.executable, "-m", "commonweight.bench.hivemind_peer", spec_file, str(index)]
-    server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    for _ in range(STARTS):
+        server = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
+        )
+        stack.callback(_end_server, server)
+        assert server.stdout is not None
+        if line := server.stdout.readline():
+            addresses: list[str] = json.loads(line)["addresses"]
+            return addresses
+    raise TimeoutError(f"None of {STARTS} servers for stage {index} was ready within {READY_S:g} s.")
 
-    def end() -> None:
-        assert server.stdin is not None
-        server.stdin.close()
+
+def _end_server(server: "subprocess.Popen[str]") -> None:
+    assert server.stdin is not None
+    server.stdin.close()
+    try:
+        server.wait(END_S)
+    except subprocess.TimeoutExpired:
+        os.killpg(server.pid, signal.SIGKILL)
         server.wait()
-
-    stack.callback(end)
-    return server
-
-
-def _hear(server: "subprocess.Popen[str]") -> dict[str, Any]:
-    assert server.stdout is not None
-    answer: dict[str, Any] = json.loads(server.stdout.readline())
-    return answer
 
 
 def _find(dht: Any, stages: int) -> list[Any]:

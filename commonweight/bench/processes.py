@@ -2,15 +2,19 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from threading import Timer
 from typing import Any
 
 import commonweight
 from commonweight.errors import WorkerDied
 from commonweight.wire.link import worker_environment
 
+ANSWER_S = 600.0
+"""For a process to be ready, and for a turn."""
 END_S = 20.0
 
 
@@ -38,6 +42,7 @@ class Baseline:
                 stderr=self._log,
                 env=environment,
                 text=True,
+                start_new_session=True,
             )
             for _ in orders
         ]
@@ -74,9 +79,16 @@ class Baseline:
 
     def _hear(self, process: "subprocess.Popen[str]") -> dict[str, Any]:
         assert process.stdout is not None
-        while line := process.stdout.readline():
-            if line.startswith("{"):
-                answer: dict[str, Any] = json.loads(line)
-                return answer
+        deadline = Timer(ANSWER_S, os.killpg, (process.pid, signal.SIGKILL))  # with what it has started
+        deadline.start()
+        try:
+            while line := process.stdout.readline():
+                if line.startswith("{"):
+                    answer: dict[str, Any] = json.loads(line)
+                    return answer
+        finally:
+            deadline.cancel()
         why = "" if self._log is None else f" It said: {Path(self._log.name).read_text()[-500:]}"
-        raise WorkerDied(f"A baseline process ended with exit code {process.wait()}.{why}")
+        raise WorkerDied(
+            f"A baseline process ended with exit code {process.wait()}, or said nothing for {ANSWER_S:g} s.{why}"
+        )
